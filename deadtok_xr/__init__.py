@@ -1,0 +1,58 @@
+"""How a language model's embedding matrix moves during training: record, open, analyse, exact to the bit.
+
+    import deadtok_xr as dx
+    rec = dx.open_recording("run.zarr", tokens="dead")
+    tree = dx.analyze(rec)
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Recorder": "deadtok_xr.record",
+    "analyze": "deadtok_xr.analyses",
+    "convert": "deadtok_xr.convert",
+    "kinematics": "deadtok_xr.analyses.kinematics",
+    "motion": "deadtok_xr.analyses.motion",
+    "open_recording": "deadtok_xr.recording",
+    "open_results": "deadtok_xr.results",
+    "phases": "deadtok_xr.analyses.phases",
+    "save_results": "deadtok_xr.results",
+    "summary": "deadtok_xr.results",
+    "topology": "deadtok_xr.analyses.topology",
+}
+_MODULES = ("bfloat16", "errors", "plot", "testing")
+
+__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from deadtok_xr import bfloat16, errors, plot, testing
+    from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.kinematics import kinematics
+    from deadtok_xr.analyses.motion import motion
+    from deadtok_xr.analyses.phases import phases
+    from deadtok_xr.analyses.topology import topology
+    from deadtok_xr.convert import convert
+    from deadtok_xr.record import Recorder
+    from deadtok_xr.recording import open_recording
+    from deadtok_xr.results import open_results, save_results, summary
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value  # a submodule of the same name must not take the function's place
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"deadtok_xr.{name}")
+    raise AttributeError(f"module 'deadtok_xr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,85 @@
+"""The questions of the field, one file each, dataset in and dataset out; and all of them at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.motion import motion
+from deadtok_xr.analyses.phases import phases
+from deadtok_xr.analyses.topology import topology
+from deadtok_xr.errors import InputError
+
+ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
+    "motion": motion,
+    "phases": phases,
+    "phases_magnitude": lambda ds, **options: phases(ds, scheme="magnitude", **options),
+    "kinematics": kinematics,
+    "topology": topology,
+}
+_ACROSS_STEPS = ("motion", "phases", "phases_magnitude", "kinematics")
+
+
+def analyze(
+    recording: xr.Dataset | str | Path,
+    *,
+    analyses: Sequence[str] | None = None,
+    allow_gaps: bool = False,
+    **opening: Any,
+) -> xr.DataTree:
+    """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
+
+    Parameters
+    ----------
+    recording
+        A dataset from `open_recording`, or a path, opened with the keywords that remain; of a path the
+        dead tokens are taken where the store knows them.
+    analyses
+        Names from `ANALYSES`. None: all that the recording allows; the others, and the reason, are in
+        the tree's attribute `left_out`. An analysis that is named must be possible.
+    allow_gaps
+        Measure transitions that span several updates.
+
+    Returns
+    -------
+    DataTree with a group per analysis; its root has attributes and no coordinates.
+
+    Raises
+    ------
+    InputError
+        If a named analysis is unknown or impossible, or none is possible.
+    """
+    ds = recording if isinstance(recording, xr.Dataset) else open_for_analysis(recording, **opening)
+    unknown = [name for name in analyses or () if name not in ANALYSES]
+    if unknown:
+        raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
+    results, left_out = {}, {}
+    for name in analyses or ANALYSES:
+        options = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
+        try:
+            results[name] = ANALYSES[name](ds, **options)
+        except InputError as error:
+            if analyses:
+                raise
+            left_out[name] = str(error)
+    if not results:
+        raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
+    attrs = {**ds.attrs, "left_out": json.dumps(left_out), "n_tokens": ds.sizes["token"]}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
+
+
+def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:
+    """Open a store for analysis: its dead tokens where it knows them, unless the caller says which."""
+    from deadtok_xr import store
+    from deadtok_xr.recording import open_recording
+
+    if tokens is None:
+        group, _ = store.open_group(path, partial=opening.get("partial", False))
+        tokens = "dead" if "dead" in group and bool(group["dead"][...].any()) else "all"  # type: ignore[index]
+    ds = open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]
+    return ds.assign_attrs(tokens=tokens)

@@ -1,0 +1,113 @@
+"""Which share of the tokens is in which phase of motion, and when the majority passes from one to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses.motion import measured
+from deadtok_xr.errors import InputError
+
+LATTICE = ("frozen", "late", "midlife", "early")
+MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")
+THRESHOLDS = (0.1, 10.0, 100.0)
+SCHEMES = {"lattice": LATTICE, "magnitude": MAGNITUDE}
+_DEFINITION = {
+    "lattice": "frozen: L1 = 0; late: L∞ <= 1; midlife: L2 <= √D; early: the rest; first match, of ΔW' in ULP",
+    "magnitude": "displacement in norm ULP: fimbulwinter < 0.1 <= thermal_solid < 10 <= quantum < 100 <= classical_gas",
+}
+
+
+def phases(
+    ds: xr.Dataset,
+    *,
+    scheme: str = "lattice",
+    variable: str = "W",
+    precision: str | None = None,
+    allow_gaps: bool = False,
+) -> xr.Dataset:
+    """Sort every token at every step into a phase, and count.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    scheme
+        ``"lattice"``: frozen (L1 = 0), late (L∞ <= 1), midlife (L2 <= √D), early, by the lattice
+        displacement in ULP, first match. ``"magnitude"``: those of notebook 1.31b, by the displacement
+        in norm ULP, half-open at 0.1, 10 and 100: fimbulwinter, thermal_solid, quantum, classical_gas.
+    variable, precision, allow_gaps
+        As for `motion`.
+
+    Returns
+    -------
+    Lazy dataset over t = 1..T. `fraction` (step, phase) float64, of the valid tokens, phases from
+    coldest to hottest, NaN where no token is valid. `transition_step` (phase) int64: the first step at
+    which more than half of the valid tokens are in that phase or a colder one; -1 for never.
+
+    Raises
+    ------
+    InputError, OffGridError
+        As for `motion`.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
+    x = blocks.require(ds, variable, "phases")
+    extra = blocks.check_steps(ds, "phases", allow_gaps=allow_gaps)
+    result = measured(x, precision)
+    counts = da.map_blocks(
+        _count, result, scheme=scheme, n_dims=x.sizes["dim"], dtype=np.int64, new_axis=2,
+        chunks=(result.chunks[0], (1,) * result.numblocks[1], (4,)), meta=np.empty((0, 0, 0), np.int64),
+    ).sum(axis=1)  # fmt: skip
+    fraction = counts.map_blocks(_normalised, dtype=np.float64)
+    steps = ds["step"].values[1:]
+    first = fraction.rechunk(-1).map_blocks(_transition_steps, steps, drop_axis=0, dtype=np.int64)
+    labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
+    return xr.Dataset(
+        {
+            "fraction": (("step", "phase"), fraction, _attrs("share of the valid tokens in the phase", scheme)),
+            "transition_step": ("phase", first, _attrs("first step with a majority in the phase or colder", scheme)),
+            **extra,
+        },
+        labels,
+        {**ds.attrs, "scheme": scheme},
+    )
+
+
+def _attrs(meaning: str, scheme: str) -> dict[str, str]:
+    return {"long_name": meaning, "units": "1", "formula": _DEFINITION[scheme]}
+
+
+def phase_codes(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int8]:
+    """The phase of each structured motion result, by its position in the scheme; -1 where it is invalid."""
+    if scheme == "lattice":
+        colder = [
+            result["lattice_l1"] == 0,
+            result["lattice_linf"] <= 1,
+            result["lattice_l2"] <= np.sqrt(n_dims),
+        ]
+    else:
+        colder = [result["displacement_ulp"] < limit for limit in THRESHOLDS]
+    return np.select([result["moved_dims"] < 0, *colder], [-1, 0, 1, 2], 3).astype(np.int8)
+
+
+def _count(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int64]:
+    codes = phase_codes(result, scheme, n_dims)
+    return np.stack([(codes == k).sum(axis=1) for k in range(4)], axis=-1)[:, None, :]
+
+
+def _normalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    valid = counts.sum(axis=1, keepdims=True)
+    return np.where(valid > 0, counts / np.maximum(valid, 1), np.nan)
+
+
+def _transition_steps(fraction: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    majority = np.cumsum(fraction, axis=1) > 0.5
+    return np.where(majority.any(axis=0), steps[majority.argmax(axis=0)], -1)
+
+

@@ -1,0 +1,195 @@
+"""The number formats of recordings, and the only file that knows their bits.
+
+Weights that were trained in bfloat16 sit on a grid: the representable numbers. This module measures on
+that grid, for bfloat16 itself and for the two other formats that recordings are stored in. Everything
+takes and returns numpy arrays and works element by element, so that `xarray.apply_ufunc(ulp, rec.W,
+dask="parallelized", output_dtypes=["f8"])` works as well.
+
+A *grid* is named by the format: ``"bfloat16"``, ``"float16"`` or ``"float32"``. Values may be held in the
+format itself or, exactly, in float32; the grid of an array is its own dtype unless it is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deadtok_xr.errors import InputError, OffGridError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A binary floating-point format: sign, ``exponent_bits``, ``mantissa_bits`` (without the leading one)."""
+
+    name: str
+    dtype: np.dtype[Any]
+    exponent_bits: int
+    mantissa_bits: int
+
+    @property
+    def width(self) -> int:
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def bias(self) -> int:
+        return 2 ** (self.exponent_bits - 1) - 1
+
+    @property
+    def bits_dtype(self) -> np.dtype[Any]:
+        return np.dtype(f"u{self.width // 8}")
+
+    @property
+    def ulp_offset(self) -> int:
+        """ULP = 2^(max(E, 1) - ulp_offset), E the exponent field."""
+        return self.bias + self.mantissa_bits
+
+    @property
+    def max_exponent(self) -> int:
+        """The exponent field of infinities and NaNs."""
+        return 2**self.exponent_bits - 1
+
+
+GRIDS = {
+    "bfloat16": Grid("bfloat16", BFLOAT16, 8, 7),
+    "float16": Grid("float16", np.dtype(np.float16), 5, 10),
+    "float32": Grid("float32", np.dtype(np.float32), 8, 23),
+}
+
+
+def get_grid(name: str) -> Grid:
+    """The grid of that name, or an error that lists the names."""
+    try:
+        return GRIDS[name]
+    except KeyError:
+        raise InputError(f"unknown number format {name!r}: choose one of {', '.join(GRIDS)}") from None
+
+
+def grid_of(x: NDArray[Any], grid: str | None = None) -> Grid:
+    """The grid named, or else that of the array's own dtype."""
+    return get_grid(x.dtype.name if grid is None else grid)
+
+
+def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
+    """Bit patterns of values on a grid.
+
+    Parameters
+    ----------
+    x
+        Values in the grid's dtype, or held in float32.
+    grid
+        The format; that of the dtype by default.
+
+    Returns
+    -------
+    uint16 or uint32 of the same shape; -0.0 keeps its sign bit, NaNs of 16-bit arrays their payload.
+
+    Raises
+    ------
+    OffGridError
+        If a value is not representable in the format: nothing is ever rounded here.
+    """
+    x = np.asarray(x)
+    g = grid_of(x, grid)
+    if x.dtype == g.dtype:
+        return np.ascontiguousarray(x).view(g.bits_dtype)
+    with np.errstate(over="ignore"):
+        rounded = x.astype(g.dtype)
+    lost = ~((rounded.astype(x.dtype) == x) | np.isnan(x))
+    if lost.any():
+        raise OffGridError(
+            f"{int(lost.sum())} of {x.size} values are not on the {g.name} grid (the first is "
+            f"{float(x[lost].flat[0])!r}); measure recorded values, not derived ones"
+        )
+    return rounded.view(g.bits_dtype)
+
+
+def from_bits(bits: ArrayLike, grid: str = "bfloat16") -> NDArray[np.float32]:
+    """The float32 values of bit patterns (every value of the three formats is exact in float32).
+
+    Examples
+    --------
+    >>> from_bits(np.array([0x3F80, 0xC000], "u2")).tolist()
+    [1.0, -2.0]
+    """
+    g = get_grid(grid)
+    return decode(np.ascontiguousarray(bits, dtype=g.bits_dtype).view(g.dtype))
+
+
+def decode(x: ArrayLike) -> NDArray[np.float32]:
+    """Values of any of the three formats as float32, exactly."""
+    return np.asarray(x).astype(np.float32)
+
+
+def exponent(x: ArrayLike, grid: str | None = None) -> NDArray[np.int32]:
+    """The exponent field E of each value: 0 for zeros and subnormals, all ones for NaN and infinity."""
+    x = np.asarray(x)
+    g = grid_of(x, grid)
+    return ((to_bits(x, g.name) >> g.mantissa_bits) & g.max_exponent).astype(np.int32)
+
+
+def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
+    """The gap from ``|x|`` to the next larger representable number (unit in the last place).
+
+    ULP(x) = 2^(max(E, 1) - 134) for bfloat16, 2^(max(E, 1) - 25) for float16 and
+    2^(max(E, 1) - 150) for float32, E being the exponent field; zeros and subnormals included.
+
+    Returns
+    -------
+    float64 of the same shape (2^-133 is a float32 subnormal, which some devices flush to zero);
+    NaN for NaN and infinity.
+
+    Examples
+    --------
+    >>> float(ulp(np.float32(1.0), "bfloat16"))
+    0.0078125
+    """
+    x = np.asarray(x)
+    g = grid_of(x, grid)
+    e = exponent(x, g.name)
+    gap = np.ldexp(1.0, np.maximum(e, 1) - g.ulp_offset)
+    return np.where(e == g.max_exponent, np.nan, gap)
+
+
+def ordinal(x: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
+    """The position of each value on the grid, counted from zero: monotone, one apart for neighbours.
+
+    The bits for positive values, minus the bits without their sign for negative ones, so that -0 and
+    +0 are both 0. NaN patterns get positions beyond infinity's: mask them where they may occur.
+    """
+    x = np.asarray(x)
+    g = grid_of(x, grid)
+    bits = to_bits(x, g.name).astype(np.int64)
+    sign = np.int64(1) << (g.width - 1)
+    return np.where(bits & sign, -(bits & (sign - 1)), bits)
+
+
+def ordinal_distance(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
+    """How many representable steps lie between two values, signed."""
+    return ordinal(after, grid) - ordinal(before, grid)
+
+
+def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
+    """The lattice displacement ΔW' = (after - before) / ULP(before), signed, in float64.
+
+    It is fractional (0.5) when a value moves inward from a power of two, where the gap halves, and
+    reaches 1e37 when a value leaves zero; float32 would overflow there.
+    """
+    after, before = np.asarray(after), np.asarray(before)
+    grid_of(before, grid)
+    with np.errstate(invalid="ignore"):
+        return (after.astype(np.float64) - before.astype(np.float64)) / ulp(before, grid)
+
+
+def on_grid(x: ArrayLike, grid: str = "bfloat16") -> NDArray[np.bool_]:
+    """Which values the format represents exactly; NaN and infinity count as representable."""
+    x = np.asarray(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = x.astype(get_grid(grid).dtype).astype(np.float64)
+    x = x.astype(np.float64)
+    return np.asarray((back == x) | np.isnan(x))

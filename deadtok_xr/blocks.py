@@ -1,0 +1,158 @@
+"""The three shapes of work that every analysis is made of, as Dask graphs of a few tasks per block.
+
+`transitions` maps a kernel over blocks, each with the first step of the block that follows; `per_step` hands
+a kernel all token blocks of the same steps. Kernels fill one structured array, whose fields then become
+variables: several results of one task, without reading a block twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr.errors import InputError
+
+
+def as_dask(data: Any) -> da.Array:
+    """An array of (step, token, dim) as a Dask array whose blocks hold all dims."""
+    array = data if isinstance(data, da.Array) else da.from_array(data)
+    return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
+
+
+def neighbour(x: da.Array, offset: int) -> da.Array:
+    """For each block along the first axis, the touching step of the next (1) or previous (-1) block.
+
+    The block at the edge, which has no neighbour, gets NaN. One step per block, so that nothing of a
+    neighbour is read or kept but that step.
+    """
+    edge = slice(0, 1) if offset > 0 else slice(-1, None)
+    ends = x.map_blocks(_copy, edge, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
+    nothing = da.full((1, *x.shape[1:]), np.nan, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
+    return da.concatenate([ends[1:], nothing] if offset > 0 else [nothing, ends[:-1]])
+
+
+def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
+    return block[edge].copy()  # a view would keep the whole block in memory
+
+
+def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any) -> da.Array:
+    """One structured value per transition and token, (step - 1, token).
+
+    ``kernel(now, after, out, **options)`` gets a block (t, n, d), the step that follows it (1, n, d)
+    and the structured (t, n) to fill. The block that ends with the last step yields one row less.
+    """
+    filled = da.map_blocks(
+        _fill_block, x, neighbour(x, 1), kernel=kernel, out_dtype=dtype, options=options,
+        drop_axis=2, dtype=dtype, chunks=x.chunks[:2], meta=np.empty((0, 0), dtype),
+    )  # fmt: skip
+    return uniform(filled[:-1])
+
+
+def _fill_block(
+    now: NDArray[Any], after: NDArray[Any], *, kernel: Callable[..., None], out_dtype: Any, options: Any
+) -> NDArray[Any]:
+    out = np.empty(now.shape[:2], out_dtype)
+    kernel(now, after, out, **options)
+    return out
+
+
+def per_step(
+    x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], *, previous: bool = False, **options: Any
+) -> da.Array:
+    """One structured value per step, (step,), from all tokens.
+
+    ``kernel(blocks, out, **options)`` gets the token blocks of the same steps as a list, without
+    copying them together; with ``previous``, ``kernel(blocks, before, out, **options)`` also gets the
+    step before each of them, (1, n, d) and NaN before the first.
+    """
+    inputs = [x, neighbour(x, -1)] if previous else [x]
+    pairs = [part for array in inputs for part in (array, "tnd")]
+    filled = da.blockwise(
+        _fill_steps, "t", *pairs, kernel=kernel, out_dtype=dtype, options=options,
+        dtype=dtype, meta=np.empty(0, dtype), concatenate=None, align_arrays=False,
+    )  # fmt: skip
+    return uniform(filled)
+
+
+def _fill_steps(*inputs: Any, kernel: Callable[..., None], out_dtype: Any, options: Any) -> NDArray[Any]:
+    parts = [[by_dim[0] for by_dim in by_token] for by_token in inputs]
+    out = np.empty(parts[0][0].shape[0], out_dtype)
+    kernel(*parts, out, **options)
+    return out
+
+
+def uniform(x: da.Array) -> da.Array:
+    """Chunks that a Zarr array can have: equal, but for a smaller last one."""
+    chunks = {}
+    for axis, sizes in enumerate(x.chunks):
+        if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
+            chunks[axis] = max(sizes)
+    return x.rechunk(chunks) if chunks else x
+
+
+def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
+    """The fields of a structured array as variables; a field with a shape of its own adds `dim`."""
+    return {
+        name: xr.Variable((*dims, "dim") if x.dtype[name].shape else dims, x[name], attrs[name])
+        for name in x.dtype.names
+    }
+
+
+def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
+    """The variable of a recording that an analysis needs, or an error that says what there is.
+
+    Raises
+    ------
+    InputError
+        If the variable is missing or has other dimensions.
+    """
+    if variable not in ds:
+        raise InputError(
+            f"{purpose} needs the variable {variable!r}; this dataset has "
+            f"{', '.join(map(str, ds.data_vars)) or 'none'}"
+            + (": it holds displacements without an initial W, and absolute positions are not known"
+               if variable == "W" and "delta" in ds else "")
+        )  # fmt: skip
+    if ds[variable].dims != ("step", "token", "dim"):
+        raise InputError(
+            f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)"
+        )
+    if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
+        raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
+    return ds[variable]
+
+
+def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:
+    """Check that transitions between consecutive rows are single updates.
+
+    Returns
+    -------
+    ``{"step_span": ...}``, the updates that each transition spans, when gaps are allowed; else nothing.
+
+    Raises
+    ------
+    InputError
+        If there is only one step, or steps are missing and gaps are not allowed.
+    """
+    steps = ds["step"].values
+    if len(steps) < 2:
+        raise InputError(f"{purpose} needs at least two steps; this dataset has one (step {steps[0]})")
+    span = np.diff(steps)
+    if (span <= 0).any():
+        raise InputError(f"{purpose}: the steps must ascend; step {steps[1:][span <= 0][0]} does not")
+    if allow_gaps:
+        attrs = {"long_name": "optimizer updates that the transition spans", "units": "1"}
+        return {"step_span": xr.Variable("step", span.astype(np.int64), attrs)}
+    if (span > 1).any():
+        i = int(np.argmax(span > 1))
+        raise InputError(
+            f"{purpose}: steps {steps[i] + 1}..{steps[i + 1] - 1} are missing"
+            + (f", and {int((span > 1).sum()) - 1} more gaps" if (span > 1).sum() > 1 else "")
+            + "; a transition across a gap is not one update: say allow_gaps=True to measure it all the same"
+        )
+    return {}

@@ -1,0 +1,77 @@
+"""Dense kernels: arrays in, arrays out; no xarray, no Dask, no files.
+
+One folder per engine, the same function names and signatures in each. Blocks come as *words*: the unsigned
+integers that hold the values, uint16 for bfloat16 and uint32 for float32, so that a kernel recognises what
+did not change by its bits and never converts what it can skip. Index letters in the files: t steps,
+n tokens, d dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.bfloat16 import BFLOAT16, get_grid
+from deadtok_xr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A number format as the kernels see it, through float32 words.
+
+    Attributes
+    ----------
+    inverse_ulp
+        1 / ULP by float32 exponent field (256 entries, float64).
+    spare
+        The mantissa bits of a float32 word that are zero on the grid, by exponent field.
+    largest
+        The float32 word of the largest finite value of the format.
+    """
+
+    inverse_ulp: NDArray[np.float64]
+    spare: NDArray[np.uint32]
+    largest: int
+
+
+def lattice(name: str) -> Lattice:
+    """The lattice of a number format by name."""
+    grid = get_grid(name)
+    fields = np.arange(256)
+    smallest = max(1, 128 - grid.bias)  # float32 exponent field of the format's smallest normal number
+    exponent = np.maximum(fields, smallest) - 127 - grid.mantissa_bits
+    # below the smallest normal number fewer mantissa bits are on the grid, one less per binade
+    kept = np.clip(grid.mantissa_bits - np.maximum(smallest - fields, 0), -1, 23)
+    spare = np.where(kept < 0, 0x7FFFFF, (1 << (23 - np.maximum(kept, 0))) - 1).astype(np.uint32)
+    if smallest == 1:
+        spare[0] = (1 << (23 - grid.mantissa_bits)) - 1  # float32's own subnormals keep their spacing
+    top = np.float32((2 - 2.0**-grid.mantissa_bits) * 2.0**grid.bias)
+    return Lattice(np.ldexp(1.0, -exponent), spare, int(top.view(np.uint32)))
+
+
+def words(block: NDArray[Any]) -> NDArray[Any]:
+    """A block's values as unsigned integers, without a copy where that is possible.
+
+    Raises
+    ------
+    InputError
+        If the dtype is none that a recording can have: derived arrays are often float64.
+    """
+    block = np.ascontiguousarray(block)
+    if block.dtype == BFLOAT16:
+        return block.view(np.uint16)
+    if block.dtype == np.float16:
+        block = block.astype(np.float32)
+    if block.dtype != np.float32:
+        raise InputError(
+            f"the values have the dtype {block.dtype}; needed: bfloat16, float16 or float32 as recorded"
+        )
+    return block.view(np.uint32)
+
+
+def word_shift(block_words: NDArray[Any]) -> int:
+    """By how many bits a word must be shifted to the left to be a float32 word."""
+    return 16 if block_words.dtype == np.uint16 else 0

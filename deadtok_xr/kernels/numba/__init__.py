@@ -1,0 +1,7 @@
+"""CPU kernels, compiled by numba: they release the GIL and run on one core, inside one Dask thread."""
+
+from deadtok_xr.kernels.numba.kinematics import centroid, kinematics
+from deadtok_xr.kernels.numba.motion import motion
+from deadtok_xr.kernels.numba.topology import topology
+
+__all__ = ["centroid", "kinematics", "motion", "topology"]

@@ -1,0 +1,97 @@
+"""What a recording may hold: one frozen entry per variable, which checks, documents and annotates.
+
+A variable that is not named here is passed through under its own name, as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deadtok_xr.errors import InputError
+
+FORMAT_VERSION = "1.0"
+INDEX_CONVENTION = (
+    "W, exp_avg and exp_avg_sq at step t are the values after t optimizer updates (t = 0: the initial state); "
+    "grad, delta, loss, lr, h_mean and p_h_dead at step t belong to update t, which led from t - 1 to t"
+)
+FLOATS = ("bfloat16", "float16", "float32")
+MATRIX = ("step", "token", "dim")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a recording: its dimensions, the dtypes it may be stored in, what it means at step t."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    units: str
+    meaning: str
+    valid_from: int = 0
+    """The first step at which the variable means anything."""
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that every stored copy of the variable carries."""
+        return {"long_name": self.meaning, "units": self.units, "valid_from": self.valid_from}
+
+
+_VARIABLES = (
+    Variable("W", MATRIX, FLOATS, "1", "embedding weights after t updates"),
+    Variable("E", MATRIX, FLOATS, "1", "input embedding of an untied model after t updates"),
+    Variable("delta", MATRIX, FLOATS, "1", "W[t] - W[t-1], as recorded", valid_from=1),
+    Variable("grad", MATRIX, FLOATS, "1", "gradient of the loss that update t used", valid_from=1),
+    Variable("exp_avg", MATRIX, FLOATS, "1", "Adam's first moment after update t"),
+    Variable("exp_avg_sq", MATRIX, FLOATS, "1", "Adam's second moment after update t"),
+    Variable("loss", ("step",), FLOATS, "nat", "training loss of the batch of update t", valid_from=1),
+    Variable("lr", ("step",), ("float64",), "1", "learning rate that update t used", valid_from=1),
+    Variable(
+        "h_mean", ("step", "dim"), FLOATS, "1", "final hidden state, mean over batch and sequence", valid_from=1
+    ),
+    Variable(
+        "p_h_dead",
+        ("step", "dim"),
+        FLOATS,
+        "1",
+        "sum over positions of p_dead·h: the exact mean gradient of a dead row",
+        valid_from=1,
+    ),
+    Variable("p_dead", ("step",), FLOATS, "1", "mean softmax probability on the dead tokens", valid_from=1),
+    Variable("h_norm", ("step",), FLOATS, "1", "mean norm of the final hidden state", valid_from=1),
+)
+VARIABLES: Mapping[str, Variable] = {v.name: v for v in _VARIABLES}
+
+COORDINATES: Mapping[str, str] = {
+    "step": "number of optimizer updates made",
+    "token": "vocabulary id",
+    "dead": "whether the token never occurs in the training data",
+    "token_text": "the token as text",
+}
+
+
+def attributes(name: str) -> dict[str, Any]:
+    """The attributes of a variable by name; of an unknown one, that it begins at step 0."""
+    return VARIABLES[name].attributes() if name in VARIABLES else {"valid_from": 0}
+
+
+def check_variable(name: str, dims: Sequence[str], dtype: str, *, where: str) -> None:
+    """Refuse a variable whose dimensions or dtype are not those of its entry.
+
+    Raises
+    ------
+    InputError
+        Naming ``where`` (the file), the variable, what was found and what is needed.
+    """
+    spec = VARIABLES.get(name)
+    if spec is None:
+        return
+    if tuple(dims) != spec.dims:
+        raise InputError(
+            f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); "
+            f"needed: ({', '.join(spec.dims)})"
+        )
+    if dtype not in spec.dtypes:
+        raise InputError(
+            f"{where}: variable {name!r} has the dtype {dtype}; needed: {' or '.join(spec.dtypes)}"
+        )

@@ -1,0 +1,320 @@
+"""One recording store on disk: created, written by whole chunks, finished, and opened only when whole.
+
+A store is a Zarr v3 group. Dead tokens lie together on disk (dead first, ascending ids in each group), so
+that work on them alone reads a contiguous part; `deadtok_xr.recording` gives users ascending ids again.
+The attribute `complete` is set last, and opening checks that every chunk is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from deadtok_xr import schema, zarr_dtype
+from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
+
+CHUNK_BYTES = 8 * 2**20
+CHUNK_STEPS = 128
+CHUNK_TOKENS = 512
+_SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tokens of a store: vocabulary ids in the caller's row order, and what is known of them.
+
+    Attributes
+    ----------
+    tokens
+        int64 vocabulary ids, one per row, distinct.
+    dead
+        bool per row, or None when it is not known which tokens are dead.
+    text
+        The tokens as text, or None.
+    """
+
+    tokens: NDArray[np.int64]
+    dead: NDArray[np.bool_] | None = None
+    text: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if len(np.unique(self.tokens)) != n:
+            raise InputError(f"token ids must be distinct: {n} rows have {len(np.unique(self.tokens))} ids")
+        for name, values in (("dead mask", self.dead), ("token texts", self.text)):
+            if values is not None and len(values) != n:
+                raise InputError(f"the {name} has {len(values)} entries; needed: one per row, {n}")
+
+    def disk_order(self) -> NDArray[np.int64]:
+        """The caller's row numbers in the order in which they lie on disk."""
+        live = np.zeros(len(self.tokens), bool) if self.dead is None else ~self.dead
+        return np.lexsort((self.tokens, live)).astype(np.int64)
+
+
+def chunk_shape(n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0) -> tuple[int, int, int]:
+    """Chunk sizes along (step, token, dim): about 8 MiB, 128 steps where rows are short, all dims.
+
+    The token size divides the dead tokens evenly, so that reading them reads next to no live ones.
+    """
+    row = n_dims * itemsize
+    steps = min(CHUNK_STEPS, max(1, CHUNK_BYTES // (64 * row)))
+    group = n_dead or n_tokens
+    most = max(1, min(CHUNK_TOKENS if steps > 1 else n_tokens, CHUNK_BYTES // (steps * row)))
+    tokens = math.ceil(group / math.ceil(group / most)) if group else 1
+    return steps, max(1, min(tokens, n_tokens)), n_dims
+
+
+class StoreWriter:
+    """Writes one store: `create`, then `extend` and `write` in any order, then `finish`.
+
+    Rows are given in the caller's order throughout; the writer puts them where they lie on disk.
+    """
+
+    def __init__(self, group: zarr.Group, rows: Rows) -> None:
+        self.group = group
+        self.rows = rows
+        self.n_steps = 0
+        self._order = rows.disk_order()
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self.chunk_steps = CHUNK_STEPS
+        self._add("step", np.empty(0, np.int64), ("step",), chunks=(65536,))
+        self._add("token", rows.tokens[self._order], ("token",))
+        if rows.dead is not None:
+            self._add("dead", rows.dead[self._order], ("token",))
+        if rows.text is not None:
+            self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
+
+    def _add(
+        self, name: str, values: NDArray[Any], dims: tuple[str, ...], *, chunks: Any = "auto", dtype: Any = None
+    ) -> None:
+        array = self._create(name, values.shape, dims, values.dtype if dtype is None else dtype, chunks)
+        array.attrs["long_name"] = schema.COORDINATES[name]
+        if values.size:
+            array[...] = values
+
+    def _create(
+        self, name: str, shape: tuple[int, ...], dims: tuple[str, ...], dtype: Any, chunks: Any
+    ) -> zarr.Array[Any]:
+        floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype).name == "bfloat16")
+        self._arrays[name] = self.group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            dimension_names=dims,
+            compressors=ZstdCodec(level=1, checksum=True),
+            fill_value=math.nan if floating else None,
+            # a chunk that is left out because it equals the fill value cannot be told from a lost one
+            config={"write_empty_chunks": True},
+        )
+        return self._arrays[name]
+
+    def add_variable(
+        self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, attrs: Mapping[str, Any] = {}
+    ) -> None:
+        """Declare a variable; ``shape`` holds the sizes along ``dims`` after the first, which is `step`."""
+        dtype = np.dtype(dtype)
+        schema.check_variable(name, dims, dtype.name, where=str(self.group.store_path))
+        if tuple(dims) == schema.MATRIX:
+            n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
+            chunks = chunk_shape(shape[0], shape[1], dtype.itemsize, n_dead)
+            self.chunk_steps = chunks[0]
+        else:
+            chunks = (max(1, min(65536, CHUNK_BYTES // (math.prod(shape) * dtype.itemsize))), *shape)
+        array = self._create(name, (self.n_steps, *shape), tuple(dims), dtype, chunks)
+        known = [c for c in ("dead", "token_text") if c in self._arrays]
+        array.attrs.update(
+            {
+                **schema.attributes(name),
+                "precision": dtype.name,
+                **attrs,
+                **({"coordinates": " ".join(known)} if "token" in dims and known else {}),
+            }
+        )
+
+    def extend(self, steps: NDArray[np.int64]) -> None:
+        """Make room for more steps; their values must follow before `finish`."""
+        first, self.n_steps = self.n_steps, self.n_steps + len(steps)
+        for array in self._arrays.values():
+            if array.metadata.dimension_names[0] == "step":  # type: ignore[union-attr, index]
+                array.resize((self.n_steps, *array.shape[1:]))
+        self._arrays["step"][first:] = steps
+
+    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        """Write the steps ``start, start + 1, ...`` (positions) of one variable, whole chunks at a time."""
+        array = self._arrays[name]
+        if "token" in array.metadata.dimension_names:  # type: ignore[union-attr, operator]
+            values = values[:, self._order]
+        array[start : start + len(values)] = values
+
+    def finish(self) -> None:
+        """Declare the store whole. Only this makes it open without ``partial=True``."""
+        self.group.attrs["complete"] = True
+
+
+def create(path: str | Path, rows: Rows, attrs: Mapping[str, Any], *, overwrite: bool = False) -> StoreWriter:
+    """Begin a store.
+
+    Parameters
+    ----------
+    path
+        A folder that does not exist, unless ``overwrite``.
+    rows
+        The tokens, in the row order in which `StoreWriter.write` will be given them.
+    attrs
+        Root attributes: provenance, hyperparameters and what else is known of the run.
+
+    Raises
+    ------
+    DestinationExistsError
+        If something is there already and ``overwrite`` is false.
+    """
+    zarr_dtype.register()
+    refuse_existing(path, overwrite=overwrite)
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    group = zarr.create_group(
+        str(path),
+        attributes={
+            "deadtok_format": schema.FORMAT_VERSION,
+            "complete": False,
+            "index_convention": schema.INDEX_CONVENTION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "software": {name: version(name) for name in _SOFTWARE},
+            **attrs,
+        },
+    )
+    return StoreWriter(group, rows)
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
+    """Raise where a destination exists, unless it may be overwritten and is a Zarr store or empty."""
+    path = Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise DestinationExistsError(
+            f"{path} exists already and is left as it is: choose another destination, or say --overwrite "
+            "(overwrite=True) to replace it"
+        )
+    if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists()):
+        raise DestinationExistsError(
+            f"{path} is not a Zarr store, so it is not replaced: choose another destination"
+        )
+
+
+def missing_chunks(array: zarr.Array[Any], group: zarr.Group) -> list[tuple[int, ...]]:
+    """The grid positions of an array's chunks that are not in the store, in order."""
+    prefix = f"{array.path}/" if array.path else ""
+    stored = _stored_keys(group, prefix)
+    grid = [math.ceil(n / c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    encode = array.metadata.encode_chunk_key
+    return [i for i in itertools.product(*map(range, grid)) if prefix + encode(i) not in stored]
+
+
+def _stored_keys(group: zarr.Group, prefix: str) -> set[str]:
+    # zarr has no public synchronous listing of a store, and this works for local and remote ones alike.
+    from zarr.core.sync import sync
+
+    async def collect() -> set[str]:
+        return {key async for key in group.store.list_prefix(prefix)}
+
+    return sync(collect())
+
+
+def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, int]:
+    """Open a store for reading, once it is known to be whole.
+
+    Returns
+    -------
+    The group, and how many of its steps are whole: all of them unless ``partial``.
+
+    Raises
+    ------
+    MissingFileError
+        If there is nothing at ``path``.
+    InputError
+        If it is no recording, or one of a newer format.
+    IncompleteStoreError
+        If writing has not finished or a chunk is missing, unless ``partial``.
+    """
+    zarr_dtype.register()
+    group = _open_zarr_group(path)
+    _check_format(path, group)
+    arrays = dict(group.arrays())
+    n_steps = int(arrays["step"].shape[0]) if "step" in arrays else 0
+    lost = {name: holes for name, array in arrays.items() if (holes := missing_chunks(array, group))}
+    if not partial:
+        _refuse_incomplete(path, group, arrays, lost)
+        return group, n_steps
+    for name, holes in lost.items():
+        if arrays[name].metadata.dimension_names[0] != "step":  # type: ignore[union-attr, index]
+            raise IncompleteStoreError(f"{path}: the coordinate {name!r} is missing; the store cannot be read")
+        n_steps = min(n_steps, holes[0][0] * arrays[name].chunks[0])
+    if n_steps == 0:
+        raise IncompleteStoreError(f"{path}: not one step is whole yet; nothing can be read")
+    return group, n_steps
+
+
+def _open_zarr_group(path: str | Path) -> zarr.Group:
+    if "://" not in str(path) and not Path(path).exists():
+        raise MissingFileError(f"{path}: no such file or folder")
+    try:
+        return zarr.open_group(str(path), mode="r", zarr_format=3)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is not a Zarr v3 group ({type(error).__name__}); needed: a recording store; "
+            "`deadtok convert` makes one from HDF5 or safetensors"
+        ) from error
+
+
+def _check_format(path: str | Path, group: zarr.Group) -> None:
+    found = group.attrs.get("deadtok_format")
+    if found is None:
+        raise InputError(
+            f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is missing"
+        )
+    if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
+        raise InputError(
+            f"{path} has the recording format {found}; this version of deadtok_xr reads "
+            f"{schema.FORMAT_VERSION.split('.')[0]}.x: update deadtok_xr"
+        )
+
+
+def _refuse_incomplete(
+    path: str | Path,
+    group: zarr.Group,
+    arrays: Mapping[str, zarr.Array[Any]],
+    lost: Mapping[str, list[tuple[int, ...]]],
+) -> None:
+    remedy = "open it with partial=True (--partial) for the steps that are whole"
+    if not group.attrs.get("complete"):
+        raise IncompleteStoreError(f"{path} was not written to its end: finish writing it, or {remedy}")
+    for name, holes in lost.items():
+        array, (hole, *_) = arrays[name], holes
+        where = ", ".join(
+            f"{dim} positions {i * c}..{min((i + 1) * c, n) - 1}"
+            for dim, i, c, n in zip(
+                array.metadata.dimension_names,  # type: ignore[union-attr, arg-type]
+                hole,
+                array.chunks,
+                array.shape,
+                strict=True,
+            )
+        )
+        raise IncompleteStoreError(
+            f"{path}: {len(holes)} chunk(s) of variable {name!r} are missing, the first at {where}: "
+            f"restore the file from a copy, or {remedy}"
+        )
