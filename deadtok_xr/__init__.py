@@ -24,7 +24,7 @@ _HOME = {
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
     "save_results": "deadtok_xr.results",
-    "summary": "deadtok_xr.results",
+    "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
 }
 _MODULES = ("bfloat16", "errors", "plot", "testing")
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from deadtok_xr.convert import convert
     from deadtok_xr.record import Recorder
     from deadtok_xr.recording import open_recording
-    from deadtok_xr.results import open_results, save_results, summary
+    from deadtok_xr.results import open_results, save_results
+    from deadtok_xr.summary import summary
 
 
 def __getattr__(name: str) -> Any:

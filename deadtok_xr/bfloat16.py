@@ -98,9 +98,9 @@ def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
     g = grid_of(x, grid)
     if x.dtype == g.dtype:
         return np.ascontiguousarray(x).view(g.bits_dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs make numpy warn
         rounded = x.astype(g.dtype)
-    lost = ~((rounded.astype(x.dtype) == x) | np.isnan(x))
+        lost = ~((rounded.astype(x.dtype) == x) | np.isnan(x))
     if lost.any():
         raise OffGridError(
             f"{int(lost.sum())} of {x.size} values are not on the {g.name} grid (the first is "
@@ -123,7 +123,8 @@ def from_bits(bits: ArrayLike, grid: str = "bfloat16") -> NDArray[np.float32]:
 
 def decode(x: ArrayLike) -> NDArray[np.float32]:
     """Values of any of the three formats as float32, exactly."""
-    return np.asarray(x).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # signalling NaNs make numpy warn
+        return np.asarray(x).astype(np.float32)
 
 
 def exponent(x: ArrayLike, grid: str | None = None) -> NDArray[np.int32]:
@@ -191,5 +192,5 @@ def on_grid(x: ArrayLike, grid: str = "bfloat16") -> NDArray[np.bool_]:
     x = np.asarray(x)
     with np.errstate(over="ignore", invalid="ignore"):
         back = x.astype(get_grid(grid).dtype).astype(np.float64)
-    x = x.astype(np.float64)
+        x = x.astype(np.float64)
     return np.asarray((back == x) | np.isnan(x))

@@ -127,6 +127,11 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
     return ds[variable]
 
 
+def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
+    """The attributes of a result: which recording it is of, and the options that made it."""
+    return {**{k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}, **options}
+
+
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:
     """Check that transitions between consecutive rows are single updates.
 

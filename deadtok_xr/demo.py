@@ -76,6 +76,12 @@ def corpus() -> NDArray[np.uint8]:
     return np.frombuffer("\n".join(topics[k] for k in sorted(topics)).encode("ascii", "replace"), np.uint8)
 
 
+def byte_level(path: str | Path, run: Run, *, progress: Callable[[int], None] = lambda step: None) -> Path:
+    """Train the demo's own model, on bytes: 256 tokens, more than half of them dead."""
+    text = [repr(chr(i)) if i < 128 else f"\\x{i:02x}" for i in range(256)]
+    return train(path, corpus(), 256, run, token_text=text, progress=progress)
+
+
 def train(
     path: str | Path,
     ids: NDArray[Any],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from deadtok_xr import store
+from deadtok_xr import schema, store
 from deadtok_xr.bfloat16 import GRIDS, decode
 from deadtok_xr.errors import InputError
 
@@ -57,16 +57,15 @@ def open_recording(
     """
     group, n_steps = store.open_group(path, partial=partial)
     ds = xr.open_zarr(group.store, consolidated=False, chunks={}, mask_and_scale=False, decode_times=False)
-    if "step" in ds.dims:
-        ds = ds.isel(step=slice(0, n_steps))
-    for name in ds.coords:
-        ds[name].load()
+    small = {name: c.copy(data=group[str(name)][...]) for name, c in ds.coords.items() if c.chunks is not None}
+    ds = ds.assign_coords(small).isel(step=slice(0, n_steps))
     ds = _ascending(_select(ds, tokens, path))
     if not raw:
         ds = _decoded(ds)
     for variable in ds.variables.values():
         variable.encoding = {}  # else a derived array would be rounded back to the stored dtype by to_zarr
-    ds.attrs["source"] = str(path)
+    ds = ds[[name for name in schema.VARIABLES if name in ds] + [n for n in ds if n not in schema.VARIABLES]]
+    ds.attrs.update(source=str(path), tokens=tokens)
     return ds if chunks is None else ds.chunk(chunks)
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from deadtok_xr import schema, zarr_dtype
+from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 
 CHUNK_BYTES = 8 * 2**20
@@ -76,6 +77,24 @@ def chunk_shape(n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0) -> t
     return steps, max(1, min(tokens, n_tokens)), n_dims
 
 
+def create_array(
+    group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto"
+) -> zarr.Array[Any]:
+    """An array as all our stores have them: zstd with a checksum, every chunk written, NaN where unwritten."""
+    floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype) == BFLOAT16)
+    return group.create_array(
+        name,
+        shape=tuple(shape),
+        chunks=chunks,
+        dtype=dtype,
+        dimension_names=tuple(dims),
+        compressors=ZstdCodec(level=1, checksum=True),  # without it a flipped bit is returned as data
+        fill_value=math.nan if floating else None,
+        # a chunk that is left out because it equals the fill value cannot be told from a lost one
+        config={"write_empty_chunks": True},
+    )
+
+
 class StoreWriter:
     """Writes one store: `create`, then `extend` and `write` in any order, then `finish`.
 
@@ -99,27 +118,11 @@ class StoreWriter:
     def _add(
         self, name: str, values: NDArray[Any], dims: tuple[str, ...], *, chunks: Any = "auto", dtype: Any = None
     ) -> None:
-        array = self._create(name, values.shape, dims, values.dtype if dtype is None else dtype, chunks)
+        array = create_array(self.group, name, values.shape, dims, dtype or values.dtype, chunks)
+        self._arrays[name] = array
         array.attrs["long_name"] = schema.COORDINATES[name]
         if values.size:
             array[...] = values
-
-    def _create(
-        self, name: str, shape: tuple[int, ...], dims: tuple[str, ...], dtype: Any, chunks: Any
-    ) -> zarr.Array[Any]:
-        floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype).name == "bfloat16")
-        self._arrays[name] = self.group.create_array(
-            name,
-            shape=shape,
-            chunks=chunks,
-            dtype=dtype,
-            dimension_names=dims,
-            compressors=ZstdCodec(level=1, checksum=True),
-            fill_value=math.nan if floating else None,
-            # a chunk that is left out because it equals the fill value cannot be told from a lost one
-            config={"write_empty_chunks": True},
-        )
-        return self._arrays[name]
 
     def add_variable(
         self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, attrs: Mapping[str, Any] = {}
@@ -133,7 +136,8 @@ class StoreWriter:
             self.chunk_steps = chunks[0]
         else:
             chunks = (max(1, min(65536, CHUNK_BYTES // (math.prod(shape) * dtype.itemsize))), *shape)
-        array = self._create(name, (self.n_steps, *shape), tuple(dims), dtype, chunks)
+        array = create_array(self.group, name, (self.n_steps, *shape), dims, dtype, chunks)
+        self._arrays[name] = array
         known = [c for c in ("dead", "token_text") if c in self._arrays]
         array.attrs.update(
             {
@@ -192,11 +196,16 @@ def create(path: str | Path, rows: Rows, attrs: Mapping[str, Any], *, overwrite:
             "complete": False,
             "index_convention": schema.INDEX_CONVENTION,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "software": {name: version(name) for name in _SOFTWARE},
+            "software": software(),
             **attrs,
         },
     )
     return StoreWriter(group, rows)
+
+
+def software() -> dict[str, str]:
+    """The versions that made a file, for its provenance."""
+    return {name: version(name) for name in _SOFTWARE}
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from deadtok_xr import blocks
 from deadtok_xr.analyses.kinematics import kinematics
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
@@ -69,7 +69,10 @@ def analyze(
             left_out[name] = str(error)
     if not results:
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
-    attrs = {**ds.attrs, "left_out": json.dumps(left_out), "n_tokens": ds.sizes["token"]}
+    attrs = {
+        **blocks.result_attrs(ds, n_tokens=ds.sizes["token"], left_out=left_out),
+        "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
+    }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
 
 
@@ -81,5 +84,4 @@ def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening:
     if tokens is None:
         group, _ = store.open_group(path, partial=opening.get("partial", False))
         tokens = "dead" if "dead" in group and bool(group["dead"][...].any()) else "all"  # type: ignore[index]
-    ds = open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]
-    return ds.assign_attrs(tokens=tokens)
+    return open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
         span = np.concatenate([[0], extra["step_span"].values])
         extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
     origin = "relative" if name == "delta" else "absolute"
-    return xr.Dataset({**values, **extra}, ds.coords, {**ds.attrs, "origin": origin})
+    return xr.Dataset({**values, **extra}, ds.coords, blocks.result_attrs(ds, variable=name, origin=origin))
 
 
 def fields_dtype(n_dims: int) -> np.dtype[Any]:

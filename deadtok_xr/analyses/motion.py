@@ -92,7 +92,7 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
         "displacement_ulp_std", da.map_blocks(_sample_std, measure.rechunk({1: -1}), drop_axis=1, dtype="f8")
     )
     values["n_invalid"] = _per_step("n_invalid", (result["moved_dims"] < 0).sum(axis=1, dtype="i8"))
-    return xr.Dataset({**values, **extra}, transition_coords(ds), dict(ds.attrs))
+    return xr.Dataset({**values, **extra}, transition_coords(ds), blocks.result_attrs(ds, variable=variable))
 
 
 def measured(x: xr.DataArray, precision: str | None) -> da.Array:

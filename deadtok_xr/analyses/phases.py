@@ -75,7 +75,7 @@ def phases(
             **extra,
         },
         labels,
-        {**ds.attrs, "scheme": scheme},
+        blocks.result_attrs(ds, variable=variable, scheme=scheme),
     )
 
 

@@ -78,7 +78,8 @@ def topology(
     x = blocks.as_dask(recorded.data)
     result = blocks.per_step(x, _kernel, FIELDS, precision=grid, linked=coincident == "linked")
     coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-    return xr.Dataset(blocks.fields(result, ("step",), ATTRS), coords, {**ds.attrs, "coincident": coincident})
+    attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident)
+    return xr.Dataset(blocks.fields(result, ("step",), ATTRS), coords, attrs)
 
 
 def _kernel(parts: list[NDArray[Any]], out: NDArray[Any], *, precision: str, linked: bool) -> None:

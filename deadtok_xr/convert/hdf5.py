@@ -1,0 +1,93 @@
+"""HDF5 files as a source."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.convert.sources import Entry, Source, reading
+
+_DEFAULT_CACHE = 2**20
+
+
+class Hdf5Source(Source):
+    """The datasets of an HDF5 file, those in groups by their path; its root attributes."""
+
+    format = "HDF5"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._current: tuple[str, h5py.Dataset] | None = None
+        with reading(path, "the file", self.format):
+            self._file = h5py.File(path, "r")
+        try:
+            with reading(path, "its table of contents", self.format):
+                found: dict[str, Entry] = {}
+                self._file.visititems(lambda name, item: _note(found, name, item))
+                self.entries = found
+                self.attributes = dict(self._file.attrs)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        entry = self.entries[name]
+        with reading(self.path, f"variable {name!r}, {start}..{stop - 1}", self.format):
+            dataset = self._dataset(name)
+            values = np.asarray(dataset[start:stop] if entry.shape else dataset[()])
+        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """The dataset, opened with a cache that holds each compressed chunk until it has been read."""
+        if self._current is None or self._current[0] != name:
+            self._current = None  # its cache goes with it
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            size = max(_DEFAULT_CACHE, self.entries[name].buffer_bytes)
+            access.set_chunk_cache(10007, size, 1.0)
+            self._current = name, h5py.Dataset(h5py.h5d.open(self._file.id, name.encode(), access))
+        return self._current[1]
+
+    def unwritten(self, name: str) -> list[range]:
+        with reading(self.path, f"variable {name!r}", self.format):
+            dataset = self._dataset(name)
+            n = dataset.shape[0]
+            if dataset.chunks is None:
+                plist = dataset.id.get_create_plist()
+                plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
+                return [range(n)] if plain and dataset.size and not dataset.id.get_storage_size() else []
+            starts = sorted({offset[0] for offset in _unwritten_chunks(dataset)})
+            return [range(at, min(at + dataset.chunks[0], n)) for at in starts]
+
+    def close(self) -> None:
+        self._current = None
+        self._file.close()
+
+
+def _note(found: dict[str, Entry], name: str, item: Any) -> None:
+    if isinstance(item, h5py.Dataset) and item.shape is not None:
+        numeric = item.dtype.kind in "biuf"
+        dtype = item.dtype.newbyteorder("=") if numeric else None
+        found[name] = Entry(tuple(item.shape), dtype, item.dtype.name, _buffer_bytes(item))
+
+
+def _buffer_bytes(dataset: h5py.Dataset) -> int:
+    """A row of chunks where they are compressed; uncompressed ones are read from disk part by part."""
+    if dataset.chunks is None or not dataset.id.get_create_plist().get_nfilters():
+        return 0
+    across = [math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    return math.prod([*across, *dataset.chunks, dataset.dtype.itemsize])
+
+
+def _unwritten_chunks(dataset: h5py.Dataset) -> set[tuple[int, ...]]:
+    grid = [range(0, n, c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
+    n_written = dataset.id.get_num_chunks()
+    if n_written == math.prod(map(len, grid)):
+        return set()
+    written = {dataset.id.get_chunk_info(i).chunk_offset for i in range(n_written)}
+    return set(itertools.product(*grid)) - written

@@ -1,0 +1,85 @@
+"""What a store holds, as text for one screen, and the memory that analysing it takes."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import zarr
+
+from deadtok_xr import store
+from deadtok_xr.schema import MATRIX
+
+_BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
+
+
+def describe(path: str | Path, *, partial: bool = False) -> str:
+    """Describe a recording store.
+
+    Parameters
+    ----------
+    path
+        The store.
+    partial
+        Also describe one that was not written to its end.
+
+    Raises
+    ------
+    InputError
+        As `open_recording`.
+    """
+    group, n_steps = store.open_group(path, partial=partial)
+    arrays = dict(group.arrays())
+    lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
+    lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
+    lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
+    for name in sorted(arrays, key=lambda n: -arrays[n].nbytes):
+        lines.append("  " + _row(name, arrays[name]))
+    lines.append(f"  memory to analyse all tokens with {_workers()} threads: about {_size(memory_bound(group))}")
+    return "\n".join(lines)
+
+
+def memory_bound(group: zarr.Group, n_tokens: int | None = None) -> int:
+    """Peak memory of analysing a store, in bytes: it does not depend on the number of steps.
+
+    Per thread, all token blocks of one chunk of steps, decoded to float32, twice: one row of blocks at
+    work and one being read.
+    """
+    matrices = [a for _, a in group.arrays() if a.metadata.dimension_names == MATRIX]  # type: ignore[union-attr]
+    rows = [a.chunks[0] * (n_tokens or a.shape[1]) * a.shape[2] * 4 for a in matrices]
+    return _BASE_BYTES + 2 * _workers() * max(rows, default=0)
+
+
+def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
+    steps, tokens = group["step"][:n_steps], group["token"][...]  # type: ignore[index]
+    facts = [("steps", f"{n_steps}: {steps[0]} to {steps[-1]}" if n_steps else "0")]
+    text = f"{len(tokens)}"
+    if "dead" in group:
+        dead = int(group["dead"][...].sum())  # type: ignore[index, union-attr, operator]
+        text += f": {dead} dead, {len(tokens) - dead} live"
+    facts.append(("tokens", text))
+    for key in ("made_by", "created", "optimizer"):
+        if key in group.attrs:
+            facts.append((key, str(group.attrs[key])))
+    if not group.attrs.get("complete"):
+        facts.append(("warning", "not written to its end; these are the steps that are whole"))
+    return facts
+
+
+def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
+    dims = ", ".join(d or "?" for d in array.metadata.dimension_names or ())  # type: ignore[union-attr]
+    stored = array.nbytes_stored()
+    dtype = array.dtype.name if array.dtype.kind not in "OT" else "string"
+    ratio = f"{array.nbytes / stored:.1f}x" if stored else ""
+    shape, chunk = (" x ".join(map(str, sizes)) for sizes in (array.shape, array.chunks))
+    return f"{name:20s}{dims:20s}{shape:22s}{dtype:10s}{chunk:18s}{_size(stored):>10s}{ratio:>7s}"
+
+
+def _size(n: float) -> str:
+    power = min(4, int(math.log10(n) // 3)) if n >= 1 else 0
+    return f"{n / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,16 @@
+"""Pictures of results: each function takes the dataset of one analysis and returns matplotlib Axes.
+
+Single pictures take ``ax=``; legends and colour bars stand beside the axes, so give the figure
+``layout="constrained"``. Importing this changes nothing in matplotlib, and pyplot is imported only when a
+function has to make its own figure.
+"""
+
+from __future__ import annotations
+
+from deadtok_xr.plot.kinematics import radius, speeds
+from deadtok_xr.plot.motion import displacement, trajectories
+from deadtok_xr.plot.phases import phases
+from deadtok_xr.plot.save import save_figures
+from deadtok_xr.plot.topology import topology
+
+__all__ = ["displacement", "phases", "radius", "save_figures", "speeds", "topology", "trajectories"]

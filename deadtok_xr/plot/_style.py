@@ -1,0 +1,149 @@
+"""What all pictures share: colours, words for labels and titles, and checks of what they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from deadtok_xr.errors import InputError
+
+SIZE = (10.0, 35 / 6)  # inches: 1200 x 700 pixels at 120 dpi
+
+# Okabe and Ito's colours, which differ for every kind of colour vision.
+BLUE, ORANGE, VERMILLION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
+INK, PALE = "#222222", "#DDDDDD"
+# Coldest to hottest: blue to yellow, with a lightness that rises evenly, so that it reads in grey too.
+COLD_TO_HOT = ("#10214f", "#3a76af", "#f2a65a", "#fdeeb5")
+
+Floats = NDArray[np.float64]
+
+
+def own_axes(ax: Axes | None) -> Axes:
+    """The axes given, or those of a new figure."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+
+    return plt.subplots(figsize=SIZE, layout="constrained")[1]
+
+
+def need(results: xr.Dataset | xr.DataTree, names: tuple[str, ...], maker: str) -> xr.Dataset:
+    """The variables of a picture alone, still lazy.
+
+    Raises
+    ------
+    InputError
+        If one is missing, or there are no steps.
+    """
+    ds = results.to_dataset() if isinstance(results, xr.DataTree) else results
+    missing = [name for name in names if name not in ds.data_vars]
+    if missing:
+        raise InputError(
+            f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} makes "
+            f"(found: {', '.join(map(str, ds.data_vars)) or 'none'})"
+        )
+    if "step" not in ds.coords or ds.sizes.get("step", 0) == 0:
+        raise InputError(
+            f"this dataset has no steps to draw; deadtok_xr.{maker} makes them, from a longer selection"
+        )
+    return ds[list(names)]
+
+
+def need_dims(ds: xr.Dataset, dims: dict[str, tuple[str, ...]], maker: str) -> None:
+    """Check the dimensions of variables.
+
+    Raises
+    ------
+    InputError
+        If one has others.
+    """
+    for name, wanted in dims.items():
+        found = ds[name].dims
+        if set(found) != set(wanted):
+            raise InputError(
+                f"{name!r} has the dimensions ({', '.join(map(str, found))}); the picture needs "
+                f"({', '.join(wanted)}), as deadtok_xr.{maker} makes them"
+            )
+
+
+def series(ds: xr.Dataset, *names: str) -> list[Floats]:
+    """Variables as float64 with NaN for -1, which marks a step without a valid answer."""
+    values = [ds[name].values.astype(np.float64) for name in names]
+    return [np.where(v < 0, np.nan, v) for v in values]
+
+
+def cell_edges(steps: NDArray[Any]) -> Floats:
+    """The edges of one cell per step, halfway between neighbours: (step + 1,)."""
+    x = steps.astype(np.float64)
+    if len(x) == 1:
+        return np.array([x[0] - 0.5, x[0] + 0.5])
+    middle = (x[1:] + x[:-1]) / 2
+    return np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]])
+
+
+def tokens_in_words(ds: xr.Dataset) -> str:
+    """How many tokens, and of which kind where it is known: '162 dead tokens'."""
+    n = ds.sizes["token"] if "token" in ds.sizes else ds.attrs.get("n_tokens")
+    kind = _kind(ds)
+    if n is None:
+        return f"the {kind}tokens"
+    return f"{int(n):,} {kind}{'token' if n == 1 else 'tokens'}"
+
+
+def _kind(ds: xr.Dataset) -> str:
+    if "dead" in ds.coords and ds["dead"].dims == ("token",) and ds["dead"].size:
+        dead = ds["dead"].values
+        return "dead " if dead.all() else "" if dead.any() else "live "
+    kind = ds.attrs.get("tokens")
+    return f"{kind} " if kind in ("dead", "live") else ""
+
+
+def axis_label(variable: xr.DataArray) -> str:
+    """Quantity and unit from the attributes, on two lines where one would be long."""
+    name = str(variable.attrs.get("long_name", variable.name))
+    unit = str(variable.attrs.get("units", "1"))
+    words = f"({'dimensionless' if unit == '1' else unit})"
+    return f"{name}{chr(10) if len(name) + len(words) > 48 else ' '}{words}"
+
+
+def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "") -> None:
+    """Labels, limits along the steps, a faint grid, no box."""
+    edges = cell_edges(ds["step"].values)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_xlabel(step_label(ds))
+    ax.set_ylabel(ylabel)
+    if title:
+        ax.set_title(title, loc="left")
+    ax.grid(True, color=PALE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def step_label(ds: xr.Dataset) -> str:
+    """The label of the step axis."""
+    attrs = ds["step"].attrs
+    unit = attrs.get("units", "optimizer updates")
+    return f"{attrs.get('long_name', 'training step')} ({'optimizer updates' if unit == '1' else unit})"
+
+
+def legend(ax: Axes, **options: Any) -> None:
+    """A legend to the right of the axes, where it hides nothing."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, **options)
+
+
+def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: str, **options: Any) -> None:
+    """A line, with dots where a value has no drawable neighbour and would leave no trace.
+
+    The line's data are the values themselves.
+    """
+    drawable = np.isfinite(values) & ((values > 0) | (ax.get_yscale() == "linear"))
+    around = np.concatenate([[False], drawable, [False]])
+    lonely = drawable & ~around[:-2] & ~around[2:]
+    style = {"linewidth": 1.6, **options}
+    (drawn,) = ax.plot(steps, values, label=label, color=color, **style)
+    if lonely.any():
+        ax.plot(steps[lonely], values[lonely], ".", color=color, markersize=3, zorder=drawn.get_zorder())

@@ -1,0 +1,95 @@
+"""The cloud of tokens as a whole and the motion within it; and how large the cloud is."""
+
+from __future__ import annotations
+
+import xarray as xr
+from matplotlib.axes import Axes
+
+from deadtok_xr.plot import _logzero, _style
+
+_SPEEDS = {
+    "bulk_speed": ("speed of the centroid", _style.BLUE),
+    "thermal_rms": ("speed within the cloud\n(root mean square)", _style.VERMILLION),
+}
+_RADII = {"radius_max": ("largest", _style.ORANGE), "radius": ("mean", _style.BLUE)}
+
+
+def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
+    """The speed of the tokens' centroid, and their speed relative to it, against the step.
+
+    Parameters
+    ----------
+    kinematics
+        From `deadtok_xr.kinematics`, lazy or computed.
+    ax
+        Axes to draw on; None for a new figure.
+
+    Returns
+    -------
+    The axes, y logarithmic, in 1/step: `bulk_speed` and `thermal_rms`. Steps at which one is exactly 0
+    are marked in the strip "0"; NaN (the first step has no velocity) are gaps.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks one of these.
+    """
+    ds, n_tokens = _needed(kinematics, tuple(_SPEEDS))
+    steps = ds["step"].values
+    values = dict(zip(_SPEEDS, _style.series(ds, *_SPEEDS), strict=True))
+    has_zero = any((v == 0).any() for v in values.values())
+    axis = _logzero.log_axis(*_logzero.positive_range(*values.values()), has_zero)
+    ax = _style.own_axes(ax)
+    _logzero.apply(ax, axis)
+    for i, (name, (words, color)) in enumerate(_SPEEDS.items()):
+        _style.line(ax, steps, values[name], label=words, color=color)
+        lane = (0.55, 0.95) if i == 0 else (0.05, 0.45)
+        zero = values[name] == 0
+        _logzero.mark_zeros(
+            ax, axis, steps, zero, label=f"0: {words.splitlines()[0]}", color=color, lane=lane
+        )
+    unit = ds["bulk_speed"].attrs.get("units", "1/step")
+    _style.dress(
+        ax, ds, ylabel=f"speed ({unit})", title=f"Drift of the cloud, and motion within it: {n_tokens}"
+    )
+    _style.legend(ax)
+    return ax
+
+
+def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
+    """The mean and the largest distance of the tokens from their centroid, against the step.
+
+    Parameters
+    ----------
+    kinematics
+        From `deadtok_xr.kinematics`, lazy or computed.
+    ax
+        Axes to draw on; None for a new figure.
+
+    Returns
+    -------
+    The axes, y linear from 0, dimensionless as W: `radius` and `radius_max`.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks one of these.
+    """
+    ds, n_tokens = _needed(kinematics, tuple(_RADII))
+    ax = _style.own_axes(ax)
+    for values, (words, color) in zip(_style.series(ds, *_RADII), _RADII.values(), strict=True):
+        _style.line(ax, ds["step"].values, values, label=words, color=color)
+    title = f"Size of the cloud: {n_tokens}"
+    if ds.attrs.get("origin") == "relative":
+        title += "\npositions are sums of displacements since the first step"
+    _style.dress(ax, ds, ylabel="distance from the centroid (dimensionless)", title=title)
+    ax.set_ylim(bottom=0)
+    _style.legend(ax)
+    return ax
+
+
+def _needed(kinematics: xr.Dataset | xr.DataTree, names: tuple[str, ...]) -> tuple[xr.Dataset, str]:
+    ds = _style.need(kinematics, names, "kinematics")
+    _style.need_dims(ds, dict.fromkeys(names, ("step",)), "kinematics")
+    whole = kinematics.to_dataset() if isinstance(kinematics, xr.DataTree) else kinematics
+    return ds.compute(), _style.tokens_in_words(whole)

@@ -1,0 +1,190 @@
+"""How far tokens move from step to step: their mean, and all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm
+from numpy.typing import NDArray
+
+from deadtok_xr.plot import _logzero, _style
+from deadtok_xr.plot._density import Density, density
+from deadtok_xr.plot._style import Floats
+
+FEW = 60  # tokens that are still drawn as lines
+
+
+def displacement(
+    motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
+) -> Axes:
+    """Mean and standard deviation over the tokens of how far they moved, against the step.
+
+    Parameters
+    ----------
+    motion
+        From `deadtok_xr.motion`, lazy or computed.
+    measure
+        Any of its variables of (step, token): `displacement_ulp` (norm ULP), `displacement`
+        (dimensionless), `lattice_l1`, `lattice_l2`, `lattice_linf` (ULP).
+    ax
+        Axes to draw on; None for a new figure.
+
+    Returns
+    -------
+    The axes, y logarithmic. Mean and standard deviation (ddof 1) are over valid tokens; a step without
+    any is a gap. The band goes down to the strip "0" where mean - std is not positive; a step at which
+    no token moved is marked in that strip.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks the measure.
+
+    Notes
+    -----
+    The first figure of notebook 1.31b.
+    """
+    ds, values = _values(motion, measure)
+    steps = ds["step"].values
+    mean, std = _moments(values)
+    axis = _limits(mean, std)
+    ax = _style.own_axes(ax)
+    _logzero.apply(ax, axis)
+    _band(ax, axis, steps, mean, std)
+    _style.line(ax, steps, mean, label="mean", color=_style.BLUE)
+    _logzero.mark_zeros(ax, axis, steps, mean == 0, label="0: no token moved", color=_style.INK)
+    title = f"How far {_style.tokens_in_words(ds)} move from step to step: mean and spread"
+    _style.dress(ax, ds, ylabel=_style.axis_label(ds[measure]), title=title + _left_out(values))
+    _style.legend(ax)
+    return ax
+
+
+def trajectories(
+    motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
+) -> Axes:
+    """How far every single token moved, against the step, with the mean on top.
+
+    Parameters
+    ----------
+    motion, measure, ax
+        As for `displacement`.
+
+    Returns
+    -------
+    The axes, y logarithmic. Up to 60 tokens are lines, and the strip "0" shows the share of tokens that
+    did not move; more are a density: tokens per step in each cell, also in the strip "0". Invalid values
+    are left out, and counted in the title.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks the measure.
+
+    Notes
+    -----
+    The second figure of notebook 1.31b. Values beyond a cell's own steps and bin are not smoothed.
+    """
+    ds, values = _values(motion, measure)
+    steps = ds["step"].values
+    mean, _ = _moments(values)
+    axis = _logzero.log_axis(*_logzero.positive_range(values), bool((values == 0).any()))
+    ax = _style.own_axes(ax)
+    _logzero.apply(ax, axis)
+    if values.shape[1] <= FEW:
+        _lines(ax, axis, steps, values)
+    else:
+        _cells(ax, axis, density(values, steps, axis.low, axis.high))
+    outline = [patheffects.withStroke(linewidth=3.2, foreground="white")]
+    _style.line(ax, steps, mean, label="mean", color=_style.VERMILLION, path_effects=outline, zorder=3)
+    title = f"How far each of {_style.tokens_in_words(ds)} moves from step to step"
+    _style.dress(ax, ds, ylabel=_style.axis_label(ds[measure]), title=title + _left_out(values))
+    _style.legend(ax) if values.shape[1] <= FEW else ax.legend(loc="upper right", framealpha=0.9)
+    return ax
+
+
+def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Floats]:
+    ds = _style.need(motion, (measure,), "motion")
+    _style.need_dims(ds, {measure: ("step", "token")}, "motion")
+    ds = ds.transpose("step", "token").compute()
+    values = ds[measure].values
+    if values.dtype != np.float32:  # which the largest results are, and which holds them as they are
+        values = values.astype(np.float64)
+    values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
+    return ds, values
+
+
+def _moments(values: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (ddof 1) of the valid tokens, NaN where they are too few."""
+    valid = ~np.isnan(values)
+    n = valid.sum(axis=1)
+    mean = np.where(n > 0, np.nansum(values, axis=1, dtype=np.float64) / np.maximum(n, 1), np.nan)
+    squares = np.array(
+        [np.nansum((row.astype(np.float64) - m) ** 2) for row, m in zip(values, mean, strict=True)]
+    )
+    return mean, np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+
+
+def _limits(mean: Floats, std: Floats) -> _logzero.LogAxis:
+    """Limits that hold mean and band, but at most two decades below the least mean."""
+    least, _ = _logzero.positive_range(mean)
+    low, high = _logzero.positive_range(mean, mean - std, mean + std)
+    return _logzero.log_axis(max(low, least / 100), high, bool(((mean == 0) | (mean - std <= 0)).any()))
+
+
+def _band(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], mean: Floats, std: Floats) -> None:
+    if not np.isfinite(std).any():
+        return  # one token has no spread
+    lower = mean - std
+    low = np.where(lower > 0, np.maximum(lower, axis.low), axis.bottom)
+    label = "mean ± standard deviation" + (
+        "\n(down to the strip: to 0 or less)" if (lower <= 0).any() else ""
+    )
+    spread = np.isfinite(std) & (mean > 0)
+    ax.fill_between(
+        steps, low, mean + std, where=spread, color=_style.SKY, alpha=0.4, linewidth=0, label=label
+    )
+
+
+def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: Floats) -> None:
+    n = values.shape[1]
+    x = np.broadcast_to(steps.astype(np.float64), values.T.shape)
+    moving = np.where(values > 0, values, np.nan)
+    alpha = float(np.clip(6 / n, 0.25, 0.8))
+    paths = np.stack([x, moving.T], axis=-1)
+    ax.add_collection(
+        LineCollection(list(paths), colors=_style.BLUE, alpha=alpha, linewidths=0.7, label="each token")
+    )
+    blank = np.isnan(np.pad(moving, ((1, 1), (0, 0)), constant_values=np.nan))
+    lonely = ~blank[1:-1] & blank[:-2] & blank[2:]
+    ax.plot(x.T[lonely], values[lonely], ".", color=_style.BLUE, alpha=alpha, markersize=2.5)
+    if axis.has_strip:
+        valid = np.maximum((~np.isnan(values)).sum(axis=1), 1)
+        share = (values == 0).sum(axis=1) / valid
+        top, edges = axis.within_strip(share), _style.cell_edges(steps)
+        label = "0: share of tokens that did not move\n(full height: all of them)"
+        ax.stairs(top, edges, baseline=axis.bottom, fill=True, color=_style.INK, label=label)
+
+
+def _cells(ax: Axes, axis: _logzero.LogAxis, cells: Density) -> None:
+    per_step = cells.counts / np.maximum(cells.n_steps, 1)[:, None]
+    zeros = cells.zeros / np.maximum(cells.n_steps, 1)
+    shown = [a[a > 0] for a in (per_step, zeros) if (a > 0).any()]
+    low, high = (min(map(np.min, shown)), max(map(np.max, shown))) if shown else (1.0, 10.0)
+    norm = LogNorm(low, max(high, 10 * low))
+    style = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
+    mesh = ax.pcolormesh(
+        cells.step_edges, cells.value_edges, np.ma.masked_equal(per_step.T, 0), label="density", **style
+    )
+    if axis.has_strip:
+        row = np.ma.masked_equal(zeros[None, :], 0)
+        ax.pcolormesh(cells.step_edges, np.array(axis.strip), row, label="zeros", **style)
+    assert ax.figure is not None
+    ax.figure.colorbar(mesh, ax=ax, pad=0.01, label="tokens per step in a cell (count)")
+
+
+def _left_out(values: Floats) -> str:
+    n = int(np.isnan(values).sum())
+    return f"\n{n:,} of {values.size:,} values are invalid and left out" if n else ""

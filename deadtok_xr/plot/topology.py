@@ -1,0 +1,89 @@
+"""Do the tokens crystallise or evaporate? The lattice spacing and the graph of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from deadtok_xr.errors import InputError
+from deadtok_xr.plot import _style
+
+_COUNTS = {
+    "n_components": ("connected components", _style.SKY, {"linewidth": 3.6}),
+    "n_singletons": ("tokens without a neighbour", _style.INK, {"linewidth": 1.2}),
+    "largest_component": ("tokens in the\nlargest component", _style.VERMILLION, {"linewidth": 1.6}),
+}
+_NEEDED = ("mean_ulp", "density", *_COUNTS)
+
+
+def topology(
+    topology: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
+) -> NDArray[np.object_]:
+    """Lattice spacing, density of the adjacency graph, and its components, against the step.
+
+    Parameters
+    ----------
+    topology
+        From `deadtok_xr.topology`, lazy or computed.
+    axes
+        Three axes to draw on, from the top; None for a new figure.
+
+    Returns
+    -------
+    Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W);
+    `density` (share of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts).
+    Steps without a valid answer (NaN, -1) are gaps.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks one of these, or there are not three axes.
+
+    Notes
+    -----
+    The quantities of notebook 14.2b.
+    """
+    ds = _style.need(topology, _NEEDED, "topology")
+    _style.need_dims(ds, dict.fromkeys(_NEEDED, ("step",)), "topology")
+    ds = ds.compute()
+    panels = _panels(axes)
+    steps = ds["step"].values
+    spacing, density, *counts = _style.series(ds, *_NEEDED)
+    _style.line(panels[0], steps, spacing, label="mean ULP", color=_style.BLUE)
+    _style.line(panels[1], steps, density, label="density", color=_style.GREEN)
+    for (name, color, style), values in zip(_COUNTS.values(), counts, strict=True):
+        _style.line(panels[2], steps, values, label=name, color=color, **style)
+    _words(panels, ds)
+    return panels
+
+
+def _panels(axes: Sequence[Axes] | NDArray[Any] | None) -> NDArray[np.object_]:
+    if axes is None:
+        import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+
+        return plt.subplots(
+            3, sharex=True, figsize=_style.SIZE, layout="constrained", height_ratios=(2, 2, 3)
+        )[1]
+    panels = np.empty(len(axes), object)
+    panels[:] = list(axes)
+    if len(panels) != 3:
+        raise InputError(f"axes: found {len(panels)}, needed 3 (lattice spacing, density, counts)")
+    return panels
+
+
+def _words(panels: NDArray[np.object_], ds: xr.Dataset) -> None:
+    title = f"Neighbours on the lattice: {_style.tokens_in_words(ds)}, adjacent within one mean ULP"
+    labels = ("mean ULP at\nthe centroid\n(dimensionless)", "adjacent pairs\n(share of all pairs)", "count")
+    for panel, label, heading in zip(panels, labels, (title, "", ""), strict=True):
+        _style.dress(panel, ds, ylabel=label, title=heading)
+        panel.set_ylim(bottom=0)
+        panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    for panel in panels[:2]:
+        panel.set_xlabel("")
+    _style.legend(panels[2])
+    panels[0].figure.align_ylabels(list(panels))

@@ -1,0 +1,136 @@
+"""Results on disk: a Zarr store with a group per analysis, written in one pass over the recording."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from deadtok_xr import store, zarr_dtype
+from deadtok_xr.analyses.kinematics import PER_TOKEN
+from deadtok_xr.blocks import uniform
+from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
+
+RESULTS_VERSION = "1.0"
+
+
+def save_results(
+    tree: xr.DataTree,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    full: bool = False,
+    progress: AbstractContextManager[Any] | None = None,
+) -> xr.DataTree:
+    """Compute a tree of results and write it, reading every chunk of the recording once.
+
+    Parameters
+    ----------
+    tree
+        From `analyze`.
+    path
+        The results store to write; it must not exist unless ``overwrite``.
+    full
+        Also write the large `position` and `thermal_velocity` (step, token, dim) of `kinematics`.
+    progress
+        A context in which the computation runs, such as a Dask progress bar.
+
+    Returns
+    -------
+    The tree, reopened from ``path``.
+
+    Raises
+    ------
+    DestinationExistsError
+        If something is there already.
+    """
+    zarr_dtype.register()
+    store.refuse_existing(path, overwrite=overwrite)
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    root = zarr.create_group(
+        str(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+    )
+    pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
+    with progress or nullcontext():
+        # one call for all groups: a graph of its own for each would read the recording once for each
+        da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
+    root.attrs["complete"] = True
+    return open_results(path)
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "deadtok_results": RESULTS_VERSION,
+        "complete": False,
+        "analysed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "analysed_with": store.software(),
+    }
+
+
+def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tuple[da.Array, zarr.Array[Any]]]:
+    """Create a group's arrays; write the small ones now, return the lazy ones with their targets."""
+    if not full:
+        ds = ds.drop_vars(PER_TOKEN, errors="ignore")
+    group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
+    pairs = []
+    for key, variable in ds.variables.items():
+        lazy = variable.chunks is not None
+        source = uniform(variable.data) if lazy else variable.values
+        text = source.dtype.kind in "UOT"
+        array = store.create_array(
+            group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
+            source.chunksize if lazy else "auto",
+        )  # fmt: skip
+        array.attrs.update({**_plain(variable.attrs), **_coordinates(ds, str(key))})
+        if lazy:
+            pairs.append((source, array))
+        elif source.size:
+            array[...] = source.astype(object) if text else source
+    return pairs
+
+
+def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
+    if key in ds.coords:
+        return {}
+    other = [str(c) for c in ds.coords if c not in ds.dims and set(ds[c].dims) <= set(ds[key].dims)]
+    return {"coordinates": " ".join(other)} if other else {}
+
+
+def _plain(attrs: Any) -> Any:
+    """Attributes as JSON holds them."""
+    if isinstance(attrs, dict):
+        return {str(k): _plain(v) for k, v in attrs.items()}
+    if isinstance(attrs, (list, tuple)):
+        return [_plain(v) for v in attrs]
+    return attrs.tolist() if isinstance(attrs, (np.generic, np.ndarray)) else attrs
+
+
+def open_results(path: str | Path) -> xr.DataTree:
+    """Open saved results as a lazy tree.
+
+    Raises
+    ------
+    MissingFileError, InputError, IncompleteStoreError
+        If there is nothing at ``path``, if it holds no results, or if they were not written to the end.
+    """
+    if "://" not in str(path) and not Path(path).exists():
+        raise MissingFileError(f"{path}: no such file or folder")
+    try:
+        attrs = zarr.open_group(str(path), mode="r").attrs
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
+    if "deadtok_results" not in attrs:
+        raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
+    if not attrs.get("complete"):
+        raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
+    tree = xr.open_datatree(str(path), engine="zarr", consolidated=False, chunks={})
+    ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in attrs["groups"]}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

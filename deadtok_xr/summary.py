@@ -1,0 +1,103 @@
+"""What an analysis found, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import xarray as xr
+
+
+def summary(tree: xr.DataTree) -> str:
+    """The main findings of a tree of results, as text for one screen.
+
+    Parameters
+    ----------
+    tree
+        From `open_results`, `save_results` or `analyze` (which is computed here, as far as needed).
+    """
+    lines = [_heading(tree)]
+    for name, describe in _SECTIONS.items():
+        if name in tree.children:
+            lines += describe(tree[name].to_dataset())
+    for name, reason in tree.attrs.get("left_out", {}).items():
+        lines.append(f"{name}: left out. {reason}")
+    return "\n".join(lines)
+
+
+def _heading(tree: xr.DataTree) -> str:
+    kind = tree.attrs.get("tokens", "all")
+    n = tree.attrs.get("n_tokens", "?")
+    return f"{tree.attrs.get('source', 'recording')}: {n} {'' if kind == 'all' else kind + ' '}tokens"
+
+
+def _motion(ds: xr.Dataset) -> Iterator[str]:
+    mean, std = ds["displacement_ulp_mean"].values, ds["displacement_ulp_std"].values
+    moved = (ds["moved_dims"] > 0).sum("token").values
+    steps = ds["step"].values
+    yield "Motion, |ΔW| in norm ULP (1.31b)"
+    yield f"  mean over tokens  {_span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
+    yield f"  std over tokens   {_span(std)}"
+    still = steps[moved == 0]
+    last = steps[moved > 0]
+    yield (
+        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; nothing moved in "
+        f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
+    )
+    invalid = int((ds["n_invalid"].values > 0).sum())
+    if invalid:
+        yield f"  warning: {invalid} steps have tokens with NaN or infinity, which are left out of the means"
+
+
+def _phases(ds: xr.Dataset) -> Iterator[str]:
+    names = ds["phase"].values
+    final = ds["fraction"].isel(step=-1).values
+    begins = ds["transition_step"].values
+    yield f"Phases, scheme {ds.attrs.get('scheme', 'lattice')}"
+    yield "  final state       " + ", ".join(f"{n} {100 * f:.1f}%" for n, f in zip(names, final, strict=True))
+    yield "  majority reached  " + ", ".join(
+        f"{n} or colder {'never' if t < 0 else f'at {t}'}" for n, t in zip(names[:-1], begins[:-1], strict=True)
+    )
+
+
+def _kinematics(ds: xr.Dataset) -> Iterator[str]:
+    norm = np.linalg.norm(ds["centroid"].values, axis=1)
+    steps, bulk, heat = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
+    radius = ds["radius"].values
+    yield f"Kinematics, centre-of-mass frame ({ds.attrs.get('origin', 'absolute')} positions)"
+    yield f"  centroid norm     {norm[0]:.6f} first, {norm[-1]:.6f} last, {norm.max():.6f} largest (step {steps[norm.argmax()]})"  # noqa: E501
+    yield f"  cloud radius      {radius[0]:.6f} first, {radius[-1]:.6f} last"
+    if len(steps) > 1:
+        ratio = bulk[1] / heat[1] if heat[1] else np.inf
+        yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {heat[1]:.4g}, ratio {ratio:.4g}"
+        yield f"  check             thermal velocities sum to {np.nanmax(ds['thermal_residual'].values):.2g} at most"
+
+
+def _topology(ds: xr.Dataset) -> Iterator[str]:
+    n = int(ds["n_components"].max())
+    yield f"Topology, L∞ <= mean ULP at the centroid, coincident tokens {ds.attrs.get('coincident')}"
+    for key, label in (
+        ("mean_ulp", "mean ULP"),
+        ("density", "density"),
+        ("largest_component", "largest component"),
+        ("n_singletons", "singletons"),
+        ("n_components", "components"),
+    ):
+        v = ds[key].values
+        yield f"  {label:17s} {v[0]:.4g} first, {v[-1]:.4g} last, {_span(v)}"
+    if n < 0:
+        yield "  warning: every step holds NaN or infinity"
+
+
+def _span(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    return f"[{finite.min():.4g}, {finite.max():.4g}]" if finite.size else "[nan]"
+
+
+_SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
+    "motion": _motion,
+    "phases": _phases,
+    "phases_magnitude": _phases,
+    "kinematics": _kinematics,
+    "topology": _topology,
+}

@@ -1,0 +1,65 @@
+"""What the tests share: one real recording, its results, and a scheduler that refuses to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import torch
+import xarray as xr
+from hypothesis import settings
+
+import deadtok_xr as dx
+from deadtok_xr import demo
+
+settings.register_profile("default", deadline=None, max_examples=40)
+settings.load_profile("default")
+torch.set_num_threads(1)  # two test processes with two threads each spend their time waiting
+
+RUN = demo.Run(
+    steps=300, batch=4, length=16, dims=16, layers=1, lr=3e-3, decay=True,
+    variables=("W", "grad", "exp_avg", "exp_avg_sq"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run whose dead tokens move, hop, freeze and thaw: 301 steps, 256 tokens, 16 dims."""
+    path = tmp_path_factory.mktemp("recording") / "run.zarr"
+    return demo.train(path, demo.corpus(), 256, RUN)
+
+
+@pytest.fixture(scope="session")
+def atom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run that begins as a tight cluster: many coincident and adjacent tokens."""
+    path = tmp_path_factory.mktemp("atom") / "run.zarr"
+    run = demo.Run(steps=150, batch=4, length=16, dims=16, layers=1, lr=3e-3, decay=True, atom=5e-4)
+    return demo.train(path, demo.corpus(), 256, run)
+
+
+@pytest.fixture(scope="session")
+def results(recording: Path) -> xr.DataTree:
+    """All analyses of the dead tokens of the real run, computed."""
+    tree = dx.analyze(recording)
+    for node in tree.children.values():
+        node.dataset = node.to_dataset().compute()
+    return tree
+
+
+@contextmanager
+def _refuse() -> Iterator[None]:
+    def scheduler(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something computed that should have stayed lazy")
+
+    with dask.config.set(scheduler=scheduler):
+        yield
+
+
+@pytest.fixture
+def lazily() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which any Dask computation is an error."""
+    return _refuse
