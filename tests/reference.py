@@ -37,6 +37,8 @@ def motion(W: Array) -> dict[str, Array]:
             "lattice_l2": np.sqrt((cells**2).sum(-1)),
             "lattice_linf": cells.max(-1),
         }
+        for name in ("displacement", "displacement_ulp"):  # float32 by contract: 1e38 / 1e-10 is infinite there
+            out[name] = out[name].astype(np.float32).astype(np.float64)
     out = {k: np.where(valid, v, np.nan) for k, v in out.items()}
     out["moved_dims"] = np.where(valid, (after != before).sum(-1), -1)
     rows = [row[~np.isnan(row)] for row in out["displacement_ulp"]]
@@ -75,6 +77,7 @@ def kinematics(W: Array) -> dict[str, Array]:
     W = W.astype(np.float64)
     with np.errstate(invalid="ignore"):
         centroid = W.mean(1)
+        centroid[~np.isfinite(centroid)] = np.nan
         bulk = np.full_like(centroid, np.nan)
         bulk[1:] = centroid[1:] - centroid[:-1]
         step = np.full_like(W, np.nan)

@@ -137,7 +137,8 @@ def _sample_std(x: NDArray[Any]) -> NDArray[np.float64]:
     valid = ~np.isnan(x)
     n = valid.sum(axis=1)
     mean = np.where(valid, x, 0).sum(axis=1) / np.maximum(n, 1)
-    squares = np.where(valid, x - mean[:, None], 0) ** 2
+    with np.errstate(invalid="ignore"):  # of infinite displacements there is no deviation: NaN
+        squares = np.where(valid, x - mean[:, None], 0) ** 2
     return np.where(n > 1, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), np.nan)
 
 

@@ -83,22 +83,16 @@ def _attrs(meaning: str, scheme: str) -> dict[str, str]:
     return {"long_name": meaning, "units": "1", "formula": _DEFINITION[scheme]}
 
 
-def phase_codes(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int8]:
-    """The phase of each structured motion result, by its position in the scheme; -1 where it is invalid."""
+def _count(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int64]:
+    """Tokens per phase of a structured motion result, (step, 1, phase)."""
     if scheme == "lattice":
-        colder = [
-            result["lattice_l1"] == 0,
-            result["lattice_linf"] <= 1,
-            result["lattice_l2"] <= np.sqrt(n_dims),
-        ]
+        limits = [("lattice_l1", 0.0), ("lattice_linf", 1.0), ("lattice_l2", np.sqrt(n_dims))]
+        colder = [result[name] <= limit for name, limit in limits]
     else:
         colder = [result["displacement_ulp"] < limit for limit in THRESHOLDS]
-    return np.select([result["moved_dims"] < 0, *colder], [-1, 0, 1, 2], 3).astype(np.int8)
-
-
-def _count(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int64]:
-    codes = phase_codes(result, scheme, n_dims)
-    return np.stack([(codes == k).sum(axis=1) for k in range(4)], axis=-1)[:, None, :]
+    # each phase with the colder ones is a part of the next with its colder ones, so differences count
+    up_to = np.stack([m.sum(axis=1) for m in [*colder, result["moved_dims"] >= 0]], axis=-1)
+    return np.diff(up_to, axis=-1, prepend=0)[:, None, :]
 
 
 def _normalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:

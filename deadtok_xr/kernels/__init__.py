@@ -24,15 +24,19 @@ class Lattice:
 
     Attributes
     ----------
-    inverse_ulp
-        1 / ULP by float32 exponent field (256 entries, float64).
+    smallest
+        The float32 exponent field of the format's smallest normal number.
+    ulp_offset
+        ULP = 2^(max(E, smallest) - ulp_offset), E the float32 exponent field.
     spare
-        The mantissa bits of a float32 word that are zero on the grid, by exponent field.
+        The mantissa bits of a float32 word that are zero on the grid, by exponent field (256 entries);
+        the last entry is the union of all others.
     largest
         The float32 word of the largest finite value of the format.
     """
 
-    inverse_ulp: NDArray[np.float64]
+    smallest: int
+    ulp_offset: int
     spare: NDArray[np.uint32]
     largest: int
 
@@ -40,16 +44,19 @@ class Lattice:
 def lattice(name: str) -> Lattice:
     """The lattice of a number format by name."""
     grid = get_grid(name)
+    smallest = 128 - grid.bias
+    # below the smallest normal number fewer mantissa bits are on the grid, one less per binade, down to
+    # the power of two that is the smallest number; below that none, not even the leading bit
     fields = np.arange(256)
-    smallest = max(1, 128 - grid.bias)  # float32 exponent field of the format's smallest normal number
-    exponent = np.maximum(fields, smallest) - 127 - grid.mantissa_bits
-    # below the smallest normal number fewer mantissa bits are on the grid, one less per binade
-    kept = np.clip(grid.mantissa_bits - np.maximum(smallest - fields, 0), -1, 23)
-    spare = np.where(kept < 0, 0x7FFFFF, (1 << (23 - np.maximum(kept, 0))) - 1).astype(np.uint32)
+    kept = grid.mantissa_bits - np.maximum(smallest - fields, 0)
+    spare = (1 << (23 - np.clip(kept, 0, 23))) - 1
     if smallest == 1:
-        spare[0] = (1 << (23 - grid.mantissa_bits)) - 1  # float32's own subnormals keep their spacing
+        spare[0] = spare[1]  # the format's subnormals are float32's own
+    else:
+        spare[kept < 0] = 0xFFFFFFFF >> 1
+    spare[255] = np.bitwise_or.reduce(spare[:255])
     top = np.float32((2 - 2.0**-grid.mantissa_bits) * 2.0**grid.bias)
-    return Lattice(np.ldexp(1.0, -exponent), spare, int(top.view(np.uint32)))
+    return Lattice(smallest, 127 + grid.mantissa_bits, spare.astype(np.uint32), int(top.view(np.uint32)))
 
 
 def words(block: NDArray[Any]) -> NDArray[Any]:

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.words import compiled, compiled_sums
 
 
 def centroid(blocks: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """The mean over tokens at each step, (t, d) in float64, of token blocks (t, n, d) of the same steps."""
+    """The mean over tokens at each step, (t, d) in float64, of token blocks (t, n, d) of the same steps.
+
+    NaN in the dims in which a token is not finite.
+    """
     sums = np.zeros((blocks[0].shape[0], blocks[0].shape[2]))
     for block in blocks:
         _add(block, sums)
+    sums[~np.isfinite(sums)] = np.nan
     return sums / sum(block.shape[1] for block in blocks)
 
 
@@ -60,24 +64,30 @@ def _add(block, sums):
 @compiled
 def _spread(block, before, centre, bulk, sums, residual):
     """Add each token's share to ``sums``: radius, largest radius, squared thermal speed, not finite."""
-    T, N, D = block.shape
+    T, N, _ = block.shape
     for t in range(T):
+        last = block[t - 1] if t > 0 else before[0]
+        whole = np.isfinite(centre[t]).all()  # a mean is finite only if everything in it is
         for n in range(N):
-            squares = 0.0
-            heat = 0.0
-            finite = True
-            for d in range(D):
-                x = np.float64(block[t, n, d])
-                last = np.float64(block[t - 1, n, d] if t > 0 else before[0, n, d])
-                off = x - centre[t, d]
-                own = x - last - bulk[t, d]
-                squares += off * off
-                heat += own * own
-                residual[t, d] += own
-                finite = finite and np.isfinite(x)
+            squares, heat = _token(block[t, n], last[n], centre[t], bulk[t], residual[t])
             radius = np.sqrt(squares)
             sums[t, 0] += radius
             if not sums[t, 1] >= radius:
                 sums[t, 1] = radius
             sums[t, 2] += heat
-            sums[t, 3] += not finite
+            if not whole:
+                sums[t, 3] += not np.isfinite(block[t, n]).all()
+
+
+@compiled_sums
+def _token(row, last, centre, bulk, residual):
+    squares = 0.0
+    heat = 0.0
+    for d in range(row.shape[0]):
+        x = np.float64(row[d])
+        off = x - centre[d]
+        own = x - np.float64(last[d]) - bulk[d]
+        squares += off * off
+        heat += own * own
+        residual[d] += own
+    return squares, heat

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.words import compiled, field, float32_word, row_is_finite, same_row, value
+from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite, expand, same_row
 
 
 def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: NDArray[Any]) -> None:
@@ -26,83 +26,96 @@ def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: NDArra
     out
         Structured (t, n) with the fields displacement, displacement_ulp, lattice_l1, lattice_l2,
         lattice_linf (NaN where a value is not finite) and moved_dims (-1 there).
+
+    Raises
+    ------
+    OffGridError
+        If a value is not on the lattice.
     """
-    off_grid = np.zeros(1, np.int64)
-    _motion(
-        now, after, word_shift(now), lattice.inverse_ulp, lattice.spare, lattice.largest, off_grid,
+    off_grid = _motion(
+        now, after, word_shift(now), lattice.smallest, lattice.ulp_offset, lattice.spare, lattice.largest,
         out["displacement"], out["displacement_ulp"], out["lattice_l1"], out["lattice_l2"],
         out["lattice_linf"], out["moved_dims"],
     )  # fmt: skip
-    if off_grid[0]:
-        raise OffGridError(f"{off_grid[0]} rows of a block hold values that are not on the grid")
+    if off_grid:
+        raise OffGridError(f"{off_grid} rows of a block hold values that are not on the grid")
 
 
 @compiled
-def _motion(now, after, shift, inverse_ulp, spare, largest, off_grid, l2, norm_ulp, w1, w2, winf, moved):
-    T, N, _ = now.shape
+def _motion(now, after, shift, smallest, ulp_offset, spare, largest, l2, norm_ulp, w1, w2, winf, moved):
+    T, N, D = now.shape
+    state = np.empty(N, np.uint8)  # of each token's row at t: 0 usable, 1 not finite, 2 off the grid
+    before = np.empty(D, np.uint32)
+    row = np.empty(D, np.uint32)
+    values = (before.view(np.float32), row.view(np.float32))
+    norms = np.empty(5)
+    off_grid = 0
     for n in range(N):
-        finite = row_is_finite(now[0, n], shift)
-        off_grid[0] += not _row_on_grid(now[0, n], shift, spare, largest)
-        for t in range(T):
-            before = now[t, n]
-            row = now[t + 1, n] if t + 1 < T else after[0, n]
-            if same_row(before, row):
-                _still(t, n, finite, l2, norm_ulp, w1, w2, winf, moved)
-                continue
-            was_finite = finite
-            finite = row_is_finite(row, shift)
-            off_grid[0] += not _row_on_grid(row, shift, spare, largest)
-            if was_finite and finite:
-                _moved(t, n, before, row, shift, inverse_ulp, l2, norm_ulp, w1, w2, winf, moved)
-            else:
-                _still(t, n, False, l2, norm_ulp, w1, w2, winf, moved)
+        state[n] = _state(now[0, n], shift, spare, largest, row)
+        off_grid += state[n] == 2
+    for t in range(T):
+        nxt = now[t + 1] if t + 1 < T else after[0]
+        for n in range(N):
+            ok, count = state[n] == 0, 0
+            norms[:] = 0.0
+            if not same_row(now[t, n], nxt[n]):
+                state[n] = _state(nxt[n], shift, spare, largest, row)
+                off_grid += state[n] == 2
+                ok = ok and state[n] == 0
+                if ok:
+                    expand(now[t, n], shift, before)
+                    count = _norms(before, values[0], values[1], smallest, ulp_offset, norms)
+            if not ok:
+                norms[:] = np.nan
+                count = -1
+            l2[t, n] = norms[0]
+            norm_ulp[t, n] = norms[1]
+            w1[t, n] = norms[2]
+            w2[t, n] = norms[3]
+            winf[t, n] = norms[4]
+            moved[t, n] = count
+    return off_grid
 
 
 @compiled
-def _still(t, n, finite, l2, norm_ulp, w1, w2, winf, moved):
-    result = 0.0 if finite else np.nan
-    l2[t, n] = result
-    norm_ulp[t, n] = result
-    w1[t, n] = result
-    w2[t, n] = result
-    winf[t, n] = result
-    moved[t, n] = 0 if finite else -1
+def _state(words, shift, spare, largest, row):
+    union, magnitude = expand(words, shift, row)
+    if magnitude >= INFINITY:
+        return np.uint8(1)
+    if magnitude > largest:
+        return np.uint8(2)
+    if (union & spare[255]) == 0:
+        return np.uint8(0)  # no word has a bit that could be off the grid in any binade
+    for d in range(row.shape[0]):
+        if row[d] & spare[(row[d] >> np.uint32(23)) & np.uint32(0xFF)]:
+            return np.uint8(2)
+    return np.uint8(0)
 
 
-@compiled
-def _moved(t, n, before, row, shift, inverse_ulp, l2, norm_ulp, w1, w2, winf, moved):
+@compiled_finite
+def _norms(words, before, after, smallest, ulp_offset, out):
     squares = 0.0
     norm = 0.0
     s1 = 0.0
     s2 = 0.0
-    largest = 0.0
+    largest = np.int64(0)  # the bits of non-negative floats order as the floats do, and vectorise
     count = 0
-    for d in range(row.shape[0]):
-        a = value(before[d], shift)
-        step = value(row[d], shift) - a
-        cells = abs(step) * inverse_ulp[field(before[d], shift)]
+    for d in range(words.shape[0]):
+        # 1 / ULP = 2^(offset - max(E, smallest)), put together from its own exponent field
+        field = np.int64((words[d] >> np.uint32(23)) & np.uint32(0xFF))
+        inverse_ulp = np.int64((1023 + ulp_offset - max(field, np.int64(smallest))) << 52).view(np.float64)
+        a = np.float64(before[d])
+        step = np.float64(after[d]) - a
+        cells = abs(step) * inverse_ulp
         squares += step * step
         norm += a * a
         s1 += cells
         s2 += cells * cells
-        largest = max(largest, cells)
+        largest = max(largest, np.float64(cells).view(np.int64))
         count += step != 0.0
-    l2[t, n] = np.sqrt(squares)
-    norm_ulp[t, n] = np.sqrt(squares) / max(np.sqrt(norm) * 2.0**-7, 1e-10)
-    w1[t, n] = s1
-    w2[t, n] = np.sqrt(s2)
-    winf[t, n] = largest
-    moved[t, n] = count
-
-
-@compiled
-def _row_on_grid(row, shift, spare, largest):
-    for d in range(row.shape[0]):
-        word = float32_word(row[d], shift)
-        e = (word >> np.uint32(23)) & np.uint32(0xFF)
-        if e == 255:
-            continue
-        magnitude = word & np.uint32(0x7FFFFFFF)
-        if magnitude != 0 and ((word & spare[e]) != 0 or magnitude > largest):
-            return False
-    return True
+    out[0] = np.sqrt(squares)
+    out[1] = out[0] / max(np.sqrt(norm) * 2.0**-7, 1e-10)
+    out[2] = s1
+    out[3] = np.sqrt(s2)
+    out[4] = np.int64(largest).view(np.float64)
+    return count

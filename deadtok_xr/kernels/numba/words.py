@@ -1,46 +1,37 @@
-"""What the kernels share: reading words as float32, and how they are compiled."""
+"""What the kernels share: how they are compiled, and rows of words."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-# sums may be reordered, which lets loops use vector units; NaN and infinity keep their meaning
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-inlined = njit(nogil=True, inline="always")
+compiled = njit(nogil=True, cache=True, error_model="numpy")
+# Sums may be reordered and NaN does not occur: for finite values only. It lets loops use vector units.
+compiled_finite = njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+# Sums may be reordered, NaN and infinity keep their meaning.
+compiled_sums = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
-
-@inlined
-def float32_word(word, shift):
-    """The float32 word of a stored word."""
-    return np.uint32(np.uint32(word) << np.uint32(shift))
-
-
-@inlined
-def value(word, shift):
-    """The value of a stored word, in float64."""
-    return np.float64(np.uint32(np.uint32(word) << np.uint32(shift)).view(np.float32))
-
-
-@inlined
-def field(word, shift):
-    """The float32 exponent field of a stored word."""
-    return (np.uint32(np.uint32(word) << np.uint32(shift)) >> np.uint32(23)) & np.uint32(0xFF)
+INFINITY = 0x7F800000
+"""The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
 
 
 @compiled
 def same_row(a, b):
     """Whether two rows of words are equal bit by bit."""
-    for d in range(a.shape[0]):
-        if a[d] != b[d]:
-            return False
-    return True
+    difference = a[0] ^ b[0]
+    for d in range(1, a.shape[0]):
+        difference |= a[d] ^ b[d]
+    return difference == 0
 
 
 @compiled
-def row_is_finite(row, shift):
-    """Whether a row of words holds neither NaN nor infinity."""
+def expand(row, shift, out):
+    """Write a row's words as float32 words into ``out``; return their union and their largest magnitude."""
+    union = np.uint32(0)
+    largest = np.uint32(0)
     for d in range(row.shape[0]):
-        if field(row[d], shift) == 255:
-            return False
-    return True
+        word = np.uint32(row[d]) << np.uint32(shift)
+        out[d] = word
+        union |= word
+        largest = max(largest, word & np.uint32(0x7FFFFFFF))
+    return union, largest
