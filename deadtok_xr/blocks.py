@@ -129,7 +129,8 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
 
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
     """The attributes of a result: which recording it is of, and the options that made it."""
-    return {**{k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}, **options}
+    known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
+    return {**known, "n_tokens": ds.sizes["token"], **options}
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:

@@ -52,9 +52,17 @@ class TinyLM(nn.Module):
         self.embedding = nn.Embedding(vocabulary, run.dims)
         self.position = nn.Embedding(run.length, run.dims)
         layer = nn.TransformerEncoderLayer(
-            run.dims, run.heads, 4 * run.dims, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            run.dims,
+            run.heads,
+            4 * run.dims,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
-        self.body = nn.TransformerEncoder(layer, run.layers, nn.LayerNorm(run.dims), enable_nested_tensor=False)
+        self.body = nn.TransformerEncoder(
+            layer, run.layers, nn.LayerNorm(run.dims), enable_nested_tensor=False
+        )
         mask = nn.Transformer.generate_square_subsequent_mask(run.length)
         self.register_buffer("mask", mask, persistent=False)
         nn.init.normal_(self.position.weight, std=0.02)

@@ -50,7 +50,11 @@ def _lines(label: str) -> Report:
         nonlocal next_tenth
         if total and done * 10 // total >= next_tenth:
             next_tenth = done * 10 // total + 1
-            print(f"{label}: {100 * done // total}% after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{label}: {100 * done // total}% after {time.monotonic() - began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return report
 

@@ -57,7 +57,9 @@ def open_recording(
     """
     group, n_steps = store.open_group(path, partial=partial)
     ds = xr.open_zarr(group.store, consolidated=False, chunks={}, mask_and_scale=False, decode_times=False)
-    small = {name: c.copy(data=group[str(name)][...]) for name, c in ds.coords.items() if c.chunks is not None}
+    small = {
+        name: c.copy(data=group[str(name)][...]) for name, c in ds.coords.items() if c.chunks is not None
+    }
     ds = ds.assign_coords(small).isel(step=slice(0, n_steps))
     ds = _ascending(_select(ds, tokens, path))
     if not raw:
@@ -96,8 +98,10 @@ def _ascending(ds: xr.Dataset) -> xr.Dataset:
 
 def _decoded(ds: xr.Dataset) -> xr.Dataset:
     return ds.map(
-        lambda v: v.copy(data=v.data.map_blocks(decode, dtype=np.float32))
-        if v.dtype.name in GRIDS and v.dtype != np.float32 and v.chunks is not None
-        else v,
+        lambda v: (
+            v.copy(data=v.data.map_blocks(decode, dtype=np.float32))
+            if v.dtype.name in GRIDS and v.dtype != np.float32 and v.chunks is not None
+            else v
+        ),
         keep_attrs=True,
     )

@@ -58,7 +58,9 @@ def save_results(
     root = zarr.create_group(
         str(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     )
-    pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
+    pairs = [
+        pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)
+    ]
     with progress or nullcontext():
         # one call for all groups: a graph of its own for each would read the recording once for each
         da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
@@ -75,11 +77,15 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tuple[da.Array, zarr.Array[Any]]]:
+def _prepare(
+    root: zarr.Group, name: str, ds: xr.Dataset, full: bool
+) -> list[tuple[da.Array, zarr.Array[Any]]]:
     """Create a group's arrays; write the small ones now, return the lazy ones with their targets."""
     if not full:
         ds = ds.drop_vars(PER_TOKEN, errors="ignore")
-    group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
+    group = root.create_group(
+        name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))}
+    )
     pairs = []
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
@@ -126,11 +132,15 @@ def open_results(path: str | Path) -> xr.DataTree:
     try:
         attrs = zarr.open_group(str(path), mode="r").attrs
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
+        raise InputError(
+            f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote"
+        ) from error
     if "deadtok_results" not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
-        raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
+        raise IncompleteStoreError(
+            f"{path} was not written to its end: run the analysis again with --overwrite"
+        )
     tree = xr.open_datatree(str(path), engine="zarr", consolidated=False, chunks={})
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in attrs["groups"]}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

@@ -47,7 +47,12 @@ _VARIABLES = (
     Variable("loss", ("step",), FLOATS, "nat", "training loss of the batch of update t", valid_from=1),
     Variable("lr", ("step",), ("float64",), "1", "learning rate that update t used", valid_from=1),
     Variable(
-        "h_mean", ("step", "dim"), FLOATS, "1", "final hidden state, mean over batch and sequence", valid_from=1
+        "h_mean",
+        ("step", "dim"),
+        FLOATS,
+        "1",
+        "final hidden state, mean over batch and sequence",
+        valid_from=1,
     ),
     Variable(
         "p_h_dead",

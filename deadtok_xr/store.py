@@ -113,10 +113,18 @@ class StoreWriter:
         if rows.dead is not None:
             self._add("dead", rows.dead[self._order], ("token",))
         if rows.text is not None:
-            self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
+            self._add(
+                "token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string"
+            )
 
     def _add(
-        self, name: str, values: NDArray[Any], dims: tuple[str, ...], *, chunks: Any = "auto", dtype: Any = None
+        self,
+        name: str,
+        values: NDArray[Any],
+        dims: tuple[str, ...],
+        *,
+        chunks: Any = "auto",
+        dtype: Any = None,
     ) -> None:
         array = create_array(self.group, name, values.shape, dims, dtype or values.dtype, chunks)
         self._arrays[name] = array
@@ -270,7 +278,9 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
         return group, n_steps
     for name, holes in lost.items():
         if arrays[name].metadata.dimension_names[0] != "step":  # type: ignore[union-attr, index]
-            raise IncompleteStoreError(f"{path}: the coordinate {name!r} is missing; the store cannot be read")
+            raise IncompleteStoreError(
+                f"{path}: the coordinate {name!r} is missing; the store cannot be read"
+            )
         n_steps = min(n_steps, holes[0][0] * arrays[name].chunks[0])
     if n_steps == 0:
         raise IncompleteStoreError(f"{path}: not one step is whole yet; nothing can be read")

@@ -37,7 +37,10 @@ def motion(W: Array) -> dict[str, Array]:
             "lattice_l2": np.sqrt((cells**2).sum(-1)),
             "lattice_linf": cells.max(-1),
         }
-        for name in ("displacement", "displacement_ulp"):  # float32 by contract: 1e38 / 1e-10 is infinite there
+        for name in (
+            "displacement",
+            "displacement_ulp",
+        ):  # float32 by contract: 1e38 / 1e-10 is infinite there
             out[name] = out[name].astype(np.float32).astype(np.float64)
     out = {k: np.where(valid, v, np.nan) for k, v in out.items()}
     out["moved_dims"] = np.where(valid, (after != before).sum(-1), -1)

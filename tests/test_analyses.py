@@ -64,7 +64,9 @@ def check_phases(ds: xr.Dataset) -> None:
         found = dx.phases(ds, scheme=scheme).compute()
         fraction, begins = reference.phases(np.asarray(ds.W.values), scheme)
         assert_agree(found.fraction, fraction, scheme)
-        np.testing.assert_array_equal(found.transition_step, [-1 if b < 0 else ds.step.values[b] for b in begins])
+        np.testing.assert_array_equal(
+            found.transition_step, [-1 if b < 0 else ds.step.values[b] for b in begins]
+        )
 
 
 def check_kinematics(ds: xr.Dataset) -> None:
@@ -82,7 +84,12 @@ def check_topology(ds: xr.Dataset) -> None:
             assert_agree(found[name], value, f"{name}, {coincident}")
 
 
-CHECKS = {"motion": check_motion, "phases": check_phases, "kinematics": check_kinematics, "topology": check_topology}
+CHECKS = {
+    "motion": check_motion,
+    "phases": check_phases,
+    "kinematics": check_kinematics,
+    "topology": check_topology,
+}
 
 
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
@@ -248,7 +255,9 @@ class TestGaps:
 
     @pytest.mark.parametrize("analysis", ["motion", "phases", "kinematics"])
     def test_refused_by_name(self, analysis: str) -> None:
-        with pytest.raises(InputError, match=rf"{analysis}: steps 2\.\.2 are missing, and 1 more gaps.*allow_gaps=True"):
+        with pytest.raises(
+            InputError, match=rf"{analysis}: steps 2\.\.2 are missing, and 1 more gaps.*allow_gaps=True"
+        ):
             ANALYSES[analysis](self.gapped())
 
     @pytest.mark.parametrize("analysis", ["motion", "phases", "kinematics"])
@@ -342,11 +351,17 @@ def test_every_variable_is_described(results: xr.DataTree) -> None:
         ("motion", ("moved_dims", "n_invalid"), "int64"),
         ("phases", ("fraction",), "float64"),
         ("phases", ("transition_step",), "int64"),
-        ("kinematics", ("centroid", "bulk_velocity", "bulk_speed", "thermal_rms", "radius", "radius_max"), "float64"),
+        (
+            "kinematics",
+            ("centroid", "bulk_velocity", "bulk_speed", "thermal_rms", "radius", "radius_max"),
+            "float64",
+        ),
         ("topology", ("mean_ulp", "density"), "float64"),
         ("topology", ("largest_component", "n_singletons", "n_components"), "int64"),
     ],
 )
-def test_dtypes_are_those_of_the_contract(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
+def test_dtypes_are_those_of_the_contract(
+    results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str
+) -> None:
     for name in names:
         assert results[group][name].dtype == dtype, name

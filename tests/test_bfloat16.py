@@ -81,9 +81,7 @@ def test_ordinal_counts_representable_numbers(name: str, held: np.ndarray, value
 
 def test_exponent_field(name: str, values: np.ndarray) -> None:
     m_bits = 7 if name == "bfloat16" else 10
-    np.testing.assert_array_equal(
-        bf.exponent(PATTERNS.view(FORMATS[name])), (PATTERNS & 0x7FFF) >> m_bits
-    )
+    np.testing.assert_array_equal(bf.exponent(PATTERNS.view(FORMATS[name])), (PATTERNS & 0x7FFF) >> m_bits)
 
 
 def test_on_grid(name: str, held: np.ndarray) -> None:
@@ -94,14 +92,27 @@ def test_on_grid(name: str, held: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "cells"),
-    [(1.0, 1.0078125, 1.0), (1.0, 0.99609375, -0.5), (0.0, 2.0**-133, 1.0), (0.0, 1.0, 2.0**133), (-1.0, 1.0, 256.0)],
+    [
+        (1.0, 1.0078125, 1.0),
+        (1.0, 0.99609375, -0.5),
+        (0.0, 2.0**-133, 1.0),
+        (0.0, 1.0, 2.0**133),
+        (-1.0, 1.0, 256.0),
+    ],
 )
 def test_lattice_step(before: float, after: float, cells: float) -> None:
     assert bf.lattice_step(np.float32(after), np.float32(before), "bfloat16") == cells
 
 
 def test_published_ulps() -> None:
-    table = {1: 7.8125e-3, 0.5: 3.90625e-3, 0.1: 4.882812e-4, 0.01: 6.103516e-5, 1e-3: 7.629395e-6, 1e-5: 5.960464e-8}
+    table = {
+        1: 7.8125e-3,
+        0.5: 3.90625e-3,
+        0.1: 4.882812e-4,
+        0.01: 6.103516e-5,
+        1e-3: 7.629395e-6,
+        1e-5: 5.960464e-8,
+    }
     x = np.array(list(table), dtype=ml_dtypes.bfloat16)
     np.testing.assert_allclose(bf.ulp(x), list(table.values()), rtol=1e-6)
 

@@ -70,7 +70,7 @@ def analyze(
     if not results:
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
     attrs = {
-        **blocks.result_attrs(ds, n_tokens=ds.sizes["token"], left_out=left_out),
+        **blocks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})

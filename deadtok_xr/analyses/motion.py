@@ -52,7 +52,9 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False) -> xr.Dataset:
+def motion(
+    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
+) -> xr.Dataset:
     """Measure every transition of every token.
 
     Parameters
@@ -87,7 +89,9 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
     result = measured(x, precision)
     measure = result["displacement_ulp"]
     values = blocks.fields(result, ("step", "token"), ATTRS)
-    values["displacement_ulp_mean"] = _per_step("displacement_ulp_mean", da.nanmean(measure, axis=1, dtype="f8"))
+    values["displacement_ulp_mean"] = _per_step(
+        "displacement_ulp_mean", da.nanmean(measure, axis=1, dtype="f8")
+    )
     values["displacement_ulp_std"] = _per_step(
         "displacement_ulp_std", da.map_blocks(_sample_std, measure.rechunk({1: -1}), drop_axis=1, dtype="f8")
     )

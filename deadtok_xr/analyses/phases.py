@@ -70,8 +70,16 @@ def phases(
     labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
     return xr.Dataset(
         {
-            "fraction": (("step", "phase"), fraction, _attrs("share of the valid tokens in the phase", scheme)),
-            "transition_step": ("phase", first, _attrs("first step with a majority in the phase or colder", scheme)),
+            "fraction": (
+                ("step", "phase"),
+                fraction,
+                _attrs("share of the valid tokens in the phase", scheme),
+            ),
+            "transition_step": (
+                "phase",
+                first,
+                _attrs("first step with a majority in the phase or colder", scheme),
+            ),
             **extra,
         },
         labels,
@@ -103,5 +111,3 @@ def _normalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def _transition_steps(fraction: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
     majority = np.cumsum(fraction, axis=1) > 0.5
     return np.where(majority.any(axis=0), steps[majority.argmax(axis=0)], -1)
-
-

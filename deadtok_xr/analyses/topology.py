@@ -30,7 +30,11 @@ ATTRS: dict[str, dict[str, Any]] = {
         "units": "1",
         "formula": "mean_d ULP(bf16(f32(C[t,d])))",
     },
-    "density": {"long_name": "share of all pairs that are adjacent", "units": "1", "formula": "edges / (N(N-1)/2)"},
+    "density": {
+        "long_name": "share of all pairs that are adjacent",
+        "units": "1",
+        "formula": "edges / (N(N-1)/2)",
+    },
     "largest_component": {"long_name": "tokens in the largest connected component", "units": "1"},
     "n_singletons": {"long_name": "tokens without a neighbour", "units": "1"},
     "n_components": {"long_name": "connected components", "units": "1"},

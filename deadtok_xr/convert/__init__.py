@@ -1,9 +1,10 @@
 """Convert a recording that somebody saved as HDF5 or safetensors into a recording store, bit for bit.
 
-    open_source -> make_plan -> write_plan
-    sources.py     planning.py  write.py
-    hdf5.py        layout.py    the key map: which source key is which variable of a recording
-    safetensors.py rows.py      which token each row is, and which tokens are dead
+    open_source      ->  make_plan    ->  write_plan
+    sources.py           planning.py      write.py
+      hdf5.py              layout.py: the key map, which source key is which variable of a recording
+      safetensors.py       rows.py: which token each row is, and which tokens are dead
+                           plan.py: what comes out
 
 A new file format is one file beside `hdf5.py` and one line in `sources.FORMATS`; a new naming habit is an
 entry in `layout.KNOWN`, or a `Layout` of its own.
@@ -12,10 +13,10 @@ entry in `layout.KNOWN`, or a `Layout` of its own.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 __all__ = ["convert"]
 
@@ -83,15 +84,17 @@ def convert(
     with open_source(src) as source:
         replace = check_destination(src, dest, overwrite=overwrite)
         plan = make_plan(source, dead_ids=dead_ids)
-        return write_plan(plan, source, dest, overwrite=replace, progress=progress)
+        noticed = write_plan(plan, source, dest, overwrite=replace, progress=progress)
+    for sentence in noticed:  # now that the store is whole: a warning may be turned into an error
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    return dest
 
 
 class _CallableModule(ModuleType):
     """Importing this subpackage binds `deadtok_xr.convert` to the module, before or after the function was
     looked up there; being callable, the module does what its name says in either case."""
 
-    def __call__(self, src: str | Path, dest: str | Path, **options: Any) -> Path:
-        return convert(src, dest, **options)
+    __call__ = staticmethod(convert)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -41,7 +41,9 @@ class Hdf5Source(Source):
         with reading(self.path, f"variable {name!r}, {start}..{stop - 1}", self.format):
             dataset = self._dataset(name)
             values = np.asarray(dataset[start:stop] if entry.shape else dataset[()])
-        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
+        return (
+            values if values.dtype == entry.dtype else values.astype(entry.dtype)
+        )  # the byte order, no more
 
     def _dataset(self, name: str) -> h5py.Dataset:
         """The dataset, opened with a cache that holds each compressed chunk until it has been read."""
@@ -70,6 +72,8 @@ class Hdf5Source(Source):
 
 
 def _note(found: dict[str, Entry], name: str, item: Any) -> None:
+    if isinstance(name, bytes):  # h5py's way with names that are not UTF-8
+        raise ValueError(f"the name {name!r} is not UTF-8")
     if isinstance(item, h5py.Dataset) and item.shape is not None:
         numeric = item.dtype.kind in "biuf"
         dtype = item.dtype.newbyteorder("=") if numeric else None

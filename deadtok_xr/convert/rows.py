@@ -67,7 +67,7 @@ def _rows(
     if ids is None:
         return Rows(np.arange(n_rows)), f"token ids 0..{n_rows - 1}; nothing says which are dead"
     n_dead = len(ids.values)
-    if n_rows == n_dead and not (live is not None and len(live.values)):
+    if n_rows == n_dead:
         return Rows(ids.values, np.ones(n_dead, bool)), f"the dead tokens alone, in the order of {ids.name!r}"
     _check_range(source, ids, n_rows, f"the rows of {variable!r}")
     if live is not None:
@@ -133,7 +133,8 @@ def _checked_ids(source: Source, ids: Named) -> Named:
     values = ids.values
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError(
-            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of integer token ids"
+            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of "
+            "integer token ids"
         )
     values = values.astype(np.int64)
     unique, counts = np.unique(values, return_counts=True)
@@ -168,8 +169,9 @@ def _agree(source: Source, mask: Named, ids: Named) -> None:
     differ = np.flatnonzero(said != mask.values)
     if differ.size:
         raise InputError(
-            f"{source.path}: {mask.name!r} ({int(mask.values.sum())} dead) and {ids.name!r} ({len(ids.values)}) "
-            f"contradict each other, first at token {differ[0]}; needed: the same dead tokens"
+            f"{source.path}: {mask.name!r} ({int(mask.values.sum())} dead) and {ids.name!r} ("
+            f"{len(ids.values)}) contradict each other, first at token {differ[0]}; needed: the same dead "
+            "tokens"
         )
 
 
@@ -190,8 +192,8 @@ def _check_live(source: Source, mask: Named | None, ids: Named | None, live: Nam
     both = np.intersect1d(live.values, dead.values) if dead is not None else live.values[:0]
     if dead is not None and both.size:
         raise InputError(
-            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other: token {both[0]} is dead and "
-            "live; needed: each token in one of them"
+            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other: token {both[0]} is "
+            "dead and live; needed: each token in one of them"
         )
 
 

@@ -68,8 +68,8 @@ class SafetensorsSource(Source):
         size = os.fstat(self._file.fileno()).st_size
         if self._data + end > size:
             raise InputError(
-                f"{self.path} is truncated: {name!r} ends at byte {self._data + end}, but the file has {size} "
-                "bytes; copy it again from the original"
+                f"{self.path} is truncated: {name!r} ends at byte {self._data + end}, but the file has "
+                f"{size} bytes; copy it again from the original"
             )
         return self._data + begin
 

@@ -18,7 +18,7 @@ from deadtok_xr.errors import InputError, MissingFileError
 NEEDED = "needed: an HDF5 or a safetensors file"
 _HEAD = 16
 _LOOKS_LIKE = {
-    b"PK\x03\x04": "a zip archive, such as a torch checkpoint (.pt) or .npz; save its tensors as safetensors first",
+    b"PK\x03\x04": "a zip archive, such as a torch checkpoint or .npz; save its tensors as safetensors first",
     b"\x80\x02": "a pickle, such as an old torch checkpoint; save its tensors as safetensors first",
     b"\x93NUMPY": "a single NumPy array (.npy); save it as safetensors under the name 'W' first",
     b"\x1f\x8b": "a gzip archive; unpack it first",

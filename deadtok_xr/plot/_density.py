@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ def density(
     width = np.log10(high / low) / bins
     counts = np.zeros((len(first) - 1, bins), np.int64)
     zeros, invalid = np.zeros((2, len(first) - 1), np.int64)
-    for i, (a, b) in enumerate(zip(first[:-1], first[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(first)):
         block = values[a:b]
         zeros[i], invalid[i] = np.count_nonzero(block == 0), np.count_nonzero(np.isnan(block))
         place = (np.log10(block[block > 0].astype(np.float64)) - np.log10(low)) / width

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from deadtok_xr.plot._style import INK, Floats, cell_edges
+from deadtok_xr.plot._style import INK, cell_edges
 
 _STRIP, _GAP = 0.08, 0.02  # of the logarithmic range
 _NICE = np.array([1.0, 2.0, 5.0, 10.0])
@@ -24,6 +24,8 @@ class LogAxis:
     low: float
     high: float
     has_strip: bool
+    empty: bool = False
+    """Whether nothing is positive, so that the limits mean nothing."""
 
     @property
     def strip(self) -> tuple[float, float]:
@@ -43,9 +45,9 @@ class LogAxis:
 
 
 def log_axis(low: float, high: float, has_strip: bool) -> LogAxis:
-    """Round limits outwards to 1, 2 or 5 times a power of ten; without any positive value 0.1 to 10."""
+    """Round limits outwards to 1, 2 or 5 times a power of ten; with nothing positive the axis is empty."""
     if not (np.isfinite(low) and np.isfinite(high) and low > 0):
-        return LogAxis(0.1, 10.0, has_strip)
+        return LogAxis(0.1, 10.0, has_strip, empty=True)
     low, high = _rounded(low, up=False), _rounded(high, up=True)
     return LogAxis(low, high if high > low else 10 * low, has_strip)
 
@@ -56,7 +58,7 @@ def _rounded(value: float, *, up: bool) -> float:
     return float(scale * (_NICE[fits].min() if up else _NICE[fits].max(initial=0.5)))
 
 
-def positive_range(*arrays: Floats) -> tuple[float, float]:
+def positive_range(*arrays: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """The smallest and largest of the positive finite values; NaN where there are none."""
     kept = [a[np.isfinite(a) & (a > 0)] for a in arrays]
     low = min((float(k.min()) for k in kept if k.size), default=np.nan)
@@ -70,9 +72,9 @@ class _AboveStrip(LogLocator):
         super().__init__(subs=subs, numticks=12 if zero else 100)
         self._axis, self._zero = axis, zero
 
-    def tick_values(self, vmin: float, vmax: float) -> NDArray[np.float64]:
+    def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks = np.asarray(super().tick_values(max(vmin, self._axis.low), vmax))
-        ticks = ticks[ticks >= self._axis.low * (1 - 1e-9)]
+        ticks = ticks[(ticks >= self._axis.low * (1 - 1e-9)) & (not self._axis.empty)]
         centre = [float(self._axis.within_strip(0.5))] if self._zero and self._axis.has_strip else []
         return np.concatenate([centre, ticks])
 
@@ -90,6 +92,9 @@ def apply(ax: Axes, axis: LogAxis) -> None:
     if axis.has_strip:
         ax.axhline(axis.low, color=INK, linewidth=0.6)
         ax.axhline(axis.strip[1], color=INK, linewidth=0.6)
+    if axis.empty:
+        words = "every valid value is 0" if axis.has_strip else "no valid values"
+        ax.text(0.5, 0.55, words, transform=ax.transAxes, ha="center", color=INK)
 
 
 def _tick_label(y: float, axis: LogAxis) -> str:
@@ -103,7 +108,7 @@ def _tick_label(y: float, axis: LogAxis) -> str:
 
 
 def mark_zeros(
-    ax: Axes, axis: LogAxis, steps: NDArray[Any], zero: NDArray[np.bool_], *, label: str, color: str,
+    ax: Axes, axis: LogAxis, steps: NDArray[Any], zero: NDArray[np.bool_], *, color: str, label: str = "",
     lane: tuple[float, float] = (0.0, 1.0),
 ) -> None:  # fmt: skip
     """Bars in the strip over the steps at which something is exactly 0, in a lane of it."""

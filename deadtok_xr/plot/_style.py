@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
@@ -43,8 +44,8 @@ def need(results: xr.Dataset | xr.DataTree, names: tuple[str, ...], maker: str) 
     missing = [name for name in names if name not in ds.data_vars]
     if missing:
         raise InputError(
-            f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} makes "
-            f"(found: {', '.join(map(str, ds.data_vars)) or 'none'})"
+            f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} "
+            f"makes (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
         )
     if "step" not in ds.coords or ds.sizes.get("step", 0) == 0:
         raise InputError(
@@ -110,14 +111,17 @@ def axis_label(variable: xr.DataArray) -> str:
     return f"{name}{chr(10) if len(name) + len(words) > 48 else ' '}{words}"
 
 
-def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "") -> None:
+def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "", pad: float = 6.0) -> None:
     """Labels, limits along the steps, a faint grid, no box."""
     edges = cell_edges(ds["step"].values)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel(step_label(ds))
+    few = len(edges) <= 4
+    steps = ds["step"].values.tolist()
+    ax.xaxis.set_major_locator(FixedLocator(steps) if few else MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_ylabel(ylabel)
     if title:
-        ax.set_title(title, loc="left")
+        ax.set_title(title, loc="left", pad=pad)
     ax.grid(True, color=PALE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -126,13 +130,32 @@ def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "") -> None:
 def step_label(ds: xr.Dataset) -> str:
     """The label of the step axis."""
     attrs = ds["step"].attrs
-    unit = attrs.get("units", "optimizer updates")
-    return f"{attrs.get('long_name', 'training step')} ({'optimizer updates' if unit == '1' else unit})"
+    unit = attrs.get("units", "1")
+    return f"training step ({attrs.get('long_name', 'number of optimizer updates') if unit == '1' else unit})"
 
 
-def legend(ax: Axes, **options: Any) -> None:
+def legend_beside(ax: Axes, **options: Any) -> None:
     """A legend to the right of the axes, where it hides nothing."""
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, **options)
+
+
+LEGEND_PAD = 24.0  # points between axes and title that hold a legend of one line
+
+
+def legend_above(ax: Axes) -> None:
+    """A legend of one line between the axes and their title."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=max(len(labels), 1),
+        frameon=False, borderaxespad=0.1, borderpad=0.2, columnspacing=1.5,
+    )  # fmt: skip
+
+
+def from_zero(ax: Axes, *arrays: Floats, top: float = np.nan) -> None:
+    """Linear limits from 0, with a margin that keeps a line at 0 off the axis; ``top`` if all is 0."""
+    largest = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=0.0)
+    largest = largest if largest > 0 else top if np.isfinite(top) else 1.0
+    ax.set_ylim(-0.06 * largest, 1.08 * largest)
 
 
 def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: str, **options: Any) -> None:
@@ -141,9 +164,16 @@ def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: st
     The line's data are the values themselves.
     """
     drawable = np.isfinite(values) & ((values > 0) | (ax.get_yscale() == "linear"))
-    around = np.concatenate([[False], drawable, [False]])
-    lonely = drawable & ~around[:-2] & ~around[2:]
+    lonely = alone(drawable)
     style = {"linewidth": 1.6, **options}
     (drawn,) = ax.plot(steps, values, label=label, color=color, **style)
     if lonely.any():
-        ax.plot(steps[lonely], values[lonely], ".", color=color, markersize=3, zorder=drawn.get_zorder())
+        size = 8 if len(steps) <= 3 else 3
+        ax.plot(steps[lonely], values[lonely], ".", color=color, markersize=size, zorder=drawn.get_zorder())
+
+
+def alone(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where, along the first axis, a value is true and both its neighbours are not."""
+    edge = np.zeros_like(mask[:1])
+    around = np.concatenate([edge, mask, edge])
+    return mask & ~around[:-2] & ~around[2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
@@ -9,8 +10,9 @@ from deadtok_xr.plot import _logzero, _style
 
 _SPEEDS = {
     "bulk_speed": ("speed of the centroid", _style.BLUE),
-    "thermal_rms": ("speed within the cloud\n(root mean square)", _style.VERMILLION),
+    "thermal_rms": ("speed within the cloud (root mean square)", _style.VERMILLION),
 }
+_ROUNDING = 1e-12  # of float64 sums over some 10,000 tokens, with room to spare
 _RADII = {"radius_max": ("largest", _style.ORANGE), "radius": ("mean", _style.BLUE)}
 
 
@@ -27,7 +29,8 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     Returns
     -------
     The axes, y logarithmic, in 1/step: `bulk_speed` and `thermal_rms`. Steps at which one is exactly 0
-    are marked in the strip "0"; NaN (the first step has no velocity) are gaps.
+    are marked in the strip "0", and so are those at which it is below 1e-12 of the other, which is what
+    rounding leaves of a motion of all tokens alike. NaN (the first step has no velocity) are gaps.
 
     Raises
     ------
@@ -36,7 +39,8 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     """
     ds, n_tokens = _needed(kinematics, tuple(_SPEEDS))
     steps = ds["step"].values
-    values = dict(zip(_SPEEDS, _style.series(ds, *_SPEEDS), strict=True))
+    bulk, thermal = _style.series(ds, *_SPEEDS)
+    values = {"bulk_speed": _without_rounding(bulk, thermal), "thermal_rms": _without_rounding(thermal, bulk)}
     has_zero = any((v == 0).any() for v in values.values())
     axis = _logzero.log_axis(*_logzero.positive_range(*values.values()), has_zero)
     ax = _style.own_axes(ax)
@@ -44,16 +48,17 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     for i, (name, (words, color)) in enumerate(_SPEEDS.items()):
         _style.line(ax, steps, values[name], label=words, color=color)
         lane = (0.55, 0.95) if i == 0 else (0.05, 0.45)
-        zero = values[name] == 0
-        _logzero.mark_zeros(
-            ax, axis, steps, zero, label=f"0: {words.splitlines()[0]}", color=color, lane=lane
-        )
+        _logzero.mark_zeros(ax, axis, steps, values[name] == 0, color=color, lane=lane)
     unit = ds["bulk_speed"].attrs.get("units", "1/step")
-    _style.dress(
-        ax, ds, ylabel=f"speed ({unit})", title=f"Drift of the cloud, and motion within it: {n_tokens}"
-    )
-    _style.legend(ax)
+    title = f"Drift of the cloud, and motion within it: {n_tokens}"
+    _style.dress(ax, ds, ylabel=f"speed ({unit})", title=title, pad=_style.LEGEND_PAD)
+    _style.legend_above(ax)
     return ax
+
+
+def _without_rounding(speed: _style.Floats, other: _style.Floats) -> _style.Floats:
+    """A speed with 0 where it is what rounding leaves of the other one at the same step."""
+    return np.where(speed <= _ROUNDING * other, 0.0, speed)
 
 
 def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
@@ -77,14 +82,17 @@ def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     """
     ds, n_tokens = _needed(kinematics, tuple(_RADII))
     ax = _style.own_axes(ax)
-    for values, (words, color) in zip(_style.series(ds, *_RADII), _RADII.values(), strict=True):
-        _style.line(ax, ds["step"].values, values, label=words, color=color)
+    values = _style.series(ds, *_RADII)
+    for radii, (words, color) in zip(values, _RADII.values(), strict=True):
+        _style.line(ax, ds["step"].values, radii, label=words, color=color)
     title = f"Size of the cloud: {n_tokens}"
     if ds.attrs.get("origin") == "relative":
         title += "\npositions are sums of displacements since the first step"
-    _style.dress(ax, ds, ylabel="distance from the centroid (dimensionless)", title=title)
-    ax.set_ylim(bottom=0)
-    _style.legend(ax)
+    _style.dress(
+        ax, ds, ylabel="distance from the centroid (dimensionless)", title=title, pad=_style.LEGEND_PAD
+    )
+    _style.from_zero(ax, *values)
+    _style.legend_above(ax)
     return ax
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from deadtok_xr.plot import _logzero, _style
@@ -15,6 +18,7 @@ from deadtok_xr.plot._density import Density, density
 from deadtok_xr.plot._style import Floats
 
 FEW = 60  # tokens that are still drawn as lines
+Measured = NDArray[np.floating[Any]]
 
 
 def displacement(
@@ -55,10 +59,9 @@ def displacement(
     _logzero.apply(ax, axis)
     _band(ax, axis, steps, mean, std)
     _style.line(ax, steps, mean, label="mean", color=_style.BLUE)
-    _logzero.mark_zeros(ax, axis, steps, mean == 0, label="0: no token moved", color=_style.INK)
-    title = f"How far {_style.tokens_in_words(ds)} move from step to step: mean and spread"
-    _style.dress(ax, ds, ylabel=_style.axis_label(ds[measure]), title=title + _left_out(values))
-    _style.legend(ax)
+    _logzero.mark_zeros(ax, axis, steps, mean == 0, label="no token moved", color=_style.INK)
+    title = f"Movement from step to step: mean and spread over {_style.tokens_in_words(ds)}"
+    _finish(ax, ds, measure, title + _left_out(values))
     return ax
 
 
@@ -74,9 +77,10 @@ def trajectories(
 
     Returns
     -------
-    The axes, y logarithmic. Up to 60 tokens are lines, and the strip "0" shows the share of tokens that
-    did not move; more are a density: tokens per step in each cell, also in the strip "0". Invalid values
-    are left out, and counted in the title.
+    The axes, y logarithmic; the mean is over valid tokens. Up to 60 tokens are lines, and the height of
+    the black area in the strip "0" is the share of tokens that did not move. More tokens are a density,
+    in the strip too: the colour is the number of tokens per step in a cell. Invalid values are left out,
+    and counted in the title.
 
     Raises
     ------
@@ -85,27 +89,28 @@ def trajectories(
 
     Notes
     -----
-    The second figure of notebook 1.31b. Values beyond a cell's own steps and bin are not smoothed.
+    The second figure of notebook 1.31b. Nothing is smoothed.
     """
     ds, values = _values(motion, measure)
     steps = ds["step"].values
     mean, _ = _moments(values)
-    axis = _logzero.log_axis(*_logzero.positive_range(values), bool((values == 0).any()))
+    axis = _logzero.log_axis(*_logzero.positive_range(values, mean), bool((values == 0).any()))
     ax = _style.own_axes(ax)
     _logzero.apply(ax, axis)
     if values.shape[1] <= FEW:
         _lines(ax, axis, steps, values)
     else:
         _cells(ax, axis, density(values, steps, axis.low, axis.high))
-    outline = [patheffects.withStroke(linewidth=3.2, foreground="white")]
-    _style.line(ax, steps, mean, label="mean", color=_style.VERMILLION, path_effects=outline, zorder=3)
-    title = f"How far each of {_style.tokens_in_words(ds)} moves from step to step"
-    _style.dress(ax, ds, ylabel=_style.axis_label(ds[measure]), title=title + _left_out(values))
-    _style.legend(ax) if values.shape[1] <= FEW else ax.legend(loc="upper right", framealpha=0.9)
+    if values.shape[1] > 1:  # of one token it would hide the token
+        outline = [patheffects.withStroke(linewidth=2.0, foreground="white")]
+        style: dict[str, Any] = {"path_effects": outline, "linewidth": 1.1, "zorder": 3}
+        _style.line(ax, steps, mean, label="mean", color=_style.VERMILLION, **style)
+    title = f"Movement from step to step of each token: {_style.tokens_in_words(ds)}"
+    _finish(ax, ds, measure, title + _left_out(values))
     return ax
 
 
-def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Floats]:
+def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Measured]:
     ds = _style.need(motion, (measure,), "motion")
     _style.need_dims(ds, {measure: ("step", "token")}, "motion")
     ds = ds.transpose("step", "token").compute()
@@ -116,7 +121,7 @@ def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset,
     return ds, values
 
 
-def _moments(values: Floats) -> tuple[Floats, Floats]:
+def _moments(values: Measured) -> tuple[Floats, Floats]:
     """Mean and standard deviation (ddof 1) of the valid tokens, NaN where they are too few."""
     valid = ~np.isnan(values)
     n = valid.sum(axis=1)
@@ -135,36 +140,35 @@ def _limits(mean: Floats, std: Floats) -> _logzero.LogAxis:
 
 
 def _band(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], mean: Floats, std: Floats) -> None:
-    if not np.isfinite(std).any():
+    if not (np.isfinite(std) & (mean > 0)).any():
         return  # one token has no spread
     lower = mean - std
     low = np.where(lower > 0, np.maximum(lower, axis.low), axis.bottom)
-    label = "mean ± standard deviation" + (
-        "\n(down to the strip: to 0 or less)" if (lower <= 0).any() else ""
-    )
+    label = "mean ± standard deviation"
     spread = np.isfinite(std) & (mean > 0)
-    ax.fill_between(
-        steps, low, mean + std, where=spread, color=_style.SKY, alpha=0.4, linewidth=0, label=label
+    style: dict[str, Any] = {"color": _style.SKY, "alpha": 0.4}
+    ax.fill_between(steps, low, mean + std, where=spread.tolist(), linewidth=0, label=label, **style)
+    lonely = _style.alone(spread)  # where the area between neighbours is none
+    ax.vlines(
+        steps[lonely], low[lonely], (mean + std)[lonely], linewidth=1.0 if len(steps) > 3 else 8.0, **style
     )
 
 
-def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: Floats) -> None:
+def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: Measured) -> None:
     n = values.shape[1]
     x = np.broadcast_to(steps.astype(np.float64), values.T.shape)
     moving = np.where(values > 0, values, np.nan)
     alpha = float(np.clip(6 / n, 0.25, 0.8))
     paths = np.stack([x, moving.T], axis=-1)
-    ax.add_collection(
-        LineCollection(list(paths), colors=_style.BLUE, alpha=alpha, linewidths=0.7, label="each token")
-    )
-    blank = np.isnan(np.pad(moving, ((1, 1), (0, 0)), constant_values=np.nan))
-    lonely = ~blank[1:-1] & blank[:-2] & blank[2:]
+    ax.add_collection(LineCollection(list(paths), colors=_style.BLUE, alpha=alpha, linewidths=0.7))
+    ax.plot([], [], color=_style.BLUE, linewidth=1.0, label="each token")  # opaque, for the legend
+    lonely = _style.alone(np.isfinite(moving))
     ax.plot(x.T[lonely], values[lonely], ".", color=_style.BLUE, alpha=alpha, markersize=2.5)
     if axis.has_strip:
         valid = np.maximum((~np.isnan(values)).sum(axis=1), 1)
         share = (values == 0).sum(axis=1) / valid
         top, edges = axis.within_strip(share), _style.cell_edges(steps)
-        label = "0: share of tokens that did not move\n(full height: all of them)"
+        label = "share of tokens that did not move"
         ax.stairs(top, edges, baseline=axis.bottom, fill=True, color=_style.INK, label=label)
 
 
@@ -173,18 +177,32 @@ def _cells(ax: Axes, axis: _logzero.LogAxis, cells: Density) -> None:
     zeros = cells.zeros / np.maximum(cells.n_steps, 1)
     shown = [a[a > 0] for a in (per_step, zeros) if (a > 0).any()]
     low, high = (min(map(np.min, shown)), max(map(np.max, shown))) if shown else (1.0, 10.0)
-    norm = LogNorm(low, max(high, 10 * low))
-    style = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
+    norm = LogNorm(min(low, high / 10), high)
+    style: dict[str, Any] = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
     mesh = ax.pcolormesh(
-        cells.step_edges, cells.value_edges, np.ma.masked_equal(per_step.T, 0), label="density", **style
+        cells.step_edges, cells.value_edges, np.ma.masked_equal(per_step.T, 0), gid="density", **style
     )
     if axis.has_strip:
         row = np.ma.masked_equal(zeros[None, :], 0)
-        ax.pcolormesh(cells.step_edges, np.array(axis.strip), row, label="zeros", **style)
-    assert ax.figure is not None
-    ax.figure.colorbar(mesh, ax=ax, pad=0.01, label="tokens per step in a cell (count)")
+        ax.pcolormesh(cells.step_edges, np.array(axis.strip), row, gid="zeros", **style)
+    _colour_bar(ax, mesh, norm)
 
 
-def _left_out(values: Floats) -> str:
+def _colour_bar(ax: Axes, mesh: QuadMesh, norm: LogNorm) -> None:
+    assert norm.vmin is not None  # both were given
+    assert norm.vmax is not None
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.01, label="tokens per step in a cell (count)")
+    subs = (1.0, 2.0, 5.0) if norm.vmax < 100 * norm.vmin else (1.0,)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finish(ax: Axes, ds: xr.Dataset, measure: str, title: str) -> None:
+    _style.dress(ax, ds, ylabel=_style.axis_label(ds[measure]), title=title, pad=_style.LEGEND_PAD)
+    _style.legend_above(ax)
+
+
+def _left_out(values: Measured) -> str:
     n = int(np.isnan(values).sum())
     return f"\n{n:,} of {values.size:,} values are invalid and left out" if n else ""

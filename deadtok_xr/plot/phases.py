@@ -11,14 +11,15 @@ from deadtok_xr.plot import _style
 
 _MEANING = {
     "frozen": "L1 = 0",
-    "late": "L∞ ≤ 1 ULP",
-    "midlife": "L2 ≤ √D ULP",
-    "early": "all others",
+    "late": "0 < L∞ ≤ 1 ULP",
+    "midlife": "1 < L∞, L2 ≤ √D ULP",
+    "early": "L2 > √D ULP",
     "fimbulwinter": "< 0.1 norm ULP",
     "thermal_solid": "0.1 to 10 norm ULP",
     "quantum": "10 to 100 norm ULP",
     "classical_gas": "≥ 100 norm ULP",
 }
+_LEGEND = "phase, and the first step\nwith more than half this\ncold or colder"
 
 
 def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
@@ -34,8 +35,9 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend says what
-    each phase is and from which step more than half of the tokens are in it or a colder one; a line and
-    a point at one half mark that step. The hottest has none: all tokens are in it or a colder one.
+    each phase is, and the first step at which more than half of the tokens are in it or a colder one; a
+    line and a point at one half mark that step, unless it is the first of all. The hottest phase has
+    none, since all tokens are in it or a colder one.
 
     Raises
     ------
@@ -49,30 +51,44 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     ds = _style.need(phases, ("fraction", "transition_step"), "phases")
     _style.need_dims(ds, {"fraction": ("step", "phase"), "transition_step": ("phase",)}, "phases")
     ds = ds.compute()
-    names = [str(name) for name in ds["phase"].values]
+    first = int(ds["step"].values[0])
     ax = _style.own_axes(ax)
-    _style.dress(ax, ds, ylabel=_style.axis_label(ds["fraction"]), title=_title(ds))
-    labels = [
-        _label(name, int(ds["transition_step"][k]), k + 1 == len(names)) for k, name in enumerate(names)
-    ]
-    _areas(ax, ds, labels)
-    _transitions(ax, ds["transition_step"].values[:-1])
+    _style.dress(ax, ds, ylabel=_ylabel(ds), title=_title(ds))
+    ax.spines[["top", "right"]].set_visible(True)
+    _areas(ax, ds, _labels(ds, first))
+    _transitions(ax, ds["transition_step"].values[:-1], first)
     ax.set_ylim(0, 1)
     handles, texts = ax.get_legend_handles_labels()
-    _style.legend(ax, handles=handles[::-1], labels=texts[::-1], title="phase", labelspacing=1.0)
+    _style.legend_beside(
+        ax, handles=handles[::-1], labels=texts[::-1], title=_LEGEND, labelspacing=1.0, alignment="left"
+    )
     return ax
 
 
 def _title(ds: xr.Dataset) -> str:
-    words = _style.tokens_in_words(ds)
-    return f"Which share of {words} is in which phase of motion"
+    scheme = f" ({ds.attrs['scheme']} scheme)" if "scheme" in ds.attrs else ""
+    return f"Phases of motion{scheme}: shares of {_style.tokens_in_words(ds)}"
 
 
-def _label(name: str, transition: int, hottest: bool) -> str:
-    words = f"{name.replace('_', ' ')}: {_MEANING[name]}" if name in _MEANING else name
-    if hottest:
-        return words
-    return f"{words}\n" + ("never a majority" if transition < 0 else f"majority from step {transition:,}")
+def _ylabel(ds: xr.Dataset) -> str:
+    return f"{ds['fraction'].attrs.get('long_name', 'share of the tokens')} (fraction)"
+
+
+def _labels(ds: xr.Dataset, first: int) -> list[str]:
+    names = [str(name) for name in ds["phase"].values]
+    words = [f"{name.replace('_', ' ')}\n{_MEANING[name]}" if name in _MEANING else name for name in names]
+    when = [_when(int(step), first) for step in ds["transition_step"].values[:-1]]
+    return [f"{word}\n{step}" for word, step in zip(words, when, strict=False)] + words[-1:]
+
+
+def _when(step: int, first: int) -> str:
+    return (
+        "never"
+        if step < 0
+        else f"from the start (step {step:,})"
+        if step == first
+        else f"first at step {step:,}"
+    )
 
 
 def _areas(ax: Axes, ds: xr.Dataset, labels: list[str]) -> None:
@@ -92,9 +108,9 @@ def colours(n: int) -> list[str]:
     return [to_hex(shades(x)) for x in np.linspace(0, 1, n)]
 
 
-def _transitions(ax: Axes, steps: NDArray[np.int64]) -> None:
+def _transitions(ax: Axes, steps: NDArray[np.int64], first: int) -> None:
     for step, color in zip(steps, colours(len(steps) + 1), strict=False):
-        if step >= 0:
-            ax.axvline(step, color="white", linewidth=2.2, alpha=0.8)
-            ax.axvline(step, color=_style.INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        if step > first:
+            ax.axvline(step, color="white", linewidth=2.4)
+            ax.axvline(step, color=_style.INK, linewidth=1.0)
             ax.plot(step, 0.5, "o", color=color, markersize=8, markeredgecolor="white", markeredgewidth=1.4)

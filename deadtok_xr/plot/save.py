@@ -71,7 +71,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
 def _computed(tree: xr.DataTree) -> dict[str, xr.Dataset]:
     """What the pictures need of each group, read in one go."""
     needed = {
-        group: _style.need(tree[group], names, group.removesuffix("_magnitude"))
+        group: _style.need(tree.children[group], names, group.removesuffix("_magnitude"))
         for _, group, names, _ in _PICTURES
         if group in tree.children
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
@@ -16,7 +17,7 @@ from deadtok_xr.plot import _style
 _COUNTS = {
     "n_components": ("connected components", _style.SKY, {"linewidth": 3.6}),
     "n_singletons": ("tokens without a neighbour", _style.INK, {"linewidth": 1.2}),
-    "largest_component": ("tokens in the\nlargest component", _style.VERMILLION, {"linewidth": 1.6}),
+    "largest_component": ("tokens in the largest component", _style.VERMILLION, {"linewidth": 1.6}),
 }
 _NEEDED = ("mean_ulp", "density", *_COUNTS)
 
@@ -59,6 +60,9 @@ def topology(
     for (name, color, style), values in zip(_COUNTS.values(), counts, strict=True):
         _style.line(panels[2], steps, values, label=name, color=color, **style)
     _words(panels, ds)
+    _style.from_zero(panels[0], spacing)
+    _style.from_zero(panels[1], density)
+    _style.from_zero(panels[2], *counts)
     return panels
 
 
@@ -81,9 +85,9 @@ def _words(panels: NDArray[np.object_], ds: xr.Dataset) -> None:
     labels = ("mean ULP at\nthe centroid\n(dimensionless)", "adjacent pairs\n(share of all pairs)", "count")
     for panel, label, heading in zip(panels, labels, (title, "", ""), strict=True):
         _style.dress(panel, ds, ylabel=label, title=heading)
-        panel.set_ylim(bottom=0)
         panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    panels[2].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for panel in panels[:2]:
         panel.set_xlabel("")
-    _style.legend(panels[2])
+    _style.legend_above(panels[2])
     panels[0].figure.align_ylabels(list(panels))

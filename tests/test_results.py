@@ -1,0 +1,158 @@
+"""Results: one read of the data, saved whole with provenance, reopened as they were."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from zarr.storage import LocalStore
+
+import deadtok_xr as dx
+from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
+
+GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+
+
+@pytest.fixture(scope="module")
+def saved(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
+    return dx.save_results(dx.analyze(recording), tmp_path_factory.mktemp("results") / "r.zarr")
+
+
+def test_analyze_is_lazy(recording: Path, lazily: Any) -> None:
+    with lazily():
+        tree = dx.analyze(recording)
+    assert list(tree.children) == GROUPS
+    assert not tree.coords
+
+
+def test_saved_results_are_the_computed_ones(saved: xr.DataTree, results: xr.DataTree) -> None:
+    assert list(saved.children) == GROUPS
+    for name in GROUPS:
+        expected = results[name].to_dataset().drop_vars(["position", "thermal_velocity"], errors="ignore")
+        found = saved[name].to_dataset().compute()
+        assert list(found.data_vars) == list(expected.data_vars)
+        for key, variable in expected[list(expected.data_vars)].variables.items():
+            if key == "phase":
+                assert list(found[key].values) == list(variable.values)
+                continue
+            assert found[key].dtype == variable.dtype, key
+            assert found[key].dims == variable.dims, key
+            np.testing.assert_array_equal(found[key].values, variable.values, err_msg=str(key))
+            for attr, value in variable.attrs.items():
+                assert found[key].attrs[attr] == value
+
+
+def test_labels_work_after_reopening(saved: xr.DataTree) -> None:
+    phases = saved["phases"].to_dataset()
+    assert float(phases.fraction.sel(step=300, phase="frozen")) == 1.0
+    assert int(phases.transition_step.sel(phase="frozen")) > 0
+    assert "dead" in saved["motion"].to_dataset().coords
+
+
+def test_everything_together_reads_each_chunk_once(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    original = LocalStore.get
+
+    async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        keys.append(key)
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    tree = dx.analyze(recording)
+    keys.clear()
+    dx.save_results(tree, tmp_path / "r.zarr")
+    reads = Counter(key for key in keys if key.startswith("W/c/"))
+    assert reads == {f"W/c/{i}/0/0": 1 for i in range(3)}
+
+
+def test_the_graph_has_a_few_tasks_per_block(recording: Path) -> None:
+    tree = dx.analyze(dx.open_recording(recording, tokens="dead", chunks={"step": 10}))
+    blocks = 31
+    tasks = sum(len(node.to_dataset().__dask_graph__()) for node in tree.children.values())
+    assert tasks < 200 * blocks
+
+
+def test_provenance(saved: xr.DataTree, recording: Path) -> None:
+    attrs = saved.attrs
+    assert attrs["source"] == str(recording)
+    assert attrs["tokens"] == "dead"
+    assert attrs["recording"]["hyperparameters"]["lr"] == 3e-3
+    assert attrs["analysed_with"]["deadtok_xr"] == dx.__version__
+    assert attrs["complete"] is True
+    assert "deadtok_format" not in attrs  # results must not pass for a recording
+
+
+def test_large_variables_only_on_request(recording: Path, tmp_path: Path) -> None:
+    tree = dx.analyze(recording, analyses=["kinematics"])
+    assert "position" not in dx.save_results(tree, tmp_path / "a.zarr")["kinematics"]
+    full = dx.save_results(tree, tmp_path / "b.zarr", full=True)["kinematics"]
+    np.testing.assert_array_equal(full["position"], dx.open_recording(recording, tokens="dead").W)
+
+
+def test_what_the_recording_does_not_allow_is_left_out_with_the_reason(
+    recording: Path, tmp_path: Path
+) -> None:
+    one = dx.open_recording(recording, tokens="dead").isel(step=[7])
+    tree = dx.save_results(dx.analyze(one), tmp_path / "r.zarr")
+    assert list(tree.children) == ["kinematics", "topology"]
+    assert "at least two steps" in tree.attrs["left_out"]["motion"]
+    assert "motion: left out." in dx.summary(tree)
+    with pytest.raises(InputError, match="at least two steps"):
+        dx.analyze(one, analyses=["motion"])
+
+
+def test_any_tokens_can_be_analysed(recording: Path, tmp_path: Path) -> None:
+    tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
+    motion = tree["motion"].to_dataset()
+    np.testing.assert_array_equal(motion.token, np.arange(256))
+    expected = dx.motion(dx.open_recording(recording, tokens="live")).lattice_l2
+    xr.testing.assert_equal(motion.lattice_l2.isel(token=~motion.dead.values).compute(), expected.compute())
+
+
+def test_summary_is_one_screen_with_the_figures(saved: xr.DataTree, results: xr.DataTree) -> None:
+    text = dx.summary(saved)
+    assert len(text.splitlines()) <= 40
+    assert f"frozen or colder at {int(results['phases'].transition_step[0])}" in text
+    assert f"{float(results['kinematics'].radius[-1]):.6f} last" in text
+    assert "162 dead tokens" in text
+
+
+class TestBadInput:
+    def test_unknown_analysis(self, recording: Path) -> None:
+        with pytest.raises(InputError, match="unknown analysis 'entropy': choose from motion, phases"):
+            dx.analyze(recording, analyses=["entropy"])
+
+    def test_existing_destination(self, saved: xr.DataTree, recording: Path, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        with pytest.raises(DestinationExistsError):
+            dx.save_results(dx.analyze(recording), tmp_path / "x")
+
+    def test_recording_is_not_results(self, recording: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="holds no results"):
+            dx.open_results(recording)
+        with pytest.raises(MissingFileError):
+            dx.open_results(tmp_path / "none")
+
+    def test_results_are_not_a_recording(self, recording: Path, tmp_path: Path) -> None:
+        dx.save_results(dx.analyze(recording, analyses=["topology"]), tmp_path / "r.zarr")
+        with pytest.raises(InputError, match="not a recording"):
+            dx.open_recording(tmp_path / "r.zarr")
+
+    def test_interrupted_saving_does_not_pass_for_whole(self, recording: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "copy.zarr"
+        shutil.copytree(recording, copy)
+        tree = dx.analyze(copy)
+        (copy / "W" / "c" / "2" / "0" / "0").write_bytes(b"damaged")
+        with pytest.raises(Exception, match=r".+"):
+            dx.save_results(tree, tmp_path / "r.zarr")
+        assert not zarr.open_group(str(tmp_path / "r.zarr"), mode="r").attrs["complete"]
+        with pytest.raises(IncompleteStoreError, match="again with --overwrite"):
+            dx.open_results(tmp_path / "r.zarr")
