@@ -31,9 +31,7 @@ def word_ids(seed: int = 42) -> NDArray[np.int64]:
     words = [
         word
         for path in sorted(folder.glob("*.py"))
-        for word in re.findall(
-            r"[A-Za-z]+|\d|[^\w\s]", path.read_text(encoding="utf-8", errors="ignore").lower()
-        )
+        for word in re.findall(r"[A-Za-z]+|\d|[^\w\s]", path.read_text(encoding="utf-8", errors="ignore").lower())
     ]
     known = {word: i for i, (word, _) in enumerate(Counter(words).most_common(LIVE - 1))}
     shuffled = np.random.default_rng(seed).permutation(VOCABULARY)
@@ -44,9 +42,7 @@ def as_hdf5(store: Path, path: Path) -> None:
     """Write the W of a store as the notebooks' HDF5: uint16 bit patterns in large uncompressed chunks."""
     rec = dx.open_recording(store, raw=True)
     with h5py.File(path, "w") as file:
-        data = file.create_dataset(
-            "W", rec.W.shape, "u2", chunks=(min(1600, rec.sizes["step"]), *rec.W.shape[1:])
-        )
+        data = file.create_dataset("W", rec.W.shape, "u2", chunks=(min(1600, rec.sizes["step"]), *rec.W.shape[1:]))
         for start in range(0, rec.sizes["step"], STEPS_AT_ONCE):
             part = slice(start, start + STEPS_AT_ONCE)
             data[part] = rec.W[part].values.view(np.uint16)

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
-    "convert": "deadtok_xr.convert",
+    "convert": "deadtok_xr.conversion",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
@@ -29,7 +29,7 @@ _HOME = {
 }
 _MODULES = ("bfloat16", "errors", "plot", "testing")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.motion import motion
     from deadtok_xr.analyses.phases import phases
     from deadtok_xr.analyses.topology import topology
-    from deadtok_xr.convert import convert
+    from deadtok_xr.conversion import convert
     from deadtok_xr.record import Recorder
     from deadtok_xr.recording import open_recording
     from deadtok_xr.results import open_results, save_results

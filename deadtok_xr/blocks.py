@@ -119,9 +119,7 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
                if variable == "W" and "delta" in ds else "")
         )  # fmt: skip
     if ds[variable].dims != ("step", "token", "dim"):
-        raise InputError(
-            f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)"
-        )
+        raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
     return ds[variable]

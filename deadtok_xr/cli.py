@@ -52,9 +52,7 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     folder = folder or _next_free("deadtok-demo")
     run = training.QUICK if quick else training.Run()
     with reporting("training", quiet=quiet) as report:
-        recording = training.byte_level(
-            folder / "recording.zarr", run, progress=lambda t: report(t, run.steps)
-        )
+        recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
     progress = dask_progress("analysing", quiet=quiet)
     tree = dx.save_results(dx.analyze(recording), folder / "results.zarr", progress=progress)
     click.echo(dx.summary(tree))
@@ -106,12 +104,8 @@ def info(store: Path, partial: bool) -> None:
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--figures", type=click.Path(path_type=Path), help="Also draw the figures into this folder.")
-@click.option(
-    "--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS."
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
-)
+@click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
 @_PARTIAL
 @_OVERWRITE
@@ -133,9 +127,7 @@ def analyze(
     names = [name.strip() for name in only.split(",") if name.strip()] if only else None
     tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, partial=partial)
     with _scheduler(scheduler):
-        saved = dx.save_results(
-            tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet)
-        )
+        saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))
     if figures:
         _draw(saved, figures)
@@ -153,15 +145,11 @@ def _scheduler(name: str) -> Iterator[None]:
     try:
         from distributed import Client
     except ImportError:
-        raise InputError(
-            "--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'"
-        ) from None
+        raise InputError("--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'") from None
     try:
         client = Client(name, timeout="10s")
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address"
-        ) from error
+        raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
     with client:
         yield
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,9 +60,7 @@ class TinyLM(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        self.body = nn.TransformerEncoder(
-            layer, run.layers, nn.LayerNorm(run.dims), enable_nested_tensor=False
-        )
+        self.body = nn.TransformerEncoder(layer, run.layers, nn.LayerNorm(run.dims), enable_nested_tensor=False)
         mask = nn.Transformer.generate_square_subsequent_mask(run.length)
         self.register_buffer("mask", mask, persistent=False)
         nn.init.normal_(self.position.weight, std=0.02)
@@ -123,8 +121,9 @@ def train(
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / run.steps if run.decay else 1.0)
     dead = np.setdiff1d(np.arange(vocabulary), np.unique(ids))
     dead_rows = torch.from_numpy(dead)
+    weight = cast(nn.Parameter, model.embedding.weight)
     recorder = Recorder(
-        model.embedding.weight,
+        weight,
         optimizer,
         path,
         variables=run.variables,

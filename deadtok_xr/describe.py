@@ -33,14 +33,10 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     arrays = dict(group.arrays())
     lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
     lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
-    lines.append(
-        f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}"
-    )
+    lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
     for name in sorted(arrays, key=lambda n: -arrays[n].nbytes):
         lines.append("  " + _row(name, arrays[name]))
-    lines.append(
-        f"  memory to analyse all tokens with {_workers()} threads: about {_size(memory_bound(group))}"
-    )
+    lines.append(f"  memory to analyse all tokens with {_workers()} threads: about {_size(memory_bound(group))}")
     return "\n".join(lines)
 
 
@@ -56,11 +52,11 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None) -> int:
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
-    steps, tokens = group["step"][:n_steps], group["token"][...]  # type: ignore[index]
+    steps, tokens = store.read_small(group, "step")[:n_steps], store.read_small(group, "token")
     facts = [("steps", f"{n_steps}: {steps[0]} to {steps[-1]}" if n_steps else "0")]
     text = f"{len(tokens)}"
     if "dead" in group:
-        dead = int(group["dead"][...].sum())  # type: ignore[index, union-attr, operator]
+        dead = int(store.read_small(group, "dead").sum())
         text += f": {dead} dead, {len(tokens) - dead} live"
     facts.append(("tokens", text))
     for key in ("made_by", "created", "optimizer"):

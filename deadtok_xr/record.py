@@ -72,9 +72,7 @@ class Recorder:
         if unknown:
             raise InputError(f"cannot record {unknown[0]!r}: choose from {', '.join(RECORDABLE)}")
         if parameter.ndim != 2:
-            raise InputError(
-                f"the parameter has the shape {tuple(parameter.shape)}; needed: (vocabulary, hidden)"
-            )
+            raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; needed: (vocabulary, hidden)")
         self.group = _group_of(parameter, optimizer)
         self.parameter, self.optimizer, self.path = parameter, optimizer, path
         self.variables = tuple(variables)
@@ -123,14 +121,10 @@ class Recorder:
         for name, value in values.items():
             vector = np.asarray(to_numpy(value) if hasattr(value, "detach") else value, np.float32)
             if vector.ndim > 1:
-                raise InputError(
-                    f"log({name}=...): found the shape {vector.shape}; needed: a scalar or a vector"
-                )
+                raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: a scalar or a vector")
             earlier = next(iter(self._logged.setdefault(name, {}).values()), vector)
             if earlier.shape != vector.shape:
-                raise InputError(
-                    f"log({name}=...): found the shape {vector.shape}; needed: {earlier.shape}, as before"
-                )
+                raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: {earlier.shape}, as before")
             self._logged[name][self.step] = vector
 
     def _note_lr(self) -> None:
@@ -144,9 +138,7 @@ class Recorder:
         i = self._filled
         for name in self.variables:
             tensor = self._tensor(name)
-            self._buffers[name][i] = (
-                (0 if name.startswith("exp") else np.nan) if tensor is None else to_numpy(tensor)
-            )
+            self._buffers[name][i] = (0 if name.startswith("exp") else np.nan) if tensor is None else to_numpy(tensor)
         self._buffers["lr"][i] = self._lr if self.step else np.nan
         self._filled += 1
         if self._filled == self._writer.chunk_steps:

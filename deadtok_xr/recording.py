@@ -58,7 +58,7 @@ def open_recording(
     group, n_steps = store.open_group(path, partial=partial)
     ds = xr.open_zarr(group.store, consolidated=False, chunks={}, mask_and_scale=False, decode_times=False)
     small = {
-        name: c.copy(data=group[str(name)][...]) for name, c in ds.coords.items() if c.chunks is not None
+        name: c.copy(data=store.read_small(group, str(name))) for name, c in ds.coords.items() if c.chunks is not None
     }
     ds = ds.assign_coords(small).isel(step=slice(0, n_steps))
     ds = _ascending(_select(ds, tokens, path))

@@ -58,9 +58,7 @@ def save_results(
     root = zarr.create_group(
         str(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     )
-    pairs = [
-        pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)
-    ]
+    pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
     with progress or nullcontext():
         # one call for all groups: a graph of its own for each would read the recording once for each
         da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
@@ -77,19 +75,15 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _prepare(
-    root: zarr.Group, name: str, ds: xr.Dataset, full: bool
-) -> list[tuple[da.Array, zarr.Array[Any]]]:
+def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tuple[da.Array, zarr.Array[Any]]]:
     """Create a group's arrays; write the small ones now, return the lazy ones with their targets."""
     if not full:
         ds = ds.drop_vars(PER_TOKEN, errors="ignore")
-    group = root.create_group(
-        name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))}
-    )
+    group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
     pairs = []
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
-        source = uniform(variable.data) if lazy else variable.values
+        source: Any = uniform(variable.data) if lazy else variable.values
         text = source.dtype.kind in "UOT"
         array = store.create_array(
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
@@ -132,15 +126,12 @@ def open_results(path: str | Path) -> xr.DataTree:
     try:
         attrs = zarr.open_group(str(path), mode="r").attrs
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote"
-        ) from error
+        raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
     if "deadtok_results" not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
-        raise IncompleteStoreError(
-            f"{path} was not written to its end: run the analysis again with --overwrite"
-        )
+        raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
     tree = xr.open_datatree(str(path), engine="zarr", consolidated=False, chunks={})
-    ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in attrs["groups"]}
+    groups: Any = attrs["groups"]  # Zarr lists in no order
+    ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

@@ -93,10 +93,7 @@ def check_variable(name: str, dims: Sequence[str], dtype: str, *, where: str) ->
         return
     if tuple(dims) != spec.dims:
         raise InputError(
-            f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); "
-            f"needed: ({', '.join(spec.dims)})"
+            f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); needed: ({', '.join(spec.dims)})"
         )
     if dtype not in spec.dtypes:
-        raise InputError(
-            f"{where}: variable {name!r} has the dtype {dtype}; needed: {' or '.join(spec.dtypes)}"
-        )
+        raise InputError(f"{where}: variable {name!r} has the dtype {dtype}; needed: {' or '.join(spec.dtypes)}")

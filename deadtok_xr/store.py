@@ -113,9 +113,7 @@ class StoreWriter:
         if rows.dead is not None:
             self._add("dead", rows.dead[self._order], ("token",))
         if rows.text is not None:
-            self._add(
-                "token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string"
-            )
+            self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
 
     def _add(
         self,
@@ -227,9 +225,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
             "(overwrite=True) to replace it"
         )
     if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists()):
-        raise DestinationExistsError(
-            f"{path} is not a Zarr store, so it is not replaced: choose another destination"
-        )
+        raise DestinationExistsError(f"{path} is not a Zarr store, so it is not replaced: choose another destination")
 
 
 def missing_chunks(array: zarr.Array[Any], group: zarr.Group) -> list[tuple[int, ...]]:
@@ -249,6 +245,14 @@ def _stored_keys(group: zarr.Group, prefix: str) -> set[str]:
         return {key async for key in group.store.list_prefix(prefix)}
 
     return sync(collect())
+
+
+def read_small(group: zarr.Group, name: str) -> NDArray[Any]:
+    """All of a small array of a store, such as a coordinate."""
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise InputError(f"{group.store_path}: {name!r} is a group; needed: an array")
+    return np.asarray(array[...])
 
 
 def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, int]:
@@ -278,9 +282,7 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
         return group, n_steps
     for name, holes in lost.items():
         if arrays[name].metadata.dimension_names[0] != "step":  # type: ignore[union-attr, index]
-            raise IncompleteStoreError(
-                f"{path}: the coordinate {name!r} is missing; the store cannot be read"
-            )
+            raise IncompleteStoreError(f"{path}: the coordinate {name!r} is missing; the store cannot be read")
         n_steps = min(n_steps, holes[0][0] * arrays[name].chunks[0])
     if n_steps == 0:
         raise IncompleteStoreError(f"{path}: not one step is whole yet; nothing can be read")
@@ -302,9 +304,7 @@ def _open_zarr_group(path: str | Path) -> zarr.Group:
 def _check_format(path: str | Path, group: zarr.Group) -> None:
     found = group.attrs.get("deadtok_format")
     if found is None:
-        raise InputError(
-            f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is missing"
-        )
+        raise InputError(f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is missing")
     if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
         raise InputError(
             f"{path} has the recording format {found}; this version of deadtok_xr reads "

@@ -56,8 +56,7 @@ def _phases(ds: xr.Dataset) -> Iterator[str]:
     yield f"Phases, scheme {ds.attrs.get('scheme', 'lattice')}"
     yield "  final state       " + ", ".join(f"{n} {100 * f:.1f}%" for n, f in zip(names, final, strict=True))
     yield "  majority reached  " + ", ".join(
-        f"{n} or colder {'never' if t < 0 else f'at {t}'}"
-        for n, t in zip(names[:-1], begins[:-1], strict=True)
+        f"{n} or colder {'never' if t < 0 else f'at {t}'}" for n, t in zip(names[:-1], begins[:-1], strict=True)
     )
 
 

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeGuard
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import ml_dtypes
 import numpy as np
 from zarr.dtype import DataTypeValidationError, ZDType, data_type_registry
-
-if TYPE_CHECKING:
-    from zarr.dtype import DTypeJSON
 
 _NAME: Literal["bfloat16"] = "bfloat16"
 _DTYPE = np.dtype(ml_dtypes.bfloat16)
@@ -61,19 +58,19 @@ class BFloat16(ZDType[Any, Any], _HasEndianness, _HasItemSize):  # type: ignore[
         return _DTYPE
 
     @classmethod
-    def _check_json_v2(cls, data: DTypeJSON) -> TypeGuard[Any]:
+    def _check_json_v2(cls, data: Any) -> TypeGuard[Any]:
         return False  # the registered type exists for Zarr v3 alone
 
     @classmethod
-    def _check_json_v3(cls, data: DTypeJSON) -> TypeGuard[Any]:
+    def _check_json_v3(cls, data: Any) -> TypeGuard[Any]:
         return data == _NAME or (isinstance(data, Mapping) and data.get("name") == _NAME)
 
     @classmethod
-    def _from_json_v2(cls, data: DTypeJSON) -> Self:
+    def _from_json_v2(cls, data: Any) -> Self:
         raise DataTypeValidationError("bfloat16 is a data type of Zarr v3; this array is Zarr v2")
 
     @classmethod
-    def _from_json_v3(cls, data: DTypeJSON) -> Self:
+    def _from_json_v3(cls, data: Any) -> Self:
         if cls._check_json_v3(data):
             return cls()
         raise DataTypeValidationError(f"expected the data type {_NAME!r}, found {data!r}")

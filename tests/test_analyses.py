@@ -64,9 +64,7 @@ def check_phases(ds: xr.Dataset) -> None:
         found = dx.phases(ds, scheme=scheme).compute()
         fraction, begins = reference.phases(np.asarray(ds.W.values), scheme)
         assert_agree(found.fraction, fraction, scheme)
-        np.testing.assert_array_equal(
-            found.transition_step, [-1 if b < 0 else ds.step.values[b] for b in begins]
-        )
+        np.testing.assert_array_equal(found.transition_step, [-1 if b < 0 else ds.step.values[b] for b in begins])
 
 
 def check_kinematics(ds: xr.Dataset) -> None:
@@ -360,8 +358,6 @@ def test_every_variable_is_described(results: xr.DataTree) -> None:
         ("topology", ("largest_component", "n_singletons", "n_components"), "int64"),
     ],
 )
-def test_dtypes_are_those_of_the_contract(
-    results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str
-) -> None:
+def test_dtypes_are_those_of_the_contract(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
     for name in names:
         assert results[group][name].dtype == dtype, name

@@ -25,8 +25,8 @@ from safetensors.torch import save_file as save_torch
 
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16, decode, from_bits
-from deadtok_xr.convert import sources
-from deadtok_xr.convert.planning import make_plan
+from deadtok_xr.conversion import sources
+from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 
 Arrays = dict[str, NDArray[Any]]
@@ -280,9 +280,7 @@ def test_unknown_arrays_pass_through_and_the_rest_is_accounted_for(tmp_path: Pat
     }
     del arrays["losses"]
     source = write_h5(tmp_path / "a.h5", arrays)
-    with pytest.warns(
-        UserWarning, match=r"left out of the store: 'W_initial' \(float32 \(6, 2\): its first axis"
-    ):
+    with pytest.warns(UserWarning, match=r"left out of the store: 'W_initial' \(float32 \(6, 2\): its first axis"):
         rec = raw(dx.convert(source, tmp_path / "a.zarr"))
     assert rec["logits"].dims == ("step", "token")
     assert rec["odd"].dims == ("step", "odd_1")
@@ -300,9 +298,7 @@ def test_one_row_short_begins_with_nan(tmp_path: Path) -> None:
     arrays = small()
     arrays |= {"g": arrays["W"][1:], "losses": np.arange(1, 5, dtype="f4")}
     done: list[tuple[int, int]] = []
-    store = dx.convert(
-        write_h5(tmp_path / "a.h5", arrays), tmp_path / "a.zarr", progress=lambda *x: done.append(x)
-    )
+    store = dx.convert(write_h5(tmp_path / "a.h5", arrays), tmp_path / "a.zarr", progress=lambda *x: done.append(x))
     rec = raw(store)
     assert np.isnan(decode(rec["grad"].values[0])).all()
     np.testing.assert_array_equal(bits(rec["grad"].values[1:]), arrays["W"][1:])
@@ -360,14 +356,12 @@ def test_invalid_values_are_counted_and_kept(tmp_path: Path) -> None:
 
 def test_a_name_is_no_format(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "misnamed.safetensors", small())
-    np.testing.assert_array_equal(
-        bits(raw(dx.convert(source, tmp_path / "a.zarr"))["W"].values), small()["W"]
-    )
+    np.testing.assert_array_equal(bits(raw(dx.convert(source, tmp_path / "a.zarr"))["W"].values), small()["W"])
 
 
 def test_the_function_keeps_its_name_when_the_subpackage_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys, deadtok_xr.convert.layout, deadtok_xr as dx\n"
+        "import sys, deadtok_xr.conversion.layout, deadtok_xr as dx\n"
         "assert not {'torch', 'h5py'} & set(sys.modules)\n"
         f"dx.convert({str(write_h5(tmp_path / 'a.h5', small()))!r}, {str(tmp_path / 'a.zarr')!r})"
     )
@@ -383,8 +377,8 @@ import numpy as np
 import h5py
 from pathlib import Path
 import deadtok_xr as dx
-from deadtok_xr.convert.planning import make_plan
-from deadtok_xr.convert.sources import open_source
+from deadtok_xr.conversion.planning import make_plan
+from deadtok_xr.conversion.sources import open_source
 
 def peak():  # VmHWM is this program's own; ru_maxrss may be inherited from whoever started it
     try:
@@ -529,9 +523,7 @@ def written(content: bytes) -> Callable[[Path], Path]:
 def damaged(damage: Callable[[bytes], bytes], *, format_: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         whole = folder / "bad"
-        write_h5(whole, small(n_steps=300)) if format_ == "h5" else write_safetensors(
-            whole, small(n_steps=300)
-        )
+        write_h5(whole, small(n_steps=300)) if format_ == "h5" else write_safetensors(whole, small(n_steps=300))
         whole.write_bytes(damage(whole.read_bytes()))
         return whole
 

@@ -392,9 +392,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
     figure.canvas.draw()
     said = [text.get_text() for text in ax.texts]
     values = np.asarray(values)
-    expected = (
-        [] if (values > 0).any() else ["every valid value is 0" if (values == 0).any() else "no valid values"]
-    )
+    expected = [] if (values > 0).any() else ["every valid value is 0" if (values == 0).any() else "no valid values"]
     assert said == expected
 
 

@@ -111,9 +111,7 @@ class TestAsAnXarrayUserExpects:
 
     def test_boolean_selection_by_the_coordinate(self, recording: Path) -> None:
         ds = dx.open_recording(recording)
-        xr.testing.assert_equal(
-            ds.W.isel(token=ds.dead.values), dx.open_recording(recording, tokens="dead").W
-        )
+        xr.testing.assert_equal(ds.W.isel(token=ds.dead.values), dx.open_recording(recording, tokens="dead").W)
 
     def test_plot(self, recording: Path) -> None:
         import matplotlib as mpl
@@ -144,9 +142,7 @@ class TestAsAnXarrayUserExpects:
 def test_derived_arrays_are_refused_where_the_grid_is_needed(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     smooth = ds.assign(W=ds.W.rolling(step=2).mean().isel(step=slice(1, None)).assign_attrs(ds.W.attrs))
-    with pytest.raises(
-        OffGridError, match="W: .* rows of a block hold values that are not on the grid of bfloat16"
-    ):
+    with pytest.raises(OffGridError, match="W: .* rows of a block hold values that are not on the grid of bfloat16"):
         dx.motion(smooth).compute()
     with pytest.raises(InputError, match="dtype float64; needed: bfloat16, float16 or float32"):
         dx.motion(ds.assign(W=ds.W.astype("f8").assign_attrs(ds.W.attrs))).compute()
@@ -158,9 +154,7 @@ def test_unknown_dead_tokens(recording: Path, tmp_path: Path) -> None:
     path = write_store(tmp_path / "x.zarr", np.zeros((2, 3, 1), ml_dtypes.bfloat16), np.arange(3), None)
     with pytest.raises(InputError, match="does not say which tokens are dead.*tokens='all'"):
         dx.open_recording(path, tokens="dead")
-    none = write_store(
-        tmp_path / "y.zarr", np.zeros((2, 3, 1), ml_dtypes.bfloat16), np.arange(3), np.zeros(3, bool)
-    )
+    none = write_store(tmp_path / "y.zarr", np.zeros((2, 3, 1), ml_dtypes.bfloat16), np.arange(3), np.zeros(3, bool))
     with pytest.raises(InputError, match="has no dead tokens"):
         dx.open_recording(none, tokens="dead")
     with pytest.raises(InputError, match="choose 'all', 'dead' or 'live'"):

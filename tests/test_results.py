@@ -97,9 +97,7 @@ def test_large_variables_only_on_request(recording: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(full["position"], dx.open_recording(recording, tokens="dead").W)
 
 
-def test_what_the_recording_does_not_allow_is_left_out_with_the_reason(
-    recording: Path, tmp_path: Path
-) -> None:
+def test_what_the_recording_does_not_allow_is_left_out_with_the_reason(recording: Path, tmp_path: Path) -> None:
     one = dx.open_recording(recording, tokens="dead").isel(step=[7])
     tree = dx.save_results(dx.analyze(one), tmp_path / "r.zarr")
     assert list(tree.children) == ["kinematics", "topology"]

@@ -24,9 +24,7 @@ from deadtok_xr.errors import (
 )
 
 
-def write_store(
-    path: Path, W: np.ndarray, tokens: np.ndarray, dead: np.ndarray | None, *, finish: bool = True
-) -> Path:
+def write_store(path: Path, W: np.ndarray, tokens: np.ndarray, dead: np.ndarray | None, *, finish: bool = True) -> Path:
     writer = store.create(path, store.Rows(tokens, dead), {})
     writer.add_variable("W", schema.MATRIX, W.shape[1:], W.dtype)
     for start in range(0, len(W), writer.chunk_steps):
@@ -102,9 +100,7 @@ def test_lost_chunk_is_named(tmp_path: Path) -> None:
     W = np.ones((300, 4, 2), ml_dtypes.bfloat16)
     path = write_store(tmp_path / "l.zarr", W, np.arange(4), None)
     (path / "W" / "c" / "1" / "0" / "0").unlink()
-    with pytest.raises(
-        IncompleteStoreError, match=r"1 chunk.*'W'.*step positions 128\.\.255, token positions 0\.\.3"
-    ):
+    with pytest.raises(IncompleteStoreError, match=r"1 chunk.*'W'.*step positions 128\.\.255, token positions 0\.\.3"):
         dx.open_recording(path)
     part = dx.open_recording(path, partial=True)
     assert part.sizes["step"] == 128

@@ -28,9 +28,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def run(code: str, *args: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -103,7 +101,9 @@ def test_registering_twice_is_harmless() -> None:
 
 
 def test_importing_registers_nothing() -> None:
-    code = "import deadtok_xr.zarr_dtype\nfrom zarr.dtype import data_type_registry as r\nprint('bfloat16' in r.contents)"
+    code = (
+        "import deadtok_xr.zarr_dtype\nfrom zarr.dtype import data_type_registry as r\nprint('bfloat16' in r.contents)"
+    )
     assert run(code) == "False"
 
 

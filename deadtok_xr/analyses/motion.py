@@ -89,9 +89,7 @@ def motion(
     result = measured(x, precision)
     measure = result["displacement_ulp"]
     values = blocks.fields(result, ("step", "token"), ATTRS)
-    values["displacement_ulp_mean"] = _per_step(
-        "displacement_ulp_mean", da.nanmean(measure, axis=1, dtype="f8")
-    )
+    values["displacement_ulp_mean"] = _per_step("displacement_ulp_mean", da.nanmean(measure, axis=1, dtype="f8"))
     values["displacement_ulp_std"] = _per_step(
         "displacement_ulp_std", da.map_blocks(_sample_std, measure.rechunk({1: -1}), drop_axis=1, dtype="f8")
     )

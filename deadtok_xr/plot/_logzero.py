@@ -118,6 +118,4 @@ def mark_zeros(
     change = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]])))
     spans = [(edges[a], edges[b] - edges[a]) for a, b in change.reshape(-1, 2)]
     bottom, top = (float(axis.within_strip(share)) for share in lane)
-    ax.broken_barh(
-        spans, (bottom, top - bottom), facecolor=color, edgecolor=color, linewidth=0.3, label=label
-    )
+    ax.broken_barh(spans, (bottom, top - bottom), facecolor=color, edgecolor=color, linewidth=0.3, label=label)

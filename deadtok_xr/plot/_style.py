@@ -48,9 +48,7 @@ def need(results: xr.Dataset | xr.DataTree, names: tuple[str, ...], maker: str) 
             f"makes (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
         )
     if "step" not in ds.coords or ds.sizes.get("step", 0) == 0:
-        raise InputError(
-            f"this dataset has no steps to draw; deadtok_xr.{maker} makes them, from a longer selection"
-        )
+        raise InputError(f"this dataset has no steps to draw; deadtok_xr.{maker} makes them, from a longer selection")
     return ds[list(names)]
 
 

@@ -88,9 +88,7 @@ def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     title = f"Size of the cloud: {n_tokens}"
     if ds.attrs.get("origin") == "relative":
         title += "\npositions are sums of displacements since the first step"
-    _style.dress(
-        ax, ds, ylabel="distance from the centroid (dimensionless)", title=title, pad=_style.LEGEND_PAD
-    )
+    _style.dress(ax, ds, ylabel="distance from the centroid (dimensionless)", title=title, pad=_style.LEGEND_PAD)
     _style.from_zero(ax, *values)
     _style.legend_above(ax)
     return ax

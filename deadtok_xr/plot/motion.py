@@ -126,9 +126,7 @@ def _moments(values: Measured) -> tuple[Floats, Floats]:
     valid = ~np.isnan(values)
     n = valid.sum(axis=1)
     mean = np.where(n > 0, np.nansum(values, axis=1, dtype=np.float64) / np.maximum(n, 1), np.nan)
-    squares = np.array(
-        [np.nansum((row.astype(np.float64) - m) ** 2) for row, m in zip(values, mean, strict=True)]
-    )
+    squares = np.array([np.nansum((row.astype(np.float64) - m) ** 2) for row, m in zip(values, mean, strict=True)])
     return mean, np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
 
 
@@ -149,9 +147,7 @@ def _band(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], mean: Floa
     style: dict[str, Any] = {"color": _style.SKY, "alpha": 0.4}
     ax.fill_between(steps, low, mean + std, where=spread.tolist(), linewidth=0, label=label, **style)
     lonely = _style.alone(spread)  # where the area between neighbours is none
-    ax.vlines(
-        steps[lonely], low[lonely], (mean + std)[lonely], linewidth=1.0 if len(steps) > 3 else 8.0, **style
-    )
+    ax.vlines(steps[lonely], low[lonely], (mean + std)[lonely], linewidth=1.0 if len(steps) > 3 else 8.0, **style)
 
 
 def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: Measured) -> None:
@@ -179,9 +175,7 @@ def _cells(ax: Axes, axis: _logzero.LogAxis, cells: Density) -> None:
     low, high = (min(map(np.min, shown)), max(map(np.max, shown))) if shown else (1.0, 10.0)
     norm = LogNorm(min(low, high / 10), high)
     style: dict[str, Any] = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
-    mesh = ax.pcolormesh(
-        cells.step_edges, cells.value_edges, np.ma.masked_equal(per_step.T, 0), gid="density", **style
-    )
+    mesh = ax.pcolormesh(cells.step_edges, cells.value_edges, np.ma.masked_equal(per_step.T, 0), gid="density", **style)
     if axis.has_strip:
         row = np.ma.masked_equal(zeros[None, :], 0)
         ax.pcolormesh(cells.step_edges, np.array(axis.strip), row, gid="zeros", **style)

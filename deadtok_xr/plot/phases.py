@@ -82,13 +82,7 @@ def _labels(ds: xr.Dataset, first: int) -> list[str]:
 
 
 def _when(step: int, first: int) -> str:
-    return (
-        "never"
-        if step < 0
-        else f"from the start (step {step:,})"
-        if step == first
-        else f"first at step {step:,}"
-    )
+    return "never" if step < 0 else f"from the start (step {step:,})" if step == first else f"first at step {step:,}"
 
 
 def _areas(ax: Axes, ds: xr.Dataset, labels: list[str]) -> None:

@@ -70,9 +70,7 @@ def _panels(axes: Sequence[Axes] | NDArray[Any] | None) -> NDArray[np.object_]:
     if axes is None:
         import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
 
-        return plt.subplots(
-            3, sharex=True, figsize=_style.SIZE, layout="constrained", height_ratios=(2, 2, 3)
-        )[1]
+        return plt.subplots(3, sharex=True, figsize=_style.SIZE, layout="constrained", height_ratios=(2, 2, 3))[1]
     panels = np.empty(len(axes), object)
     panels[:] = list(axes)
     if len(panels) != 3:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.convert.sources import Entry
+from deadtok_xr.conversion.sources import Entry
 
 CHUNKS_AT_ONCE = 4
 """How many chunks are compressed at a time: more is no faster, and each is a copy in memory."""

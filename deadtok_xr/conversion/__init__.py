@@ -12,11 +12,9 @@ entry in `layout.KNOWN`, or a `Layout` of its own.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 __all__ = ["convert"]
 
@@ -32,7 +30,7 @@ def convert(
     """Convert a recording to a recording store, bit for bit.
 
     The layout is detected: HDF5 or safetensors by content, variables by their keys (``W``, ``embeddings``,
-    ``grad_W``, ``momentum_W``, ``deltas``, ... : `deadtok_xr.convert.layout.KNOWN`). ``uint16`` is read as
+    ``grad_W``, ``momentum_W``, ``deltas``, ... : `deadtok_xr.conversion.layout.KNOWN`). ``uint16`` is read as
     the bits of bfloat16. Memory stays near two blocks of steps, however long the recording is.
 
     Parameters
@@ -76,9 +74,9 @@ def convert(
         dx.convert("thimble_7.h5", "thimble_7.zarr")
         dx.convert("gatsby.safetensors", "gatsby.zarr", dead_ids=[0, 1, 2])
     """
-    from deadtok_xr.convert.planning import make_plan
-    from deadtok_xr.convert.sources import open_source
-    from deadtok_xr.convert.write import check_destination, write_plan
+    from deadtok_xr.conversion.planning import make_plan
+    from deadtok_xr.conversion.sources import open_source
+    from deadtok_xr.conversion.write import check_destination, write_plan
 
     src, dest = Path(src), Path(dest)
     with open_source(src) as source:
@@ -88,13 +86,3 @@ def convert(
     for sentence in noticed:  # now that the store is whole: a warning may be turned into an error
         warnings.warn(sentence, UserWarning, stacklevel=2)
     return dest
-
-
-class _CallableModule(ModuleType):
-    """Importing this subpackage binds `deadtok_xr.convert` to the module, before or after the function was
-    looked up there; being callable, the module does what its name says in either case."""
-
-    __call__ = staticmethod(convert)
-
-
-sys.modules[__name__].__class__ = _CallableModule

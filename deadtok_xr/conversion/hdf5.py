@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.convert.sources import Entry, Source, reading
+from deadtok_xr.conversion.sources import Entry, Source, reading
 
 _DEFAULT_CACHE = 2**20
 
@@ -41,9 +41,7 @@ class Hdf5Source(Source):
         with reading(self.path, f"variable {name!r}, {start}..{stop - 1}", self.format):
             dataset = self._dataset(name)
             values = np.asarray(dataset[start:stop] if entry.shape else dataset[()])
-        return (
-            values if values.dtype == entry.dtype else values.astype(entry.dtype)
-        )  # the byte order, no more
+        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
 
     def _dataset(self, name: str) -> h5py.Dataset:
         """The dataset, opened with a cache that holds each compressed chunk until it has been read."""

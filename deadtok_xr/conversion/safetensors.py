@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.convert.sources import Entry, Source, reading
+from deadtok_xr.conversion.sources import Entry, Source, reading
 from deadtok_xr.errors import InputError
 
 _DTYPES: dict[str, np.dtype[Any]] = {

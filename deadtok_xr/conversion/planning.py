@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.convert.layout import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
-from deadtok_xr.convert.plan import Plan, PlannedVariable
-from deadtok_xr.convert.rows import find_rows
-from deadtok_xr.convert.sources import Entry, Source, listing, whole
+from deadtok_xr.conversion.layout import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
+from deadtok_xr.conversion.plan import Plan, PlannedVariable
+from deadtok_xr.conversion.rows import find_rows
+from deadtok_xr.conversion.sources import Entry, Source, listing, whole
 from deadtok_xr.errors import InputError
 
 ATTRIBUTE_SIZE = 64
@@ -69,13 +69,10 @@ def _anchor_shape(source: Source, keys: Mapping[str, str]) -> tuple[int, int, in
     if len(shape) != 3:
         hint = "; convert one run at a time" if len(shape) == 4 else ""
         raise InputError(
-            f"{source.path}: variable {key!r} has the shape {shape}; needed: three axes, (step, token, "
-            f"dim){hint}"
+            f"{source.path}: variable {key!r} has the shape {shape}; needed: three axes, (step, token, dim){hint}"
         )
     if 0 in shape:
-        raise InputError(
-            f"{source.path}: variable {key!r} is empty, {shape}; needed: at least one step, token and dim"
-        )
+        raise InputError(f"{source.path}: variable {key!r} is empty, {shape}; needed: at least one step, token and dim")
     return shape
 
 
@@ -93,9 +90,7 @@ def _matrix(source: Source, name: str, key: str, anchor: tuple[int, int, int]) -
         raise InputError(f"{source.path}: variable {key!r} has the shape {entry.shape}; needed: {anchor}")
     _check_written(source, name, key, first)
     extra = {"precision": "none"} if name == "delta" else {}
-    return PlannedVariable(
-        name, key, entry, spec.dims, anchor, dtype, first, {**_origin(key, entry), **extra}
-    )
+    return PlannedVariable(name, key, entry, spec.dims, anchor, dtype, first, {**_origin(key, entry), **extra})
 
 
 def _stored_dtype(entry: Entry) -> np.dtype[Any]:
@@ -241,9 +236,5 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    exact = (
-        value is None
-        or isinstance(value, (bool, int, str))
-        or (isinstance(value, float) and math.isfinite(value))
-    )
+    exact = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
     return value if exact else str(value)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deadtok_xr import schema
-from deadtok_xr.convert.sources import Entry, Source
+from deadtok_xr.conversion.sources import Entry, Source
 from deadtok_xr.errors import InputError
 
 WEIGHTS = ("W", "delta")

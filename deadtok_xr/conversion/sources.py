@@ -111,13 +111,13 @@ def reading(path: Path, what: str, format_: str) -> Iterator[None]:
 
 
 def _open_hdf5(path: Path) -> Source:
-    from deadtok_xr.convert.hdf5 import Hdf5Source
+    from deadtok_xr.conversion.hdf5 import Hdf5Source
 
     return Hdf5Source(path)
 
 
 def _open_safetensors(path: Path) -> Source:
-    from deadtok_xr.convert.safetensors import SafetensorsSource
+    from deadtok_xr.conversion.safetensors import SafetensorsSource
 
     return SafetensorsSource(path)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.convert.layout import Layout, numeric, single_key
-from deadtok_xr.convert.sources import Source, whole
+from deadtok_xr.conversion.layout import Layout, numeric, single_key
+from deadtok_xr.conversion.sources import Source, whole
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import Rows
 
@@ -77,9 +77,7 @@ def _rows(
     return Rows(np.arange(n_rows), dead), f"token ids 0..{n_rows - 1}; dead are those in {ids.name!r}"
 
 
-def _rows_by_mask(
-    source: Source, n_rows: int, variable: str, mask: Named, ids: Named | None
-) -> tuple[Rows, str]:
+def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: Named | None) -> tuple[Rows, str]:
     n, n_dead = len(mask.values), int(mask.values.sum())
     if n_rows == n:
         return Rows(np.arange(n), mask.values), f"token ids 0..{n - 1}; dead are those of {mask.name!r}"
@@ -115,9 +113,7 @@ def _read_mask(source: Source, keys: tuple[str, ...], meaning: str) -> Named | N
     entry = numeric(source, key)
     values = whole(source, key) if len(entry.shape) == 1 else None
     if values is None or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
-        raise InputError(
-            f"{source.path}: {key!r} is {entry}; needed: one bool per vocabulary id, (token,), 0 or 1"
-        )
+        raise InputError(f"{source.path}: {key!r} is {entry}; needed: one bool per vocabulary id, (token,), 0 or 1")
     return Named(key, values.astype(bool))
 
 
@@ -133,8 +129,7 @@ def _checked_ids(source: Source, ids: Named) -> Named:
     values = ids.values
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError(
-            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of "
-            "integer token ids"
+            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of integer token ids"
         )
     values = values.astype(np.int64)
     unique, counts = np.unique(values, return_counts=True)
@@ -178,8 +173,7 @@ def _agree(source: Source, mask: Named, ids: Named) -> None:
 def _check_range(source: Source, ids: Named, n: int, what: str) -> None:
     if ids.values.size and ids.values.max() >= n:
         raise InputError(
-            f"{source.path}: {ids.name!r} holds the token id {ids.values.max()}, outside {what}; needed: "
-            f"0 to {n - 1}"
+            f"{source.path}: {ids.name!r} holds the token id {ids.values.max()}, outside {what}; needed: 0 to {n - 1}"
         )
 
 

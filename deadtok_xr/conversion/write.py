@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
 from deadtok_xr.bfloat16 import BFLOAT16, decode, on_grid
-from deadtok_xr.convert.plan import CHUNKS_AT_ONCE, Plan, PlannedVariable
-from deadtok_xr.convert.sources import Source, reading
+from deadtok_xr.conversion.plan import CHUNKS_AT_ONCE, Plan, PlannedVariable
+from deadtok_xr.conversion.sources import Source, reading
 from deadtok_xr.errors import InputError
 
 MADE_BY = "convert"
@@ -43,8 +43,7 @@ def check_destination(src: Path, dest: Path, *, overwrite: bool) -> bool:
     inner, outer = src.resolve(), dest.resolve()
     if outer == inner or outer in inner.parents:
         raise InputError(
-            f"the source {src} lies in the destination {dest}, which would be replaced; choose another "
-            "destination"
+            f"the source {src} lies in the destination {dest}, which would be replaced; choose another destination"
         )
     blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
@@ -104,9 +103,7 @@ def write_plan(
         noticed = [s for v in plan.variables for s in _stream(v, plan, source, writer, counts)]
         writer.group.attrs["sources"] = [_facts(plan.path, digest.result())]
         if _state(plan.path) != state:
-            raise InputError(
-                f"{plan.path} changed while it was converted; convert it when nothing writes to it"
-            )
+            raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
         writer.finish()
     store.open_group(dest)  # nothing is missing, as seen by a reader
     return noticed + _left_out(plan)
@@ -221,10 +218,7 @@ class _Finds:
         if self.first_bad is not None:
             step, token = self.first_bad
             where = f"step {step}" + ("" if token is None else f", token {token}")
-            yield (
-                f"{label} holds {self.n_bad} values that are NaN or infinite, the first at {where}; "
-                "they are kept"
-            )
+            yield (f"{label} holds {self.n_bad} values that are NaN or infinite, the first at {where}; they are kept")
         if self.all_on_grid:
             yield (
                 f"{label} is float32, but every value lies on the bfloat16 grid: if it was trained in "

@@ -1,0 +1,61 @@
+"""Synthetic recordings for tests and trials: of any size, in bounded memory, cooling like real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deadtok_xr import schema, store
+from deadtok_xr.bfloat16 import BFLOAT16
+
+
+def synthetic_recording(
+    path: str | Path,
+    *,
+    steps: int,
+    tokens: int,
+    dims: int = 64,
+    dead: float = 0.4,
+    frozen_at: float = 0.7,
+    seed: int = 0,
+) -> Path:
+    """Write a recording of a cloud that drifts, cools and freezes on the bfloat16 grid.
+
+    Updates fall exponentially and vanish below half a grid cell, so that tokens hop, rest and freeze. It
+    has the shape of a real run, not its mechanism: use it to try code, not to find things out.
+
+    Parameters
+    ----------
+    path
+        The store to write.
+    steps, tokens, dims
+        Its size; step 0 included.
+    dead
+        Share of the tokens that are marked dead, spread over the vocabulary.
+    frozen_at
+        The share of the run after which updates have become too small to move anything.
+    seed
+        Of the random numbers.
+
+    Returns
+    -------
+    ``path``.
+    """
+    rng = np.random.default_rng(seed)
+    writer = store.create(path, store.Rows(np.arange(tokens), rng.random(tokens) < dead), {"made_by": "testing"})
+    writer.add_variable("W", schema.MATRIX, (tokens, dims), BFLOAT16)
+    W = rng.normal(0, 0.02, (tokens, dims)).astype(BFLOAT16)
+    drift = rng.normal(size=dims)
+    for start in range(0, steps, writer.chunk_steps):
+        block = np.empty((min(writer.chunk_steps, steps - start), tokens, dims), BFLOAT16)
+        for i in range(len(block)):
+            size = 3e-3 * 10 ** (-3.5 * (start + i) / (frozen_at * steps))
+            if start + i and size > 3e-6:
+                noise = rng.standard_normal((tokens, dims), np.float32)
+                W = (W.astype(np.float32) + np.float32(size) * (drift + 0.3 * noise)).astype(BFLOAT16)
+            block[i] = W
+        writer.extend(np.arange(start, start + len(block)))
+        writer.write("W", start, block)
+    writer.finish()
+    return Path(path)
