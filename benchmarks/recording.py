@@ -42,7 +42,7 @@ def as_hdf5(store: Path, path: Path) -> None:
     """Write the W of a store as the notebooks' HDF5: uint16 bit patterns in large uncompressed chunks."""
     rec = dx.open_recording(store, raw=True)
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("W", rec.W.shape, "u2", chunks=(min(1600, rec.sizes["step"]), *rec.W.shape[1:]))
+        data = file.create_dataset("W", rec.W.shape, "u2", chunks=(-(-rec.sizes["step"] // 2), *rec.W.shape[1:]))
         for start in range(0, rec.sizes["step"], STEPS_AT_ONCE):
             part = slice(start, start + STEPS_AT_ONCE)
             data[part] = rec.W[part].values.view(np.uint16)

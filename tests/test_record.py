@@ -79,13 +79,16 @@ def test_float32_runs_are_recorded_as_float32(tmp_path: Path) -> None:
 
 def test_a_crash_in_the_loop_keeps_what_was_recorded(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
-    with (
-        pytest.raises(ZeroDivisionError),
-        dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder,
-    ):
-        for step in range(200):
-            recorder.log(loss=update(embedding, optimizer, step))
-            _ = 1 / (139 - step)
+
+    def run() -> None:
+        with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
+            for step in range(200):
+                recorder.log(loss=update(embedding, optimizer, step))
+                if step == 139:
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
     with pytest.raises(IncompleteStoreError, match="partial=True"):
         dx.open_recording(tmp_path / "r.zarr")
     ds = dx.open_recording(tmp_path / "r.zarr", partial=True, raw=True)

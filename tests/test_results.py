@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -71,6 +72,13 @@ def test_everything_together_reads_each_chunk_once(
     dx.save_results(tree, tmp_path / "r.zarr")
     reads = Counter(key for key in keys if key.startswith("W/c/"))
     assert reads == {f"W/c/{i}/0/0": 1 for i in range(3)}
+
+
+def test_datasets_can_be_computed_together(recording: Path, results: xr.DataTree) -> None:
+    rec = dx.open_recording(recording, tokens="dead")
+    together = dask.compute(dx.motion(rec), dx.phases(rec), dx.kinematics(rec), dx.topology(rec))
+    for found, name in zip(together, ("motion", "phases", "kinematics", "topology"), strict=True):
+        xr.testing.assert_equal(found, results[name].to_dataset())
 
 
 def test_the_graph_has_a_few_tasks_per_block(recording: Path) -> None:

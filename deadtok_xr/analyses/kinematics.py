@@ -22,7 +22,7 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "√mean_i ‖ΔW[t,i] - ΔC[t]‖₂²",
     },
     "radius": {"long_name": "mean distance from the centroid", "units": "1", "formula": "mean_i ‖W[t,i] - C[t]‖₂"},
-    "radius_max": {"long_name": "largest distance from the centroid", "units": "1", "formula": "max_i ‖W[t,i] - C[t]‖₂"},
+    "radius_max": {"long_name": "largest distance from it", "units": "1", "formula": "max_i ‖W[t,i] - C[t]‖₂"},
     "thermal_residual": {
         "long_name": "what the thermal velocities sum to: 0 but for rounding",
         "units": "1/step",
@@ -79,7 +79,7 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     result = blocks.per_step(x, _kernel, fields_dtype(x.shape[2]), previous=True)
     values = blocks.fields(result, ("step",), ATTRS)
     values["position"] = _positions(x)
-    values["thermal_velocity"] = _thermal(x, values["bulk_velocity"].data)
+    values["thermal_velocity"] = _thermal(x, result)
     if extra:
         span = np.concatenate([[0], extra["step_span"].values])
         extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
@@ -109,11 +109,12 @@ def _positions(x: da.Array) -> xr.Variable:
     return xr.Variable(("step", "token", "dim"), blocks.uniform(x), ATTRS["position"])
 
 
-def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
-    bulk = bulk.rechunk((x.chunks[0], -1))[:, None, :]
-    data = da.map_blocks(_own_velocity, x, blocks.neighbour(x, -1), bulk, dtype=np.float64, chunks=x.chunks)
+def _thermal(x: da.Array, result: da.Array) -> xr.Variable:
+    of_step = result.rechunk((x.chunks[0],))[:, None, None]
+    data = da.map_blocks(_own_velocity, x, blocks.neighbour(x, -1), of_step, dtype=np.float64, chunks=x.chunks)
     return xr.Variable(("step", "token", "dim"), blocks.uniform(data), ATTRS["thermal_velocity"])
 
 
-def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[Any]) -> NDArray[np.float64]:
+def _own_velocity(x: NDArray[Any], before: NDArray[Any], of_step: NDArray[Any]) -> NDArray[np.float64]:
+    bulk = of_step["bulk_velocity"][:, :, 0]
     return np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64)) - bulk

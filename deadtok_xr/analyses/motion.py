@@ -22,6 +22,8 @@ FIELDS = np.dtype(
         ("moved_dims", "i8"),
     ]
 )
+PER_STEP = np.dtype([("displacement_ulp_mean", "f8"), ("displacement_ulp_std", "f8"), ("n_invalid", "i8")])
+_PARTIAL = np.dtype([("n", "i8"), ("mean", "f8"), ("squares", "f8"), ("n_invalid", "i8")])
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 ATTRS: dict[str, dict[str, Any]] = {
     "displacement": {
@@ -35,9 +37,9 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "‖W[t] - W[t-1]‖₂ / max(‖W[t-1]‖₂·2⁻⁷, 1e-10)",
         "source": "notebook 1.31b",
     },
-    "lattice_l1": {"long_name": "L1 norm of the lattice displacement", "units": "ULP", "formula": f"Σ_d |ΔW'|, {_STEP}"},
-    "lattice_l2": {"long_name": "L2 norm of the lattice displacement", "units": "ULP", "formula": f"√Σ_d ΔW'², {_STEP}"},
-    "lattice_linf": {"long_name": "largest lattice displacement", "units": "ULP", "formula": f"max_d |ΔW'|, {_STEP}"},
+    "lattice_l1": {"long_name": "L1 norm of the lattice step", "units": "ULP", "formula": f"Σ_d |ΔW'|, {_STEP}"},
+    "lattice_l2": {"long_name": "L2 norm of the lattice step", "units": "ULP", "formula": f"√Σ_d ΔW'², {_STEP}"},
+    "lattice_linf": {"long_name": "largest lattice step", "units": "ULP", "formula": f"max_d |ΔW'|, {_STEP}"},
     "moved_dims": {
         "long_name": "dims whose value changed",
         "units": "1",
@@ -87,13 +89,7 @@ def motion(
     x = blocks.require(ds, variable, "motion")
     extra = blocks.check_steps(ds, "motion", allow_gaps=allow_gaps)
     result = measured(x, precision)
-    measure = result["displacement_ulp"]
-    values = blocks.fields(result, ("step", "token"), ATTRS)
-    values["displacement_ulp_mean"] = _per_step("displacement_ulp_mean", da.nanmean(measure, axis=1, dtype="f8"))
-    values["displacement_ulp_std"] = _per_step(
-        "displacement_ulp_std", da.map_blocks(_sample_std, measure.rechunk({1: -1}), drop_axis=1, dtype="f8")
-    )
-    values["n_invalid"] = _per_step("n_invalid", (result["moved_dims"] < 0).sum(axis=1, dtype="i8"))
+    values = blocks.fields(result, ("step", "token"), ATTRS) | blocks.fields(_over_tokens(result), ("step",), ATTRS)
     return xr.Dataset({**values, **extra}, transition_coords(ds), blocks.result_attrs(ds, variable=variable))
 
 
@@ -134,18 +130,38 @@ def _kernel(now: NDArray[Any], after: NDArray[Any], out: NDArray[Any], *, precis
         ) from None
 
 
-def _sample_std(x: NDArray[Any]) -> NDArray[np.float64]:
-    x = x.astype(np.float64)
-    valid = ~np.isnan(x)
-    n = valid.sum(axis=1)
-    mean = np.where(valid, x, 0).sum(axis=1) / np.maximum(n, 1)
-    with np.errstate(invalid="ignore"):  # of infinite displacements there is no deviation: NaN
-        squares = np.where(valid, x - mean[:, None], 0) ** 2
-    return np.where(n > 1, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), np.nan)
+def _over_tokens(result: da.Array) -> da.Array:
+    """Mean, deviation and number of invalid tokens at each step, from partial results of each block."""
+    one_each = (result.chunks[0], (1,) * result.numblocks[1])
+    partial = result.map_blocks(_partial, dtype=_PARTIAL, chunks=one_each, meta=np.empty((0, 0), _PARTIAL))
+    return partial.rechunk({1: -1}).map_blocks(
+        _combined, drop_axis=1, dtype=PER_STEP, chunks=result.chunks[:1], meta=np.empty(0, PER_STEP)
+    )
 
 
-def _per_step(name: str, data: da.Array) -> xr.Variable:
-    return xr.Variable("step", data, ATTRS[name])
+def _partial(result: NDArray[Any]) -> NDArray[Any]:
+    x = result["displacement_ulp"].astype(np.float64)
+    valid = result["moved_dims"] >= 0
+    out = np.zeros((len(x), 1), _PARTIAL)
+    out["n"] = n = valid.sum(axis=1, keepdims=True)
+    out["mean"] = mean = np.where(valid, x, 0).sum(axis=1, keepdims=True) / np.maximum(n, 1)
+    with np.errstate(invalid="ignore"):  # infinite displacements have no deviation: NaN
+        out["squares"] = (np.where(valid, x - mean, 0) ** 2).sum(axis=1, keepdims=True)
+    out["n_invalid"] = (~valid).sum(axis=1, keepdims=True)
+    return out
+
+
+def _combined(parts: NDArray[Any]) -> NDArray[Any]:
+    """Merge means and sums of squared deviations: those within the parts, and those of the parts' means."""
+    n = parts["n"].sum(axis=1)
+    out = np.empty(len(parts), PER_STEP)
+    mean = (parts["n"] * parts["mean"]).sum(axis=1) / np.maximum(n, 1)
+    with np.errstate(invalid="ignore"):
+        squares = (parts["squares"] + parts["n"] * (parts["mean"] - mean[:, None]) ** 2).sum(axis=1)
+    out["displacement_ulp_mean"] = np.where(n > 0, mean, np.nan)
+    out["displacement_ulp_std"] = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+    out["n_invalid"] = parts["n_invalid"].sum(axis=1)
+    return out
 
 
 def transition_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:

@@ -66,7 +66,7 @@ def phases(
     ).sum(axis=1)  # fmt: skip
     fraction = counts.map_blocks(_normalised, dtype=np.float64)
     steps = ds["step"].values[1:]
-    first = fraction.rechunk(-1).map_blocks(_transition_steps, steps, drop_axis=0, dtype=np.int64)
+    first = counts.rechunk(-1).map_blocks(_transition_steps, steps, drop_axis=0, dtype=np.int64)
     labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
     return xr.Dataset(
         {
@@ -108,6 +108,6 @@ def _normalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(valid > 0, counts / np.maximum(valid, 1), np.nan)
 
 
-def _transition_steps(fraction: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    majority = np.cumsum(fraction, axis=1) > 0.5
+def _transition_steps(counts: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    majority = 2 * np.cumsum(counts, axis=1) > counts.sum(axis=1, keepdims=True)
     return np.where(majority.any(axis=0), steps[majority.argmax(axis=0)], -1)
