@@ -1,8 +1,8 @@
-"""The three shapes of work that every analysis is made of, as Dask graphs of a few tasks per block.
+"""The two shapes of work that every analysis is made of, as Dask graphs of a few tasks per block.
 
 `transitions` maps a kernel over blocks, each with the first step of the block that follows; `per_step` hands
-a kernel all token blocks of the same steps. Kernels fill one structured array, whose fields then become
-variables: several results of one task, without reading a block twice.
+a kernel all token blocks of the same steps. A kernel fills several arrays in one task, and `fields` makes
+variables of them: several results, and no block is read twice.
 """
 
 from __future__ import annotations
@@ -27,63 +27,98 @@ def as_dask(data: Any) -> da.Array:
 def neighbour(x: da.Array, offset: int) -> da.Array:
     """For each block along the first axis, the touching step of the next (1) or previous (-1) block.
 
-    The block at the edge, which has no neighbour, gets NaN. One step per block, so that nothing of a
-    neighbour is read or kept but that step.
+    One step per block, so that nothing of a neighbour is read or kept but that step. The last block has
+    no step after it, and gets none; before the first block stands NaN.
     """
     edge = slice(0, 1) if offset > 0 else slice(-1, None)
     ends = x.map_blocks(_copy, edge, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
-    nothing = da.full((1, *x.shape[1:]), np.nan, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
-    return da.concatenate([ends[1:], nothing] if offset > 0 else [nothing, ends[:-1]])
+    if offset < 0:
+        nothing = da.full((1, *x.shape[1:]), np.nan, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
+        return da.concatenate([nothing, ends[:-1]])
+    return da.concatenate([ends[1:], ends[-1:]]).map_blocks(
+        _empty_at_end, x.numblocks[0] - 1, dtype=x.dtype, meta=x._meta
+    )
 
 
 def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
     return block[edge].copy()  # a view would keep the whole block in memory
 
 
-def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any) -> da.Array:
-    """One structured value per transition and token, (step - 1, token).
+def _empty_at_end(step: NDArray[Any], last: int, block_id: tuple[int, ...] = ()) -> NDArray[Any]:
+    return step[:0] if block_id[0] == last else step
 
-    ``kernel(now, after, out, **options)`` gets a block (t, n, d), the step that follows it (1, n, d)
-    and the structured (t, n) to fill. The block that ends with the last step yields one row less.
+
+def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any) -> da.Array:
+    """Per transition and token, (step - 1, token), the fields of ``dtype``.
+
+    ``kernel(now, after, out, **options)`` gets a block (t, n, d), the step that follows it (1, n, d), or
+    (0, n, d) for the last block, and a dict of arrays to fill, (t, n) or (t - 1, n). The result is an array
+    of such dicts: use `fields`, or map over its blocks.
     """
+    steps = (*x.chunks[0][:-1], x.chunks[0][-1] - 1)
     filled = da.map_blocks(
-        _fill_block, x, neighbour(x, 1), kernel=kernel, out_dtype=dtype, options=options,
-        drop_axis=2, dtype=dtype, chunks=x.chunks[:2], meta=np.empty((0, 0), dtype),
+        _fill_block, x, neighbour(x, 1), kernel=kernel, fields=dtype, options=options,
+        drop_axis=2, dtype=dtype, chunks=(steps, x.chunks[1]), meta=np.empty((0, 0), dtype),
     )  # fmt: skip
-    return uniform(filled[:-1])
+    return filled if steps[-1] else filled.blocks[:-1]
 
 
 def _fill_block(
-    now: NDArray[Any], after: NDArray[Any], *, kernel: Callable[..., None], out_dtype: Any, options: Any
-) -> NDArray[Any]:
-    out = np.empty(now.shape[:2], out_dtype)
+    now: NDArray[Any], after: NDArray[Any], *, kernel: Callable[..., None], fields: Any, options: Any
+) -> dict[str, NDArray[Any]]:
+    out = _empty(fields, (len(now) + len(after) - 1, now.shape[1]))
     kernel(now, after, out, **options)
     return out
+
+
+def _empty(fields: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    # an array for each field instead of a structured one: what uses one field reads no other
+    return {name: np.empty(shape + fields[name].shape, fields[name].base) for name in fields.names or ()}
 
 
 def per_step(
     x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], *, previous: bool = False, **options: Any
 ) -> da.Array:
-    """One structured value per step, (step,), from all tokens.
+    """Per step, (step,), from all tokens, the fields of ``dtype``.
 
-    ``kernel(blocks, out, **options)`` gets the token blocks of the same steps as a list, without
-    copying them together; with ``previous``, ``kernel(blocks, before, out, **options)`` also gets the
-    step before each of them, (1, n, d) and NaN before the first.
+    ``kernel(blocks, out, **options)`` gets the token blocks of the same steps as a list, without copying
+    them together; with ``previous``, ``kernel(blocks, before, out, **options)`` also gets the step before
+    each of them, (1, n, d) and NaN before the first. The result is like that of `transitions`.
     """
     inputs = [x, neighbour(x, -1)] if previous else [x]
     pairs = [part for array in inputs for part in (array, "tnd")]
-    filled = da.blockwise(
-        _fill_steps, "t", *pairs, kernel=kernel, out_dtype=dtype, options=options,
+    return da.blockwise(
+        _fill_steps, "t", *pairs, kernel=kernel, fields=dtype, options=options,
         dtype=dtype, meta=np.empty(0, dtype), concatenate=None, align_arrays=False,
     )  # fmt: skip
-    return uniform(filled)
 
 
-def _fill_steps(*inputs: Any, kernel: Callable[..., None], out_dtype: Any, options: Any) -> NDArray[Any]:
+def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options: Any) -> dict[str, NDArray[Any]]:
     parts = [[by_dim[0] for by_dim in by_token] for by_token in inputs]
-    out = np.empty(parts[0][0].shape[0], out_dtype)
+    out = _empty(fields, parts[0][0].shape[:1])
     kernel(*parts, out, **options)
     return out
+
+
+def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
+    """The fields of such a result, or of a structured array, as variables; one with a shape of its own adds `dim`."""
+    variables = {}
+    for name in x.dtype.names:
+        inner, base = x.dtype[name].shape, x.dtype[name].base
+        data = x.map_blocks(
+            _field,
+            name,
+            dtype=base,
+            chunks=x.chunks + tuple((n,) for n in inner),
+            new_axis=list(range(x.ndim, x.ndim + len(inner))) or None,
+            meta=np.empty((0,) * (x.ndim + len(inner)), base),
+        )
+        variables[name] = xr.Variable((*dims, "dim") if inner else dims, uniform(data), attrs[name])
+    return variables
+
+
+def _field(block: Any, name: str) -> NDArray[Any]:
+    return block[name]
 
 
 def uniform(x: da.Array) -> da.Array:
@@ -93,14 +128,6 @@ def uniform(x: da.Array) -> da.Array:
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]:
             chunks[axis] = max(sizes)
     return x.rechunk(chunks) if chunks else x
-
-
-def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
-    """The fields of a structured array as variables; a field with a shape of its own adds `dim`."""
-    return {
-        name: xr.Variable((*dims, "dim") if x.dtype[name].shape else dims, x[name], attrs[name])
-        for name in x.dtype.names
-    }
 
 
 def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:

@@ -15,6 +15,10 @@ class IncompleteStoreError(InputError):
     """A store whose writing has not finished, or that has lost chunks."""
 
 
+class DamagedStoreError(OSError):
+    """A chunk that cannot be read back as it was written."""
+
+
 class MissingFileError(InputError, FileNotFoundError):
     """A path that does not exist."""
 

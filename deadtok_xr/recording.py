@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
 
-from deadtok_xr import schema, store
-from deadtok_xr.bfloat16 import GRIDS, decode
+from deadtok_xr import reader, schema, store
+from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import InputError
 
 Tokens = Literal["all", "dead", "live"]
@@ -56,19 +58,31 @@ def open_recording(
         which tokens are dead.
     """
     group, n_steps = store.open_group(path, partial=partial)
-    ds = xr.open_zarr(group.store, consolidated=False, chunks={}, mask_and_scale=False, decode_times=False)
-    small = {
-        name: c.copy(data=store.read_small(group, str(name))) for name, c in ds.coords.items() if c.chunks is not None
-    }
-    ds = ds.assign_coords(small).isel(step=slice(0, n_steps))
+    ds = _dataset(group, raw=raw).isel(step=slice(0, n_steps))
     ds = _ascending(_select(ds, tokens, path))
-    if not raw:
-        ds = _decoded(ds)
-    for variable in ds.variables.values():
-        variable.encoding = {}  # else a derived array would be rounded back to the stored dtype by to_zarr
-    ds = ds[[name for name in schema.VARIABLES if name in ds] + [n for n in ds if n not in schema.VARIABLES]]
     ds.attrs.update(source=str(path), tokens=tokens)
     return ds if chunks is None else ds.chunk(chunks)
+
+
+def _dataset(group: zarr.Group, *, raw: bool) -> xr.Dataset:
+    """All variables in the order of the schema; coordinates are read, the others lazy."""
+    arrays = dict(group.arrays())
+    names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
+    identity = (str(group.store), group.attrs.asdict())
+    coords = {n: _variable(arrays[n], store.read_small(group, n)) for n in schema.COORDINATES if n in arrays}
+    data = {n: _variable(arrays[n], _lazy(arrays[n], identity, raw=raw)) for n in names}
+    return xr.Dataset(data, coords, group.attrs.asdict())
+
+
+def _variable(array: zarr.Array[Any], data: Any) -> xr.Variable:
+    attrs = {k: v for k, v in array.attrs.items() if k != "coordinates"}
+    return xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
+
+
+def _lazy(array: zarr.Array[Any], identity: object, *, raw: bool) -> da.Array:
+    if raw or array.dtype.name not in ("bfloat16", "float16"):
+        return reader.lazy(array, identity)
+    return reader.lazy(array, identity, decode, np.float32)
 
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
@@ -94,14 +108,3 @@ def _ascending(ds: xr.Dataset) -> xr.Dataset:
         return ds
     ids = ds["token"].values
     return ds if np.all(ids[1:] > ids[:-1]) else ds.isel(token=np.argsort(ids))
-
-
-def _decoded(ds: xr.Dataset) -> xr.Dataset:
-    return ds.map(
-        lambda v: (
-            v.copy(data=v.data.map_blocks(decode, dtype=np.float32))
-            if v.dtype.name in GRIDS and v.dtype != np.float32 and v.chunks is not None
-            else v
-        ),
-        keep_attrs=True,
-    )

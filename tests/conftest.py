@@ -12,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 from hypothesis import settings
+from zarr.storage import LocalStore
 
 import deadtok_xr as dx
 from deadtok_xr import demo
@@ -48,6 +49,25 @@ def results(recording: Path) -> xr.DataTree:
     for node in tree.children.values():
         node.dataset = node.to_dataset().compute()
     return tree
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of stores that are read, in order, directly or through zarr: "W/c/0/0/0"."""
+    keys: list[str] = []
+    through_zarr, direct = LocalStore.get, Path.read_bytes
+
+    async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        keys.append(key)
+        return await through_zarr(self, key, *args, **kwargs)
+
+    def read_bytes(self: Path) -> bytes:
+        keys.append(self.as_posix().rpartition(".zarr/")[2])
+        return direct(self)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    return keys
 
 
 @contextmanager

@@ -11,24 +11,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from zarr.storage import LocalStore
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError, OffGridError
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys that are read from local stores, in order."""
-    keys: list[str] = []
-    original = LocalStore.get
-
-    async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
-        keys.append(key)
-        return await original(self, key, *args, **kwargs)
-
-    monkeypatch.setattr(LocalStore, "get", get)
-    return keys
 
 
 def chunk_reads(keys: list[str], name: str) -> list[str]:

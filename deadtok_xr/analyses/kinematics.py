@@ -94,7 +94,7 @@ def fields_dtype(n_dims: int) -> np.dtype[Any]:
     return np.dtype([*vectors, *((name, "f8") for name in scalars), ("n_invalid", "i8")])
 
 
-def _kernel(block: list[NDArray[Any]], before: list[NDArray[Any]], out: NDArray[Any]) -> None:
+def _kernel(block: list[NDArray[Any]], before: list[NDArray[Any]], out: dict[str, NDArray[Any]]) -> None:
     from deadtok_xr.kernels.numba import kinematics as kernel  # here, so that a graph is built without numba
 
     kernel([_floats(b) for b in block], [_floats(b) for b in before], out)
@@ -110,11 +110,13 @@ def _positions(x: da.Array) -> xr.Variable:
 
 
 def _thermal(x: da.Array, result: da.Array) -> xr.Variable:
-    of_step = result.rechunk((x.chunks[0],))[:, None, None]
-    data = da.map_blocks(_own_velocity, x, blocks.neighbour(x, -1), of_step, dtype=np.float64, chunks=x.chunks)
+    before = blocks.neighbour(x, -1)
+    data = da.blockwise(
+        _own_velocity, "tnd", x, "tnd", before, "tnd", result, "t", dtype=np.float64, align_arrays=False
+    )
     return xr.Variable(("step", "token", "dim"), blocks.uniform(data), ATTRS["thermal_velocity"])
 
 
-def _own_velocity(x: NDArray[Any], before: NDArray[Any], of_step: NDArray[Any]) -> NDArray[np.float64]:
-    bulk = of_step["bulk_velocity"][:, :, 0]
-    return np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64)) - bulk
+def _own_velocity(x: NDArray[Any], before: NDArray[Any], of_step: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+    velocity = np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64))
+    return velocity - of_step["bulk_velocity"][:, None, :]

@@ -94,7 +94,7 @@ def motion(
 
 
 def measured(x: xr.DataArray, precision: str | None) -> da.Array:
-    """The structured per-(step, token) results of the motion kernel, lazily."""
+    """The per-(step, token) results of the motion kernel, lazily: `FIELDS` of each block in one task."""
     return blocks.transitions(
         blocks.as_dask(x.data), _kernel, FIELDS, precision=lattice_of(x, precision), name=str(x.name)
     )
@@ -117,7 +117,7 @@ def lattice_of(x: xr.DataArray, precision: str | None) -> str:
     return str(name)
 
 
-def _kernel(now: NDArray[Any], after: NDArray[Any], out: NDArray[Any], *, precision: str, name: str) -> None:
+def _kernel(now: NDArray[Any], after: NDArray[Any], out: dict[str, NDArray[Any]], *, precision: str, name: str) -> None:
     from deadtok_xr import kernels
     from deadtok_xr.errors import OffGridError
     from deadtok_xr.kernels.numba import motion as kernel  # here, so that a graph is built without numba
@@ -139,7 +139,7 @@ def _over_tokens(result: da.Array) -> da.Array:
     )
 
 
-def _partial(result: NDArray[Any]) -> NDArray[Any]:
+def _partial(result: dict[str, NDArray[Any]]) -> NDArray[Any]:
     x = result["displacement_ulp"].astype(np.float64)
     valid = result["moved_dims"] >= 0
     out = np.zeros((len(x), 1), _PARTIAL)

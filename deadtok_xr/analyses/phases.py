@@ -64,7 +64,7 @@ def phases(
         _count, result, scheme=scheme, n_dims=x.sizes["dim"], dtype=np.int64, new_axis=2,
         chunks=(result.chunks[0], (1,) * result.numblocks[1], (4,)), meta=np.empty((0, 0, 0), np.int64),
     ).sum(axis=1)  # fmt: skip
-    fraction = counts.map_blocks(_normalised, dtype=np.float64)
+    fraction = blocks.uniform(counts.map_blocks(_normalised, dtype=np.float64))
     steps = ds["step"].values[1:]
     first = counts.rechunk(-1).map_blocks(_transition_steps, steps, drop_axis=0, dtype=np.int64)
     labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
@@ -91,8 +91,8 @@ def _attrs(meaning: str, scheme: str) -> dict[str, str]:
     return {"long_name": meaning, "units": "1", "formula": _DEFINITION[scheme]}
 
 
-def _count(result: NDArray[Any], scheme: str, n_dims: int) -> NDArray[np.int64]:
-    """Tokens per phase of a structured motion result, (step, 1, phase)."""
+def _count(result: dict[str, NDArray[Any]], scheme: str, n_dims: int) -> NDArray[np.int64]:
+    """Tokens per phase of a block of motion results, (step, 1, phase)."""
     if scheme == "lattice":
         limits = [("lattice_l1", 0.0), ("lattice_linf", 1.0), ("lattice_l2", np.sqrt(n_dims))]
         colder = [result[name] <= limit for name, limit in limits]

@@ -86,11 +86,11 @@ def topology(
     return xr.Dataset(blocks.fields(result, ("step",), ATTRS), coords, attrs)
 
 
-def _kernel(parts: list[NDArray[Any]], out: NDArray[Any], *, precision: str, linked: bool) -> None:
+def _kernel(parts: list[NDArray[Any]], out: dict[str, NDArray[Any]], *, precision: str, linked: bool) -> None:
     from deadtok_xr.kernels.numba import centroid
     from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
 
     parts = [np.ascontiguousarray(decode(part)) for part in parts]
     centre = centroid(parts).astype(np.float32).astype(get_grid(precision).dtype)
-    out["mean_ulp"] = ulp(centre, precision).mean(axis=1)
+    out["mean_ulp"][:] = ulp(centre, precision).mean(axis=1)
     kernel(parts, out["mean_ulp"], linked, out)

@@ -23,7 +23,7 @@ def centroid(blocks: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
     return sums / sum(block.shape[1] for block in blocks)
 
 
-def kinematics(blocks: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], out: NDArray[Any]) -> None:
+def kinematics(blocks: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], out: dict[str, NDArray[Any]]) -> None:
     """Fill ``out`` with the per-step quantities of all tokens.
 
     Parameters
@@ -33,7 +33,7 @@ def kinematics(blocks: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], o
     before
         The step before each block, (1, n, d); NaN where there is none.
     out
-        Structured (t,), with the fields centroid, bulk_velocity, bulk_speed, thermal_rms, radius,
+        Arrays (t, ...) to fill: centroid, bulk_velocity, bulk_speed, thermal_rms, radius,
         radius_max, thermal_residual and n_invalid.
     """
     centre = centroid(blocks)
@@ -44,12 +44,12 @@ def kinematics(blocks: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], o
     for block, last in zip(blocks, before, strict=True):
         _spread(block, last, centre, bulk, sums, residual)
     n_tokens = sum(block.shape[1] for block in blocks)
-    out["centroid"], out["bulk_velocity"] = centre, bulk
-    out["bulk_speed"] = np.linalg.norm(bulk, axis=1)
-    out["radius"], out["radius_max"] = sums[:, 0] / n_tokens, sums[:, 1]
-    out["thermal_rms"] = np.sqrt(sums[:, 2] / n_tokens)
-    out["thermal_residual"] = np.linalg.norm(residual, axis=1)
-    out["n_invalid"] = sums[:, 3]
+    out["centroid"][:], out["bulk_velocity"][:] = centre, bulk
+    out["bulk_speed"][:] = np.linalg.norm(bulk, axis=1)
+    out["radius"][:], out["radius_max"][:] = sums[:, 0] / n_tokens, sums[:, 1]
+    out["thermal_rms"][:] = np.sqrt(sums[:, 2] / n_tokens)
+    out["thermal_residual"][:] = np.linalg.norm(residual, axis=1)
+    out["n_invalid"][:] = sums[:, 3]
 
 
 @compiled

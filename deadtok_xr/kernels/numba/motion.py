@@ -12,7 +12,7 @@ from deadtok_xr.kernels import Lattice, word_shift
 from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite, expand, same_row
 
 
-def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: NDArray[Any]) -> None:
+def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: dict[str, NDArray[Any]]) -> None:
     """Fill ``out`` with the transitions that begin at each step of a block.
 
     Parameters
@@ -20,11 +20,11 @@ def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: NDArra
     now
         Words (t, n, d) of a block.
     after
-        Words (1, n, d) of the step that follows the block.
+        Words (1, n, d) of the step that follows the block; (0, n, d) for the last block.
     lattice
         The number format's lattice.
     out
-        Structured (t, n) with the fields displacement, displacement_ulp, lattice_l1, lattice_l2,
+        Arrays (transitions, n) to fill: displacement, displacement_ulp, lattice_l1, lattice_l2,
         lattice_linf (NaN where a value is not finite) and moved_dims (-1 there).
 
     Raises
@@ -44,27 +44,27 @@ def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: NDArra
 @compiled
 def _motion(now, after, shift, smallest, ulp_offset, spare, largest, l2, norm_ulp, w1, w2, winf, moved):
     T, N, D = now.shape
-    state = np.empty(N, np.uint8)  # of each token's row at t: 0 usable, 1 not finite, 2 off the grid
-    before = np.empty(D, np.uint32)
+    latest = np.empty((N, D), np.uint32)  # each token's row at t as float32 words
     row = np.empty(D, np.uint32)
-    values = (before.view(np.float32), row.view(np.float32))
+    before, then = latest.view(np.float32), row.view(np.float32)
+    state = np.empty(N, np.uint8)  # of that row: 0 usable, 1 not finite, 2 off the grid
     norms = np.empty(5)
     off_grid = 0
     for n in range(N):
-        state[n] = _state(now[0, n], shift, spare, largest, row)
+        state[n] = _state(now[0, n], shift, spare, largest, latest[n])
         off_grid += state[n] == 2
-    for t in range(T):
-        nxt = now[t + 1] if t + 1 < T else after[0]
+    for t in range(l2.shape[0]):
+        here, nxt = now[t], now[t + 1] if t + 1 < T else after[0]
         for n in range(N):
             ok, count = state[n] == 0, 0
             norms[:] = 0.0
-            if not same_row(now[t, n], nxt[n]):
+            if not same_row(here[n], nxt[n]):
                 state[n] = _state(nxt[n], shift, spare, largest, row)
                 off_grid += state[n] == 2
                 ok = ok and state[n] == 0
                 if ok:
-                    expand(now[t, n], shift, before)
-                    count = _norms(before, values[0], values[1], smallest, ulp_offset, norms)
+                    count = _norms(latest[n], before[n], then, smallest, ulp_offset, norms)
+                latest[n] = row
             if not ok:
                 norms[:] = np.nan
                 count = -1
@@ -79,6 +79,7 @@ def _motion(now, after, shift, smallest, ulp_offset, spare, largest, l2, norm_ul
 
 @compiled
 def _state(words, shift, spare, largest, row):
+    """Write a row as float32 words into ``row`` and say what it is."""
     union, magnitude = expand(words, shift, row)
     if magnitude >= INFINITY:
         return np.uint8(1)

@@ -18,7 +18,7 @@ from deadtok_xr.kernels.numba.words import compiled
 
 
 def topology(
-    blocks: Sequence[NDArray[np.float32]], threshold: NDArray[np.float64], linked: bool, out: NDArray[Any]
+    blocks: Sequence[NDArray[np.float32]], threshold: NDArray[np.float64], linked: bool, out: dict[str, NDArray[Any]]
 ) -> None:
     """Fill ``out`` with the graph's figures at each step.
 
@@ -31,13 +31,14 @@ def topology(
     linked
         Whether tokens in the very same place are adjacent.
     out
-        Structured (t,) with the fields density (NaN where a value is not finite), largest_component,
+        Arrays (t,) to fill: density (NaN where a value is not finite), largest_component,
         n_singletons, n_components (-1 there) and n_invalid.
     """
     names = ("density", "largest_component", "n_singletons", "n_components", "n_invalid")
     for t in range(len(threshold)):
         if t and all(np.array_equal(b[t].view(np.uint32), b[t - 1].view(np.uint32)) for b in blocks):
-            out[t] = out[t - 1]
+            for name in names:
+                out[name][t] = out[name][t - 1]
             continue
         rows = np.concatenate([b[t] for b in blocks])
         rows += np.float32(0)  # -0 and +0 are the same place
