@@ -16,11 +16,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
+from deadtok_xr.reader import recorded
 
 
 def as_dask(data: Any) -> da.Array:
-    """An array of (step, token, dim) as a Dask array whose blocks hold all dims."""
-    array = data if isinstance(data, da.Array) else da.from_array(data)
+    """An array of (step, token, dim) as a Dask array whose blocks hold all dims, as recorded if possible."""
+    array = recorded(data) if isinstance(data, da.Array) else da.from_array(data)
     return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
 
 
@@ -56,16 +57,18 @@ def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], 
     of such dicts: use `fields`, or map over its blocks.
     """
     steps = (*x.chunks[0][:-1], x.chunks[0][-1] - 1)
-    filled = da.map_blocks(
-        _fill_block, x, neighbour(x, 1), kernel=kernel, fields=dtype, options=options,
-        drop_axis=2, dtype=dtype, chunks=(steps, x.chunks[1]), meta=np.empty((0, 0), dtype),
+    filled = da.blockwise(
+        _fill_block, "tn", x, "tnd", neighbour(x, 1), "tnd", kernel=kernel, fields=dtype, options=options,
+        dtype=dtype, meta=np.empty((0, 0), dtype), adjust_chunks={"t": steps},
+        concatenate=None, align_arrays=False,  # concatenating copies even a single block
     )  # fmt: skip
     return filled if steps[-1] else filled.blocks[:-1]
 
 
 def _fill_block(
-    now: NDArray[Any], after: NDArray[Any], *, kernel: Callable[..., None], fields: Any, options: Any
+    now: Any, after: Any, *, kernel: Callable[..., None], fields: Any, options: Any
 ) -> dict[str, NDArray[Any]]:
+    (now,), (after,) = now, after  # lists along dim, which has one block
     out = _empty(fields, (len(now) + len(after) - 1, now.shape[1]))
     kernel(now, after, out, **options)
     return out

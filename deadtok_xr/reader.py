@@ -8,7 +8,6 @@ other codec goes through zarr. A chunk that is missing or damaged is an error, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from deadtok_xr.bfloat16 import GRIDS, decode
 from deadtok_xr.errors import DamagedStoreError
-
-Decode = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,10 @@ class ChunkReader:
 
     array: zarr.Array[Any]
     direct: bool
-    decode: Decode | None = None
 
     def __call__(self, block_id: tuple[int, ...]) -> NDArray[Any]:
-        """The chunk at a grid position, cut at the array's edge, and decoded."""
-        block = self._direct(block_id) if self.direct else self._through_zarr(block_id)
-        return block if self.decode is None else self.decode(block)
+        """The chunk at a grid position, cut at the array's edge."""
+        return self._direct(block_id) if self.direct else self._through_zarr(block_id)
 
     def _region(self, block_id: tuple[int, ...]) -> tuple[slice, ...]:
         sizes = zip(block_id, self.array.chunks, self.array.shape, strict=True)
@@ -83,7 +79,7 @@ def _reads_directly(array: zarr.Array[Any]) -> bool:
     return little and array.dtype.kind in "biufV" and isinstance(array.store, LocalStore)
 
 
-def lazy(array: zarr.Array[Any], identity: object, decode: Decode | None = None, dtype: Any = None) -> da.Array:
+def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
     """An array of a store as a Dask array, one task per chunk.
 
     Parameters
@@ -92,18 +88,35 @@ def lazy(array: zarr.Array[Any], identity: object, decode: Decode | None = None,
         The array.
     identity
         What tells this content from any other, for the names of tasks.
-    decode, dtype
-        Applied to each chunk as it is read, and what it makes of the dtype.
     """
-    dtype = np.dtype(array.dtype if dtype is None else dtype)
     chunks = tuple(
         tuple(min(c, n - start) for start in range(0, n, c)) for n, c in zip(array.shape, array.chunks, strict=True)
     )
-    reader = ChunkReader(array, _reads_directly(array), decode)
-    name = f"read-{array.basename}-{tokenize(identity, array.path, array.metadata.to_dict(), decode, dtype)}"
     if math.prod(array.shape) == 0:
-        return da.zeros(array.shape, dtype)
-    return da.map_blocks(_read, reader, chunks=chunks, dtype=dtype, meta=np.empty((0,) * array.ndim, dtype), name=name)
+        return da.zeros(array.shape, array.dtype)
+    reader = ChunkReader(array, _reads_directly(array))
+    name = f"read-{array.basename}-{tokenize(identity, array.path, array.metadata.to_dict())}"
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return da.map_blocks(_read, reader, chunks=chunks, dtype=array.dtype, meta=meta, name=name)
+
+
+def decoded(x: da.Array) -> da.Array:
+    """16-bit values as float32, lazily; `recorded` finds the way back."""
+    name = f"decoded-{x.dtype.name}-{tokenize(x)}"
+    return x.map_blocks(decode, dtype=np.float32, meta=np.empty((0,) * x.ndim, np.float32), name=name)
+
+
+def recorded(x: da.Array) -> da.Array:
+    """The 16-bit values that `decoded` was given, where nothing has happened since; else ``x`` itself.
+
+    Kernels take either, and read half as much from 16 bits.
+    """
+    prefix, _, rest = x.name.partition("-")
+    dtype = rest.partition("-")[0]
+    if prefix != "decoded" or dtype not in GRIDS:
+        return x
+    (source,) = x.dask.dependencies[x.name]
+    return da.Array(x.dask, source, x.chunks, dtype=GRIDS[dtype].dtype)
 
 
 def _read(reader: ChunkReader, block_id: tuple[int, ...] = ()) -> NDArray[Any]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 
 from deadtok_xr import reader, schema, store
-from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import InputError
 
 Tokens = Literal["all", "dead", "live"]
@@ -58,19 +56,23 @@ def open_recording(
         which tokens are dead.
     """
     group, n_steps = store.open_group(path, partial=partial)
-    ds = _dataset(group, raw=raw).isel(step=slice(0, n_steps))
+    ds = _dataset(group)
+    if ds.sizes.get("step", n_steps) != n_steps:
+        ds = ds.isel(step=slice(0, n_steps))
     ds = _ascending(_select(ds, tokens, path))
+    if not raw:
+        ds = ds.map(_decoded, keep_attrs=True)
     ds.attrs.update(source=str(path), tokens=tokens)
     return ds if chunks is None else ds.chunk(chunks)
 
 
-def _dataset(group: zarr.Group, *, raw: bool) -> xr.Dataset:
+def _dataset(group: zarr.Group) -> xr.Dataset:
     """All variables in the order of the schema; coordinates are read, the others lazy."""
     arrays = dict(group.arrays())
     names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
     identity = (str(group.store), group.attrs.asdict())
     coords = {n: _variable(arrays[n], store.read_small(group, n)) for n in schema.COORDINATES if n in arrays}
-    data = {n: _variable(arrays[n], _lazy(arrays[n], identity, raw=raw)) for n in names}
+    data = {n: _variable(arrays[n], reader.lazy(arrays[n], identity)) for n in names}
     return xr.Dataset(data, coords, group.attrs.asdict())
 
 
@@ -79,10 +81,8 @@ def _variable(array: zarr.Array[Any], data: Any) -> xr.Variable:
     return xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
 
 
-def _lazy(array: zarr.Array[Any], identity: object, *, raw: bool) -> da.Array:
-    if raw or array.dtype.name not in ("bfloat16", "float16"):
-        return reader.lazy(array, identity)
-    return reader.lazy(array, identity, decode, np.float32)
+def _decoded(v: xr.DataArray) -> xr.DataArray:
+    return v.copy(data=reader.decoded(v.data)) if v.dtype.name in ("bfloat16", "float16") else v
 
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:

@@ -45,42 +45,52 @@ def motion(now: NDArray[Any], after: NDArray[Any], lattice: Lattice, out: dict[s
 def _motion(now, after, shift, smallest, ulp_offset, spare, largest, l2, norm_ulp, w1, w2, winf, moved):
     T, N, D = now.shape
     latest = np.empty((N, D), np.uint32)  # each token's row at t as float32 words
+    values = latest.view(np.float32)
     row = np.empty(D, np.uint32)
-    before, then = latest.view(np.float32), row.view(np.float32)
-    state = np.empty(N, np.uint8)  # of that row: 0 usable, 1 not finite, 2 off the grid
-    norms = np.empty(5)
+    row_values = row.view(np.float32)
+    state = np.empty(N, np.uint8)  # of the row at t: 0 usable, 1 not finite, 2 off the grid
     off_grid = 0
     for n in range(N):
-        state[n] = _state(now[0, n], shift, spare, largest, latest[n])
+        state[n] = _state(now, 0, n, shift, spare, largest, row)
         off_grid += state[n] == 2
+        for d in range(D):
+            latest[n, d] = row[d]
     for t in range(l2.shape[0]):
-        here, nxt = now[t], now[t + 1] if t + 1 < T else after[0]
         for n in range(N):
-            ok, count = state[n] == 0, 0
-            norms[:] = 0.0
-            if not same_row(here[n], nxt[n]):
-                state[n] = _state(nxt[n], shift, spare, largest, row)
-                off_grid += state[n] == 2
-                ok = ok and state[n] == 0
-                if ok:
-                    count = _norms(latest[n], before[n], then, smallest, ulp_offset, norms)
-                latest[n] = row
-            if not ok:
-                norms[:] = np.nan
-                count = -1
-            l2[t, n] = norms[0]
-            norm_ulp[t, n] = norms[1]
-            w1[t, n] = norms[2]
-            w2[t, n] = norms[3]
-            winf[t, n] = norms[4]
-            moved[t, n] = count
+            same = same_row(now, t, now, t + 1, n) if t + 1 < T else same_row(now, t, after, 0, n)
+            ok = state[n] == 0
+            if same:
+                _store(t, n, 0.0, 0.0, 0.0, 0.0, 0.0, 0, ok, l2, norm_ulp, w1, w2, winf, moved)
+                continue
+            if t + 1 < T:
+                state[n] = _state(now, t + 1, n, shift, spare, largest, row)
+            else:
+                state[n] = _state(after, 0, n, shift, spare, largest, row)
+            off_grid += state[n] == 2
+            ok = ok and state[n] == 0
+            squares, norm, s1, s2, top, count = _sums(latest, values, n, row_values, smallest, ulp_offset)
+            for d in range(D):
+                latest[n, d] = row[d]
+            length = np.sqrt(squares)
+            ulps = length / max(np.sqrt(norm) * 2.0**-7, 1e-10)
+            _store(t, n, length, ulps, s1, np.sqrt(s2), top, count, ok, l2, norm_ulp, w1, w2, winf, moved)
     return off_grid
 
 
 @compiled
-def _state(words, shift, spare, largest, row):
+def _store(t, n, length, ulps, s1, s2, top, count, ok, l2, norm_ulp, w1, w2, winf, moved):
+    l2[t, n] = length if ok else np.nan
+    norm_ulp[t, n] = ulps if ok else np.nan
+    w1[t, n] = s1 if ok else np.nan
+    w2[t, n] = s2 if ok else np.nan
+    winf[t, n] = top if ok else np.nan
+    moved[t, n] = count if ok else -1
+
+
+@compiled
+def _state(block, t, n, shift, spare, largest, row):
     """Write a row as float32 words into ``row`` and say what it is."""
-    union, magnitude = expand(words, shift, row)
+    union, magnitude = expand(block, t, n, shift, row)
     if magnitude >= INFINITY:
         return np.uint8(1)
     if magnitude > largest:
@@ -94,18 +104,18 @@ def _state(words, shift, spare, largest, row):
 
 
 @compiled_finite
-def _norms(words, before, after, smallest, ulp_offset, out):
+def _sums(words, before, n, after, smallest, ulp_offset):
     squares = 0.0
     norm = 0.0
     s1 = 0.0
     s2 = 0.0
     largest = np.int64(0)  # the bits of non-negative floats order as the floats do, and vectorise
     count = 0
-    for d in range(words.shape[0]):
+    for d in range(after.shape[0]):
         # 1 / ULP = 2^(offset - max(E, smallest)), put together from its own exponent field
-        field = np.int64((words[d] >> np.uint32(23)) & np.uint32(0xFF))
+        field = np.int64((words[n, d] >> np.uint32(23)) & np.uint32(0xFF))
         inverse_ulp = np.int64((1023 + ulp_offset - max(field, np.int64(smallest))) << 52).view(np.float64)
-        a = np.float64(before[d])
+        a = np.float64(before[n, d])
         step = np.float64(after[d]) - a
         cells = abs(step) * inverse_ulp
         squares += step * step
@@ -114,9 +124,4 @@ def _norms(words, before, after, smallest, ulp_offset, out):
         s2 += cells * cells
         largest = max(largest, np.float64(cells).view(np.int64))
         count += step != 0.0
-    out[0] = np.sqrt(squares)
-    out[1] = out[0] / max(np.sqrt(norm) * 2.0**-7, 1e-10)
-    out[2] = s1
-    out[3] = np.sqrt(s2)
-    out[4] = np.int64(largest).view(np.float64)
-    return count
+    return squares, norm, s1, s2, np.int64(largest).view(np.float64), count

@@ -15,22 +15,25 @@ INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
 
 
+# Rows are named by block and index: a view of each row would cost more than the work on it.
+
+
 @compiled
-def same_row(a, b):
-    """Whether two rows of words are equal bit by bit."""
-    difference = a[0] ^ b[0]
-    for d in range(1, a.shape[0]):
-        difference |= a[d] ^ b[d]
+def same_row(a, t, b, u, n):
+    """Whether row n is the same, bit by bit, at step t of one block and step u of another."""
+    difference = a[t, n, 0] ^ b[u, n, 0]
+    for d in range(1, a.shape[2]):
+        difference |= a[t, n, d] ^ b[u, n, d]
     return difference == 0
 
 
 @compiled
-def expand(row, shift, out):
+def expand(block, t, n, shift, out):
     """Write a row's words as float32 words into ``out``; return their union and their largest magnitude."""
     union = np.uint32(0)
     largest = np.uint32(0)
-    for d in range(row.shape[0]):
-        word = np.uint32(row[d]) << np.uint32(shift)
+    for d in range(out.shape[0]):
+        word = np.uint32(block[t, n, d]) << np.uint32(shift)
         out[d] = word
         union |= word
         largest = max(largest, word & np.uint32(0x7FFFFFFF))
