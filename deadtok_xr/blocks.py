@@ -104,9 +104,9 @@ def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options:
 
 
 def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
-    """The fields of such a result, or of a structured array, as variables; one with a shape of its own adds `dim`."""
+    """The fields of such a result, that have attributes, as variables; one with a shape of its own adds `dim`."""
     variables = {}
-    for name in x.dtype.names:
+    for name in (n for n in x.dtype.names if n in attrs):
         inner, base = x.dtype[name].shape, x.dtype[name].base
         data = x.map_blocks(
             _field,

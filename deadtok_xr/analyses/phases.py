@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import blocks
-from deadtok_xr.analyses.motion import measured
+from deadtok_xr.analyses import transitions
 from deadtok_xr.errors import InputError
 
 LATTICE = ("frozen", "late", "midlife", "early")
 MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")
-THRESHOLDS = (0.1, 10.0, 100.0)
 SCHEMES = {"lattice": LATTICE, "magnitude": MAGNITUDE}
 _DEFINITION = {
     "lattice": "frozen: L1 = 0; late: L∞ <= 1; midlife: L2 <= √D; early: the rest; first match, of ΔW' in ULP",
@@ -59,14 +55,11 @@ def phases(
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     x = blocks.require(ds, variable, "phases")
     extra = blocks.check_steps(ds, "phases", allow_gaps=allow_gaps)
-    result = measured(x, precision)
-    counts = da.map_blocks(
-        _count, result, scheme=scheme, n_dims=x.sizes["dim"], dtype=np.int64, new_axis=2,
-        chunks=(result.chunks[0], (1,) * result.numblocks[1], (4,)), meta=np.empty((0, 0, 0), np.int64),
-    ).sum(axis=1)  # fmt: skip
-    fraction = blocks.uniform(counts.map_blocks(_normalised, dtype=np.float64))
-    steps = ds["step"].values[1:]
-    first = counts.rechunk(-1).map_blocks(_transition_steps, steps, drop_axis=0, dtype=np.int64)
+    _, per_step = transitions.measure(x, precision)
+    shape = {"chunks": (per_step.chunks[0], (4,)), "new_axis": 1, "meta": np.empty((0, 0))}
+    fraction = blocks.uniform(per_step.map_blocks(_fraction, scheme, dtype=np.float64, **shape))
+    counts = per_step.map_blocks(_counts, scheme, dtype=np.int64, **shape).rechunk(-1)
+    first = counts.map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
     labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
     return xr.Dataset(
         {
@@ -91,19 +84,12 @@ def _attrs(meaning: str, scheme: str) -> dict[str, str]:
     return {"long_name": meaning, "units": "1", "formula": _DEFINITION[scheme]}
 
 
-def _count(result: dict[str, NDArray[Any]], scheme: str, n_dims: int) -> NDArray[np.int64]:
-    """Tokens per phase of a block of motion results, (step, 1, phase)."""
-    if scheme == "lattice":
-        limits = [("lattice_l1", 0.0), ("lattice_linf", 1.0), ("lattice_l2", np.sqrt(n_dims))]
-        colder = [result[name] <= limit for name, limit in limits]
-    else:
-        colder = [result["displacement_ulp"] < limit for limit in THRESHOLDS]
-    # each phase with the colder ones is a part of the next with its colder ones, so differences count
-    up_to = np.stack([m.sum(axis=1) for m in [*colder, result["moved_dims"] >= 0]], axis=-1)
-    return np.diff(up_to, axis=-1, prepend=0)[:, None, :]
+def _counts(block: transitions.Block, scheme: str) -> NDArray[np.int64]:
+    return block[scheme]
 
 
-def _normalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _fraction(block: transitions.Block, scheme: str) -> NDArray[np.float64]:
+    counts = block[scheme]
     valid = counts.sum(axis=1, keepdims=True)
     return np.where(valid > 0, counts / np.maximum(valid, 1), np.nan)
 

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import blocks
-from deadtok_xr.analyses.motion import lattice_of
+from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import decode, get_grid, ulp
 from deadtok_xr.errors import InputError
 
@@ -78,7 +78,7 @@ def topology(
     if coincident not in COINCIDENT:
         raise InputError(f"coincident={coincident!r}: choose one of {', '.join(COINCIDENT)}")
     recorded = blocks.require(ds, variable, "topology")
-    grid = lattice_of(recorded, precision)
+    grid = grid_name(recorded, precision)
     x = blocks.as_dask(recorded.data)
     result = blocks.per_step(x, _kernel, FIELDS, precision=grid, linked=coincident == "linked")
     coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}

@@ -51,21 +51,20 @@ def _motion(now, after, shift, smallest, ulp_offset, spare, largest, l2, norm_ul
     state = np.empty(N, np.uint8)  # of the row at t: 0 usable, 1 not finite, 2 off the grid
     off_grid = 0
     for n in range(N):
-        state[n] = _state(now, 0, n, shift, spare, largest, row)
+        union, magnitude = expand(now, 0, n, shift, row)
+        state[n] = _state(row, union, magnitude, spare, largest)
         off_grid += state[n] == 2
         for d in range(D):
             latest[n, d] = row[d]
     for t in range(l2.shape[0]):
+        nxt, u = (now, t + 1) if t + 1 < T else (after, 0)
         for n in range(N):
-            same = same_row(now, t, now, t + 1, n) if t + 1 < T else same_row(now, t, after, 0, n)
             ok = state[n] == 0
-            if same:
+            if same_row(now, t, nxt, u, n):
                 _store(t, n, 0.0, 0.0, 0.0, 0.0, 0.0, 0, ok, l2, norm_ulp, w1, w2, winf, moved)
                 continue
-            if t + 1 < T:
-                state[n] = _state(now, t + 1, n, shift, spare, largest, row)
-            else:
-                state[n] = _state(after, 0, n, shift, spare, largest, row)
+            union, magnitude = expand(nxt, u, n, shift, row)
+            state[n] = _state(row, union, magnitude, spare, largest)
             off_grid += state[n] == 2
             ok = ok and state[n] == 0
             squares, norm, s1, s2, top, count = _sums(latest, values, n, row_values, smallest, ulp_offset)
@@ -88,9 +87,8 @@ def _store(t, n, length, ulps, s1, s2, top, count, ok, l2, norm_ulp, w1, w2, win
 
 
 @compiled
-def _state(block, t, n, shift, spare, largest, row):
-    """Write a row as float32 words into ``row`` and say what it is."""
-    union, magnitude = expand(block, t, n, shift, row)
+def _state(row, union, magnitude, spare, largest):
+    """What a row of float32 words is, by the union and the largest magnitude of them: see `_motion`."""
     if magnitude >= INFINITY:
         return np.uint8(1)
     if magnitude > largest:
@@ -111,17 +109,19 @@ def _sums(words, before, n, after, smallest, ulp_offset):
     s2 = 0.0
     largest = np.int64(0)  # the bits of non-negative floats order as the floats do, and vectorise
     count = 0
+    least = np.uint32(smallest << 23)
     for d in range(after.shape[0]):
-        # 1 / ULP = 2^(offset - max(E, smallest)), put together from its own exponent field
-        field = np.int64((words[n, d] >> np.uint32(23)) & np.uint32(0xFF))
-        inverse_ulp = np.int64((1023 + ulp_offset - max(field, np.int64(smallest))) << 52).view(np.float64)
+        # 2^(128 - max(E, smallest)) as a float32 put together from its exponent: 1 / ULP but for a constant
+        exponent = max(words[n, d] & np.uint32(0x7F800000), least)
+        scale = np.uint32(np.uint32(255 << 23) - exponent).view(np.float32)
         a = np.float64(before[n, d])
         step = np.float64(after[d]) - a
-        cells = abs(step) * inverse_ulp
+        cells = abs(step) * np.float64(scale)
         squares += step * step
         norm += a * a
         s1 += cells
         s2 += cells * cells
         largest = max(largest, np.float64(cells).view(np.int64))
-        count += step != 0.0
-    return squares, norm, s1, s2, np.int64(largest).view(np.float64), count
+        count += after[d] != before[n, d]
+    rest = 2.0 ** (ulp_offset - 128)
+    return squares, norm, s1 * rest, s2 * rest * rest, np.int64(largest).view(np.float64) * rest, count

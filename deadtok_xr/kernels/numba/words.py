@@ -15,12 +15,14 @@ INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
 
 
-# Rows are named by block and index: a view of each row would cost more than the work on it.
+# Rows are named by block and indices: a view of each row would cost more than the work on it.
 
 
 @compiled
 def same_row(a, t, b, u, n):
     """Whether row n is the same, bit by bit, at step t of one block and step u of another."""
+    if a[t, n, 0] != b[u, n, 0]:
+        return False  # most rows that move at all move here
     difference = a[t, n, 0] ^ b[u, n, 0]
     for d in range(1, a.shape[2]):
         difference |= a[t, n, d] ^ b[u, n, d]
@@ -29,7 +31,7 @@ def same_row(a, t, b, u, n):
 
 @compiled
 def expand(block, t, n, shift, out):
-    """Write a row's words as float32 words into ``out``; return their union and their largest magnitude."""
+    """Write row n at step t as float32 words into ``out``; return their union and largest magnitude."""
     union = np.uint32(0)
     largest = np.uint32(0)
     for d in range(out.shape[0]):
