@@ -13,6 +13,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
@@ -31,22 +33,22 @@ def neighbour(x: da.Array, offset: int) -> da.Array:
     One step per block, so that nothing of a neighbour is read or kept but that step. The last block has
     no step after it, and gets none; before the first block stands NaN.
     """
-    edge = slice(0, 1) if offset > 0 else slice(-1, None)
-    ends = x.map_blocks(_copy, edge, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
-    if offset < 0:
-        nothing = da.full((1, *x.shape[1:]), np.nan, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
-        return da.concatenate([nothing, ends[:-1]])
-    return da.concatenate([ends[1:], ends[-1:]]).map_blocks(
-        _empty_at_end, x.numblocks[0] - 1, dtype=x.dtype, meta=x._meta
-    )
+    touching = slice(0, 1) if offset > 0 else slice(-1, None)
+    ends = x.map_blocks(_copy, touching, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
+    edge = np.full((0 if offset > 0 else 1, 1, 1), np.nan, x.dtype)
+    name = f"neighbour-{tokenize(ends.name, offset)}"
+    graph: dict[Any, Any] = {
+        (name, i, j, k): (ends.name, i + offset, j, k)
+        if 0 <= i + offset < x.numblocks[0]
+        else np.broadcast_to(edge, (edge.shape[0], x.chunks[1][j], x.chunks[2][k]))
+        for i, j, k in np.ndindex(*x.numblocks)
+    }
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[ends])
+    return da.Array(layers, name, ends.chunks, meta=x._meta)
 
 
 def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
     return block[edge].copy()  # a view would keep the whole block in memory
-
-
-def _empty_at_end(step: NDArray[Any], last: int, block_id: tuple[int, ...] = ()) -> NDArray[Any]:
-    return step[:0] if block_id[0] == last else step
 
 
 def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any) -> da.Array:
