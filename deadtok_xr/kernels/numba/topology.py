@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite, same_row
 
 
 def topology(
@@ -34,30 +34,76 @@ def topology(
         Arrays (t,) to fill: density (NaN where a value is not finite), largest_component,
         n_singletons, n_components (-1 there) and n_invalid.
     """
-    names = ("density", "largest_component", "n_singletons", "n_components", "n_invalid")
-    for t in range(len(threshold)):
-        if t and all(np.array_equal(b[t].view(np.uint32), b[t - 1].view(np.uint32)) for b in blocks):
-            for name in names:
-                out[name][t] = out[name][t - 1]
-            continue
-        rows = np.concatenate([b[t] for b in blocks])
+    n_steps, n_dims = len(threshold), blocks[0].shape[2]
+    n_tokens = sum(block.shape[1] for block in blocks)
+    at_once = max(1, _AT_ONCE // (n_tokens * n_dims))
+    for start in range(0, n_steps, at_once):
+        first = max(start - 1, 0)  # one step more, to see what has not changed since
+        steps = slice(first, start + at_once)
+        rows = np.concatenate([block[steps] for block in blocks], axis=1)
         rows += np.float32(0)  # -0 and +0 are the same place
-        invalid = int((~np.isfinite(rows)).any(axis=1).sum())
-        figures = (np.nan, -1, -1, -1) if invalid else _graph(rows, threshold[t], linked)
-        for name, figure in zip(names, (*figures, invalid), strict=True):
-            out[name][t] = figure
+        figures = (out[name][steps] for name in _FIGURES)
+        _graphs(rows, rows.view(np.uint32), start - first, threshold[steps], linked, *figures)
 
 
-def _graph(rows: NDArray[np.float32], threshold: float, linked: bool) -> tuple[float, int, int, int]:
-    place, weight = _places(rows)
-    n_tokens = len(rows)
-    nodes = rows[place]
-    widest = np.argsort(nodes.min(axis=0) - nodes.max(axis=0), kind="stable")
-    nodes = nodes[:, widest]
-    order = np.argsort(nodes[:, 0], kind="stable")
-    edges, largest, singletons, components = _sweep(nodes[order], weight[order], threshold, linked)
-    pairs = n_tokens * (n_tokens - 1) // 2
-    return (edges / pairs if pairs else 0.0), largest, singletons, components
+_FIGURES = ("density", "largest_component", "n_singletons", "n_components", "n_invalid")
+_AT_ONCE = 2**21
+"""How many values are copied together: enough to make the copying cheap, few enough to stay in cache."""
+
+
+@compiled
+def _graphs(rows, words, first, threshold, linked, density, largest, singletons, components, invalid):
+    T, N, _ = rows.shape
+    for t in range(first, T):
+        if t > 0 and _unchanged(words, t):
+            density[t] = density[t - 1]
+            largest[t] = largest[t - 1]
+            singletons[t] = singletons[t - 1]
+            components[t] = components[t - 1]
+            invalid[t] = invalid[t - 1]
+            continue
+        invalid[t] = _count_not_finite(words, t)
+        if invalid[t]:
+            density[t] = np.nan
+            largest[t] = singletons[t] = components[t] = -1
+            continue
+        place, weight = _places(words[t])
+        dims = np.argsort(_extent(rows[t]))
+        order = np.argsort(rows[t, :, dims[0]][place])
+        figures = _sweep(rows[t], place[order], weight[order], dims, threshold[t], linked)
+        edges, largest[t], singletons[t], components[t] = figures
+        density[t] = edges / (N * (N - 1) // 2) if N > 1 else 0.0
+
+
+@compiled
+def _unchanged(words, t):
+    for n in range(words.shape[1]):
+        if not same_row(words, t, words, t - 1, n):
+            return False
+    return True
+
+
+@compiled
+def _count_not_finite(words, t):
+    count = 0
+    for n in range(words.shape[1]):
+        top = np.uint32(0)
+        for d in range(words.shape[2]):
+            top = max(top, words[t, n, d] & np.uint32(0x7FFFFFFF))
+        count += top >= INFINITY
+    return count
+
+
+@compiled_finite
+def _extent(rows):
+    """The negated extent of the rows in each dim: the widest is the smallest."""
+    low, high = rows[0].copy(), rows[0].copy()
+    for n in range(rows.shape[0]):
+        for d in range(rows.shape[1]):
+            x = rows[n, d]
+            low[d] = x if x < low[d] else low[d]
+            high[d] = x if x > high[d] else high[d]
+    return low - high
 
 
 @compiled
@@ -73,11 +119,11 @@ def _hashes(words):
     return out
 
 
-def _places(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@compiled
+def _places(words):
     """One row number for each distinct row, and how many rows are equal to it."""
-    words = rows.view(np.uint32)
     hashes = _hashes(words)
-    return _group(words, hashes, np.argsort(hashes, kind="stable"))
+    return _group(words, hashes, np.argsort(hashes))
 
 
 @compiled
@@ -118,24 +164,26 @@ def _root(parent, a):
 
 
 @compiled
-def _adjacent(a, b, threshold):
-    for d in range(1, a.shape[0]):
-        if abs(np.float64(a[d]) - np.float64(b[d])) > threshold:
+def _adjacent(rows, a, b, dims, threshold):
+    for k in range(1, len(dims)):
+        if abs(np.float64(rows[a, dims[k]]) - np.float64(rows[b, dims[k]])) > threshold:
             return False
     return True
 
 
 @compiled
-def _sweep(nodes, weight, threshold, linked):
-    N = nodes.shape[0]
+def _sweep(rows, place, weight, dims, threshold, linked):
+    """Edges, largest component, singletons, components of distinct rows that ascend along the first dim."""
+    N = len(place)
+    along = rows[:, dims[0]][place].astype(np.float64)
     parent = np.arange(N)
     edges = 0
     neighbours = np.zeros(N, np.bool_)
     for a in range(N):
         for b in range(a + 1, N):
-            if np.float64(nodes[b, 0]) - np.float64(nodes[a, 0]) > threshold:
+            if along[b] - along[a] > threshold:
                 break
-            if _adjacent(nodes[a], nodes[b], threshold):
+            if _adjacent(rows, place[a], place[b], dims, threshold):
                 edges += weight[a] * weight[b]
                 neighbours[a] = True
                 neighbours[b] = True
@@ -150,7 +198,7 @@ def _sweep(nodes, weight, threshold, linked):
         else:
             alone += weight[a]
     components = alone
-    largest = 1
+    largest = np.int64(1)
     singletons = alone
     for a in range(N):
         components += sizes[a] > 0
