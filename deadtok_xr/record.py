@@ -90,13 +90,7 @@ class Recorder:
 
     def __enter__(self) -> Self:
         self._writer = store.create(self.path, self._rows, self._attrs, overwrite=self._overwrite)
-        shape = tuple(self.parameter.shape)
-        for name in self.variables:
-            dtype = to_numpy(self.parameter).dtype
-            self._writer.add_variable(name, schema.MATRIX, shape, dtype)
-            self._buffers[name] = np.full((self._writer.chunk_steps, *shape), np.nan, dtype)
         self._writer.add_variable("lr", ("step",), (), np.float64)
-        self._buffers["lr"] = np.full(self._writer.chunk_steps, np.nan)
         self._start = self._filled = 0
         self._capture()
         self._hooks = [
@@ -128,21 +122,41 @@ class Recorder:
             self._logged[name][self.step] = vector
 
     def _note_lr(self) -> None:
-        self._lr = float(self.group["lr"])  # before the step, and before a scheduler moves it
+        self._lr = float(self.group.get("lr", np.nan))  # before the step, and before a scheduler moves it
 
     def _after_step(self) -> None:
         self.step += 1
         self._capture()
 
     def _capture(self) -> None:
-        i = self._filled
         for name in self.variables:
             tensor = self._tensor(name)
-            self._buffers[name][i] = (0 if name.startswith("exp") else np.nan) if tensor is None else to_numpy(tensor)
-        self._buffers["lr"][i] = self._lr if self.step else np.nan
+            if tensor is not None:
+                values = to_numpy(tensor)
+                self._buffer(name, values.dtype)[self._filled] = values
+        self._buffers.setdefault("lr", np.full(self._writer.chunk_steps, np.nan))
+        self._buffers["lr"][self._filled] = self._lr if self.step else np.nan
         self._filled += 1
         if self._filled == self._writer.chunk_steps:
             self._flush()
+
+    def _buffer(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The buffer of a variable, made when its first value shows the dtype: moments may have their own.
+
+        What came before is NaN for gradients, which have no step 0, and 0 for moments.
+        """
+        if name not in self._buffers:
+            shape, before = tuple(self.parameter.shape), 0 if name.startswith("exp") else np.nan
+            self._writer.add_variable(name, schema.MATRIX, shape, dtype)
+            if self._start:
+                self._writer.write(name, 0, np.full((self._start, *shape), before, dtype))
+            self._buffers[name] = np.full((self._writer.chunk_steps, *shape), before, dtype)
+        if self._buffers[name].dtype != dtype:
+            raise InputError(
+                f"{name} is {dtype} at step {self.step}; it was {self._buffers[name].dtype} before: a recording keeps "
+                "one dtype, so begin another one"
+            )
+        return self._buffers[name]
 
     def _tensor(self, name: str) -> torch.Tensor | None:
         if name == "W":

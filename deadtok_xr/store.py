@@ -8,6 +8,7 @@ The attribute `complete` is set last, and opening checks that every chunk is the
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, Inpu
 CHUNK_BYTES = 8 * 2**20
 CHUNK_STEPS = 128
 CHUNK_TOKENS = 512
+RECORDING = "deadtok_format"
 _SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
 
 
@@ -148,7 +150,8 @@ class StoreWriter:
         array.attrs.update(
             {
                 **schema.attributes(name),
-                "precision": dtype.name,
+                # trained in float32 or under autocast: no lattice, unless somebody knows better
+                "precision": "none" if dtype == np.float32 else dtype.name,
                 **attrs,
                 **({"coordinates": " ".join(known)} if "token" in dims and known else {}),
             }
@@ -214,8 +217,11 @@ def software() -> dict[str, str]:
     return {name: version(name) for name in _SOFTWARE}
 
 
-def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
-    """Raise where a destination exists, unless it may be overwritten and is a Zarr store or empty."""
+def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING) -> None:
+    """Raise where a destination exists, unless it may be overwritten and is empty or of the same kind.
+
+    ``kind`` is the root attribute that tells recordings from results: neither replaces the other.
+    """
     path = Path(path)
     if not path.exists():
         return
@@ -224,8 +230,20 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
             f"{path} exists already and is left as it is: choose another destination, or say --overwrite "
             "(overwrite=True) to replace it"
         )
+    what = "recording" if kind == RECORDING else "results"
+    if path.is_symlink():
+        raise DestinationExistsError(f"{path} is a symbolic link, so it is not replaced: name what it points to")
     if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists()):
         raise DestinationExistsError(f"{path} is not a Zarr store, so it is not replaced: choose another destination")
+    if any(path.iterdir()) and kind not in _root_attributes(path):
+        raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
+
+
+def _root_attributes(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "zarr.json").read_text())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def missing_chunks(array: zarr.Array[Any], group: zarr.Group) -> list[tuple[int, ...]]:
@@ -293,12 +311,17 @@ def _open_zarr_group(path: str | Path) -> zarr.Group:
     if "://" not in str(path) and not Path(path).exists():
         raise MissingFileError(f"{path}: no such file or folder")
     try:
-        return zarr.open_group(str(path), mode="r", zarr_format=3)
+        return zarr.open_group(absolute(path), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is not a Zarr v3 group ({type(error).__name__}); needed: a recording store; "
             "`deadtok convert` makes one from HDF5 or safetensors"
         ) from error
+
+
+def absolute(path: str | Path) -> str:
+    """A path that means the same to workers in other folders; an URL as it is."""
+    return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
 def _check_format(path: str | Path, group: zarr.Group) -> None:

@@ -330,7 +330,7 @@ def test_unknown_options(recording: Path) -> None:
         dx.topology(rec, coincident="merged")
     with pytest.raises(InputError, match="unknown number format 'int8'"):
         dx.motion(rec, precision="int8").compute()
-    with pytest.raises(InputError, match="lives on no grid"):
+    with pytest.raises(InputError, match="W lives on no grid that is known"):
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 import deadtok_xr as dx
+from deadtok_xr import store
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError
 from deadtok_xr.record import to_numpy
 
@@ -73,8 +74,47 @@ def test_float32_runs_are_recorded_as_float32(tmp_path: Path) -> None:
     with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr"):
         update(embedding, optimizer, 0)
     ds = dx.open_recording(tmp_path / "r.zarr")
-    assert ds.W.attrs["precision"] == "float32"
+    assert ds.W.attrs["precision"] == "none"
+    with pytest.raises(InputError, match="has no lattice: say precision='float32'"):
+        dx.motion(ds)
+    assert (dx.motion(ds, precision="float32").moved_dims > 0).any()
     np.testing.assert_array_equal(ds.W[-1], to_numpy(embedding.weight))
+
+
+class Float32Moments(torch.optim.Optimizer):
+    """An optimizer that keeps its state in float32 beside bfloat16 parameters."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p, dtype=torch.float32))
+            mean.lerp_(p.grad.float(), 0.1)
+            p.sub_(mean.to(p.dtype))
+
+
+def test_moments_keep_a_dtype_of_their_own(tmp_path: Path) -> None:
+    embedding, _ = tiny()
+    optimizer = Float32Moments(embedding.parameters(), {})
+    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "exp_avg")):
+        for step in range(3):
+            update(embedding, optimizer, step)
+    ds = dx.open_recording(tmp_path / "r.zarr", raw=True)
+    assert ds.W.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(ds.exp_avg[-1], optimizer.state[embedding.weight]["exp_avg"])
+    assert (ds.exp_avg[0] == 0).all()
+
+
+def test_chunks_of_one_step_have_their_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CHUNK_STEPS", 1)
+    embedding, optimizer = tiny()
+    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "grad", "exp_avg")):
+        for step in range(3):
+            update(embedding, optimizer, step)
+    ds = dx.open_recording(tmp_path / "r.zarr")
+    assert ds.sizes["step"] == 4
+    assert np.isnan(ds.grad[0]).all()
+    assert (ds.exp_avg[0] == 0).all()
+    np.testing.assert_array_equal(ds.W[-1], to_numpy(embedding.weight).astype("f4"))
 
 
 def test_a_crash_in_the_loop_keeps_what_was_recorded(tmp_path: Path) -> None:

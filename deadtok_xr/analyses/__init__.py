@@ -22,6 +22,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "kinematics": kinematics,
     "topology": topology,
 }
+_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology")
 _ACROSS_STEPS = ("motion", "phases", "phases_magnitude", "kinematics")
 
 
@@ -30,6 +31,7 @@ def analyze(
     *,
     analyses: Sequence[str] | None = None,
     allow_gaps: bool = False,
+    precision: str | None = None,
     **opening: Any,
 ) -> xr.DataTree:
     """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
@@ -44,6 +46,8 @@ def analyze(
         the tree's attribute `left_out`. An analysis that is named must be possible.
     allow_gaps
         Measure transitions that span several updates.
+    precision
+        The number format that the weights were trained in, where the recording does not say or is wrong.
 
     Returns
     -------
@@ -60,7 +64,8 @@ def analyze(
         raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
     results, left_out = {}, {}
     for name in analyses or ANALYSES:
-        options = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
+        options: dict[str, Any] = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
+        options |= {"precision": precision} if name in _ON_THE_LATTICE else {}
         try:
             results[name] = ANALYSES[name](ds, **options)
         except InputError as error:

@@ -76,11 +76,12 @@ def grid_name(x: xr.DataArray, precision: str | None) -> str:
     InputError
         If it lives on none.
     """
-    name = precision or x.attrs.get("precision") or x.dtype.name
+    held = "bfloat16" if x.dtype == np.float32 else x.dtype.name  # the kernels check every value
+    name = precision or x.attrs.get("precision", held)
     if name == "none":
         raise InputError(
-            f"{x.name} lives on no grid (its precision is 'none'), so it has no lattice: say "
-            "precision='float32' to measure it on the grid of its storage"
+            f"{x.name} lives on no grid that is known (its precision is 'none': float32 training, or autocast), so it "
+            "has no lattice: say precision='float32' for float32's own grid, or name the format it was trained in"
         )
     return str(name)
 

@@ -65,7 +65,7 @@ def convert(
     -----
     UserWarning
         For values that are NaN or infinite (they are kept), for what of the file is left out, and for
-        float32 weights that all lie on the bfloat16 grid.
+        float32 or float16 weights: whether they all lie on the bfloat16 grid.
 
     Examples
     --------

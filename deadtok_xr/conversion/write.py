@@ -189,7 +189,7 @@ class _Finds:
     all_on_grid: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.all_on_grid = self.variable.name in ("W", "E") and self.variable.dtype == np.float32
+        self.all_on_grid = _is_wide_copy(self.variable)
 
     def look(self, start: int, values: NDArray[Any]) -> None:
         valid_from = {**schema.attributes(self.variable.name), **self.variable.attributes}["valid_from"]
@@ -221,9 +221,25 @@ class _Finds:
             yield (f"{label} holds {self.n_bad} values that are NaN or infinite, the first at {where}; they are kept")
         if self.all_on_grid:
             yield (
-                f"{label} is float32, but every value lies on the bfloat16 grid: if it was trained in "
-                "bfloat16, say precision='bfloat16' to the analyses"
+                f"{label} is {self.variable.dtype}, but every value lies on the bfloat16 grid: it is taken for a copy "
+                "of bfloat16 weights, and analysed on that grid"
             )
+        elif _is_wide_copy(self.variable) and self.precision() == "none":
+            yield (
+                f"{label} is float32 and not on the bfloat16 grid: it has no lattice, and what needs one will ask "
+                "for a precision"
+            )
+
+    def precision(self) -> str:
+        """The grid that 16 or 32 bit weights live on, as far as the values tell."""
+        if self.all_on_grid:
+            return "bfloat16"
+        return "float16" if self.variable.dtype == np.float16 else "none"
+
+
+def _is_wide_copy(variable: PlannedVariable) -> bool:
+    """Whether a variable holds weights in a format that may be a copy of bfloat16 ones."""
+    return variable.name in ("W", "E") and variable.dtype in (np.float32, np.float16)
 
 
 def _stream(
@@ -239,8 +255,8 @@ def _stream(
             finds.look(start, values)
         writer.write(variable.name, start, values)
         counts.add(values.nbytes)
-    if variable.name in ("W", "E") and variable.dtype == np.float32:
-        array.attrs["all_on_bfloat16_grid"] = finds.all_on_grid
+    if _is_wide_copy(variable):
+        array.attrs["precision"] = finds.precision()
     return list(finds.sentences())
 
 

@@ -66,10 +66,10 @@ def _spread(block, before, centre, bulk, sums, residual):
     """Add each token's share to ``sums``: radius, largest radius, squared thermal speed, not finite."""
     T, N, _ = block.shape
     for t in range(T):
-        last = block[t - 1] if t > 0 else before[0]
+        last, u = (block, t - 1) if t > 0 else (before, 0)
         whole = np.isfinite(centre[t]).all()  # a mean is finite only if everything in it is
         for n in range(N):
-            squares, heat = _token(block[t, n], last[n], centre[t], bulk[t], residual[t])
+            squares, heat = _token(block, last, u, centre, bulk, t, n, residual)
             radius = np.sqrt(squares)
             sums[t, 0] += radius
             if not sums[t, 1] >= radius:
@@ -80,14 +80,14 @@ def _spread(block, before, centre, bulk, sums, residual):
 
 
 @compiled_sums
-def _token(row, last, centre, bulk, residual):
+def _token(block, last, u, centre, bulk, t, n, residual):
     squares = 0.0
     heat = 0.0
-    for d in range(row.shape[0]):
-        x = np.float64(row[d])
-        off = x - centre[d]
-        own = x - np.float64(last[d]) - bulk[d]
+    for d in range(block.shape[2]):
+        x = np.float64(block[t, n, d])
+        off = x - centre[t, d]
+        own = x - np.float64(last[u, n, d]) - bulk[t, d]
         squares += off * off
         heat += own * own
-        residual[d] += own
+        residual[t, d] += own
     return squares, heat

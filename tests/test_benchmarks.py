@@ -1,0 +1,68 @@
+"""What the benchmarks compare does the same work: the notebooks' way and ours agree on real recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import deadtok_xr as dx
+from benchmarks import notebook, side_by_side
+from benchmarks.recording import as_hdf5
+
+FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
+
+
+@pytest.fixture(scope="module")
+def folder(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the benchmarks run on, small."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    (folder / "recording.zarr").symlink_to(recording)
+    as_hdf5(recording, folder / "recording.h5")
+    return folder
+
+
+def test_the_exported_file_has_the_bits_of_the_store(recording: Path, folder: Path) -> None:
+    rec = dx.open_recording(recording, raw=True)
+    with h5py.File(folder / "recording.h5") as file:
+        np.testing.assert_array_equal(file["W"][:], rec.W.values.view(np.uint16))
+        np.testing.assert_array_equal(file["dead_mask"][:], rec.dead)
+
+
+def test_motion_and_phases_agree(recording: Path, folder: Path) -> None:
+    theirs = notebook.motion_and_phases(folder / "recording.h5")
+    rec = dx.open_recording(recording, tokens="dead")
+    motion, phases = dx.motion(rec).compute(), dx.phases(rec, scheme="magnitude").compute()
+    np.testing.assert_allclose(motion.displacement_ulp_mean, theirs["mean"], **FLOAT32)
+    np.testing.assert_allclose(motion.displacement_ulp_std, theirs["std"], **FLOAT32)
+    np.testing.assert_allclose(phases.fraction, theirs["fraction"], **FLOAT32)
+
+
+def decided(W: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """The steps at which no pair's distance is within 1% of the threshold.
+
+    The notebook rounds differences and threshold to bfloat16, half a percent at most in all, and takes the
+    centroid from a float32 mean; nearer pairs it may see otherwise.
+    """
+    x = W.astype(np.float64)
+    distance = np.stack([np.abs(at[:, None] - at[None]).max(axis=2) for at in x])
+    return (np.abs(distance - threshold[:, None, None]) > 0.01 * threshold[:, None, None]).all(axis=(1, 2))
+
+
+def test_topology_agrees_where_rounding_cannot_decide(atom: Path) -> None:
+    rec = dx.open_recording(atom, tokens="dead")
+    ours, theirs = dx.topology(rec).compute(), notebook.topology(rec.W.values)
+    sure = decided(rec.W.values, ours.mean_ulp.values)
+    assert sure.mean() > 0.5
+    assert len(np.unique(ours.n_components[sure])) > 5  # a graph that changes
+    for name in ("largest_component", "n_singletons", "n_components"):
+        np.testing.assert_array_equal(ours[name][sure], theirs[name][sure], err_msg=name)
+    np.testing.assert_allclose(ours.density[sure], theirs["density"][sure], rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", side_by_side.WAYS)
+def test_each_way_runs(folder: Path, way: str) -> None:
+    assert side_by_side.WAYS[way](folder)() is not None
