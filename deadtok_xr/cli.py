@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,10 +19,27 @@ import click
 from deadtok_xr import __version__
 from deadtok_xr.errors import InputError
 
+
+class _LocalPath(click.Path):
+    """A path on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; needed: a path", param, ctx)
+        if "://" in str(value):
+            self.fail(f"{str(value)!r} is an address; needed: a path on this machine", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _LocalPath(path_type=Path)
+_TRACEBACK = "DEADTOK_TRACEBACK"
+_PATIENCE = "10s"  # for a scheduler to answer
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 and newer
+_GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")
 _PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that was not written to its end.")
-_STORE = click.argument("store", type=click.Path(path_type=Path))
+_STORE = click.argument("store", type=_PATH)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -33,7 +55,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=_PATH)
 @click.option("--quick", is_flag=True, help="A shorter run, within a minute.")
 @_QUIET
 def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
@@ -49,7 +71,7 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     from deadtok_xr import demo as training
     from deadtok_xr.progress import dask_progress, reporting
 
-    folder = folder or _next_free("deadtok-demo")
+    folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.Run()
     with reporting("training", quiet=quiet) as report:
         recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
@@ -61,11 +83,16 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("source", type=_PATH)
+@click.argument("dest", type=_PATH)
+@click.option(
+    "--dead-ids",
+    type=_PATH,
+    help="File with the ids of the dead tokens (text, JSON or .npy), where SOURCE does not say.",
+)
 @_OVERWRITE
 @_QUIET
-def convert(source: Path, dest: Path, overwrite: bool, quiet: bool) -> None:
+def convert(source: Path, dest: Path, dead_ids: Path | None, overwrite: bool, quiet: bool) -> None:
     """Convert a recording (HDF5 or safetensors) to a store.
 
     \b
@@ -74,8 +101,9 @@ def convert(source: Path, dest: Path, overwrite: bool, quiet: bool) -> None:
     import deadtok_xr as dx
     from deadtok_xr.progress import reporting
 
+    ids = None if dead_ids is None else _ids(dead_ids)
     with reporting("converting", quiet=quiet) as report:
-        path = dx.convert(source, dest, overwrite=overwrite, progress=report)
+        path = dx.convert(source, dest, overwrite=overwrite, dead_ids=ids, progress=report)
     click.echo(_describe(path))
 
 
@@ -98,12 +126,12 @@ def info(store: Path, partial: bool) -> None:
     "--output",
     "results",
     required=True,
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Results store to write.",
 )
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
-@click.option("--figures", type=click.Path(path_type=Path), help="Also draw the figures into this folder.")
+@click.option("--figures", type=_PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
@@ -120,11 +148,17 @@ def analyze(
     Example:  deadtok analyze thimble_7.zarr -o results.zarr --only motion,phases
     """
     import deadtok_xr as dx
+    from deadtok_xr import store as stores
     from deadtok_xr.progress import dask_progress
 
     if device in ("cuda", "mps"):
         raise InputError(f"--device {device}: the kernels of this version run on the CPU; say --device cpu")
-    names = [name.strip() for name in only.split(",") if name.strip()] if only else None
+    names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
+    if names == []:
+        raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")
+    if figures:
+        stores.refuse_inside(figures / "figure.png")
+        figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, partial=partial)
     with _scheduler(scheduler):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
@@ -147,7 +181,7 @@ def _scheduler(name: str) -> Iterator[None]:
     except ImportError:
         raise InputError("--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'") from None
     try:
-        client = Client(name, timeout="10s")
+        client = Client(name, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
     with client:
@@ -167,36 +201,100 @@ def _draw(tree: Any, folder: Path) -> None:
         click.echo(f"figure: {path}")
 
 
+def _ids(path: Path) -> list[int]:
+    """The integers in a file: NumPy's own format, a JSON list, or text with spaces, commas or lines between them."""
+    import numpy as np
+
+    try:
+        if path.suffix == ".npy":
+            return list(np.load(path, allow_pickle=False).ravel())
+        return [int(word) for word in re.split(r"[\s,\[\]]+", path.read_text()) if word]
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as token ids ({error}); needed: integers, or a .npy file") from error
+
+
+def _unused(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is left as it is: name another folder, or none")
+    return folder
+
+
 def _next_free(name: str) -> Path:
     return next(p for n in range(1, 10_000) if not (p := Path(name if n == 1 else f"{name}-{n}")).exists())
 
 
 def main() -> NoReturn:
     """Run the command line: exit status 0 done, 2 what the user gave is wrong, 1 what the machine could not do."""
-    sys.exit(_status(lambda: cli(standalone_mode=False)))
+    sys.exit(_status(lambda: cli(prog_name="deadtok", standalone_mode=False)))
 
 
 def _status(run: Callable[[], Any]) -> int:
     try:
-        run()
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except click.exceptions.Abort:
-        return _fail("interrupted", 1)
-    except (InputError, FileNotFoundError, PermissionError) as error:
-        return _fail(str(error), 2)
-    except MemoryError:
-        return _fail("not enough memory: close other programs, or analyse fewer tokens at a time", 1)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return _fail(f"{error}" + ("; free some space, then run the same command again" if full else ""), 1)
+        with _plain_warnings():
+            run()
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        if isinstance(error, _NO_ARGUMENTS):
+            error.show()
+            return 2
+        message, status = _explained(error)
+        message = message.replace("\n", " ")  # a path may hold one
+        click.echo(f"deadtok: {message}", err=True)
+        return status
     return 0
 
 
-def _fail(message: str, status: int) -> int:
-    click.echo(f"deadtok: {message}", err=True)
-    return status
+def _explained(error: BaseException) -> tuple[str, int]:
+    """One sentence about an error, and the exit status that it means."""
+    if isinstance(error, click.ClickException):
+        return _usage(error), 2
+    if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
+        return "interrupted; anything that it was writing is incomplete and will not open", 1
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, MemoryError):
+        return "not enough memory: close other programs, or analyse fewer tokens at a time", 1
+    sentence = " ".join(str(error).split()) or "no message"
+    if type(error).__module__.startswith("distributed") or isinstance(error, BrokenExecutor):
+        return f"the workers failed, {type(error).__name__}: {sentence}; they may have run out of memory", 1
+    if isinstance(error, OSError):
+        return _about_files(error)
+    return (
+        f"an error that should not happen, {type(error).__name__}: {sentence}; run the command again with "
+        f"{_TRACEBACK}=1 in the environment for the traceback, and report it",
+        1,
+    )
+
+
+def _usage(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    ctx = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {ctx.command_path} --help" if ctx else message
+
+
+def _about_files(error: OSError) -> tuple[str, int]:
+    reason = error.strerror or str(error)
+    message = f"{error.filename}: {reason}" if error.filename else reason
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    given = isinstance(error, _GIVEN) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+    if full and "make room" not in message:
+        message += "; make room, then run the same command again with --overwrite"
+    return message, 2 if given else 1
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show each warning as one sentence, without Python's file and line."""
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        click.echo(f"deadtok: warning: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 if __name__ == "__main__":

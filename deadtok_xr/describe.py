@@ -12,6 +12,8 @@ from deadtok_xr import store
 from deadtok_xr.schema import MATRIX
 
 _BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
+_KERNEL_BYTES = 2 * 8 * 2**20  # steps put side by side for the graph of tokens, twice while that is done
+_TASK_BYTES = 50_000
 
 
 def describe(path: str | Path, *, partial: bool = False) -> str:
@@ -40,15 +42,32 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     return "\n".join(lines)
 
 
-def memory_bound(group: zarr.Group, n_tokens: int | None = None) -> int:
-    """Peak memory of analysing a store, in bytes: it does not depend on the number of steps.
+def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int | None = None) -> int:
+    """Peak memory of analysing a store, in bytes.
 
-    Per thread, all token blocks of one chunk of steps, decoded to float32, twice: one row of blocks at
-    work and one being read.
+    A row is all token blocks of one chunk of steps. Per thread: three rows as recorded (at work, put in
+    order, read ahead), two rows decoded, and the kernels' own copies. The number of steps counts only
+    through the task graph, some 50 kB per block.
+
+    Parameters
+    ----------
+    group
+        A recording store.
+    n_tokens
+        How many tokens are analysed; None for all.
+    threads
+        How many blocks are worked on at once; None for one per core.
     """
     matrices = [a for _, a in group.arrays() if a.metadata.dimension_names == MATRIX]  # type: ignore[union-attr]
-    rows = [a.chunks[0] * (n_tokens or a.shape[1]) * a.shape[2] * 4 for a in matrices]
-    return _BASE_BYTES + 2 * _workers() * max(rows, default=0)
+    work = max((_row_bytes(a, n_tokens) for a in matrices), default=0) + _KERNEL_BYTES
+    n_blocks = max((math.prod(a.cdata_shape) for a in matrices), default=0)
+    return _BASE_BYTES + (threads or _workers()) * work + _TASK_BYTES * n_blocks
+
+
+def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[type-arg]
+    values = array.chunks[0] * (n_tokens or array.shape[1]) * array.shape[2]
+    decoded = 8 if array.basename == "delta" else 4  # displacements are summed in float64
+    return values * (3 * array.dtype.itemsize + 2 * decoded)
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import zarr
 from deadtok_xr import store, zarr_dtype
 from deadtok_xr.analyses.kinematics import PER_TOKEN
 from deadtok_xr.blocks import uniform
-from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
+from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError
 
+RESULTS = "deadtok_results"
 RESULTS_VERSION = "1.0"
 
 
@@ -52,23 +55,59 @@ def save_results(
         If something is there already.
     """
     zarr_dtype.register()
-    store.refuse_existing(path, overwrite=overwrite)
+    _keep_the_recording(tree, path)
+    store.refuse_existing(path, overwrite=overwrite, kind=RESULTS)
     if Path(path).is_dir():
         shutil.rmtree(path)
-    root = zarr.create_group(
-        str(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
-    )
-    pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
-    with progress or nullcontext():
-        # one call for all groups: a graph of its own for each would read the recording once for each
-        da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
-    root.attrs["complete"] = True
+    with _writing(path):
+        root = zarr.create_group(
+            store.absolute(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+        )
+        pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
+        with progress or nullcontext():
+            # one call for all groups: a graph of its own for each would read the recording once for each
+            da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
+        _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
+        root.attrs["complete"] = True
     return open_results(path)
+
+
+def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
+    recording, results = Path(tree.attrs.get("source", "")).resolve(), Path(path).resolve()
+    if "source" in tree.attrs and (recording == results or recording in results.parents):
+        raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Say which store could not be written. What reading raises is a DamagedStoreError or an InputError."""
+    try:
+        yield
+    except (InputError, DamagedStoreError):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written: {os.strerror(error.errno)}; it is left incomplete and will not open; "
+            "make room, or choose another destination, and analyse again with --overwrite (overwrite=True)",
+        ) from error
+
+
+def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
+    for name, group in root.groups():
+        for key, array in group.arrays():
+            if holes := store.missing_chunks(array, root):
+                raise IncompleteStoreError(
+                    f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: run the analysis again with "
+                    "--overwrite; workers on other machines need the same disk"
+                )
 
 
 def _provenance() -> dict[str, Any]:
     return {
-        "deadtok_results": RESULTS_VERSION,
+        RESULTS: RESULTS_VERSION,
         "complete": False,
         "analysed": datetime.now(UTC).isoformat(timespec="seconds"),
         "analysed_with": store.software(),
@@ -124,13 +163,15 @@ def open_results(path: str | Path) -> xr.DataTree:
     if "://" not in str(path) and not Path(path).exists():
         raise MissingFileError(f"{path}: no such file or folder")
     try:
-        attrs = zarr.open_group(str(path), mode="r").attrs
+        root = zarr.open_group(str(path), mode="r")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
-    if "deadtok_results" not in attrs:
+    attrs = root.attrs
+    if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
         raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
+    _refuse_holes(path, root)
     tree = xr.open_datatree(str(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists in no order
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}

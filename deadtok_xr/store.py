@@ -223,7 +223,12 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
     ``kind`` is the root attribute that tells recordings from results: neither replaces the other.
     """
     path = Path(path)
+    refuse_inside(path)
     if not path.exists():
+        if path.is_symlink():
+            raise DestinationExistsError(
+                f"{path} is a symbolic link to nothing: remove it, or name another destination"
+            )
         return
     if not overwrite:
         raise DestinationExistsError(
@@ -237,6 +242,13 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
         raise DestinationExistsError(f"{path} is not a Zarr store, so it is not replaced: choose another destination")
     if any(path.iterdir()) and kind not in _root_attributes(path):
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
+
+
+def refuse_inside(path: Path) -> None:
+    """Raise where something else would be written into a Zarr store."""
+    outer = next((p for p in path.resolve().parents if (p / "zarr.json").exists()), None)
+    if outer is not None:
+        raise InputError(f"{path} lies in the Zarr store {outer}: choose another destination")
 
 
 def _root_attributes(path: Path) -> dict[str, Any]:

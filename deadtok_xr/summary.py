@@ -38,15 +38,14 @@ def _motion(ds: xr.Dataset) -> Iterator[str]:
     yield "Motion, |ΔW| in norm ULP (1.31b)"
     yield f"  mean over tokens  {_span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
     yield f"  std over tokens   {_span(std)}"
-    still = steps[moved == 0]
+    n_invalid = ds["n_invalid"].values
+    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"])]  # what is unknown has not stood still
     last = steps[moved > 0]
     yield (
         f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; nothing moved in "
         f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
     )
-    invalid = int((ds["n_invalid"].values > 0).sum())
-    if invalid:
-        yield f"  warning: {invalid} steps have tokens with NaN or infinity, which are left out of the means"
+    yield from _invalid(ds, "which are left out of the means")
 
 
 def _phases(ds: xr.Dataset) -> Iterator[str]:
@@ -65,16 +64,16 @@ def _kinematics(ds: xr.Dataset) -> Iterator[str]:
     steps, bulk, heat = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
     radius = ds["radius"].values
     yield f"Kinematics, centre-of-mass frame ({ds.attrs.get('origin', 'absolute')} positions)"
-    yield f"  centroid norm     {norm[0]:.6f} first, {norm[-1]:.6f} last, {norm.max():.6f} largest (step {steps[norm.argmax()]})"  # noqa: E501
+    yield f"  centroid norm     {norm[0]:.6f} first, {norm[-1]:.6f} last, {_largest(norm, steps)}"
     yield f"  cloud radius      {radius[0]:.6f} first, {radius[-1]:.6f} last"
     if len(steps) > 1:
         ratio = bulk[1] / heat[1] if heat[1] else np.inf
         yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {heat[1]:.4g}, ratio {ratio:.4g}"
-        yield f"  check             thermal velocities sum to {np.nanmax(ds['thermal_residual'].values):.2g} at most"
+        yield f"  check             thermal velocities sum to {_most(ds['thermal_residual'].values):.2g} at most"
+    yield from _invalid(ds, "which have no centroid")
 
 
 def _topology(ds: xr.Dataset) -> Iterator[str]:
-    n = int(ds["n_components"].max())
     yield f"Topology, L∞ <= mean ULP at the centroid, coincident tokens {ds.attrs.get('coincident')}"
     for key, label in (
         ("mean_ulp", "mean ULP"),
@@ -83,10 +82,29 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
         ("n_singletons", "singletons"),
         ("n_components", "components"),
     ):
-        v = ds[key].values
+        v = np.where(ds["n_invalid"].values > 0, np.nan, ds[key].values)
         yield f"  {label:17s} {v[0]:.4g} first, {v[-1]:.4g} last, {_span(v)}"
-    if n < 0:
-        yield "  warning: every step holds NaN or infinity"
+    yield from _invalid(ds, "which have no graph")
+
+
+def _invalid(ds: xr.Dataset, consequence: str) -> Iterator[str]:
+    n_invalid = ds["n_invalid"].values
+    if n_invalid.any():
+        yield (
+            f"  warning: {(n_invalid > 0).sum()} steps hold NaN or infinity (n_invalid is at most {n_invalid.max()} "
+            f"tokens), {consequence}"
+        )
+
+
+def _largest(values: np.ndarray, steps: np.ndarray) -> str:
+    if not np.isfinite(values).any():
+        return "none finite"
+    at = int(np.nanargmax(np.where(np.isfinite(values), values, np.nan)))
+    return f"{values[at]:.6f} largest (step {steps[at]})"
+
+
+def _most(values: np.ndarray) -> float:
+    return float(np.nanmax(values)) if not np.isnan(values).all() else float("nan")
 
 
 def _span(values: np.ndarray) -> str:
