@@ -134,13 +134,19 @@ def info(store: Path, partial: bool) -> None:
 @click.option("--figures", type=_PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Number format that the weights were trained in. Default: what the store says.",
+)
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
 @_PARTIAL
 @_OVERWRITE
 @_QUIET
 def analyze(
     store: Path, results: Path, tokens: str | None, only: str | None, figures: Path | None, scheduler: str,
-    device: str, allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
+    device: str, precision: str | None,
+    allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -159,7 +165,7 @@ def analyze(
     if figures:
         stores.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
-    tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, partial=partial)
+    tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, precision=precision, partial=partial)
     with _scheduler(scheduler):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))

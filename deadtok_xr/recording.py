@@ -36,7 +36,8 @@ def open_recording(
         others cost nothing.
     raw
         False: 16-bit values are decoded, lazily and exactly, to float32, which xarray computes with
-        correctly. True: they stay bfloat16 (ml_dtypes) or float16.
+        correctly. True: they stay bfloat16 (ml_dtypes) or float16, for their bits: xarray's comparisons,
+        `isnull` and means do not work with bfloat16.
     partial
         True opens a store that is still being written, or was left unfinished or damaged: the steps
         before the first missing chunk.

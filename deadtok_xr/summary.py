@@ -20,8 +20,10 @@ def summary(tree: xr.DataTree) -> str:
     for name, describe in _SECTIONS.items():
         if name in tree.children:
             lines += describe(tree[name].to_dataset())
-    for name, reason in tree.attrs.get("left_out", {}).items():
-        lines.append(f"{name}: left out. {reason}")
+    left_out = tree.attrs.get("left_out", {})
+    for reason in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name in left_out if left_out[name] == reason)
+        lines.append(f"{names}: left out. {reason}")
     return "\n".join(lines)
 
 

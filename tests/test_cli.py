@@ -310,6 +310,19 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     assert not (tmp_path / "m.zarr").exists()
 
 
+def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: Path) -> None:
+    w = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
+    source = thimble(tmp_path / "f.h5", None, W=w, dead_mask=np.arange(8) < 4, live_mask=None, losses=None)
+    assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
+    said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
+    assert said.status == 0
+    assert "motion, phases, phases_magnitude, topology: left out. W lives on no grid" in said.out
+    assert groups(tmp_path / "a.zarr") == ["kinematics"]
+    said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
+    assert said.status == 0
+    assert len(groups(tmp_path / "b.zarr")) == 5
+
+
 def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     source = thimble(tmp_path / "a.h5", weights, dead_mask=np.zeros(40, bool), live_mask=np.ones(40, bool))
     assert deadtok("convert", source, tmp_path / "a.zarr").status == 0

@@ -81,7 +81,8 @@ def grid_name(x: xr.DataArray, precision: str | None) -> str:
     if name == "none":
         raise InputError(
             f"{x.name} lives on no grid that is known (its precision is 'none': float32 training, or autocast), so it "
-            "has no lattice: say precision='float32' for float32's own grid, or name the format it was trained in"
+            "has no lattice: say precision='float32' (--precision float32) for float32's own grid, or name the format "
+            "it was trained in"
         )
     return str(name)
 
