@@ -22,9 +22,21 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "‖W[t] - W[t-1]‖₂ / max(‖W[t-1]‖₂·2⁻⁷, 1e-10)",
         "source": "notebook 1.31b",
     },
-    "lattice_l1": {"long_name": "L1 norm of the lattice step", "units": "ULP", "formula": f"Σ_d |ΔW'|, {_STEP}"},
-    "lattice_l2": {"long_name": "L2 norm of the lattice step", "units": "ULP", "formula": f"√Σ_d ΔW'², {_STEP}"},
-    "lattice_linf": {"long_name": "largest lattice step", "units": "ULP", "formula": f"max_d |ΔW'|, {_STEP}"},
+    "lattice_l1": {
+        "long_name": "L1 norm of the lattice displacement",
+        "units": "ULP",
+        "formula": f"Σ_d |ΔW'|, {_STEP}",
+    },
+    "lattice_l2": {
+        "long_name": "L2 norm of the lattice displacement",
+        "units": "ULP",
+        "formula": f"√Σ_d ΔW'², {_STEP}",
+    },
+    "lattice_linf": {
+        "long_name": "largest lattice displacement",
+        "units": "ULP",
+        "formula": f"max_d |ΔW'|, {_STEP}",
+    },
     "moved_dims": {
         "long_name": "dims whose value changed",
         "units": "1",
