@@ -26,6 +26,7 @@ _HOME = {
     "save_results": "deadtok_xr.results",
     "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
+    "verify": "deadtok_xr.conversion.verify",
 }
 _MODULES = ("bfloat16", "errors", "plot", "testing")
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.phases import phases
     from deadtok_xr.analyses.topology import topology
     from deadtok_xr.conversion import convert
+    from deadtok_xr.conversion.verify import verify
     from deadtok_xr.record import Recorder
     from deadtok_xr.recording import open_recording
     from deadtok_xr.results import open_results, save_results

@@ -121,6 +121,28 @@ def info(store: Path, partial: bool) -> None:
 
 @cli.command()
 @_STORE
+@click.option("--source", type=_PATH, help="The file that STORE was converted from: compare every bit with it.")
+@_QUIET
+def verify(store: Path, source: Path | None, quiet: bool) -> None:
+    """Read every chunk of a store against its checksum, and compare it with its source.
+
+    \b
+    Example:  deadtok verify thimble_7.zarr --source thimble_7.h5
+    """
+    import deadtok_xr as dx
+    from deadtok_xr.errors import DamagedStoreError
+    from deadtok_xr.progress import reporting
+
+    with reporting("verifying", quiet=quiet) as report:
+        found = dx.verify(store, source, progress=report)
+    if found.problems:
+        raise DamagedStoreError("; ".join(found.problems))
+    same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""
+    click.echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")
+
+
+@cli.command()
+@_STORE
 @click.option(
     "-o",
     "--output",

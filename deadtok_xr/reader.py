@@ -79,6 +79,11 @@ def _reads_directly(array: zarr.Array[Any]) -> bool:
     return little and array.dtype.kind in "biufV" and isinstance(array.store, LocalStore)
 
 
+def chunk_reader(array: zarr.Array[Any]) -> ChunkReader:
+    """The reader of an array's chunks that its codecs and its store allow."""
+    return ChunkReader(array, _reads_directly(array))
+
+
 def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
     """An array of a store as a Dask array, one task per chunk.
 
@@ -94,7 +99,7 @@ def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
     )
     if math.prod(array.shape) == 0:
         return da.zeros(array.shape, array.dtype)
-    reader = ChunkReader(array, _reads_directly(array))
+    reader = chunk_reader(array)
     name = f"read-{array.basename}-{tokenize(identity, array.path, array.metadata.to_dict())}"
     meta = np.empty((0,) * array.ndim, array.dtype)
     return da.map_blocks(_read, reader, chunks=chunks, dtype=array.dtype, meta=meta, name=name)

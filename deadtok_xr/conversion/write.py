@@ -250,7 +250,7 @@ def _stream(
     block = array.chunks[0]
     finds = _Finds(plan, variable)
     for start in range(0, variable.shape[0], block):
-        values = _read(variable, source, start, min(start + block, variable.shape[0]))
+        values = read_block(variable, source, start, min(start + block, variable.shape[0]))
         if values.dtype.kind == "f" or values.dtype == BFLOAT16:
             finds.look(start, values)
         writer.write(variable.name, start, values)
@@ -260,7 +260,7 @@ def _stream(
     return list(finds.sentences())
 
 
-def _read(variable: PlannedVariable, source: Source, start: int, stop: int) -> NDArray[Any]:
+def read_block(variable: PlannedVariable, source: Source, start: int, stop: int) -> NDArray[Any]:
     """Values for the positions ``start <= i < stop`` of a variable, as they will be stored."""
     first = variable.first
     values = source.read(variable.key, max(0, start - first), stop - first)
