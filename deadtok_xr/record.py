@@ -113,7 +113,7 @@ class Recorder:
         """Note values of the update just made: ``loss``, ``h_mean``, ``p_h_dead``, ``p_dead``, ``h_norm``,
         or any other name; scalars or vectors, always of the same length."""
         for name, value in values.items():
-            vector = np.asarray(to_numpy(value) if hasattr(value, "detach") else value, np.float32)
+            vector = np.array(to_numpy(value) if hasattr(value, "detach") else value, np.float32)  # a copy
             if vector.ndim > 1:
                 raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: a scalar or a vector")
             earlier = next(iter(self._logged.setdefault(name, {}).values()), vector)

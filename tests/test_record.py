@@ -169,6 +169,17 @@ def test_unknown_logged_names_are_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ds.spectrum[1], [1, 2, 3])
 
 
+def test_logged_tensors_are_copied(tmp_path: Path) -> None:
+    embedding, optimizer = tiny()
+    h_mean = torch.zeros(4)  # one buffer for all steps, as a loop may have
+    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
+        for step in range(3):
+            update(embedding, optimizer, step)
+            h_mean += 1
+            recorder.log(h_mean=h_mean)
+    np.testing.assert_array_equal(dx.open_recording(tmp_path / "r.zarr").h_mean[1:, 0], [1, 2, 3])
+
+
 class TestBadInput:
     def test_parameter_not_in_the_optimizer(self, tmp_path: Path) -> None:
         embedding, _ = tiny()
