@@ -25,7 +25,7 @@ from safetensors.torch import save_file as save_torch
 
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16, decode, from_bits
-from deadtok_xr.conversion import sources
+from deadtok_xr.conversion import formats
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 
@@ -328,7 +328,7 @@ def test_float64_loss_is_kept_exactly_under_a_name_of_its_own(tmp_path: Path) ->
 
 def test_plan_says_what_will_be_done(tmp_path: Path) -> None:
     arrays = {**small(), "W_initial": np.zeros((6, 2))}
-    with sources.open_source(write_h5(tmp_path / "a.h5", arrays)) as source:
+    with formats.open_source(write_h5(tmp_path / "a.h5", arrays)) as source:
         plan = make_plan(source)
     text = plan.describe()
     for line in (
@@ -391,7 +391,7 @@ import h5py
 from pathlib import Path
 import deadtok_xr as dx
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.sources import open_source
+from deadtok_xr.conversion.formats import open_source
 
 def peak():  # VmHWM is this program's own; ru_maxrss may be inherited from whoever started it
     try:

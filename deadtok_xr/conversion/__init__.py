@@ -1,12 +1,12 @@
 """Convert a recording that somebody saved as HDF5 or safetensors into a recording store, bit for bit.
 
     open_source      ->  make_plan    ->  write_plan
-    sources.py           planning.py      write.py
-      hdf5.py              layout.py: the key map, which source key is which variable of a recording
-      safetensors.py       rows.py: which token each row is, and which tokens are dead
-                           plan.py: what comes out
+    formats.py           planning.py      write.py, then verify.py
+      sources.py           layout.py: the key map, which source key is which variable of a recording
+      hdf5.py              rows.py: which token each row is, and which tokens are dead
+      safetensors.py       plan.py: what comes out
 
-A new file format is one file beside `hdf5.py` and one line in `sources.FORMATS`; a new naming habit is an
+A new file format is one file beside `hdf5.py` and one line in `formats.FORMATS`; a new naming habit is an
 entry in `layout.KNOWN`, or a `Layout` of its own.
 """
 
@@ -74,8 +74,8 @@ def convert(
         dx.convert("thimble_7.h5", "thimble_7.zarr")
         dx.convert("gatsby.safetensors", "gatsby.zarr", dead_ids=[0, 1, 2])
     """
+    from deadtok_xr.conversion.formats import open_source
     from deadtok_xr.conversion.planning import make_plan
-    from deadtok_xr.conversion.sources import open_source
     from deadtok_xr.conversion.write import check_destination, write_plan
 
     src, dest = Path(src), Path(dest)

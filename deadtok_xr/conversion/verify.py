@@ -13,9 +13,10 @@ import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import reader, store
+from deadtok_xr.conversion.formats import open_source
 from deadtok_xr.conversion.plan import Plan, PlannedVariable
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.sources import Source, open_source
+from deadtok_xr.conversion.sources import Source
 from deadtok_xr.conversion.write import read_block
 from deadtok_xr.errors import DamagedStoreError, InputError
 
