@@ -143,6 +143,10 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
     InputError
         If the variable is missing or has other dimensions.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise InputError(
+            f"{purpose} takes a recording's dataset, not a {type(ds).__name__}: give it what open_recording returned"
+        )
     if variable not in ds:
         raise InputError(
             f"{purpose} needs the variable {variable!r}; this dataset has "
@@ -150,11 +154,11 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
             + (": it holds displacements without an initial W, and absolute positions are not known"
                if variable == "W" and "delta" in ds else "")
         )  # fmt: skip
-    if ds[variable].dims != ("step", "token", "dim"):
+    if set(ds[variable].dims) != {"step", "token", "dim"}:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
-    return ds[variable]
+    return ds[variable].transpose("step", "token", "dim")
 
 
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:

@@ -61,9 +61,14 @@ class ChunkReader:
             f"{dim} positions {s.start}..{s.stop - 1}" for dim, s in zip(dims, self._region(block_id), strict=True)
         )
         return DamagedStoreError(
-            f"{self.array.store_path}: the chunk at {where} is missing or damaged ({' '.join(str(error).split())}): "
+            f"{place(self.array)}: the chunk at {where} is missing or damaged ({' '.join(str(error).split())}): "
             "restore the file from a copy"
         )
+
+
+def place(node: zarr.Array[Any] | zarr.Group) -> str:
+    """Where an array or group lies, as a user writes it."""
+    return str(node.store_path).removeprefix("file://")
 
 
 def _folder(array: zarr.Array[Any]) -> Path:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 RECORDABLE = ("W", "grad", "exp_avg", "exp_avg_sq")
+_MATRICES = [name for name, v in schema.VARIABLES.items() if v.dims == schema.MATRIX]
+_NOT_LOGGED = {*_MATRICES, *schema.COORDINATES, "dim", "run", "lr"}
 
 
 class Recorder:
@@ -71,6 +73,11 @@ class Recorder:
         unknown = [v for v in variables if v not in RECORDABLE]
         if unknown:
             raise InputError(f"cannot record {unknown[0]!r}: choose from {', '.join(RECORDABLE)}")
+        if not hasattr(parameter, "ndim"):
+            raise InputError(
+                f"Recorder takes a parameter, not a {type(parameter).__name__}: give it the weight, such as "
+                "model.embedding.weight"
+            )
         if parameter.ndim != 2:
             raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; needed: (vocabulary, hidden)")
         self.group = _group_of(parameter, optimizer)
@@ -86,7 +93,7 @@ class Recorder:
         }
         self._overwrite = overwrite
         self._buffers: dict[str, NDArray[Any]] = {}
-        self._logged: dict[str, dict[int, NDArray[np.float32]]] = {}
+        self._logged: dict[str, dict[int, NDArray[Any]]] = {}
 
     def __enter__(self) -> Self:
         self._writer = store.create(self.path, self._rows, self._attrs, overwrite=self._overwrite)
@@ -110,16 +117,43 @@ class Recorder:
             self._writer.finish()
 
     def log(self, **values: Any) -> None:
-        """Note values of the update just made: ``loss``, ``h_mean``, ``p_h_dead``, ``p_dead``, ``h_norm``,
-        or any other name; scalars or vectors, always of the same length."""
+        """Note values of the update just made; the learning rate is noted by itself.
+
+        Parameters
+        ----------
+        **values
+            ``loss``, ``p_dead``, ``h_norm`` (scalars), ``h_mean``, ``p_h_dead`` (one value per dim), kept in
+            float32; or any other name, a scalar or a vector of always the same length, kept in float64.
+
+        Raises
+        ------
+        InputError
+            For a name that the recorder writes itself, or a value of another shape.
+        """
         for name, value in values.items():
-            vector = np.array(to_numpy(value) if hasattr(value, "detach") else value, np.float32)  # a copy
-            if vector.ndim > 1:
-                raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: a scalar or a vector")
+            vector = self._checked(name, value)
             earlier = next(iter(self._logged.setdefault(name, {}).values()), vector)
             if earlier.shape != vector.shape:
                 raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: {earlier.shape}, as before")
             self._logged[name][self.step] = vector
+
+    def _checked(self, name: str, value: Any) -> NDArray[Any]:
+        """A copy of a logged value, or an error now rather than after the training."""
+        if name in _NOT_LOGGED:
+            raise InputError(f"log({name}=...): the recorder writes {name!r} itself; leave it out, or rename it")
+        spec = schema.VARIABLES.get(name)
+        try:
+            held = to_numpy(value) if hasattr(value, "detach") else value
+            vector = np.array(held, np.float32 if spec else np.float64)  # a copy: the loop may reuse a tensor
+        except (TypeError, ValueError):
+            vector = None
+        if vector is None or value is None or vector.ndim > 1:
+            found = type(value).__name__ if vector is None or value is None else f"the shape {vector.shape}"
+            raise InputError(f"log({name}=...): found {found}; needed: a scalar or a vector of numbers")
+        due = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()
+        if due is not None and vector.shape != due:
+            raise InputError(f"log({name}=...): found the shape {vector.shape}; needed: {due}")
+        return vector
 
     def _note_lr(self) -> None:
         self._lr = float(self.group.get("lr", np.nan))  # before the step, and before a scheduler moves it
@@ -185,12 +219,13 @@ class Recorder:
     def _write_logged(self) -> None:
         for name, entries in self._logged.items():
             width = next(iter(entries.values())).shape
-            values = np.full((self._writer.n_steps, *width), np.nan, np.float32)
+            dtype = next(iter(entries.values())).dtype
+            values = np.full((self._writer.n_steps, *width), np.nan, dtype)
             for step, value in entries.items():
                 values[step] = value
             spec = schema.VARIABLES.get(name)
             dims = ("step",) if not width else spec.dims if spec else ("step", f"{name}_component")
-            self._writer.add_variable(name, dims, width, np.float32)
+            self._writer.add_variable(name, dims, width, dtype)
             self._writer.write(name, 0, values)
 
 

@@ -55,6 +55,8 @@ def save_results(
         If something is there already.
     """
     zarr_dtype.register()
+    if not isinstance(tree, xr.DataTree):
+        raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
     _keep_the_recording(tree, path)
     store.refuse_existing(path, overwrite=overwrite, kind=RESULTS)
     if Path(path).is_dir():

@@ -26,6 +26,7 @@ from zarr.codecs import ZstdCodec
 from deadtok_xr import schema, zarr_dtype
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
+from deadtok_xr.reader import place
 
 CHUNK_BYTES = 8 * 2**20
 CHUNK_STEPS = 128
@@ -137,7 +138,7 @@ class StoreWriter:
     ) -> None:
         """Declare a variable; ``shape`` holds the sizes along ``dims`` after the first, which is `step`."""
         dtype = np.dtype(dtype)
-        schema.check_variable(name, dims, dtype.name, where=str(self.group.store_path))
+        schema.check_variable(name, dims, dtype.name, where=place(self.group))
         if tuple(dims) == schema.MATRIX:
             n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
             chunks = chunk_shape(shape[0], shape[1], dtype.itemsize, n_dead)
@@ -281,7 +282,7 @@ def read_small(group: zarr.Group, name: str) -> NDArray[Any]:
     """All of a small array of a store, such as a coordinate."""
     array = group[name]
     if not isinstance(array, zarr.Array):
-        raise InputError(f"{group.store_path}: {name!r} is a group; needed: an array")
+        raise InputError(f"{place(group)}: {name!r} is a group; needed: an array")
     return np.asarray(array[...])
 
 

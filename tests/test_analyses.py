@@ -322,6 +322,11 @@ def test_sanity_check_of_the_notebook(results: xr.DataTree) -> None:
     np.testing.assert_allclose(kin.thermal_velocity.sum("token")[1:], 0, atol=1e-13)
 
 
+def test_the_order_of_dimensions_does_not_matter(recording: Path) -> None:
+    rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 20))
+    xr.testing.assert_equal(dx.motion(rec.transpose("dim", "token", "step")).compute(), dx.motion(rec).compute())
+
+
 def test_unknown_options(recording: Path) -> None:
     rec = dx.open_recording(recording)
     with pytest.raises(InputError, match="choose one of lattice, magnitude"):
@@ -329,7 +334,7 @@ def test_unknown_options(recording: Path) -> None:
     with pytest.raises(InputError, match="choose one of separate, linked"):
         dx.topology(rec, coincident="merged")
     with pytest.raises(InputError, match="unknown number format 'int8'"):
-        dx.motion(rec, precision="int8").compute()
+        dx.motion(rec.assign(W=rec.W.assign_attrs(precision="int8"))).compute()
     with pytest.raises(InputError, match="W lives on no grid that is known"):
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
 

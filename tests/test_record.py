@@ -180,7 +180,43 @@ def test_logged_tensors_are_copied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dx.open_recording(tmp_path / "r.zarr").h_mean[1:, 0], [1, 2, 3])
 
 
+def test_other_names_are_kept_in_float64(tmp_path: Path) -> None:
+    embedding, optimizer = tiny()
+    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
+        update(embedding, optimizer, 0)
+        recorder.log(epoch=2**25 + 1)
+    assert dx.open_recording(tmp_path / "r.zarr").epoch[1] == 2**25 + 1
+
+
 class TestBadInput:
+    @pytest.mark.parametrize(
+        ("value", "match"),
+        [
+            ({"lr": 1e-3}, "the recorder writes 'lr' itself"),
+            ({"step": 1}, "writes 'step' itself"),
+            ({"dead": 1.0}, "writes 'dead' itself"),
+            ({"grad": 1.0}, "writes 'grad' itself"),
+            ({"loss": [1.0, 2.0]}, r"found the shape \(2,\); needed: \(\)"),
+            ({"p_h_dead": 0.1}, r"found the shape \(\); needed: \(4,\)"),
+            ({"note": "warm"}, "found str; needed: a scalar or a vector of numbers"),
+            ({"x": None}, "found NoneType"),
+        ],
+    )
+    def test_what_cannot_be_logged_is_refused_at_once(
+        self, tmp_path: Path, value: dict[str, object], match: str
+    ) -> None:
+        embedding, optimizer = tiny()
+        with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
+            update(embedding, optimizer, 0)
+            with pytest.raises(InputError, match=match):
+                recorder.log(**value)
+        assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 2
+
+    def test_a_module_is_not_a_parameter(self, tmp_path: Path) -> None:
+        embedding, optimizer = tiny()
+        with pytest.raises(InputError, match="not a Embedding: give it the weight"):
+            dx.Recorder(embedding, optimizer, tmp_path / "r.zarr")  # type: ignore[arg-type]
+
     def test_parameter_not_in_the_optimizer(self, tmp_path: Path) -> None:
         embedding, _ = tiny()
         _, other = tiny()

@@ -120,7 +120,35 @@ def test_summary_is_one_screen_with_the_figures(saved: xr.DataTree, results: xr.
     assert "162 dead tokens" in text
 
 
+def test_one_analysis_may_be_a_plain_name(recording: Path) -> None:
+    assert list(dx.analyze(recording, analyses="motion").children) == ["motion"]  # type: ignore[arg-type]
+
+
+def test_another_precision_is_said_and_kept(recording: Path) -> None:
+    with pytest.warns(UserWarning, match="recorded as living on the bfloat16 grid; it is measured on the float32 grid"):
+        tree = dx.analyze(recording, analyses=["motion"], precision="float32")
+    assert tree["motion"].attrs["precision"] == "float32"
+
+
 class TestBadInput:
+    def test_unknown_keywords_are_not_swallowed(self, recording: Path) -> None:
+        rec = dx.open_recording(recording)
+        with pytest.raises(InputError, match="analyze does not know only=, tokens= for a dataset that is open"):
+            dx.analyze(rec, only=["motion"], tokens="live")
+        with pytest.raises(TypeError, match="only"):
+            dx.analyze(recording, only=["motion"])
+
+    def test_other_objects_are_named(self, recording: Path, tmp_path: Path) -> None:
+        rec = dx.open_recording(recording)
+        with pytest.raises(InputError, match="analyze takes a recording's dataset or path, not a DataArray"):
+            dx.analyze(rec.W)
+        for analysis in (dx.motion, dx.phases, dx.kinematics, dx.topology):
+            for wrong in (rec.W, str(recording)):
+                with pytest.raises(InputError, match=f"takes a recording's dataset, not a {type(wrong).__name__}"):
+                    analysis(wrong)
+        with pytest.raises(InputError, match="takes the tree that analyze makes, not a Dataset"):
+            dx.save_results(dx.motion(rec), tmp_path / "r.zarr")  # type: ignore[arg-type]
+
     def test_unknown_analysis(self, recording: Path) -> None:
         with pytest.raises(InputError, match="unknown analysis 'entropy': choose from motion, phases"):
             dx.analyze(recording, analyses=["entropy"])

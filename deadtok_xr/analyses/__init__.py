@@ -58,7 +58,8 @@ def analyze(
     InputError
         If a named analysis is unknown or impossible, or none is possible.
     """
-    ds = recording if isinstance(recording, xr.Dataset) else open_for_analysis(recording, **opening)
+    ds = _dataset(recording, opening)
+    analyses = [analyses] if isinstance(analyses, str) else analyses
     unknown = [name for name in analyses or () if name not in ANALYSES]
     if unknown:
         raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
@@ -79,6 +80,22 @@ def analyze(
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
+
+
+def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.Dataset:
+    if not isinstance(recording, xr.Dataset):
+        if not isinstance(recording, (str, Path)):
+            raise InputError(
+                f"analyze takes a recording's dataset or path, not a {type(recording).__name__}: give it what "
+                "open_recording returned"
+            )
+        return open_for_analysis(recording, **opening)
+    if opening:
+        raise InputError(
+            f"analyze does not know {', '.join(f'{k}=' for k in opening)} for a dataset that is open: it takes "
+            "analyses=, allow_gaps= and precision=; the rest belongs to open_recording"
+        )
+    return recording
 
 
 def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:

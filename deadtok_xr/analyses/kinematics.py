@@ -59,7 +59,8 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     step NaN. `position` and `thermal_velocity` (step, token, dim) are lazy, and saved only on request.
 
     The attribute `origin` is "absolute", or "relative" where positions are sums of recorded
-    displacements (inclusive, in float64, from the first step of the dataset).
+    displacements in float64: inclusive of the first step of the dataset, so measured from where the tokens
+    were before it, while the velocity at that first step is left NaN like everywhere.
 
     Raises
     ------
@@ -70,7 +71,8 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     -----
     Quantities and checks of notebook 14.2a.
     """
-    name = variable or ("W" if "W" in ds or "delta" not in ds else "delta")
+    known = ds if isinstance(ds, xr.Dataset) else ()
+    name = variable or ("W" if "W" in known or "delta" not in known else "delta")
     recorded = blocks.require(ds, name, "kinematics")
     extra = blocks.check_steps(ds, "kinematics", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
     x = blocks.as_dask(recorded.data)

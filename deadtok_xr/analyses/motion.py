@@ -91,5 +91,5 @@ def motion(
         **blocks.fields(per_step, ("step",), ATTRS),
         **extra,
     }
-    attrs = blocks.result_attrs(ds, variable=variable)
+    attrs = blocks.result_attrs(ds, variable=variable, precision=transitions.grid_name(x, precision))
     return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)

@@ -76,7 +76,7 @@ def phases(
             **extra,
         },
         labels,
-        blocks.result_attrs(ds, variable=variable, scheme=scheme),
+        blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=transitions.grid_name(x, precision)),
     )
 
 

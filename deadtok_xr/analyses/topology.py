@@ -82,7 +82,7 @@ def topology(
     x = blocks.as_dask(recorded.data)
     result = blocks.per_step(x, _kernel, FIELDS, precision=grid, linked=coincident == "linked")
     coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-    attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident)
+    attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident, precision=grid)
     return xr.Dataset(blocks.fields(result, ("step",), ATTRS), coords, attrs)
 
 

@@ -6,6 +6,7 @@ cost no second look at the results.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import dask.array as da
@@ -76,6 +77,13 @@ def grid_name(x: xr.DataArray, precision: str | None) -> str:
     InputError
         If it lives on none.
     """
+    said = x.attrs.get("precision")
+    if precision and said not in (None, "none", precision):
+        warnings.warn(
+            f"{x.name} is recorded as living on the {said} grid; it is measured on the {precision} grid, as asked",
+            UserWarning,
+            stacklevel=2,
+        )
     held = "bfloat16" if x.dtype == np.float32 else x.dtype.name  # the kernels check every value
     name = precision or x.attrs.get("precision", held)
     if name == "none":

@@ -19,6 +19,7 @@ from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.sources import Source
 from deadtok_xr.conversion.write import read_block
 from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.reader import place
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +97,7 @@ def _compare(group: zarr.Group, source: Source, found: Verification) -> None:
     ):
         if not np.array_equal(ours, theirs):
             raise InputError(
-                f"{group.store_path} has other {name} than {source.path}: it is not the source of this store, or was "
+                f"{place(group)} has other {name} than {source.path}: it is not the source of this store, or was "
                 "converted with other options"
             )
     for variable in plan.variables:
@@ -116,7 +117,7 @@ def _differences(
 ) -> Iterator[str]:
     array = group.get(variable.name)
     if not isinstance(array, zarr.Array) or array.shape != variable.shape:
-        yield f"{group.store_path}: {variable.name!r} is not there in the shape of {source.path}'s {variable.key!r}"
+        yield f"{place(group)}: {variable.name!r} is not there in the shape of {source.path}'s {variable.key!r}"
         return
     n_different, first = 0, None
     for start in range(0, array.shape[0], array.chunks[0]):
@@ -129,7 +130,7 @@ def _differences(
             first = plan.steps[start + int(np.argwhere(differs)[0][0])]
     if n_different:
         yield (
-            f"{group.store_path}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ from "
+            f"{place(group)}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ from "
             f"{source.path}'s {variable.key!r}, the first at step {first}: convert it again"
         )
 
