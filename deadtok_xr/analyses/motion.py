@@ -85,11 +85,12 @@ def motion(
     """
     x = blocks.require(ds, variable, "motion")
     extra = blocks.check_steps(ds, "motion", allow_gaps=allow_gaps)
-    per_token, per_step = transitions.measure(x, precision)
+    grid = transitions.grid_name(x, precision)
+    per_token, per_step = transitions.measure(x, grid)
     values = {
         **blocks.fields(per_token, ("step", "token"), ATTRS),
         **blocks.fields(per_step, ("step",), ATTRS),
         **extra,
     }
-    attrs = blocks.result_attrs(ds, variable=variable, precision=transitions.grid_name(x, precision))
+    attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
     return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)

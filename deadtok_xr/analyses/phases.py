@@ -55,7 +55,8 @@ def phases(
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     x = blocks.require(ds, variable, "phases")
     extra = blocks.check_steps(ds, "phases", allow_gaps=allow_gaps)
-    _, per_step = transitions.measure(x, precision)
+    grid = transitions.grid_name(x, precision)
+    _, per_step = transitions.measure(x, grid)
     shape = {"chunks": (per_step.chunks[0], (4,)), "new_axis": 1, "meta": np.empty((0, 0))}
     fraction = blocks.uniform(per_step.map_blocks(_fraction, scheme, dtype=np.float64, **shape))
     counts = per_step.map_blocks(_counts, scheme, dtype=np.int64, **shape).rechunk(-1)
@@ -76,7 +77,7 @@ def phases(
             **extra,
         },
         labels,
-        blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=transitions.grid_name(x, precision)),
+        blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid),
     )
 
 

@@ -52,17 +52,15 @@ MAGNITUDES = (0.1, 10.0, 100.0)
 Block = dict[str, NDArray[Any]]
 
 
-def measure(x: xr.DataArray, precision: str | None) -> tuple[da.Array, da.Array]:
-    """What every transition of a variable (step, token, dim) is like, lazily.
+def measure(x: xr.DataArray, grid: str) -> tuple[da.Array, da.Array]:
+    """What every transition of a variable (step, token, dim) is like on a grid, lazily.
 
     Returns
     -------
     `PER_TOKEN` fields (step - 1, token), and `PER_STEP` fields (step - 1,): the mean and deviation
     over valid tokens, and how many are in each phase of each scheme, from coldest to hottest.
     """
-    per_token = blocks.transitions(
-        blocks.as_dask(x.data), _kernel, PER_TOKEN, precision=grid_name(x, precision), name=str(x.name)
-    )
+    per_token = blocks.transitions(blocks.as_dask(x.data), _kernel, PER_TOKEN, precision=grid, name=str(x.name))
     per_step = da.blockwise(
         _combine, "t", per_token, "tn", dtype=PER_STEP, meta=np.empty(0, PER_STEP), concatenate=None
     )
