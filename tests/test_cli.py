@@ -57,7 +57,7 @@ def deadtok(capsys: pytest.CaptureFixture[str]) -> Deadtok:
     def run(*words: str | Path) -> Ran:
         capsys.readouterr()
         args = [str(word) for word in words]
-        status = cli._status(lambda: cli.cli(args, prog_name="deadtok", standalone_mode=False))
+        status = cli.status(lambda: cli.cli(args, prog_name="deadtok", standalone_mode=False))
         return Ran(status, *capsys.readouterr())
 
     return run
@@ -175,7 +175,7 @@ def test_a_cluster_that_was_started_elsewhere(
 def test_an_address_where_nobody_answers(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_PATIENCE", "1s")
+    monkeypatch.setattr(cli.analyze, "_PATIENCE", "1s")
     for address in ("tcp://127.0.0.1:1", "nonsense"):
         said = deadtok("analyze", run_zarr, "-o", tmp_path / "r", "--scheduler", address)
         assert said.status == 2
@@ -207,7 +207,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_demo_without_a_folder_takes_the_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("deadtok-demo", "deadtok-demo-2"):
-        assert cli._next_free("deadtok-demo") == Path(name)
+        assert cli.demo._next_free("deadtok-demo") == Path(name)
         Path(name).mkdir()
 
 
@@ -552,7 +552,7 @@ def _failing(error: BaseException) -> Ran:
     def run() -> None:
         raise error
 
-    return Ran(cli._status(run), "", "")
+    return Ran(cli.status(run), "", "")
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ def test_the_traceback_is_there_on_request(capsys: pytest.CaptureFixture[str], m
 
 
 def test_warnings_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli._status(lambda: warnings.warn("two\nlines", stacklevel=1)) == 0
+    assert cli.status(lambda: warnings.warn("two\nlines", stacklevel=1)) == 0
     assert capsys.readouterr().err == "deadtok: warning: two lines\n"
 
 

@@ -89,7 +89,7 @@ def test_command(converted: Path, source: Path, capsys: pytest.CaptureFixture[st
     from deadtok_xr import cli
 
     def run(*words: object) -> int:
-        return cli._status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
+        return cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
 
     assert run("verify", converted, "--source", source, "-q") == 0
     assert "all as they were written; the same bits as" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.sources import Entry, Source, reading
+from deadtok_xr.conversion.sources import Entry, Source, part_of, reading
 
 _DEFAULT_CACHE = 2**20
 
@@ -36,12 +36,14 @@ class Hdf5Source(Source):
             self.close()
             raise
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
         entry = self.entries[name]
-        with reading(self.path, f"variable {name!r}, {start}..{stop - 1}", self.format):
-            dataset = self._dataset(name)
-            values = np.asarray(dataset[start:stop] if entry.shape else dataset[()])
+        with reading(self.path, part_of(name, where), self.format):
+            values = np.asarray(self._dataset(name)[where])
         return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
+
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def _dataset(self, name: str) -> h5py.Dataset:
         """The dataset, opened with a cache that holds each compressed chunk until it has been read."""

@@ -7,7 +7,6 @@ file would count as memory in use. The values are read from the file, part by pa
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.sources import Entry, Source, reading
+from deadtok_xr.conversion.sources import Entry, Source, part_of, read_slab, reading
 from deadtok_xr.errors import InputError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -73,15 +72,14 @@ class SafetensorsSource(Source):
             )
         return self._data + begin
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
         entry = self.entries[name]
-        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-        row = math.prod(entry.shape[1:])
-        with reading(self.path, f"variable {name!r}, {start}..{stop - 1}", self.format):
+        with reading(self.path, part_of(name, where), self.format):
             assert entry.dtype is not None
-            self._file.seek(self._begins[name] + (start * row * entry.dtype.itemsize if entry.shape else 0))
-            values = np.fromfile(self._file, entry.dtype, math.prod(shape))
-            return values.reshape(shape)  # raises if the file has become shorter
+            return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
+
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def unwritten(self, name: str) -> list[range]:
         return []

@@ -1,4 +1,4 @@
-"""What a conversion reads from: named arrays in a file, read by parts along their first axis."""
+"""What a conversion reads from: named arrays in a file or several, read by parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,15 @@ class Entry:
         What the file calls the type, for messages.
     buffer_bytes
         Memory that the file's own layout takes while it is read in order, beside the values.
+    in_order
+        Whether reading part of it again means reading everything before that part again.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
     type_name: str
     buffer_bytes: int = 0
+    in_order: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -46,19 +49,23 @@ class Entry:
 
 
 class Source(Protocol):
-    """An open file of named arrays. A context manager."""
+    """Open files of named arrays. A context manager."""
 
     path: Path
     format: str
     entries: Mapping[str, Entry]
     attributes: Mapping[str, Any]
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """The values ``start <= i < stop`` along the first axis; of a scalar, the scalar."""
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        """Part of an array: a slice (with a start and a stop, inside the array) per leading axis; of a scalar none."""
         ...
 
     def unwritten(self, name: str) -> list[range]:
         """Parts of the first axis that the file makes room for but that nobody ever wrote."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Every file that is read."""
         ...
 
     def close(self) -> None: ...
@@ -74,8 +81,44 @@ class Source(Protocol):
 
 def whole(source: Source, name: str) -> NDArray[Any]:
     """All of a small array."""
-    shape = source.entries[name].shape
-    return source.read(name, 0, shape[0] if shape else 1)
+    return source.read(name, *(slice(0, n) for n in source.entries[name].shape[:1]))
+
+
+def part_of(name: str, where: tuple[slice, ...]) -> str:
+    """What is read, for messages."""
+    return ", ".join([f"variable {name!r}", *(f"{s.start}..{s.stop - 1}" for s in where[:1])])
+
+
+def read_slab(
+    file: BinaryIO, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...], where: tuple[slice, ...]
+) -> NDArray[Any]:
+    """Part of an array that lies in a file as plain bytes in C order, beginning at a byte.
+
+    Raises
+    ------
+    OSError
+        If the file has become shorter.
+    """
+    where = (*where, *(slice(0, n) for n in shape[len(where) :]))
+    sizes = [s.stop - s.start for s in where]
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    cut = max((i for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if size < n), default=0)
+    values = np.empty(math.prod(sizes), dtype)
+    room = memoryview(cast(Any, values.view(np.uint8)))
+    n = len(room) // max(1, math.prod(sizes[:cut]))
+    for i, index in enumerate(np.ndindex(*sizes[:cut])):
+        at = (*(s.start + i for s, i in zip(where, index, strict=False)), *(s.start for s in where[cut:]))
+        file.seek(begin + dtype.itemsize * sum(a * s for a, s in zip(at, strides, strict=True)))
+        _fill(file, room[i * n : (i + 1) * n])
+    return values.reshape(sizes)
+
+
+def _fill(file: BinaryIO, room: memoryview) -> None:
+    while room:  # one call reads 2 GB at most
+        n = file.readinto(room)  # type: ignore[attr-defined]
+        if not n:
+            raise OSError("the file has become shorter")
+        room = room[n:]
 
 
 def listing(source: Source) -> str:

@@ -263,7 +263,7 @@ def _stream(
 def read_block(variable: PlannedVariable, source: Source, start: int, stop: int) -> NDArray[Any]:
     """Values for the positions ``start <= i < stop`` of a variable, as they will be stored."""
     first = variable.first
-    values = source.read(variable.key, max(0, start - first), stop - first)
+    values = source.read(variable.key, slice(max(0, start - first), stop - first))
     values = values.view(variable.dtype) if variable.as_bits else values
     if start < first:
         missing = np.full((first - start, *variable.shape[1:]), np.nan, variable.dtype)

@@ -1,0 +1,89 @@
+"""`deadtok analyze`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
+from deadtok_xr.errors import InputError
+
+_PATIENCE = "10s"  # for a scheduler to answer
+
+
+@click.command()
+@STORE
+@click.option(
+    "-o",
+    "--output",
+    "results",
+    required=True,
+    type=PATH,
+    help="Results store to write.",
+)
+@click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
+@click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
+@click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
+@click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Number format that the weights were trained in. Default: what the store says.",
+)
+@click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
+@PARTIAL
+@OVERWRITE
+@QUIET
+def analyze(
+    store: Path, results: Path, tokens: str | None, only: str | None, figures: Path | None, scheduler: str,
+    device: str, precision: str | None,
+    allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Analyse a store and save the results.
+
+    \b
+    Example:  deadtok analyze thimble_7.zarr -o results.zarr --only motion,phases
+    """
+    import deadtok_xr as dx
+    from deadtok_xr import store as stores
+    from deadtok_xr.progress import dask_progress
+
+    if device in ("cuda", "mps"):
+        raise InputError(f"--device {device}: the kernels of this version run on the CPU; say --device cpu")
+    names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
+    if names == []:
+        raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")
+    if figures:
+        stores.refuse_inside(figures / "figure.png")
+        figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
+    tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, precision=precision, partial=partial)
+    with _scheduler(scheduler):
+        saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
+    click.echo(dx.summary(saved))
+    if figures:
+        draw(saved, figures)
+    click.echo(f"results: {results}")
+
+
+@contextmanager
+def _scheduler(name: str) -> Iterator[None]:
+    import dask
+
+    if name in ("threads", "processes", "synchronous"):
+        with dask.config.set(scheduler=name):
+            yield
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError("--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'") from None
+    try:
+        client = Client(name, timeout=_PATIENCE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
+    with client:
+        yield

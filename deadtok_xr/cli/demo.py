@@ -1,0 +1,48 @@
+"""`deadtok demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deadtok_xr.cli.options import PATH, QUIET, draw
+from deadtok_xr.errors import InputError
+
+
+@click.command()
+@click.argument("folder", required=False, type=PATH)
+@click.option("--quick", is_flag=True, help="A shorter run, within a minute.")
+@QUIET
+def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
+    """Train a real tiny model here, record it, analyse the recording, draw it.
+
+    Leaves recording.zarr, results.zarr and figures/ in FOLDER (deadtok-demo, or the next free
+    deadtok-demo-N).
+
+    \b
+    Example:  deadtok demo --quick
+    """
+    import deadtok_xr as dx
+    from deadtok_xr import demo as training
+    from deadtok_xr.progress import dask_progress, reporting
+
+    folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
+    run = training.QUICK if quick else training.Run()
+    with reporting("training", quiet=quiet) as report:
+        recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
+    progress = dask_progress("analysing", quiet=quiet)
+    tree = dx.save_results(dx.analyze(recording), folder / "results.zarr", progress=progress)
+    click.echo(dx.summary(tree))
+    draw(tree, folder / "figures")
+    click.echo(f"recording: {recording}\nresults:   {folder / 'results.zarr'}")
+
+
+def _unused(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is left as it is: name another folder, or none")
+    return folder
+
+
+def _next_free(name: str) -> Path:
+    return next(p for n in range(1, 10_000) if not (p := Path(name if n == 1 else f"{name}-{n}")).exists())

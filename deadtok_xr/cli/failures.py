@@ -1,0 +1,90 @@
+"""Every error as one sentence and an exit status; every warning as one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from deadtok_xr.errors import InputError
+
+_TRACEBACK = "DEADTOK_TRACEBACK"
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 and newer
+_GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+def status(run: Callable[[], Any]) -> int:
+    """Run a command: 0 done, 2 what the user gave is wrong, 1 what the machine could not do."""
+    try:
+        with _plain_warnings():
+            run()
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        if isinstance(error, _NO_ARGUMENTS):
+            error.show()
+            return 2
+        message, status = _explained(error)
+        message = message.replace("\n", " ")  # a path may hold one
+        click.echo(f"deadtok: {message}", err=True)
+        return status
+    return 0
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """One sentence about an error, and the exit status that it means."""
+    if isinstance(error, click.ClickException):
+        return _usage(error), 2
+    if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
+        return "interrupted; anything that it was writing is incomplete and will not open", 1
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, MemoryError):
+        return "not enough memory: close other programs, or analyse fewer tokens at a time", 1
+    sentence = " ".join(str(error).split()) or "no message"
+    if type(error).__module__.startswith("distributed") or isinstance(error, BrokenExecutor):
+        return f"the workers failed, {type(error).__name__}: {sentence}; they may have run out of memory", 1
+    if isinstance(error, OSError):
+        return _about_files(error)
+    return (
+        f"an error that should not happen, {type(error).__name__}: {sentence}; run the command again with "
+        f"{_TRACEBACK}=1 in the environment for the traceback, and report it",
+        1,
+    )
+
+
+def _usage(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    ctx = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {ctx.command_path} --help" if ctx else message
+
+
+def _about_files(error: OSError) -> tuple[str, int]:
+    reason = error.strerror or str(error)
+    message = f"{error.filename}: {reason}" if error.filename else reason
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    given = isinstance(error, _GIVEN) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+    if full and "make room" not in message:
+        message += "; make room, then run the same command again with --overwrite"
+    return message, 2 if given else 1
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show each warning as one sentence, without Python's file and line."""
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        click.echo(f"deadtok: warning: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

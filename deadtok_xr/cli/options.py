@@ -1,0 +1,54 @@
+"""What the subcommands share: their options, and how a file of ids is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deadtok_xr.errors import InputError
+
+
+class LocalPath(click.Path):
+    """A path on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; needed: a path", param, ctx)
+        if "://" in str(value):
+            self.fail(f"{str(value)!r} is an address; needed: a path on this machine", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")
+PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that was not written to its end.")
+STORE = click.argument("store", type=PATH)
+
+
+def description(path: Path, *, partial: bool = False) -> str:
+    from deadtok_xr.describe import describe
+
+    return describe(path, partial=partial)
+
+
+def draw(tree: Any, folder: Path) -> None:
+    from deadtok_xr import plot
+
+    for path in plot.save_figures(tree, folder):
+        click.echo(f"figure: {path}")
+
+
+def read_ids(path: Path) -> list[int]:
+    """The integers in a file: NumPy's own format, a JSON list, or text with spaces, commas or lines between them."""
+    import numpy as np
+
+    try:
+        if path.suffix == ".npy":
+            return list(np.load(path, allow_pickle=False).ravel())
+        return [int(word) for word in re.split(r"[\s,\[\]]+", path.read_text()) if word]
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as token ids ({error}); needed: integers, or a .npy file") from error
