@@ -154,6 +154,12 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
             + (": it holds displacements without an initial W, and absolute positions are not known"
                if variable == "W" and "delta" in ds else "")
         )  # fmt: skip
+    if "run" in ds[variable].dims:
+        labels = ", ".join(map(repr, ds["run"].values.tolist()[:8])) if "run" in ds.coords else ds.sizes["run"]
+        raise InputError(
+            f"{purpose} takes one run at a time; {variable!r} holds several along the dimension run ({labels}): select "
+            "one with .isel(run=0) or .sel(run=...) (--run)"
+        )
     if set(ds[variable].dims) != {"step", "token", "dim"}:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 import zarr
 
 from deadtok_xr import store
-from deadtok_xr.schema import MATRIX
+from deadtok_xr.schema import MATRIX, of_one_run
 
 _BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
 _KERNEL_BYTES = 2 * 8 * 2**20  # steps put side by side for the graph of tokens, twice while that is done
@@ -58,14 +58,14 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     threads
         How many blocks are worked on at once; None for one per core.
     """
-    matrices = [a for _, a in group.arrays() if a.metadata.dimension_names == MATRIX]  # type: ignore[union-attr]
+    matrices = [a for _, a in group.arrays() if of_one_run(store.dimensions(a)) == MATRIX]
     work = max((_row_bytes(a, n_tokens) for a in matrices), default=0) + _KERNEL_BYTES
     n_blocks = max((math.prod(a.cdata_shape) for a in matrices), default=0)
     return _BASE_BYTES + (threads or _workers()) * work + _TASK_BYTES * n_blocks
 
 
 def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[type-arg]
-    values = array.chunks[0] * (n_tokens or array.shape[1]) * array.shape[2]
+    values = array.chunks[-3] * (n_tokens or array.shape[-2]) * array.shape[-1]
     decoded = 8 if array.basename == "delta" else 4  # displacements are summed in float64
     return values * (3 * array.dtype.itemsize + 2 * decoded)
 
@@ -73,6 +73,9 @@ def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
     steps, tokens = store.read_small(group, "step")[:n_steps], store.read_small(group, "token")
     facts = [("steps", f"{n_steps}: {steps[0]} to {steps[-1]}" if n_steps else "0")]
+    if "run" in group:
+        runs = store.read_small(group, "run").tolist()
+        facts.append(("runs", f"{len(runs)}: {', '.join(map(str, runs[:8]))}{', ...' if len(runs) > 8 else ''}"))
     text = f"{len(tokens)}"
     if "dead" in group:
         dead = int(store.read_small(group, "dead").sum())
@@ -87,12 +90,12 @@ def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
 
 
 def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
-    dims = ", ".join(d or "?" for d in array.metadata.dimension_names or ())  # type: ignore[union-attr]
+    dims = ", ".join(d or "?" for d in store.dimensions(array))
     stored = array.nbytes_stored()
     dtype = array.dtype.name if array.dtype.kind not in "OT" else "string"
     ratio = f"{array.nbytes / stored:.1f}x" if stored else ""
     shape, chunk = (" x ".join(map(str, sizes)) for sizes in (array.shape, array.chunks))
-    return f"{name:20s}{dims:20s}{shape:22s}{dtype:10s}{chunk:18s}{_size(stored):>10s}{ratio:>7s}"
+    return f"{name:20s}{dims:20s} {shape:21s} {dtype:9s} {chunk:17s}{_size(stored):>10s}{ratio:>7s}"
 
 
 def _size(n: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 
 from deadtok_xr import reader, schema, store
 from deadtok_xr.errors import InputError
@@ -21,6 +22,7 @@ def open_recording(
     tokens: Tokens = "all",
     raw: bool = False,
     partial: bool = False,
+    run: int | str | None = None,
     chunks: Any = None,
 ) -> xr.Dataset:
     """Open a recording store as a lazy dataset.
@@ -32,8 +34,9 @@ def open_recording(
     path
         The store.
     tokens
-        ``"all"``, or only the ``"dead"`` or ``"live"`` ones: a contiguous part of the file, so the
-        others cost nothing.
+        ``"all"``, or only the ``"dead"`` or ``"live"`` ones. Where the dead tokens were known when the store was
+        written, they are a contiguous part of the file, and the others cost nothing. Where they were named
+        later (`label`), they lie among the live ones, and each chunk that holds one is read: up to all.
     raw
         False: 16-bit values are decoded, lazily and exactly, to float32, which xarray computes with
         correctly. True: they stay bfloat16 (ml_dtypes) or float16, for their bits: xarray's comparisons,
@@ -41,6 +44,8 @@ def open_recording(
     partial
         True opens a store that is still being written, or was left unfinished or damaged: the steps
         before the first missing chunk.
+    run
+        The label of one run, of a store that holds several; None opens all, with a leading dimension `run`.
     chunks
         Dask chunks, as `xarray.Dataset.chunk` takes them; None for the store's own.
 
@@ -54,13 +59,13 @@ def open_recording(
     ------
     MissingFileError, InputError, IncompleteStoreError
         See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` where it is not known
-        which tokens are dead.
+        which tokens are dead, and for a run that the store does not have.
     """
     group, n_steps = store.open_group(path, partial=partial)
     ds = _dataset(group)
     if ds.sizes.get("step", n_steps) != n_steps:
         ds = ds.isel(step=slice(0, n_steps))
-    ds = _ascending(_select(ds, tokens, path))
+    ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)
     if not raw:
         ds = ds.map(_decoded, keep_attrs=True)
     ds.attrs.update(source=str(path), tokens=tokens)
@@ -86,26 +91,37 @@ def _decoded(v: xr.DataArray) -> xr.DataArray:
     return v.copy(data=reader.decoded(v.data)) if v.dtype.name in ("bfloat16", "float16") else v
 
 
+def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
+    if "run" not in ds.coords:
+        raise InputError(f"{path} holds one run alone: open it without run= (--run)")
+    labels = ds["run"].values.tolist()
+    there = [str(label) for label in labels]  # a command line knows text alone
+    if str(run) not in there:
+        raise InputError(f"{path} has no run {run!r}; its runs are {', '.join(there)}: choose one of them")
+    return ds.isel(run=there.index(str(run)))
+
+
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
-    if tokens == "all":
+    """The tokens that are asked for, in ascending order of their ids."""
+    if "token" not in ds.coords:
         return ds
+    rows = np.flatnonzero(_wanted(ds, tokens, path))
+    if not rows.size:
+        raise InputError(f"{path} has no {tokens} tokens: open it with tokens='all'")
+    rows = rows[np.argsort(ds["token"].values[rows])]
+    together = bool(np.all(np.diff(rows) == 1))  # a slice reads no chunk in between, and leaves chunks as they are
+    return ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
+
+
+def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:
+    if tokens == "all":
+        return np.ones(ds.sizes["token"], bool)
     if tokens not in ("dead", "live"):
         raise InputError(f"tokens={tokens!r}: choose 'all', 'dead' or 'live'")
     if "dead" not in ds.coords:
         raise InputError(
-            f"{path} does not say which tokens are dead: open it with tokens='all', or name the dead "
-            "tokens when it is converted"
+            f"{path} does not say which tokens are dead: open it with tokens='all', or name the dead tokens with "
+            "`deadtok label --dead-ids FILE`"
         )
-    n_dead = int(ds["dead"].values.sum())  # they come first on disk
-    part = slice(0, n_dead) if tokens == "dead" else slice(n_dead, None)
-    ds = ds.isel(token=part)
-    if ds.sizes["token"] == 0:
-        raise InputError(f"{path} has no {tokens} tokens: open it with tokens='all'")
-    return ds
-
-
-def _ascending(ds: xr.Dataset) -> xr.Dataset:
-    if "token" not in ds.coords:
-        return ds
-    ids = ds["token"].values
-    return ds if np.all(ids[1:] > ids[:-1]) else ds.isel(token=np.argsort(ids))
+    dead: NDArray[np.bool_] = ds["dead"].values
+    return dead if tokens == "dead" else ~dead

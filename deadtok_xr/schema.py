@@ -18,6 +18,8 @@ INDEX_CONVENTION = (
 )
 FLOATS = ("bfloat16", "float16", "float32")
 MATRIX = ("step", "token", "dim")
+RUN = "run"
+"""A store of several runs has this dimension before all others; what is said of a variable is then said of each run."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ _VARIABLES = (
 VARIABLES: Mapping[str, Variable] = {v.name: v for v in _VARIABLES}
 
 COORDINATES: Mapping[str, str] = {
+    "run": "one of several runs of an experiment",
     "step": "number of optimizer updates made",
     "token": "vocabulary id",
     "dead": "whether the token never occurs in the training data",
@@ -80,8 +83,14 @@ def attributes(name: str) -> dict[str, Any]:
     return VARIABLES[name].attributes() if name in VARIABLES else {"valid_from": 0}
 
 
+def of_one_run(dims: Sequence[str] | None) -> tuple[str, ...]:
+    """Dimensions without a leading `run`."""
+    dims = tuple(dims or ())
+    return dims[1:] if dims[:1] == (RUN,) else dims
+
+
 def check_variable(name: str, dims: Sequence[str], dtype: str, *, where: str) -> None:
-    """Refuse a variable whose dimensions or dtype are not those of its entry.
+    """Refuse a variable whose dimensions (a leading `run` aside) or dtype are not those of its entry.
 
     Raises
     ------
@@ -91,7 +100,7 @@ def check_variable(name: str, dims: Sequence[str], dtype: str, *, where: str) ->
     spec = VARIABLES.get(name)
     if spec is None:
         return
-    if tuple(dims) != spec.dims:
+    if of_one_run(dims) != spec.dims:
         raise InputError(
             f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); needed: ({', '.join(spec.dims)})"
         )

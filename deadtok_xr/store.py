@@ -98,16 +98,29 @@ def create_array(
     )
 
 
+def create_coordinate(
+    group: zarr.Group, name: str, values: NDArray[Any], dims: Sequence[str], *, chunks: Any = None, dtype: Any = None
+) -> zarr.Array[Any]:
+    """A coordinate of the schema with its values: in one chunk, so that its file can be replaced at a stroke."""
+    whole = tuple(max(1, n) for n in values.shape)
+    array = create_array(group, name, values.shape, dims, dtype or values.dtype, chunks or whole)
+    array.attrs["long_name"] = schema.COORDINATES[name]
+    if values.size:
+        array[...] = values
+    return array
+
+
 class StoreWriter:
     """Writes one store: `create`, then `extend` and `write` in any order, then `finish`.
 
     Rows are given in the caller's order throughout; the writer puts them where they lie on disk.
     """
 
-    def __init__(self, group: zarr.Group, rows: Rows) -> None:
+    def __init__(self, group: zarr.Group, rows: Rows, runs: Sequence[int] | Sequence[str] | None = None) -> None:
         self.group = group
         self.rows = rows
         self.n_steps = 0
+        self.n_runs = 0 if runs is None else len(runs)
         self._order = rows.disk_order()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self.chunk_steps = CHUNK_STEPS
@@ -117,35 +130,46 @@ class StoreWriter:
             self._add("dead", rows.dead[self._order], ("token",))
         if rows.text is not None:
             self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
+        if runs is not None:
+            self._add_runs(runs)
+
+    def _add_runs(self, runs: Sequence[int] | Sequence[str]) -> None:
+        labels = np.asarray(list(runs))
+        if not labels.size or len(set(map(str, runs))) < labels.size:
+            raise InputError(f"{place(self.group)}: runs={list(runs)}; needed: one label for each run, all different")
+        if labels.dtype.kind in "iu":
+            self._add("run", labels.astype(np.int64), ("run",))
+        else:
+            self._add("run", labels.astype(str).astype(object), ("run",), dtype="string")
 
     def _add(
-        self,
-        name: str,
-        values: NDArray[Any],
-        dims: tuple[str, ...],
-        *,
-        chunks: Any = "auto",
-        dtype: Any = None,
+        self, name: str, values: NDArray[Any], dims: tuple[str, ...], *, chunks: Any = None, dtype: Any = None
     ) -> None:
-        array = create_array(self.group, name, values.shape, dims, dtype or values.dtype, chunks)
-        self._arrays[name] = array
-        array.attrs["long_name"] = schema.COORDINATES[name]
-        if values.size:
-            array[...] = values
+        self._arrays[name] = create_coordinate(self.group, name, values, dims, chunks=chunks, dtype=dtype)
 
     def add_variable(
         self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, attrs: Mapping[str, Any] = {}
     ) -> None:
-        """Declare a variable; ``shape`` holds the sizes along ``dims`` after the first, which is `step`."""
+        """Declare a variable; ``shape`` holds the sizes along ``dims`` after `step`.
+
+        `step` is the first of ``dims``, or in a store of several runs the second, after `run`.
+        """
         dtype = np.dtype(dtype)
         schema.check_variable(name, dims, dtype.name, where=place(self.group))
-        if tuple(dims) == schema.MATRIX:
+        of_one = schema.of_one_run(dims)
+        if len(of_one) < len(dims) and not self.n_runs:
+            raise InputError(f"{place(self.group)}: {name!r} has the dimension run; create the store with runs=...")
+        if of_one == schema.MATRIX:
             n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
             chunks = chunk_shape(shape[0], shape[1], dtype.itemsize, n_dead)
             self.chunk_steps = chunks[0]
         else:
             chunks = (max(1, min(65536, CHUNK_BYTES // (math.prod(shape) * dtype.itemsize))), *shape)
-        array = create_array(self.group, name, (self.n_steps, *shape), dims, dtype, chunks)
+        lead = (self.n_runs,) * (len(dims) - len(of_one))
+        # a chunk never holds two runs: they are written, and mostly read, one at a time
+        array = create_array(
+            self.group, name, (*lead, self.n_steps, *shape), dims, dtype, (*(1 for _ in lead), *chunks)
+        )
         self._arrays[name] = array
         known = [c for c in ("dead", "token_text") if c in self._arrays]
         array.attrs.update(
@@ -162,23 +186,35 @@ class StoreWriter:
         """Make room for more steps; their values must follow before `finish`."""
         first, self.n_steps = self.n_steps, self.n_steps + len(steps)
         for array in self._arrays.values():
-            if array.metadata.dimension_names[0] == "step":  # type: ignore[union-attr, index]
-                array.resize((self.n_steps, *array.shape[1:]))
+            dims = dimensions(array)
+            if "step" in dims:
+                array.resize(tuple(self.n_steps if d == "step" else n for d, n in zip(dims, array.shape, strict=True)))
         self._arrays["step"][first:] = steps
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        """Write the steps ``start, start + 1, ...`` (positions) of one variable, whole chunks at a time."""
+    def write(self, name: str, start: int, values: NDArray[Any], *, run: int | None = None) -> None:
+        """Write the steps ``start, start + 1, ...`` (positions) of one variable, whole chunks at a time.
+
+        ``run`` is the position of the run that they belong to, for variables with that dimension.
+        """
         array = self._arrays[name]
-        if "token" in array.metadata.dimension_names:  # type: ignore[union-attr, operator]
+        if "token" in dimensions(array):
             values = values[:, self._order]
-        array[start : start + len(values)] = values
+        part = slice(start, start + len(values))
+        array[part if run is None else (run, part)] = values
 
     def finish(self) -> None:
         """Declare the store whole. Only this makes it open without ``partial=True``."""
         self.group.attrs["complete"] = True
 
 
-def create(path: str | Path, rows: Rows, attrs: Mapping[str, Any], *, overwrite: bool = False) -> StoreWriter:
+def create(
+    path: str | Path,
+    rows: Rows,
+    attrs: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    runs: Sequence[int] | Sequence[str] | None = None,
+) -> StoreWriter:
     """Begin a store.
 
     Parameters
@@ -189,6 +225,8 @@ def create(path: str | Path, rows: Rows, attrs: Mapping[str, Any], *, overwrite:
         The tokens, in the row order in which `StoreWriter.write` will be given them.
     attrs
         Root attributes: provenance, hyperparameters and what else is known of the run.
+    runs
+        Labels of the runs, for a store whose variables have a leading dimension `run`.
 
     Raises
     ------
@@ -210,7 +248,7 @@ def create(path: str | Path, rows: Rows, attrs: Mapping[str, Any], *, overwrite:
             **attrs,
         },
     )
-    return StoreWriter(group, rows)
+    return StoreWriter(group, rows, runs)
 
 
 def software() -> dict[str, str]:
@@ -257,6 +295,11 @@ def _root_attributes(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / "zarr.json").read_text())["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def dimensions(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """The names of an array's dimensions."""
+    return tuple(d or "" for d in array.metadata.dimension_names or ())  # type: ignore[union-attr]
 
 
 def missing_chunks(array: zarr.Array[Any], group: zarr.Group) -> list[tuple[int, ...]]:
@@ -312,9 +355,11 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
         _refuse_incomplete(path, group, arrays, lost)
         return group, n_steps
     for name, holes in lost.items():
-        if arrays[name].metadata.dimension_names[0] != "step":  # type: ignore[union-attr, index]
+        dims = dimensions(arrays[name])
+        if "step" not in dims:
             raise IncompleteStoreError(f"{path}: the coordinate {name!r} is missing; the store cannot be read")
-        n_steps = min(n_steps, holes[0][0] * arrays[name].chunks[0])
+        axis = dims.index("step")  # a step is whole when it is whole in every run
+        n_steps = min(n_steps, min(hole[axis] for hole in holes) * arrays[name].chunks[axis])
     if n_steps == 0:
         raise IncompleteStoreError(f"{path}: not one step is whole yet; nothing can be read")
     return group, n_steps
@@ -361,13 +406,7 @@ def _refuse_incomplete(
         array, (hole, *_) = arrays[name], holes
         where = ", ".join(
             f"{dim} positions {i * c}..{min((i + 1) * c, n) - 1}"
-            for dim, i, c, n in zip(
-                array.metadata.dimension_names,  # type: ignore[union-attr, arg-type]
-                hole,
-                array.chunks,
-                array.shape,
-                strict=True,
-            )
+            for dim, i, c, n in zip(dimensions(array), hole, array.chunks, array.shape, strict=True)
         )
         raise IncompleteStoreError(
             f"{path}: {len(holes)} chunk(s) of variable {name!r} are missing, the first at {where}: "

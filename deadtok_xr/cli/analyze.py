@@ -25,6 +25,7 @@ _PATIENCE = "10s"  # for a scheduler to answer
     help="Results store to write.",
 )
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
+@click.option("--run", help="Which run, by its label, of a store that holds several.")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
@@ -39,8 +40,8 @@ _PATIENCE = "10s"  # for a scheduler to answer
 @OVERWRITE
 @QUIET
 def analyze(
-    store: Path, results: Path, tokens: str | None, only: str | None, figures: Path | None, scheduler: str,
-    device: str, precision: str | None,
+    store: Path, results: Path, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
+    scheduler: str, device: str, precision: str | None,
     allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
@@ -60,7 +61,9 @@ def analyze(
     if figures:
         stores.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
-    tree = dx.analyze(store, analyses=names, tokens=tokens, allow_gaps=allow_gaps, precision=precision, partial=partial)
+    tree = dx.analyze(
+        store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial
+    )
     with _scheduler(scheduler):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))
