@@ -89,6 +89,17 @@ def part_of(name: str, where: tuple[slice, ...]) -> str:
     return ", ".join([f"variable {name!r}", *(f"{s.start}..{s.stop - 1}" for s in where[:1])])
 
 
+def slabs(shape: tuple[int, ...], itemsize: int, most: int) -> Iterator[tuple[slice, ...]]:
+    """An array in parts of no more than ``most`` bytes, in order: what `Source.read` takes for each."""
+    row = max(1, math.prod(shape[1:]) * itemsize)
+    if row <= most or len(shape) == 1:
+        step = max(1, most // row)
+        yield from ((slice(i, min(i + step, shape[0])),) for i in range(0, shape[0], step))
+        return
+    for i in range(shape[0]):
+        yield from ((slice(i, i + 1), *rest) for rest in slabs(shape[1:], itemsize, most))
+
+
 def read_slab(
     file: BinaryIO, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...], where: tuple[slice, ...]
 ) -> NDArray[Any]:
