@@ -201,7 +201,7 @@ class _Counting:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.n, self.crc = file, 0, 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         self.n += len(data)
         self.crc = zlib.crc32(data, self.crc)
@@ -218,8 +218,10 @@ def _unreadable(member: _Member) -> str | None:
     if member.dtype.hasobject:
         return "Python objects"
     if member.dtype.kind not in "biuf":
-        return f"{member.dtype.name} (bfloat16 must be saved as .view('uint16'))" if member.dtype == "V2" else str(
-            member.dtype.name
+        return (
+            f"{member.dtype.name} (bfloat16 must be saved as .view('uint16'))"
+            if member.dtype == "V2"
+            else str(member.dtype.name)
         )
     if member.fortran and member.nbytes > _WHOLE:
         return f"{member.dtype.name} in Fortran order (save it with numpy.ascontiguousarray)"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import mmap
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class TorchSource(Source):
         self._state = _state(path)
         self._mapped = zipfile.is_zipfile(path)
         with reading(path, "its table of contents", self.format):
-            _check_archive(path) if self._mapped else _check_legacy(path)
+            self._there = _check_archive(path) if self._mapped else _check_legacy(path)
         self._load()
         self.entries = {name: self._entry(value) for name, value in self._values.items()}
         self.aliases = _aliases({n: v for n, v in self._values.items() if isinstance(v, torch.Tensor)}, self.entries)
@@ -60,18 +61,19 @@ class TorchSource(Source):
         self._values, self.attributes = {}, {}
         self._touched = 0
         try:
-            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            with warnings.catch_warnings(action="ignore"):  # of torch's own plans
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except Exception as error:  # over a damaged file torch raises nearly anything
             raise InputError(_refusal(self.path, str(error))) from error
         with reading(self.path, "its table of contents", self.format):
             values, attributes = _sorted_out(_flat(loaded))
-            _check_storages(values)
+            _check_storages((v for v in values.values() if isinstance(v, torch.Tensor)), self._there)
         self._values, self.attributes = values, attributes
 
     def _entry(self, value: torch.Tensor | NDArray[Any]) -> Entry:
         if isinstance(value, np.ndarray):
             return Entry(value.shape, value.dtype, value.dtype.name)
-        name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        name, shape = str(value.dtype).removeprefix("torch."), () if value.is_nested else tuple(value.shape)
         kind = _unreadable(value)
         if kind is not None:
             return Entry(shape, None, f"{name}, {kind}")
@@ -133,8 +135,11 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _check_archive(path: Path) -> None:
-    """Whether an archive is what torch writes, before torch sees it: nothing packed, nothing absurdly large."""
+def _check_archive(path: Path) -> int:
+    """Whether an archive is what torch writes, before torch sees it: nothing packed, nothing absurdly large.
+
+    Returns the size of all tensors.
+    """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         pickles = [m for m in members if re.fullmatch(r"[^/]+/data\.pkl", m.filename)]
@@ -144,7 +149,9 @@ def _check_archive(path: Path) -> None:
         size = path.stat().st_size
         if packed or sum(m.file_size for m in members) > size:
             what = f"{packed[0]!r} is compressed" if packed else "its parts are larger than the file"
-            raise InputError(f"{path} is not as torch.save writes it: {what}; load it and save it again with torch.save")
+            raise InputError(
+                f"{path} is not as torch.save writes it: {what}; load it and save it again with torch.save"
+            )
         if pickles[0].file_size > _PICKLE:
             raise InputError(
                 f"{path}: its data.pkl has {pickles[0].file_size} bytes; needed: less than {_PICKLE}; save tensors "
@@ -154,9 +161,10 @@ def _check_archive(path: Path) -> None:
         order = pickles[0].filename.removesuffix("data.pkl") + "byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise InputError(f"{path} was saved on a machine with another byte order; save it again as safetensors")
+        return sum(m.file_size for m in members if re.fullmatch(r"[^/]+/data/[^/]+", m.filename))
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(path: Path) -> int:
     size = path.stat().st_size
     if size > _LEGACY:
         raise InputError(
@@ -165,6 +173,7 @@ def _check_legacy(path: Path) -> None:
         )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         _check_pickle(path, content)
+    return size
 
 
 def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
@@ -175,16 +184,16 @@ def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
 
 def _refusal(path: Path, said: str) -> str:
     """What torch said, in a sentence."""
-    unsafe = re.search(r"(?:Unsupported|Trying to load unsupported|Unsupported class|GLOBAL)[^\n]*", said)
-    reason = " ".join((unsafe.group() if unsafe and "GLOBAL" in said else said.split("WeightsUnpickler error:")[-1]).split())
-    if unsafe and "GLOBAL" in said:
+    code = re.search(r"GLOBAL (\S{1,80})", said)
+    if code is not None:
         return (
-            f"{path} holds more than tensors, numbers and texts ({reason[:120]}), and loading that could run code: "
-            "nothing was loaded; needed: a state_dict; where the file was made, save only tensors and plain values"
+            f"{path} holds {code[1]}, which could run code and was not loaded; needed: tensors, numbers and texts, as "
+            "in a state_dict; where the file was made, save only those"
         )
+    reason = " ".join(said.split("WeightsUnpickler error:")[-1].split())[:160]
     return (
-        f"{path} cannot be read as torch ({reason[:160]}): the file is damaged, truncated, still being written, or "
-        f"no torch checkpoint; {_AGAIN}"
+        f"{path} cannot be read as torch ({reason}): the file is damaged, truncated, still being written, or no torch "
+        f"checkpoint; {_AGAIN}"
     )
 
 
@@ -235,18 +244,30 @@ def _numbers(value: Any) -> NDArray[Any] | None:
         return None
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+    )
+
+
 def _unreadable(tensor: torch.Tensor) -> str | None:
     """Why a tensor's numbers cannot be had."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        return tensor.device.type if tensor.layout == torch.strided and not tensor.is_quantized else "sparse or quantized"
+    if not _is_plain(tensor):
+        return "sparse, quantized or without values"
     there = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > there:
         return f"expanded from {there} bytes (save it with .contiguous())"
     return None
 
 
-def _check_storages(values: Mapping[str, Any]) -> None:
-    pass
+def _check_storages(tensors: Iterable[torch.Tensor], there: int) -> None:
+    """Whether what tensors lie in was in the file: it may say that they are larger."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if _is_plain(t)}
+    if sum(storages.values()) > there:
+        raise ValueError(f"its tensors need {sum(storages.values())} bytes, but {there} are there")
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, Entry]) -> dict[str, str]:
