@@ -63,9 +63,9 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
         )
     if len(files) == 1:
         return open_file(files[0])
-    runs = _numbered(files)
+    runs = {name: members for name, members in _numbered(files).items() if len(members) > 1}
     if len(runs) != 1:
-        candidates = [file.name for file in files] if not runs else list(runs)
+        candidates = list(runs) or [file.name for file in files]
         raise InputError(f"{folder}: it is not clear what to open: {_names(candidates)}; {NEEDED}; name one file")
     members = next(iter(runs.values()))
     return Stacked(folder, members, open_file, steps, _left_out([file for file in files if file not in members]))
