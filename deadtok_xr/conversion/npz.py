@@ -7,6 +7,7 @@ the file by parts; what is compressed is unpacked from the front, a piece at a t
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -189,7 +190,10 @@ def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, 
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format, which only structured types need")
-    shape, fortran, dtype = read(counting)
+    try:
+        shape, fortran, dtype = read(counting)
+    except (SyntaxError, tokenize.TokenError) as error:  # from a second look that NumPy takes at headers of Python 2
+        raise ValueError("its header is no description of an array") from error
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise ValueError(f"an array of the shape {shape}")
     return counting.n, dtype, shape, fortran and len(shape) > 1, counting.crc

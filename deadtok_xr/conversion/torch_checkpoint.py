@@ -26,7 +26,7 @@ from deadtok_xr.errors import InputError
 TOUCHED = 64 * 2**20
 _PICKLE = 64 * 2**20
 _LEGACY = 2 * 2**30
-_NAMES = 1_000_000
+_NAMES = 100_000
 _DEPTH = 64
 _AGAIN = "copy it again from the original"
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
