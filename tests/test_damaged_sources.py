@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import time
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -302,6 +303,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bytearray": (lambda mark: Call(bytearray, 10**12), "bytearray"),
     "deep": (lambda mark: deep(200), "nested more than"),
     "wide": (lambda mark: wide(40), "more than 100000 names"),
+    "one list often": (lambda mark: [[list(range(10**5))] * 2] * 5000, "more than 10000000 numbers"),
     "endless": (lambda mark: endless(), "nested more than"),
     "NaN names": (lambda mark: {float("nan"): 1, float("nan") * 2: 2}, "two things are called 'nan'"),
     "names that meet": (lambda mark: {"a.b": 1, "a": {"b": 2}}, "two things are called 'a.b'"),
@@ -373,7 +375,8 @@ def _(folder: Path) -> Path:
 
 @case("torch: a script of code", "")
 def _(folder: Path) -> Path:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), folder / "bad.pt")
+    with warnings.catch_warnings(action="ignore"):  # torch has moved on
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), folder / "bad.pt")
     return folder / "bad.pt"
 
 
@@ -513,7 +516,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
     make, words = CASES[name]
     path = make(tmp_path)
     before, begun = peak(), time.monotonic()
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=words or None) as caught:
         read_all(path)
     assert time.monotonic() - begun < 20
     assert peak() - before < 150 * 2**20

@@ -222,11 +222,8 @@ def _unreadable(member: _Member) -> str | None:
     if member.dtype.hasobject:
         return "Python objects"
     if member.dtype.kind not in "biuf":
-        return (
-            f"{member.dtype.name} (bfloat16 must be saved as .view('uint16'))"
-            if member.dtype == "V2"
-            else str(member.dtype.name)
-        )
+        hint = " (bfloat16 must be saved as .view('uint16'))" if member.dtype == "V2" else ""
+        return f"{member.dtype.name}{hint}"
     if member.fortran and member.nbytes > _WHOLE:
         return f"{member.dtype.name} in Fortran order (save it with numpy.ascontiguousarray)"
     return None

@@ -27,6 +27,7 @@ TOUCHED = 64 * 2**20
 _PICKLE = 64 * 2**20
 _LEGACY = 2 * 2**30
 _NAMES = 100_000
+_NUMBERS = 10_000_000
 _DEPTH = 64
 _AGAIN = "copy it again from the original"
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
@@ -216,6 +217,7 @@ def _sorted_out(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], dict[s
     """Tensors and numbers, and beside them everything else as attributes."""
     values: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
+    n_numbers = 0  # one list may be named many times, so that a small file holds very many
     for i, (name, value) in enumerate(flat):
         if i >= _NAMES:
             raise ValueError(f"more than {_NAMES} names")
@@ -226,9 +228,19 @@ def _sorted_out(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], dict[s
             values[name] = value
         elif number is not None:
             values[name] = number
+            n_numbers += number.size
+            if n_numbers > _NUMBERS:
+                raise ValueError(f"more than {_NUMBERS} numbers in lists")
         else:
-            attributes[name] = value if isinstance(value, str) or value is None else str(value)[:200]
+            attributes[name] = _text(value)
     return values, attributes
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    plain = isinstance(value, (int, complex, torch.dtype, torch.device))
+    return str(value) if plain else f"a {type(value).__name__}"
 
 
 def _numbers(value: Any) -> NDArray[Any] | None:
