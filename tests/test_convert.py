@@ -568,10 +568,13 @@ def unwritten(folder: Path) -> Path:
 
 W = small()["W"]
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (lambda folder: folder / "bad", "no such file; needed: an HDF5 or a safetensors file"),
-    "directory": (directory, "is a folder; needed: an HDF5 or a safetensors file"),
+    "missing": (
+        lambda folder: folder / "bad",
+        "no such file; needed: an HDF5, safetensors, .npz or torch file, or a folder",
+    ),
+    "directory": (directory, "is a folder without a recording; needed: one recording, checkpoints"),
     "empty file": (written(b""), "looks like an empty file"),
-    "zip": (written(b"PK\x03\x04" + b"\0" * 60), "looks like a zip archive, such as a torch checkpoint"),
+    "zip": (written(b"PK\x03\x04" + b"\0" * 60), "cannot be read as a zip archive .*: the file is damaged, truncated"),
     "text": (written(b"step,epoch,loss\n0,0,9.2\n"), r"looks like text \(it begins with 'step,epoch,loss"),
     "git lfs": (written(b"version https://git-lfs.github.com/spec/v1\n"), "looks like a Git LFS pointer"),
     "unknown": (written(b"\xde\xad\xbe\xef" * 9), "begins with the bytes de ad be ef"),
