@@ -43,7 +43,8 @@ class Member:
 def _write_blocks(file: Any, member: Member, tick: Tick) -> None:
     for block in member.blocks:
         little = block.astype(block.dtype.newbyteorder("<"), copy=False) if block.dtype.kind in "iuf" else block
-        file.write(memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8)))
+        octets: Any = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+        file.write(memoryview(octets))
         tick(block.nbytes)
 
 

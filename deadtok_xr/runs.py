@@ -30,7 +30,8 @@ def concat_runs(
 ) -> xr.Dataset:
     """Open the stores of several runs as one lazy dataset, aligned by step and by token id.
 
-    Analyses take one run at a time: ``dx.motion(ds.isel(run=0))`` gives what the store alone would give.
+    Analyses take one run at a time: ``dx.motion(ds.isel(run=0))`` gives what the store alone would give. (Where
+    stores are chunked differently, sums over tokens are taken in another order, and may differ in the last digit.)
 
     Parameters
     ----------
@@ -72,6 +73,7 @@ def concat_runs(
         raise InputError(f"concat_runs takes a list of stores, and got {paths!r}: give it two or more paths")
     if join not in _JOINS:
         raise InputError(f"join={join!r}: choose one of {', '.join(_JOINS)}")
+    paths = list(paths)
     labels = _labels(paths, run)
     opened = [open_recording(path, tokens=tokens, **open_options) for path in paths]
     _refuse_unlike(paths, opened)

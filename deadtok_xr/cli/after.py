@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from deadtok_xr.cli.options import OVERWRITE, PATH, QUIET, STORE, description
+
+if TYPE_CHECKING:
+    from deadtok_xr.recording import Tokens
 
 
 @click.command()
@@ -53,7 +57,7 @@ def export(
     names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
     with reporting("exporting", quiet=quiet) as report:
         dx.export(
-            store, out, variables=names, tokens=tokens, run=run, uint16=uint16 or None, source_dtype=source_dtype,
-            overwrite=overwrite, progress=report,
+            store, out, variables=names, tokens=cast("Tokens", tokens), run=run, uint16=uint16 or None,
+            source_dtype=source_dtype, overwrite=overwrite, progress=report,
         )  # fmt: skip
     click.echo(f"{out}: {out.stat().st_size} bytes")

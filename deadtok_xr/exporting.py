@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def export(
     group, _ = store.open_group(path)
     bits = out.suffix != ".safetensors" if uint16 is None else uint16
     picked = _Picked(group, ds["token"].values, None if run is None else _position(group, run))
-    names = _names(path, [str(n) for n in ds.data_vars], variables)
+    names = _names(path, [str(n) for n, v in ds.data_vars.items() if v.dims[:1] == ("step",)], variables)
     members = [picked.member(name, as_bits=bits, source_dtype=source_dtype) for name in names]
     members += [Member(name, v.dtype, v.shape, [v]) for name, v in _labels(ds).items()]
     texts = ds["token_text"].values.tolist() if "token_text" in ds.coords else None
@@ -148,6 +149,8 @@ class _Picked:
         assert isinstance(array, zarr.Array)
         dims = store.dimensions(array)
         lead = (self.run,) if schema.of_one_run(dims) != dims and self.run is not None else ()
+        if array.dtype.kind not in "biufV":
+            raise InputError(f"{reader.place(array)} holds {array.dtype}, no numbers: choose others with variables=")
         dims, shape = dims[len(lead) :], list(array.shape[len(lead) :])
         rows = None
         if "token" in dims:
@@ -166,7 +169,7 @@ class _Picked:
 def _dtype(array: zarr.Array[Any], name: str, source: str | None, *, as_bits: bool) -> np.dtype[Any]:
     if source == "bfloat16" or source is None:
         bits = as_bits and array.dtype == BFLOAT16
-        return np.dtype(np.uint16) if bits else array.dtype
+        return np.dtype(np.uint16) if bits else array.dtype.newbyteorder("=")
     try:
         return np.dtype(source)
     except TypeError:
@@ -220,7 +223,7 @@ def _blocks(
                 part[axis - 1] = rows[into[axis - 1]] - low
                 if not part[axis - 1].size:
                     continue  # no row of this chunk is wanted
-            block[(slice(None), *into)] = read((*at, first, *rest))[(*inside, slice(None), *part)]
+            block[(slice(None), *into)] = read((*at, first, *rest))[inside][(slice(None), *part)]
         yield block
 
 
@@ -264,12 +267,20 @@ def _whole_or_nothing(
         unfinished.replace(out)
     except (InputError, DamagedStoreError):
         raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    except (OSError, RuntimeError) as error:  # h5py has the latter for a file that it cannot close
+        number = _errno(error)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
         raise OSError(
-            error.errno,
+            number,
             f"{out} cannot be written: {reason}, after {done} of {total} bytes; nothing is left of it; make room and "
             "export again",
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _errno(error: OSError | RuntimeError) -> int | None:
+    """The system's number of an error, which h5py keeps in its text."""
+    known: int | None = getattr(error, "errno", None)
+    said = re.search(r"errno = (\d+)", str(error))
+    return known or (int(said[1]) if said else None)
