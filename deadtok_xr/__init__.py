@@ -17,8 +17,11 @@ __version__ = "0.1.0"
 _HOME = {
     "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
+    "concat_runs": "deadtok_xr.runs",
     "convert": "deadtok_xr.conversion",
+    "export": "deadtok_xr.exporting",
     "kinematics": "deadtok_xr.analyses.kinematics",
+    "label": "deadtok_xr.labelling",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
@@ -41,9 +44,12 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.topology import topology
     from deadtok_xr.conversion import convert
     from deadtok_xr.conversion.verify import verify
+    from deadtok_xr.exporting import export
+    from deadtok_xr.labelling import label
     from deadtok_xr.record import Recorder
     from deadtok_xr.recording import open_recording
     from deadtok_xr.results import open_results, save_results
+    from deadtok_xr.runs import concat_runs
     from deadtok_xr.summary import summary
 
 

@@ -103,7 +103,7 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
     """The tokens that are asked for, in ascending order of their ids."""
-    if "token" not in ds.coords:
+    if "token" not in ds.dims:
         return ds
     rows = np.flatnonzero(_wanted(ds, tokens, path))
     if not rows.size:

@@ -25,7 +25,7 @@ import deadtok_xr as dx
 from deadtok_xr import cli, demo, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
 
-COMMANDS = ("demo", "convert", "info", "verify", "analyze")
+COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export")
 GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
 NAN, INF = 0x7FC0, 0x7F80
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr import __version__
-from deadtok_xr.cli import analyze, demo, stores
+from deadtok_xr.cli import after, analyze, demo, stores
 from deadtok_xr.cli.failures import status
 
 
@@ -24,7 +24,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo.demo, stores.convert, stores.info, stores.verify, analyze.analyze):
+for _command in (demo.demo, stores.convert, stores.info, stores.verify, analyze.analyze, after.label, after.export):
     cli.add_command(_command)
 
 

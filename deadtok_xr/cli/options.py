@@ -1,14 +1,11 @@
-"""What the subcommands share: their options, and how a file of ids is read."""
+"""What the subcommands share: their options, and what they print alike."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
-
-from deadtok_xr.errors import InputError
 
 
 class LocalPath(click.Path):
@@ -43,12 +40,6 @@ def draw(tree: Any, folder: Path) -> None:
 
 
 def read_ids(path: Path) -> list[int]:
-    """The integers in a file: NumPy's own format, a JSON list, or text with spaces, commas or lines between them."""
-    import numpy as np
+    from deadtok_xr import token_ids
 
-    try:
-        if path.suffix == ".npy":
-            return list(np.load(path, allow_pickle=False).ravel())
-        return [int(word) for word in re.split(r"[\s,\[\]]+", path.read_text()) if word]
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read as token ids ({error}); needed: integers, or a .npy file") from error
+    return token_ids.read_ids(path)

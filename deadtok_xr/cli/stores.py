@@ -15,7 +15,7 @@ from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, descr
 @click.option(
     "--dead-ids",
     type=PATH,
-    help="File with the ids of the dead tokens (text, JSON or .npy), where SOURCE does not say.",
+    help="File with the ids of the dead tokens, where SOURCE does not say: text, JSON, .npy, .npz, .h5, .safetensors.",
 )
 @OVERWRITE
 @QUIET

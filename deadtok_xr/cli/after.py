@@ -1,0 +1,63 @@
+"""`deadtok label`, `export`: what is done with a store after it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from deadtok_xr.cli.options import OVERWRITE, PATH, QUIET, STORE, description
+
+if TYPE_CHECKING:
+    from deadtok_xr.recording import Tokens
+
+
+@click.command()
+@STORE
+@click.option(
+    "--dead-ids", type=PATH, help="File with the ids of the dead tokens (text, JSON, .npy, .npz, .h5 or .safetensors)."
+)
+@click.option("--token-text", type=PATH, help="A tokenizer.json, a JSON list, or text with a token per line.")
+@click.option("--overwrite", is_flag=True, help="Replace labels that say something else.")
+def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite: bool) -> None:
+    """Tell a store which tokens are dead and what their text is; data are not touched.
+
+    \b
+    Example:  deadtok label thimble_7.zarr --dead-ids dead.json --token-text tokenizer.json
+    """
+    import deadtok_xr as dx
+
+    dx.label(store, dead_ids=dead_ids, token_text=token_text, overwrite=overwrite)
+    click.echo(description(store))
+
+
+@click.command()
+@STORE
+@click.argument("out", type=PATH)
+@click.option("--variables", help="Variables, separated by commas. Default: all.")
+@click.option("--tokens", type=click.Choice(["all", "live", "dead"]), default="all", show_default=True)
+@click.option("--run", help="Which run, by its label, of a store that holds several.")
+@click.option("--uint16", is_flag=True, help="Write bfloat16 as its bits in uint16, as .h5 and .npz always do.")
+@click.option("--source-dtype", is_flag=True, help="Write each variable in the dtype that it was converted from.")
+@OVERWRITE
+@QUIET
+def export(
+    store: Path, out: Path, variables: str | None, tokens: str, run: str | None, uint16: bool, source_dtype: bool,
+    overwrite: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Write a store as a plain file, OUT.safetensors, OUT.h5 or OUT.npz, bit for bit.
+
+    \b
+    Example:  deadtok export thimble_7.zarr dead.safetensors --variables W,grad --tokens dead
+    """
+    import deadtok_xr as dx
+    from deadtok_xr.progress import reporting
+
+    names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
+    with reporting("exporting", quiet=quiet) as report:
+        dx.export(
+            store, out, variables=names, tokens=cast("Tokens", tokens), run=run, uint16=uint16 or None,
+            source_dtype=source_dtype, overwrite=overwrite, progress=report,
+        )  # fmt: skip
+    click.echo(f"{out}: {out.stat().st_size} bytes")
