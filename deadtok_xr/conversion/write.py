@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
     if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
-        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.path, dest))
+        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
 def _root(dest: Path) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def _root(dest: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_unfinished(src: Path, dest: Path) -> bool:
+def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
     """Whether a conversion of this source was broken off here, even if its markers are lost."""
     attrs = _root(dest)
     ours = attrs.get("made_by") == MADE_BY and attrs.get("complete") is False
-    names = [s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)]
-    return ours and src.name in names
+    names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
+    return ours and names == {path.name for path in files}
 
 
 def write_plan(
@@ -136,7 +136,7 @@ def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *,
         markers.resume()
         if markers.has_skeleton and (dest / "zarr.json").exists():
             return bool(_root(dest).get("complete"))
-    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.path, dest))
+    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
     if dest.exists():
         markers.set_aside(dest)
