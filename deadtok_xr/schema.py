@@ -46,6 +46,9 @@ _VARIABLES = (
     Variable("grad", MATRIX, FLOATS, "1", "gradient of the loss that update t used", valid_from=1),
     Variable("exp_avg", MATRIX, FLOATS, "1", "Adam's first moment after update t"),
     Variable("exp_avg_sq", MATRIX, FLOATS, "1", "Adam's second moment after update t"),
+    Variable("grad_E", MATRIX, FLOATS, "1", "gradient of the input embedding that update t used", valid_from=1),
+    Variable("exp_avg_E", MATRIX, FLOATS, "1", "Adam's first moment of the input embedding after update t"),
+    Variable("exp_avg_sq_E", MATRIX, FLOATS, "1", "Adam's second moment of the input embedding after update t"),
     Variable("loss", ("step",), FLOATS, "nat", "training loss of the batch of update t", valid_from=1),
     Variable("lr", ("step",), ("float64",), "1", "learning rate that update t used", valid_from=1),
     Variable(
@@ -75,7 +78,10 @@ COORDINATES: Mapping[str, str] = {
     "token": "vocabulary id",
     "dead": "whether the token never occurs in the training data",
     "token_text": "the token as text",
+    "source_row": "row of the token in what it was recorded from, where that is not its place in the vocabulary",
 }
+OF_TOKENS = ("dead", "token_text", "source_row")
+"""The coordinates that tell something of each token."""
 
 
 def attributes(name: str) -> dict[str, Any]:

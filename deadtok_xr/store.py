@@ -31,6 +31,7 @@ from deadtok_xr.reader import place
 CHUNK_BYTES = 8 * 2**20
 CHUNK_STEPS = 128
 CHUNK_TOKENS = 512
+ZSTD_LEVEL = 1
 RECORDING = "deadtok_format"
 _SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
 
@@ -67,17 +68,35 @@ class Rows:
         return np.lexsort((self.tokens, live)).astype(np.int64)
 
 
-def chunk_shape(n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0) -> tuple[int, int, int]:
+def chunk_shape(
+    n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0, n_steps: int = CHUNK_STEPS
+) -> tuple[int, int, int]:
     """Chunk sizes along (step, token, dim): about 8 MiB, 128 steps where rows are short, all dims.
 
     The token size divides the dead tokens evenly, so that reading them reads next to no live ones.
     """
     row = n_dims * itemsize
-    steps = min(CHUNK_STEPS, max(1, CHUNK_BYTES // (64 * row)))
+    steps = min(CHUNK_STEPS, n_steps, max(1, CHUNK_BYTES // (64 * row)))
     group = n_dead or n_tokens
     most = max(1, min(CHUNK_TOKENS if steps > 1 else n_tokens, CHUNK_BYTES // (steps * row)))
     tokens = math.ceil(group / math.ceil(group / most)) if group else 1
     return steps, max(1, min(tokens, n_tokens)), n_dims
+
+
+def chunks_of(dims: Sequence[str], shape: Sequence[int], itemsize: int, n_dead: int = 0) -> tuple[int, ...]:
+    """Chunk sizes of any variable: those of `chunk_shape` for matrices, about 8 MiB for others.
+
+    A length of 0 along `step` is one that is not known yet. A chunk never holds two runs: they are written, and
+    mostly read, one at a time.
+    """
+    sizes = dict(zip(dims, shape, strict=True))
+    rest = math.prod(n for dim, n in sizes.items() if dim not in ("run", "step", "token"))
+    tokens = sizes.get("token", 1)
+    if "token" in sizes:
+        steps, tokens, _ = chunk_shape(tokens, rest, itemsize, n_dead, sizes.get("step", 1) or CHUNK_STEPS)
+    else:
+        steps = max(1, min(65536, CHUNK_BYTES // max(1, rest * itemsize)))
+    return tuple({"run": 1, "step": steps, "token": tokens}.get(dim, n) for dim, n in sizes.items())
 
 
 def create_array(
@@ -91,7 +110,7 @@ def create_array(
         chunks=chunks,
         dtype=dtype,
         dimension_names=tuple(dims),
-        compressors=ZstdCodec(level=1, checksum=True),  # without it a flipped bit is returned as data
+        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),  # without it a flipped bit is returned as data
         fill_value=math.nan if floating else None,
         # a chunk that is left out because it equals the fill value cannot be told from a lost one
         config={"write_empty_chunks": True},
@@ -130,6 +149,8 @@ class StoreWriter:
             self._add("dead", rows.dead[self._order], ("token",))
         if rows.text is not None:
             self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
+        if not np.array_equal(rows.tokens, np.arange(len(rows.tokens))):
+            self._add("source_row", self._order, ("token",))
         if runs is not None:
             self._add_runs(runs)
 
@@ -159,26 +180,30 @@ class StoreWriter:
         of_one = schema.of_one_run(dims)
         if len(of_one) < len(dims) and not self.n_runs:
             raise InputError(f"{place(self.group)}: {name!r} has the dimension run; create the store with runs=...")
-        if of_one == schema.MATRIX:
-            n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
-            chunks = chunk_shape(shape[0], shape[1], dtype.itemsize, n_dead)
-            self.chunk_steps = chunks[0]
-        else:
-            chunks = (max(1, min(65536, CHUNK_BYTES // (math.prod(shape) * dtype.itemsize))), *shape)
         lead = (self.n_runs,) * (len(dims) - len(of_one))
-        # a chunk never holds two runs: they are written, and mostly read, one at a time
-        array = create_array(
-            self.group, name, (*lead, self.n_steps, *shape), dims, dtype, (*(1 for _ in lead), *chunks)
-        )
+        n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
+        chunks = chunks_of(dims, (*lead, 0, *shape), dtype.itemsize, n_dead)
+        if of_one == schema.MATRIX:
+            self.chunk_steps = chunks[len(lead)]
+        self.declare(name, dims, (*lead, self.n_steps, *shape), dtype, chunks, attrs)
+
+    def declare(
+        self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
+        attrs: Mapping[str, Any] = {},
+    ) -> None:  # fmt: skip
+        """Declare a variable of any dimensions, with its shape and chunks along all of them."""
+        dtype = np.dtype(dtype)
+        schema.check_variable(name, dims, dtype.name, where=place(self.group))
+        array = create_array(self.group, name, shape, dims, dtype, tuple(chunks))
         self._arrays[name] = array
-        known = [c for c in ("dead", "token_text") if c in self._arrays]
+        known = [c for c in schema.OF_TOKENS if c in self._arrays and "token" in dims]
         array.attrs.update(
             {
                 **schema.attributes(name),
                 # trained in float32 or under autocast: no lattice, unless somebody knows better
                 "precision": "none" if dtype == np.float32 else dtype.name,
                 **attrs,
-                **({"coordinates": " ".join(known)} if "token" in dims and known else {}),
+                **({"coordinates": " ".join(known)} if known else {}),
             }
         )
 

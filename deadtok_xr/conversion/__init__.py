@@ -1,51 +1,112 @@
-"""Convert a recording that somebody saved as HDF5 or safetensors into a recording store, bit for bit.
+"""Convert a recording that somebody saved in their own way into a recording store, bit for bit.
 
     open_source      ->  make_plan    ->  write_plan
     formats.py           planning.py      write.py, then verify.py
-      sources.py           layout.py: the key map, which source key is which variable of a recording
-      hdf5.py              rows.py: which token each row is, and which tokens are dead
-      safetensors.py       plan.py: what comes out
+      sources.py           options.py: what the file does not say; recipes
+      hdf5.py              layout.py, models.py: which source key is which variable of a recording
+      safetensors.py       axes.py, rows.py: what its axes are, which token each row is
+      npz.py               proofs.py: what its values prove
+      torch_checkpoint.py  others.py: everything else that it holds
+      folders.py           plan.py: what comes out
+      derived.py           units.py, markers.py: the work in pieces, and what of it is done
+      sidecars.py
 
 A new file format is one file beside `hdf5.py` and one line in `formats.FORMATS`; a new naming habit is an
-entry in `layout.KNOWN`, or a `Layout` of its own.
+entry in `layout.KNOWN`; a family whose facts are not in its files is a recipe, `conversion/*.toml`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["convert"]
+if TYPE_CHECKING:
+    from deadtok_xr.conversion.options import Options
+    from deadtok_xr.conversion.plan import Plan
+    from deadtok_xr.conversion.sources import Source
+
+__all__ = ["convert", "recipes"]
+
+Progress = Callable[[int, int], None]
 
 
 def convert(
     src: str | Path,
     dest: str | Path,
     *,
-    overwrite: bool = False,
+    recipe: str | Path | None = None,
+    keys: Mapping[str, str] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    include: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    bits: str = "bfloat16",
+    keep_dtype: bool = False,
+    steps: str | None = None,
+    recorded: str | None = None,
+    axis: str = "step",
+    token_ids: Sequence[int] | None = None,
     dead_ids: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    initial: str | Path | None = None,
+    metadata: str | Path | None = None,
+    memory: int | str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    planned: Callable[[Plan], None] | None = None,
 ) -> Path:
     """Convert a recording to a recording store, bit for bit.
 
-    The layout is detected: HDF5 or safetensors by content, variables by their keys (``W``, ``embeddings``,
-    ``grad_W``, ``momentum_W``, ``deltas``, ... : `deadtok_xr.conversion.layout.KNOWN`). ``uint16`` is read as
-    the bits of bfloat16. Memory stays near two blocks of steps, however long the recording is.
+    The format is told by the file's content, the meaning of its arrays by their keys and shapes; float32
+    whose every value is a bfloat16 number is stored as bfloat16, exactly. What can be read in two ways stops
+    with both, and the argument that chooses. Interrupted at any moment, the same call goes on where it was.
 
     Parameters
     ----------
     src
-        An HDF5 or safetensors file.
+        An HDF5, safetensors, NumPy (.npz) or torch (.pt) file; the index of a sharded checkpoint; or a
+        folder of checkpoints, one per step.
     dest
-        The store to write. What a conversion of the same file left unfinished there is begun again;
-        anything else that exists is refused.
-    overwrite
-        Replace a store that exists at ``dest``.
+        The store to write.
+    recipe
+        What is known of a family of recordings and not in its files: the name of a shipped recipe
+        (`deadtok recipes` lists them), or a TOML file.
+    keys
+        Variable of the recording -> key of the source, for keys that are not known: ``{"W": "table"}``.
+    dims
+        Key of the source -> its dimensions, for other arrays whose axes cannot be told.
+    include, drop
+        Keys to keep that would be left out, and to leave out that would be kept.
+    bits
+        What uint16 (and int16) are the bits of: ``"bfloat16"`` or ``"float16"``.
+    keep_dtype
+        Store float32 as float32, even where it is an exact copy of bfloat16.
+    steps
+        ``"recorded"``: the step labels of the file hold. ``"position"``: they drift; rows are numbered
+        0..T. For folders: ``"names"`` or ``"content"`` of the checkpoints.
+    recorded
+        ``"after"`` or ``"before"`` the optimizer's step: in the latter case row 1 repeats row 0, and row
+        t + 1 is the state after update t.
+    axis
+        ``"run"`` if the first of three axes counts repetitions instead of steps.
+    token_ids
+        Vocabulary id of each row, for recordings of some tokens only.
     dead_ids
         Vocabulary ids of the dead tokens, for files that do not say.
+    initial
+        File with the initial weights, which makes a recording of displacements absolute: W[t] is worked
+        out, and refused unless every value lands on the grid.
+    metadata
+        JSON file of settings; one that can only be this recording's is found by itself.
+    memory
+        Bytes of memory to use at most, or text such as ``"1GB"``, which is the default.
+    overwrite
+        Replace a store that exists at ``dest``.
     progress
-        Called with the bytes done and the bytes to do, after every block.
+        Called with the bytes done and the bytes to do.
+    planned
+        Called with the `Plan` before anything is written.
 
     Returns
     -------
@@ -54,10 +115,11 @@ def convert(
     Raises
     ------
     InputError
-        If the file is missing, damaged, or no recording that is understood; if what it says of itself
-        is contradictory. The message names the file, the variable, what was found and what is needed.
+        If the source is missing, damaged, or no recording that is understood; if what it says of itself
+        is contradictory or can be read in two ways; if ``memory`` is too little. The message names the
+        file, the variable, what was found and what is needed.
     DestinationExistsError
-        If ``dest`` exists.
+        If ``dest`` exists, or another conversion is writing it.
     OSError
         If the disk is full or cannot be written; the store stays incomplete and does not open.
 
@@ -65,24 +127,67 @@ def convert(
     -----
     UserWarning
         For values that are NaN or infinite (they are kept), for what of the file is left out, and for
-        float32 or float16 weights: whether they all lie on the bfloat16 grid.
+        whatever the plan notes of the weights.
 
     Examples
     --------
     ::
 
         dx.convert("thimble_7.h5", "thimble_7.zarr")
-        dx.convert("gatsby.safetensors", "gatsby.zarr", dead_ids=[0, 1, 2])
+        dx.convert("gatsby.safetensors", "gatsby.zarr", dead_ids=[0, 1, 2], recipe="gatsby")
+        dx.convert("checkpoints/", "run.zarr", keys={"W": "model.embed.weight"})
     """
-    from deadtok_xr.conversion.formats import open_source
+    from dask.utils import parse_bytes
+
+    from deadtok_xr.conversion.options import Options
     from deadtok_xr.conversion.planning import make_plan
     from deadtok_xr.conversion.write import check_destination, write_plan
 
+    options = Options(
+        keys=dict(keys or {}), dims={k: tuple(v) for k, v in (dims or {}).items()}, include=tuple(include),
+        drop=tuple(drop), bits=bits, keep_dtype=keep_dtype, steps=steps, recorded=recorded, axis=axis,
+        token_ids=token_ids, dead_ids=dead_ids, initial=None if initial is None else Path(initial),
+        metadata=None if metadata is None else Path(metadata),
+    )  # fmt: skip
     src, dest = Path(src), Path(dest)
-    with open_source(src) as source:
-        replace = check_destination(src, dest, overwrite=overwrite)
-        plan = make_plan(source, dead_ids=dead_ids)
-        noticed = write_plan(plan, source, dest, overwrite=replace, progress=progress)
-    for sentence in noticed:  # now that the store is whole: a warning may be turned into an error
+    room = None if memory is None else parse_bytes(memory)
+    with open_for(src, options, recipe) as (source, options):
+        check_destination(source, dest, overwrite=overwrite)
+        plan = make_plan(source, options, progress=progress)
+        if planned is not None:
+            planned(plan)
+        noticed = write_plan(plan, source, dest, overwrite=overwrite, memory=room, progress=progress)
+    for sentence in [*noticed, *_worth_a_warning(plan)]:  # now that the store is whole: a warning may be an error
         warnings.warn(sentence, UserWarning, stacklevel=2)
     return dest
+
+
+@contextmanager
+def open_for(src: Path, options: Options, recipe: str | Path | None = None) -> Iterator[tuple[Source, Options]]:
+    """Open a source with everything that belongs to it; the options with those of the recipe."""
+    from deadtok_xr.conversion.derived import absolute, joined
+    from deadtok_xr.conversion.formats import open_source
+    from deadtok_xr.conversion.layout import KNOWN
+    from deadtok_xr.conversion.options import with_recipe
+    from deadtok_xr.conversion.sidecars import with_metadata
+
+    options = with_recipe(options, recipe)
+    with open_source(src) as opened:
+        source = joined(with_metadata(opened, options.metadata), KNOWN)
+        if options.initial is not None:
+            with open_source(options.initial) as initial:
+                source = absolute(source, initial, KNOWN, options)
+        yield source, options
+
+
+def _worth_a_warning(plan: Plan) -> list[str]:
+    what = "; ".join(f"{name!r} ({why})" for name, why in plan.dropped.items() if why != "as told")
+    left_out = [f"left out of the store: {what}"] if what else []
+    return [f"{plan.path}: {text}" for text in (*plan.warnings, *left_out)]
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """The recipes that are shipped: by name what each is for, where its facts come from, and what it says."""
+    from deadtok_xr.conversion import options
+
+    return {name: options.load_recipe(name) for name in options.recipes()}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr import schema, store
+from deadtok_xr import __version__, schema, store
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.sources import Entry
+from deadtok_xr.errors import InputError
+from deadtok_xr.machine import workers
 
-CHUNKS_AT_ONCE = 4
-"""How many chunks are compressed at a time: more is no faster, and each is a copy in memory."""
-_LIBRARIES = 200 * 2**20
+PIECE_BYTES = 8 * 2**20
+"""How much is read at a time: what was read before is in memory once more only for so much."""
+DEFAULT_MEMORY = 10**9
+IN_FLIGHT = 2
+"""Units at work at a time: one is read while another is compressed."""
+_LIBRARIES = 270 * 10**6  # Python with NumPy, Zarr, h5py and numba loaded
+_TORCH = 250 * 10**6
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,17 @@ class PlannedVariable:
 
     Attributes
     ----------
-    name, dims, shape, dtype
-        As they will be stored; ``shape`` with all steps.
+    name, dims, shape, dtype, chunks
+        As they will be stored.
     key, entry
         As they are in the source.
     first
-        The position of the source's first row along `step`: 1 where the source has no row for the
+        The position along `step` of the source's first row: 1 where the source has no row for the
         initial state, which then becomes NaN.
+    skip
+        How many rows of the source are left out before that.
+    static
+        The source has no step axis; the store has one step.
     attributes
         For the stored variable, beside those of the schema.
     """
@@ -43,36 +56,90 @@ class PlannedVariable:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    first: int
-    attributes: Mapping[str, Any]
+    chunks: tuple[int, ...]
+    first: int = 0
+    skip: int = 0
+    static: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def size(self, dim: str, *, chunk: bool = False) -> int:
+        """The length along a dimension, or of its chunks; 1 where the variable does not have it."""
+        sizes = self.chunks if chunk else self.shape
+        return dict(zip(self.dims, sizes, strict=True)).get(dim, 1)
 
     @property
-    def as_bits(self) -> bool:
-        """Whether integers of the source are read as the bits of bfloat16."""
-        return self.dtype == BFLOAT16 and self.entry.dtype != BFLOAT16
+    def width(self) -> int:
+        """How many values lie behind each (run, step, token)."""
+        known = math.prod(self.size(d) for d in ("run", "step", "token"))
+        return math.prod(self.shape) // known if known else 0
 
-    def block_bytes(self, n_dead: int) -> int:
-        """The size of the block of steps that is held at a time: whole chunks."""
-        row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if self.dims != schema.MATRIX:
-            return min(max(store.CHUNK_BYTES, row), row * self.shape[0])
-        steps = store.chunk_shape(self.shape[1], self.shape[2], self.dtype.itemsize, n_dead)[0]
-        return min(steps, self.shape[0]) * row
+    @property
+    def chunk_bytes(self) -> int:
+        return math.prod(self.chunks) * self.dtype.itemsize
+
+    @property
+    def valid_from(self) -> int:
+        """The first step at which it means something."""
+        return int({**schema.attributes(self.name), **self.attributes}["valid_from"])
+
+    @property
+    def reading(self) -> str:
+        """How the source's values become the stored ones, where they are not the same type."""
+        if self.entry.dtype == self.dtype:
+            return ""
+        if self.entry.dtype is not None and self.entry.dtype.kind in "iu":
+            return f"{self.entry.type_name} read as the bits of {self.dtype.name}"
+        return f"{self.entry.type_name}, every value on the {self.dtype.name} grid: stored as that, exactly"
+
+    def facts(self) -> dict[str, Any]:
+        """What makes it what it is, for comparing two plans."""
+        return {
+            "name": self.name, "key": self.key, "dims": self.dims, "shape": self.shape, "dtype": self.dtype.name,
+            "chunks": self.chunks, "first": self.first, "skip": self.skip, "static": self.static,
+            "attributes": dict(self.attributes),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion, before it is done. `describe` says it in words."""
+    """A conversion, before it is done. `describe` says it in words.
+
+    Attributes
+    ----------
+    path, format, files
+        The source: its path, its format, and every file that is read.
+    variables, steps, rows, runs
+        What will be written. ``runs`` are the labels of a leading run axis, None without one.
+    rows_reason, notes, warnings
+        How the rows were told, and what else a user should know before anything is written; the warnings
+        are said again when it is done.
+    hyperparameters, attributes
+        Settings of the run, and further root attributes.
+    dropped
+        What of the source is left out, and why.
+    """
 
     path: Path
     format: str
+    files: tuple[Path, ...]
     variables: tuple[PlannedVariable, ...]
     steps: NDArray[np.int64]
     rows: store.Rows
     rows_reason: str
-    hyperparameters: Mapping[str, Any]
-    dropped: Mapping[str, str]
-    """What of the source is left out, and why."""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    runs: NDArray[Any] | None = None
+
+    @cached_property
+    def place_on_disk(self) -> NDArray[np.int64]:
+        """For each row of the source its place on disk."""
+        order = self.rows.disk_order()
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return places
 
     @property
     def nbytes(self) -> int:
@@ -80,21 +147,95 @@ class Plan:
         return sum(math.prod(v.shape) * v.dtype.itemsize for v in self.variables)
 
     @property
-    def memory(self) -> int:
-        """An estimate of the peak, in bytes: a block and its copy in the order of the store, chunks being
-        compressed, the source's own buffers, and the libraries."""
-        n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
-        base = _LIBRARIES + 2 * CHUNKS_AT_ONCE * store.CHUNK_BYTES
-        return base + max(2 * v.block_bytes(n_dead) + v.entry.buffer_bytes for v in self.variables)
+    def _fixed(self) -> int:
+        torch = _TORCH if "torch" in self.format else 0
+        buffers = max(v.entry.buffer_bytes for v in self.variables)
+        largest = max(v.chunk_bytes for v in self.variables)
+        compressed = 2 * workers() * largest
+        return _LIBRARIES + torch + buffers + 3 * PIECE_BYTES + compressed + 40 * len(self.rows.tokens)
 
-    def describe(self) -> str:
-        """The plan as text, one line per variable."""
-        lines = [f"{self.path}: {self.format}, {len(self.steps)} steps x {len(self.rows.tokens)} tokens"]
-        lines.append(f"  rows: {self.rows_reason}")
-        for v in self.variables:
-            bits = ", uint16 read as the bits of bfloat16" if v.as_bits else ""
-            shift = ", NaN at the first step" if v.first else ""
-            lines.append(f"  {v.key} -> {v.name} ({', '.join(v.dims)}) {v.dtype.name}{bits}{shift}")
-        lines += [f"  {name} is left out: {why}" for name, why in self.dropped.items()]
-        lines.append(f"  {self.nbytes / 1e9:.3g} GB to copy, about {self.memory / 1e6:.0f} MB of memory")
+    def room(self, memory: int = DEFAULT_MEMORY) -> int:
+        """How large a unit may be, in bytes.
+
+        Raises
+        ------
+        InputError
+            If not even one chunk at a time fits.
+        """
+        room = (memory - self._fixed) // IN_FLIGHT
+        least = max(v.chunk_bytes for v in self.variables)
+        if room < least:
+            buffers = max(self.variables, key=lambda v: v.entry.buffer_bytes)
+            why = (
+                f" ({buffers.entry.buffer_bytes / 1e6:.0f} MB of it because {buffers.key!r} is compressed in chunks "
+                "that can only be read whole)"
+                if buffers.entry.buffer_bytes > PIECE_BYTES
+                else ""
+            )
+            raise InputError(
+                f"{self.path}: converting needs {(self._fixed + IN_FLIGHT * least) / 1e6:.0f} MB of memory{why}, and "
+                f"{memory / 1e6:.0f} MB are allowed; allow more with --memory (memory=)"
+            )
+        return room
+
+    def memory(self, memory: int = DEFAULT_MEMORY) -> int:
+        """The peak that is to be expected, in bytes: no more than ``memory``."""
+        room, v = self.room(memory), max(self.variables, key=_layer_bytes)
+        n_chunks = math.ceil(v.size("token") / v.size("token", chunk=True))
+        at_once = min(n_chunks, max(1, room // v.chunk_bytes))
+        return self._fixed + IN_FLIGHT * at_once * v.chunk_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """What two conversions must agree in to be the same, part by part."""
+        stats = [(path.name, path.stat()) for path in self.files]
+        return {
+            "the source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+            "the variables": [v.facts() for v in self.variables],
+            "the steps": _digest(self.steps),
+            "the tokens": [_digest(self.rows.tokens), None if self.rows.dead is None else _digest(self.rows.dead)],
+            "the settings": {**self.hyperparameters, **self.attributes},
+            "the version of deadtok_xr": __version__,
+        }
+
+    def describe(self, memory: int = DEFAULT_MEMORY) -> str:
+        """The plan as text for one screen."""
+        runs = "" if self.runs is None else f"{len(self.runs)} runs x "
+        lines = [f"{self.path}: {self.format}, {runs}{len(self.steps)} steps x {len(self.rows.tokens)} tokens"]
+        lines.append(f"  steps: {_span(self.steps)}; rows: {self.rows_reason}")
+        lines.append(f"  {'variable':18s}{'from':22s}{'dims':26s}{'shape':24s}{'dtype':10s}{'chunk':18s}{'GB':>8s}")
+        lines += [_row(v) for v in self.variables]
+        lines += [f"  note: {note}" for note in (*self.notes, *self.warnings)]
+        lines += [f"  left out: {name} ({why})" for name, why in self.dropped.items()]
+        total = f"{self.nbytes / 1e9:.3g} GB before compression"
+        lines.append(f"  to write: {total}; at most {self.memory(memory) / 1e6:.0f} MB of memory")
         return "\n".join(lines)
+
+
+def _layer_bytes(v: PlannedVariable) -> int:
+    return v.chunk_bytes * math.ceil(v.size("token") / v.size("token", chunk=True))
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """A plan's facts as one word."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _span(steps: NDArray[np.int64]) -> str:
+    if len(steps) == 1:
+        return f"one, labelled {steps[0]}"
+    gaps = np.unique(np.diff(steps))
+    every = "every one" if gaps.tolist() == [1] else f"every {gaps[0]}th" if len(gaps) == 1 else "with gaps"
+    return f"{steps[0]} to {steps[-1]}, {every}"
+
+
+def _row(v: PlannedVariable) -> str:
+    remarks = [v.reading, "NaN at the first step, which the file does not have" if v.first else ""]
+    shape, chunk = (" x ".join(map(str, sizes)) for sizes in (v.shape, v.chunks))
+    dtype = "bfloat16" if v.dtype == BFLOAT16 else v.dtype.name
+    size = math.prod(v.shape) * v.dtype.itemsize / 1e9
+    line = f"  {v.name:18s}{v.key:22s}{', '.join(v.dims):26s}{shape:24s}{dtype:10s}{chunk:18s}{size:8.3g}"
+    return "\n".join([line, *(f"    {remark}" for remark in remarks if remark)])

@@ -2,239 +2,287 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr import schema
-from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr import schema, store
+from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
+from deadtok_xr.conversion import others
+from deadtok_xr.conversion.axes import Axes, first_row, full_dims
+from deadtok_xr.conversion.derived import ABSOLUTE
 from deadtok_xr.conversion.layout import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
+from deadtok_xr.conversion.models import model_keys
+from deadtok_xr.conversion.options import NOTHING_SAID, Options
 from deadtok_xr.conversion.plan import Plan, PlannedVariable
-from deadtok_xr.conversion.rows import find_rows
+from deadtok_xr.conversion.proofs import all_on_bfloat16_grid, repeats_its_first_step
+from deadtok_xr.conversion.rows import RowPlan, find_rows
 from deadtok_xr.conversion.sources import Entry, Source, listing, whole
 from deadtok_xr.errors import InputError
 
-ATTRIBUTE_SIZE = 64
+Progress = Callable[[int, int], None]
+_DRIFT = 0.9
 
 
-def make_plan(source: Source, *, layout: Layout = KNOWN, dead_ids: Sequence[int] | None = None) -> Plan:
+def make_plan(
+    source: Source, options: Options = NOTHING_SAID, *, layout: Layout = KNOWN, progress: Progress | None = None
+) -> Plan:
     """Work out what each array of a source becomes.
 
     Parameters
     ----------
     source
-        An open source; only its small arrays are read.
+        An open source. Its small arrays are read, and float32 and float16 matrices looked through, until
+        one value is off the bfloat16 grid.
+    options
+        What the source does not say of itself.
     layout
         The key map.
-    dead_ids
-        Vocabulary ids of the dead tokens, for sources that do not say.
+    progress
+        Called with the bytes looked through and those to look through at most.
 
     Raises
     ------
     InputError
-        If the source is no recording that is understood, or contradicts itself.
+        If the source is no recording that is understood, contradicts itself, or can be read in two ways.
     """
-    keys = variable_keys(source, layout)
-    shape = _anchor_shape(source, keys)
-    steps, step_key = _steps(source, layout, shape[0])
-    matrices = [_matrix(source, name, key, shape) for name, key in keys.items() if _is_matrix(name)]
-    found = find_rows(source, layout, shape[1], matrices[0].key, dead_ids)
-    used = {*(v.key for v in matrices), *found.keys, step_key}
-    others, settings, dropped = _others(source, layout, keys, shape, used)
+    keys = variable_keys(source, layout, options)
+    is_model = not any(name in keys for name in WEIGHTS) or "W" in options.keys
+    if is_model:
+        keys = {**model_keys(source, options), **{k: v for k, v in keys.items() if k not in ("E",)}}
+    if options.initial is not None:
+        keys["W"] = ABSOLUTE
+    axes = _axes(source, keys, options)
+    if "W" in keys and not axes.static:
+        others.check_written(source, "W", keys["W"], 0)
+    steps, step_key, notes = _steps(source, layout, axes, options)
+    skip = _skipped(source, keys, axes, options)
+    if skip:
+        steps, axes = steps[:-1], replace(axes, n_steps=axes.n_steps - 1)
+        notes = (
+            *notes,
+            "recorded before each step: row t + 1 of the file is the state after update t",
+        )
+    found = find_rows(source, layout, axes.n_rows, keys.get("W", keys.get("delta", "")), options)
+    context = _Context(source, layout, options, axes, found, skip)
+    matrices = [_matrix(context, name, key) for name, key in keys.items() if _is_matrix(name)]
+    matrices = _decided(context, matrices, progress)
+    used = {*(v.key for v in matrices), *found.keys, step_key, *options.drop}
+    rest = others.others(source, layout, options, keys, axes, used, is_model=is_model)
+    n_dead = 0 if found.rows.dead is None else int(found.rows.dead.sum())
+    variables = tuple(
+        replace(v, chunks=store.chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead), skip=skip if _has_steps(v) else 0)
+        for v in (*matrices, *rest.variables)
+    )
+    stated = options.stated()
     return Plan(
-        source.path, source.format, (*matrices, *others), steps, found.rows, found.reason,
-        {**_plain_attributes(source), **settings}, dropped,
+        source.path, source.format, tuple(source.files()), variables, steps, found.rows, found.reason,
+        hyperparameters={**others.plain_attributes(source), **rest.settings, **options.hyperparameters},
+        attributes={**rest.attributes, **({"conversion": stated} if stated else {})},
+        dropped={**rest.dropped, **{key: "as told" for key in options.drop if key in source.entries}},
+        notes=(*notes, *rest.notes, *_told(options)),
+        warnings=tuple(_about_grids(variables)),
+        runs=None if axes.n_runs is None else np.arange(axes.n_runs),
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Context:
+    source: Source
+    layout: Layout
+    options: Options
+    axes: Axes
+    rows: RowPlan
+    skip: int
+
+
 def _is_matrix(name: str) -> bool:
-    return schema.VARIABLES[name].dims == schema.MATRIX
+    return name in schema.VARIABLES and schema.VARIABLES[name].dims == schema.MATRIX
 
 
-def _anchor_shape(source: Source, keys: Mapping[str, str]) -> tuple[int, int, int]:
-    """The shape that weights or deltas give to the whole recording."""
+def _has_steps(v: PlannedVariable) -> bool:
+    return "step" in v.dims and not v.static
+
+
+def _axes(source: Source, keys: dict[str, str], options: Options) -> Axes:
+    """The sizes that weights or displacements give to the whole recording."""
     name = next((name for name in WEIGHTS if name in keys), None)
     if name is None:
         known = ", ".join(k for w in WEIGHTS for k in (w, *KNOWN.variables[w]))
         raise InputError(
-            f"{source.path} holds no weights: needed: one of {known}; there is {listing(source)}; rename the "
-            "array that holds the weights"
+            f"{source.path} holds no weights: needed: one of {known}, or a model's embedding; there is "
+            f"{listing(source)}; name the array that holds the weights with --key W=NAME (keys={{'W': NAME}})"
         )
-    key = keys[name]
-    shape = source.entries[key].shape
-    if len(shape) != 3:
-        hint = "; convert one run at a time" if len(shape) == 4 else ""
+    shape = numeric(source, keys[name]).shape
+    if len(shape) not in (2, 3, 4):
         raise InputError(
-            f"{source.path}: variable {key!r} has the shape {shape}; needed: three axes, (step, token, dim){hint}"
+            f"{source.path}: variable {keys[name]!r} has the shape {shape}; needed: three axes, (step, token, dim), "
+            "four with a run axis before them, or two for a model at one step"
         )
     if 0 in shape:
-        raise InputError(f"{source.path}: variable {key!r} is empty, {shape}; needed: at least one step, token and dim")
-    return shape
+        raise InputError(
+            f"{source.path}: variable {keys[name]!r} is empty, {shape}; needed: at least one step, token and dim"
+        )
+    if len(shape) == 2:
+        return Axes(None, 1, shape[0], shape[1], static=True)
+    if len(shape) == 3 and options.axis == "run":
+        return Axes(shape[0], 1, shape[1], shape[2], static=True)
+    return Axes(shape[0] if len(shape) == 4 else None, shape[-3], shape[-2], shape[-1])
 
 
-def _matrix(source: Source, name: str, key: str, anchor: tuple[int, int, int]) -> PlannedVariable:
+def _matrix(context: _Context, name: str, key: str) -> PlannedVariable:
+    source, axes = context.source, context.axes
     entry, spec = numeric(source, key), schema.VARIABLES[name]
-    dtype = _stored_dtype(entry)
+    dtype = stored_dtype(entry, context.options)
     if dtype.name not in spec.dtypes:
         raise InputError(
             f"{source.path}: variable {key!r} has the dtype {entry.type_name}; needed: "
-            f"{', '.join(spec.dtypes)}, or uint16 that holds the bits of bfloat16; save it again in one of "
-            "them"
+            f"{', '.join(spec.dtypes)}, or uint16 that holds their bits; save it again in one of them"
         )
-    first = _first(name, entry, anchor[0])
-    if len(entry.shape) != 3 or first is None or entry.shape[1:] != anchor[1:]:
-        raise InputError(f"{source.path}: variable {key!r} has the shape {entry.shape}; needed: {anchor}")
-    _check_written(source, name, key, first)
-    extra = {"precision": "none"} if name == "delta" else {}
-    return PlannedVariable(name, key, entry, spec.dims, anchor, dtype, first, {**_origin(key, entry), **extra})
+    dims, lead = full_dims(spec.dims, axes), len(axes.lead())
+    n = axes.n_steps + context.skip
+    first = first_row(entry.shape[lead] if len(entry.shape) > lead else 0, n, name, dtype) if not axes.static else 0
+    due = (*axes.lead(), *(() if axes.static else (n - (first or 0),)), axes.n_rows, axes.n_dims)
+    if first is None or entry.shape != due:
+        raise InputError(f"{source.path}: variable {key!r} has the shape {entry.shape}; needed: {due}")
+    others.check_written(source, name, key, first)
+    shape = tuple(axes.size(d) for d in dims)
+    extra: dict[str, Any] = {"precision": "none"} if name == "delta" else {}
+    if name in context.options.precision:
+        extra["precision"] = context.options.precision[name]
+    if name in context.options.notes:
+        extra["note"] = context.options.notes[name]
+    attributes = {"source_key": key, "source_dtype": entry.type_name, **extra}
+    return PlannedVariable(name, key, entry, dims, shape, dtype, (), first, 0, axes.static, attributes)
 
 
-def _stored_dtype(entry: Entry) -> np.dtype[Any]:
+def stored_dtype(entry: Entry, options: Options) -> np.dtype[Any]:
+    """What an array of weights is stored as, before its values are looked at."""
     assert entry.dtype is not None
-    return BFLOAT16 if entry.dtype == np.uint16 else entry.dtype
+    return GRIDS[options.bits].dtype if entry.dtype in (np.uint16, np.int16) else entry.dtype
 
 
-def _origin(key: str, entry: Entry) -> dict[str, str]:
-    return {"source_key": key, "source_dtype": entry.type_name}
+def _decided(context: _Context, matrices: list[PlannedVariable], progress: Progress | None) -> list[PlannedVariable]:
+    """The matrices once it is known which of the float32 and float16 ones are copies of bfloat16."""
+    wide = [v for v in matrices if v.entry.dtype in (np.float32, np.float16)]
+    total, done = sum(v.entry.nbytes for v in wide), 0
+
+    def looked(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(min(done, total), total)
+
+    found = []
+    for v in matrices:
+        if v in wide:
+            v = _as_proven(v, all_on_bfloat16_grid(context.source, v.key, looked), context.options)
+        found.append(v)
+    if progress is not None and done:
+        progress(total, total)
+    return found
 
 
-def _first(name: str, entry: Entry, n_steps: int) -> int | None:
-    """Where a source's rows begin: one late if they are one short and the variable begins at step 1."""
-    if not entry.shape:
-        return None
-    if entry.shape[0] == n_steps - 1 and schema.attributes(name)["valid_from"] == 1:
+def _as_proven(v: PlannedVariable, on_grid: bool, options: Options) -> PlannedVariable:
+    attributes = dict(v.attributes)
+    if v.name in ("W", "E") and "precision" not in options.precision:
+        own = "float16" if v.entry.dtype == np.float16 else "none"
+        attributes["precision"] = options.precision.get(v.name, "bfloat16" if on_grid else own)
+    narrow = on_grid and v.entry.dtype == np.float32 and not options.keep_dtype
+    return replace(v, dtype=BFLOAT16 if narrow else v.dtype, attributes=attributes)
+
+
+def _skipped(source: Source, keys: dict[str, str], axes: Axes, options: Options) -> int:
+    """How many rows a recorder that ran before the optimizer's step repeats at the beginning: 1 or 0."""
+    if axes.static or "W" not in keys or keys["W"] == ABSOLUTE or options.recorded == "after":
+        return 0
+    repeats = repeats_its_first_step(source, keys["W"], len(axes.lead()))
+    if options.recorded == "before":
+        if not repeats:
+            raise InputError(
+                f"{source.path}: {keys['W']!r} at position 1 is not what it is at position 0, so it was not recorded "
+                "before each step; leave out --recorded before (recorded='before')"
+            )
         return 1
-    return 0 if entry.shape[0] == n_steps else None
-
-
-def _check_written(source: Source, name: str, key: str, first: int) -> None:
-    """Refuse steps that nobody wrote: they read as zeros, like tokens frozen at the origin.
-
-    At step 0 only weights must be there: moments and gradients are 0 before the first update.
-    """
-    since = 0 if name in ("W", "E") else 1
-    holes = [hole for hole in source.unwritten(key) if hole.stop - 1 + first >= since]
-    if holes:
+    if repeats:
         raise InputError(
-            f"{source.path}: variable {key!r} was never written at positions {holes[0].start}.."
-            f"{holes[-1].stop - 1} of {source.entries[key].shape[0]} ({len(holes)} gap(s)); needed: "
-            "all of them; copy the file again, or save the part that was recorded"
+            f"{source.path}: {keys['W']!r} is the same at positions 0 and 1, and moves after that. Either it was "
+            "recorded before each optimizer step, and position t + 1 is the state after update t: say --recorded "
+            "before (recorded='before'); or the first update changed nothing, as with a learning rate that warms "
+            "up from 0: say --recorded after (recorded='after')"
         )
+    return 0
 
 
-def _steps(source: Source, layout: Layout, n_steps: int) -> tuple[NDArray[np.int64], str | None]:
-    key = single_key(source, layout.steps, "the step labels")
-    if key is None:
-        return np.arange(n_steps), None
+def _steps(
+    source: Source, layout: Layout, axes: Axes, options: Options
+) -> tuple[NDArray[np.int64], str | None, tuple[str, ...]]:
+    """The step labels, the key that they come from, and what is to be said of them."""
+    n = axes.n_steps
+    key = single_key(source, layout.steps, "the step labels", options)
+    if key is None or axes.static:
+        return np.arange(n), None, ()
     entry = numeric(source, key)
-    if entry.shape != (n_steps,) or entry.dtype is None or entry.dtype.kind not in "iu":
-        raise InputError(f"{source.path}: {key!r} is {entry}; needed: {n_steps} integers, one per step")
+    if options.steps == "position":
+        return np.arange(n), key, (f"{key!r} is not used: the rows are numbered 0..{n - 1}",)
+    if entry.shape != (n,) or entry.dtype is None or entry.dtype.kind not in "iu":
+        raise InputError(f"{source.path}: {key!r} is {entry}; needed: {n} integers, one per step")
     labels = whole(source, key).astype(np.int64)
+    _check_ascending(source, key, labels)
+    if options.steps is None and _drifts(labels):
+        raise InputError(
+            f"{source.path}: {key!r} runs from {labels[0]} to {labels[-1]} over {n} rows and skips a number "
+            f"{int((np.diff(labels) == 2).sum())} time(s). Either the labels are right and those steps are missing: "
+            "say --steps recorded (steps='recorded'); or the labels drift, as where a Trainer's hook also counts the "
+            "ends of epochs, and the rows follow each other: say --steps position (steps='position')"
+        )
+    return labels, key, ()
+
+
+def _drifts(labels: NDArray[np.int64]) -> bool:
+    """Whether nearly all steps follow each other, but a few numbers are left out, one at a time."""
+    gaps = np.diff(labels)
+    skips = int((gaps == 2).sum())
+    return bool(skips and set(gaps.tolist()) == {1, 2} and (gaps == 1).mean() >= _DRIFT)
+
+
+def _check_ascending(source: Source, key: str, labels: NDArray[np.int64]) -> None:
     if (np.diff(labels) <= 0).any():
         i = int(np.argmax(np.diff(labels) <= 0))
         raise InputError(
             f"{source.path}: {key!r} does not ascend: {labels[i]} is followed by {labels[i + 1]} at position "
-            f"{i + 1}; needed: ascending step labels; remove the repeated records, or leave {key!r} out"
+            f"{i + 1}; needed: ascending step labels; say --steps position (steps='position') if the rows follow each "
+            "other all the same"
         )
-    return labels, key
 
 
-def _others(
-    source: Source,
-    layout: Layout,
-    keys: Mapping[str, str],
-    shape: tuple[int, int, int],
-    used: set[str | None],
-) -> tuple[list[PlannedVariable], dict[str, Any], dict[str, str]]:
-    """Everything but matrices and rows: further variables, settings, and what is left out and why."""
-    names = {key: name for name, key in keys.items()}
-    variables: list[PlannedVariable] = []
-    settings: dict[str, Any] = {}
-    dropped: dict[str, str] = {}
-    for key, entry in source.entries.items():
-        if key in used:
+def _told(options: Options) -> list[str]:
+    return [text if name == "" else f"{name}: {text}" for name, text in options.notes.items()]
+
+
+def _about_grids(variables: tuple[PlannedVariable, ...]) -> list[str]:
+    """What the values proved, for weights whose type does not say what they were trained in."""
+    found = []
+    for v in variables:
+        if v.name not in ("W", "E") or v.entry.dtype not in (np.float32, np.float16):
             continue
-        variable = _variable(layout, names.get(key), key, entry, shape)
-        if variable is not None and not _is_free(variable.name, variables):
-            dropped[key] = f"{entry}: a variable cannot have the name {variable.name!r}, or another has it"
-        elif variable is not None:
-            _check_written(source, variable.name, key, variable.first)
-            variables.append(variable)
-        elif entry.dtype is not None and (not entry.shape or (_is_short(entry) and key not in names)):
-            settings[key] = plain(whole(source, key))
-        else:
-            dropped[key] = _why_not(entry, shape[0])
-    return variables, settings, dropped
-
-
-def _is_short(entry: Entry) -> bool:
-    return len(entry.shape) == 1 and entry.shape[0] <= ATTRIBUTE_SIZE
-
-
-def _is_free(name: str, variables: Sequence[PlannedVariable]) -> bool:
-    """Whether a source's own name can be a variable's: a plain folder name that nothing else has."""
-    plain_name = re.fullmatch(r"\w[\w. -]*", name) and not name.startswith("__") and name != "zarr.json"
-    return bool(plain_name) and name not in {*schema.COORDINATES, *(v.name for v in variables)}
-
-
-def _variable(
-    layout: Layout, name: str | None, key: str, entry: Entry, shape: tuple[int, int, int]
-) -> PlannedVariable | None:
-    """A variable per step that is no matrix of the schema; None if it has no step axis or no numbers."""
-    first = _first(name or key, entry, shape[0])
-    if first is None or entry.dtype is None or 0 in entry.shape:
-        return None
-    spec = schema.VARIABLES.get(name) if name else None
-    dtype = _stored_dtype(entry) if spec else entry.dtype
-    dims = _dims(layout, key, entry, shape)
-    attributes: dict[str, Any] = _origin(key, entry)
-    sizes = (shape[0], *entry.shape[1:])
-    due = dict(zip(schema.MATRIX, shape, strict=True))
-    if spec is not None and (dtype.name not in spec.dtypes or sizes != tuple(due[d] for d in spec.dims)):
-        name = f"{name}_{entry.type_name}"  # exact, under a name that does not promise what the schema does
-        attributes |= spec.attributes()
-    elif spec is not None:
-        dims = spec.dims
-    return PlannedVariable(name or key.replace("/", "."), key, entry, dims, sizes, dtype, first, attributes)
-
-
-def _dims(layout: Layout, key: str, entry: Entry, shape: tuple[int, int, int]) -> tuple[str, ...]:
-    if entry.shape[1:] == shape[1:]:
-        return schema.MATRIX
-    if key in layout.per_token and entry.shape[1:] == shape[1:2]:
-        return ("step", "token")
-    return ("step", *(f"{key.replace('/', '.')}_{i}" for i in range(1, len(entry.shape))))
-
-
-def _why_not(entry: Entry, n_steps: int) -> str:
-    if entry.dtype is None:
-        return f"{entry}: recordings hold numbers"
-    if entry.shape and entry.shape[0] == n_steps - 1:
-        return f"{entry}: one entry less than the {n_steps} steps, and nothing says which is missing"
-    return f"{entry}: its first axis is not the {n_steps} steps"
-
-
-def _plain_attributes(source: Source) -> dict[str, Any]:
-    return dict(_plain_items(source.attributes))
-
-
-def _plain_items(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in attributes.items():
-        if np.size(value) <= ATTRIBUTE_SIZE:
-            yield name, plain(value)
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON can hold it: exact numbers; what is no JSON number, and anything else, as text."""
-    value = value.astype(np.float64) if getattr(value, "dtype", None) == BFLOAT16 else value
-    value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    exact = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
-    return value if exact else str(value)
+        precision = v.attributes["precision"]
+        if precision == "bfloat16" and v.dtype != BFLOAT16:
+            lossy = (
+                "; float16 has fewer places below 6e-5, and none below 6e-8: what was there is rounded, and lost"
+                if v.dtype == np.float16
+                else ""
+            )
+            found.append(
+                f"{v.name!r} is {v.dtype}, but every value lies on the bfloat16 grid: it is taken for a copy of "
+                f"bfloat16 weights, and analysed on that grid{lossy}"
+            )
+        elif precision == "none":
+            found.append(
+                f"{v.name!r} is float32 and not on the bfloat16 grid: it has no lattice, and what needs one will ask "
+                "for a precision"
+            )
+    return found

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.conversion.layout import Layout, numeric, single_key
+from deadtok_xr.conversion.options import Options, same_ids
 from deadtok_xr.conversion.sources import Source, whole
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import Rows
 
 GIVEN = "dead_ids="
+GIVEN_TOKENS = "token_ids="
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,50 @@ class RowPlan:
     keys: tuple[str, ...]
 
 
-def find_rows(
-    source: Source, layout: Layout, n_rows: int, variable: str, given: Sequence[int] | None = None
-) -> RowPlan:
-    """Work out the rows from masks, lists of ids and the number of rows.
+def find_rows(source: Source, layout: Layout, n_rows: int, variable: str, options: Options) -> RowPlan:
+    """Work out the rows from masks, lists of ids, the number of rows, and what the caller says.
 
     Raises
     ------
     InputError
         If what the file or the caller says is impossible or contradictory.
     """
-    mask, mask_keys = _mask(source, layout)
-    ids = _ids(source, layout.dead_ids, "the dead ids")
-    live = _ids(source, layout.live_ids, "the live ids")
-    keys = (*mask_keys, *(x.name for x in (ids, live) if x is not None))
-    if given is not None:
-        ids = _given(source, given, mask, ids)
+    mask, mask_keys = _mask(source, layout, options)
+    ids = _ids(source, layout.dead_ids, "the dead ids", options)
+    live = _ids(source, layout.live_ids, "the live ids", options)
+    tokens = _ids(source, layout.token_ids, "the token ids of the rows", options)
+    keys = (*mask_keys, *(x.name for x in (ids, live, tokens) if x is not None))
+    if options.dead_ids is not None:
+        ids = _given(source, options.dead_ids, mask, ids)
+    if options.token_ids is not None:
+        tokens = _checked_ids(source, Named(GIVEN_TOKENS, np.asarray(options.token_ids)))
     if mask is not None and ids is not None:
         _agree(source, mask, ids)
     _check_live(source, mask, ids, live)
-    rows, reason = _rows(source, n_rows, variable, mask, ids, live)
+    if tokens is not None:
+        rows, reason = _rows_by_token(source, n_rows, variable, tokens, mask, ids)
+    else:
+        rows, reason = _rows(source, n_rows, variable, mask, ids, live)
     if live is not None and not _says_all(rows, live):
         keys = tuple(k for k in keys if k != live.name)  # it says less than `dead`: kept for what it is
     return RowPlan(rows, reason, keys)
+
+
+def _rows_by_token(
+    source: Source, n_rows: int, variable: str, tokens: Named, mask: Named | None, ids: Named | None
+) -> tuple[Rows, str]:
+    if len(tokens.values) != n_rows:
+        raise InputError(
+            f"{source.path}: {tokens.name!r} names {len(tokens.values)} tokens, and {variable!r} has {n_rows} rows; "
+            "needed: one id for each row"
+        )
+    reason = f"the tokens of {tokens.name!r}, in its order"
+    if mask is not None:
+        _check_range(source, tokens, len(mask.values), f"the entries of {mask.name!r}")
+        return Rows(tokens.values, mask.values[tokens.values]), f"{reason}; dead are those of {mask.name!r}"
+    if ids is not None:
+        return Rows(tokens.values, np.isin(tokens.values, ids.values)), f"{reason}; dead are those in {ids.name!r}"
+    return Rows(tokens.values), f"{reason}; nothing says which are dead"
 
 
 def _rows(
@@ -87,14 +110,15 @@ def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: 
         return Rows(tokens, np.ones(n_dead, bool)), f"the dead tokens alone, {order}"
     raise InputError(
         f"{source.path}: {variable!r} has {n_rows} rows, but {mask.name!r} has {n} entries, {n_dead} of them "
-        f"dead; needed: {n} rows, one per token, or {n_dead}, one per dead token"
+        f"dead; needed: {n} rows, one per token, or {n_dead}, one per dead token; or say which token each row is with "
+        "--token-ids FILE (token_ids=)"
     )
 
 
-def _mask(source: Source, layout: Layout) -> tuple[Named | None, tuple[str, ...]]:
+def _mask(source: Source, layout: Layout, options: Options) -> tuple[Named | None, tuple[str, ...]]:
     """Which tokens are dead, from a dead mask or else the opposite of a live mask."""
-    dead = _read_mask(source, layout.dead_mask, "the dead mask")
-    live = _read_mask(source, layout.live_mask, "the live mask")
+    dead = _read_mask(source, layout.dead_mask, "the dead mask", options)
+    live = _read_mask(source, layout.live_mask, "the live mask", options)
     if dead is not None and live is not None and not np.array_equal(dead.values, ~live.values):
         raise InputError(
             f"{source.path}: {dead.name!r} and {live.name!r} contradict each other; needed: each token in "
@@ -106,8 +130,8 @@ def _mask(source: Source, layout: Layout) -> tuple[Named | None, tuple[str, ...]
     return dead, keys
 
 
-def _read_mask(source: Source, keys: tuple[str, ...], meaning: str) -> Named | None:
-    key = single_key(source, keys, meaning)
+def _read_mask(source: Source, keys: tuple[str, ...], meaning: str, options: Options) -> Named | None:
+    key = single_key(source, keys, meaning, options)
     if key is None:
         return None
     entry = numeric(source, key)
@@ -117,8 +141,8 @@ def _read_mask(source: Source, keys: tuple[str, ...], meaning: str) -> Named | N
     return Named(key, values.astype(bool))
 
 
-def _ids(source: Source, keys: tuple[str, ...], meaning: str) -> Named | None:
-    key = single_key(source, keys, meaning)
+def _ids(source: Source, keys: tuple[str, ...], meaning: str, options: Options) -> Named | None:
+    key = single_key(source, keys, meaning, options)
     if key is None:
         return None
     numeric(source, key)
@@ -146,7 +170,7 @@ def _given(source: Source, given: Sequence[int], mask: Named | None, ids: Named 
     """The ids that the caller names, once they do not contradict the file."""
     named = _checked_ids(source, Named(GIVEN, np.asarray(given)))
     if ids is not None:
-        if not np.array_equal(np.sort(named.values), np.sort(ids.values)):
+        if not same_ids(named.values, ids.values):
             raise InputError(
                 f"{source.path}: {GIVEN} names {len(named.values)} tokens, and {ids.name!r} in the file "
                 f"{len(ids.values)} others; needed: the same ones; leave {GIVEN} out to use the file's"
@@ -195,4 +219,4 @@ def _says_all(rows: Rows, live: Named) -> bool:
     """Whether the list of live ids says no more than that the other tokens are live."""
     if rows.dead is None:
         return False
-    return bool(rows.dead.all()) or np.array_equal(np.sort(live.values), rows.tokens[~rows.dead])
+    return bool(rows.dead.all()) or same_ids(live.values, rows.tokens[~rows.dead])

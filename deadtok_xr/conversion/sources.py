@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
+
+_PIECE = 16 * 2**20
+_DAMAGE = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError, MemoryError,
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
+)  # fmt: skip
+"""What readers raise over a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Source(Protocol):
     format: str
     entries: Mapping[str, Entry]
     attributes: Mapping[str, Any]
+    aliases: Mapping[str, str] = MappingProxyType({})
+    """Entries that are the very same numbers as another (tied weights): the later name -> the first."""
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         """Part of an array: a slice (with a start and a stop, inside the array) per leading axis; of a scalar none."""
@@ -84,9 +96,30 @@ def whole(source: Source, name: str) -> NDArray[Any]:
     return source.read(name, *(slice(0, n) for n in source.entries[name].shape[:1]))
 
 
+def readable(source: Source, name: str) -> np.dtype[Any]:
+    """The dtype of an entry that can be read, or an error."""
+    entry = source.entries[name]
+    if entry.dtype is None:
+        raise InputError(
+            f"{source.path}: variable {name!r} cannot be read: it is {entry}; needed: plain numbers; save it as such"
+        )
+    return entry.dtype
+
+
 def part_of(name: str, where: tuple[slice, ...]) -> str:
     """What is read, for messages."""
     return ", ".join([f"variable {name!r}", *(f"{s.start}..{s.stop - 1}" for s in where[:1])])
+
+
+def slabs(shape: tuple[int, ...], itemsize: int, most: int) -> Iterator[tuple[slice, ...]]:
+    """An array in parts of no more than ``most`` bytes, in order: what `Source.read` takes for each."""
+    row = max(1, math.prod(shape[1:]) * itemsize)
+    if row <= most or len(shape) == 1:
+        step = max(1, most // row)
+        yield from ((slice(i, min(i + step, shape[0])),) for i in range(0, shape[0], step))
+        return
+    for i in range(shape[0]):
+        yield from ((slice(i, i + 1), *rest) for rest in slabs(shape[1:], itemsize, most))
 
 
 def read_slab(
@@ -114,8 +147,8 @@ def read_slab(
 
 
 def _fill(file: BinaryIO, room: memoryview) -> None:
-    while room:  # one call reads 2 GB at most
-        n = file.readinto(room)  # type: ignore[attr-defined]
+    while room:  # a file of the system gives 2 GB at most, and one that is unpacked holds a copy of what it gives
+        n = file.readinto(room[:_PIECE])  # type: ignore[attr-defined]
         if not n:
             raise OSError("the file has become shorter")
         room = room[n:]
@@ -135,7 +168,7 @@ def reading(path: Path, what: str, format_: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{path}: {what} cannot be read as {format_} ({reason}): the file is damaged, truncated or still "

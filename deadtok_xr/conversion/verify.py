@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import reader, store
-from deadtok_xr.conversion.formats import open_source
-from deadtok_xr.conversion.plan import Plan, PlannedVariable
+from deadtok_xr.conversion import open_for
+from deadtok_xr.conversion.options import Options
+from deadtok_xr.conversion.plan import Plan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.sources import Source
-from deadtok_xr.conversion.write import read_block
+from deadtok_xr.conversion.units import Unit, divide, fill, word_type
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.reader import place
 
@@ -43,7 +44,13 @@ class Verification:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(path: str | Path, source: str | Path | None = None, *, progress: Progress | None = None) -> Verification:
+def verify(
+    path: str | Path,
+    source: str | Path | None = None,
+    *,
+    initial: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Verification:
     """Read every chunk of a store against its checksum, and compare every bit with the source.
 
     Parameters
@@ -51,9 +58,12 @@ def verify(path: str | Path, source: str | Path | None = None, *, progress: Prog
     path
         A recording store.
     source
-        The file that it was converted from; None to look at the store alone.
+        The file or folder that it was converted from; None to look at the store alone. It is read with
+        the options that the store was converted with.
+    initial
+        Where the initial weights lie that were added to displacements; None for beside the source.
     progress
-        Called with the chunks done and the chunks to do.
+        Called with the chunks done and the chunks to do, then with the bytes compared and to compare.
 
     Returns
     -------
@@ -67,10 +77,10 @@ def verify(path: str | Path, source: str | Path | None = None, *, progress: Prog
     """
     group, _ = store.open_group(path)
     found = Verification()
-    _check_chunks(group, found, progress or (lambda done, total: None))
+    progress = progress or (lambda done, total: None)
+    _check_chunks(group, found, progress)
     if source is not None and not found.problems:
-        with open_source(source) as opened:
-            _compare(group, opened, found)
+        _compare(group, Path(source), found, None if initial is None else Path(initial), progress)
     return found
 
 
@@ -88,53 +98,79 @@ def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) ->
             progress(found.n_chunks, total)
 
 
-def _compare(group: zarr.Group, source: Source, found: Verification) -> None:
-    plan = make_plan(source, dead_ids=_known_dead(group, source))
-    order = plan.rows.disk_order()
-    for name, ours, theirs in (
-        ("steps", store.read_small(group, "step"), plan.steps),
-        ("tokens", store.read_small(group, "token"), plan.rows.tokens[order]),
-    ):
-        if not np.array_equal(ours, theirs):
-            raise InputError(
-                f"{place(group)} has other {name} than {source.path}: it is not the source of this store, or was "
-                "converted with other options"
-            )
+def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path | None, progress: Progress) -> None:
+    with open_for(path, _options(group, path, initial)) as (source, options):
+        plan = make_plan(source, options)
+        for name, ours, theirs in (
+            ("steps", store.read_small(group, "step"), plan.steps),
+            ("tokens", store.read_small(group, "token"), plan.rows.tokens[plan.rows.disk_order()]),
+        ):
+            if not np.array_equal(ours, theirs):
+                raise InputError(
+                    f"{place(group)} has other {name} than {path}: it is not the source of this store, or was "
+                    "converted with other options"
+                )
+        found.problems += _compared(group, plan, source, found, progress)
+
+
+def _options(group: zarr.Group, path: Path, initial: Path | None) -> Options:
+    """The options that the store was converted with; ids that it was told are in its coordinates."""
+    stated: dict[str, Any] = dict(cast(Any, group.attrs.get("conversion", {})))
+    given = [name for name in ("token_ids", "dead_ids") if stated.pop(name, None) is not None]
+    told: dict[str, Any] = {name: _ids_in(group, name) for name in given}
+    for name in ("initial", "metadata"):
+        if name in stated:
+            stated[name] = path.parent / Path(stated[name]).name
+    if initial is not None:
+        stated["initial"] = initial
+    for name, value in stated.items():
+        if isinstance(value, list):
+            stated[name] = tuple(value)
+    if "dims" in stated:
+        stated["dims"] = {key: tuple(dims) for key, dims in stated["dims"].items()}
+    return Options(**stated, **told)
+
+
+def _ids_in(group: zarr.Group, name: str) -> list[int]:
+    tokens = store.read_small(group, "token")
+    if name == "dead_ids":
+        return [int(t) for t in tokens[store.read_small(group, "dead")]]
+    rows = store.read_small(group, "source_row") if "source_row" in group else tokens
+    return [int(t) for t in tokens[np.argsort(rows)]]
+
+
+def _compared(group: zarr.Group, plan: Plan, source: Source, found: Verification, progress: Progress) -> Iterator[str]:
+    done = 0
     for variable in plan.variables:
-        found.problems += _differences(group, variable, plan, source, order)
+        array = group.get(variable.name)
+        if not isinstance(array, zarr.Array) or array.shape != variable.shape or array.dtype != variable.dtype:
+            yield f"{place(group)}: {variable.name!r} is not what {source.path}'s {variable.key!r} would become"
+            continue
+        n_different, first = 0, None
+        for unit in (u for u in divide(plan, plan.room()) if u.variable is variable):
+            different = _differences(unit, plan, source, array)
+            n_different += len(different)
+            if first is None and len(different):
+                first = plan.steps[unit.steps.start + int(different[:, 1].min())]
+            done += unit.nbytes
+            progress(min(done, plan.nbytes), plan.nbytes)
+        if n_different:
+            yield (
+                f"{place(group)}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ from "
+                f"{source.path}'s {variable.key!r}, the first at step {first}: convert it again"
+            )
         found.compared.append(variable.name)
 
 
-def _known_dead(group: zarr.Group, source: Source) -> list[int] | None:
-    """The dead tokens that the store was told of when the source does not know them."""
-    if "dead" not in group or make_plan(source).rows.dead is not None:
-        return None
-    return [int(t) for t in store.read_small(group, "token")[store.read_small(group, "dead")]]
-
-
-def _differences(
-    group: zarr.Group, variable: PlannedVariable, plan: Plan, source: Source, order: NDArray[np.int64]
-) -> Iterator[str]:
-    array = group.get(variable.name)
-    if not isinstance(array, zarr.Array) or array.shape != variable.shape:
-        yield f"{place(group)}: {variable.name!r} is not there in the shape of {source.path}'s {variable.key!r}"
-        return
-    n_different, first = 0, None
-    for start in range(0, array.shape[0], array.chunks[0]):
-        stop = min(start + array.chunks[0], array.shape[0])
-        theirs = read_block(variable, source, start, stop)
-        theirs = theirs[:, order] if "token" in variable.dims else theirs
-        differs = _bits(np.asarray(array[start:stop])) != _bits(theirs)
-        n_different += int(differs.sum())
-        if first is None and differs.any():
-            first = plan.steps[start + int(np.argwhere(differs)[0][0])]
-    if n_different:
-        yield (
-            f"{place(group)}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ from "
-            f"{source.path}'s {variable.key!r}, the first at step {first}: convert it again"
-        )
-
-
-def _bits(values: NDArray[Any]) -> NDArray[Any]:
-    values = np.ascontiguousarray(values)
-    return values.view(f"u{values.dtype.itemsize}") if values.dtype.itemsize in (1, 2, 4, 8) else values
+def _differences(unit: Unit, plan: Plan, source: Source, array: zarr.Array[Any]) -> NDArray[np.int64]:
+    """Where the values of a unit differ from the source's: (chunk, step, row, value) of each."""
+    theirs = np.empty(unit.layout(), word_type(array.dtype))
+    fill(unit, plan, source, theirs, array.fill_value)
+    read, found = reader.chunk_reader(array), []
+    for k, position in enumerate(unit.positions()):
+        chunk = np.ascontiguousarray(read(position)).view(theirs.dtype)
+        rows = chunk.shape[unit.variable.dims.index("token")] if "token" in unit.variable.dims else 1
+        ours = chunk.reshape(len(unit.steps), rows, unit.variable.width)
+        at = np.argwhere(ours != theirs[k, : len(unit.steps), :rows])
+        found.append(np.insert(at, 0, k, axis=1))
+    return np.concatenate(found)

@@ -2,72 +2,84 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
+from blake3 import blake3
+from numcodecs.zstd import Zstd
 
-from deadtok_xr import schema, store
-from deadtok_xr.bfloat16 import BFLOAT16, decode, on_grid
-from deadtok_xr.conversion.plan import CHUNKS_AT_ONCE, Plan, PlannedVariable
+from deadtok_xr import store, zarr_dtype
+from deadtok_xr.conversion.markers import Markers, folder_of
+from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
 from deadtok_xr.conversion.sources import Source, reading
-from deadtok_xr.errors import InputError
+from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_type
+from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.machine import workers
 
 MADE_BY = "convert"
-_HASH_BLOCK = 4 * 2**20
+_HASH_BLOCK = 2**20
 Progress = Callable[[int, int], None]
 
 
-def check_destination(src: Path, dest: Path, *, overwrite: bool) -> bool:
-    """Whether what is at a destination may be replaced, if anything is there.
-
-    That is so with ``overwrite``, and for what a conversion of the same source left unfinished.
+def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that cannot be one.
 
     Raises
     ------
     InputError
         If replacing the destination would destroy the source, or its folder cannot be one.
     DestinationExistsError
-        If something else is there.
+        If something is there that is neither to be replaced nor an unfinished conversion.
     """
-    inner, outer = src.resolve(), dest.resolve()
-    if outer == inner or outer in inner.parents:
-        raise InputError(
-            f"the source {src} lies in the destination {dest}, which would be replaced; choose another destination"
-        )
+    outer = dest.resolve()
+    for path in {source.path, *source.files()}:
+        inner = path.resolve()
+        if outer == inner or outer in inner.parents:
+            raise InputError(
+                f"the source {path} lies in the destination {dest}, which would be replaced; choose another destination"
+            )
     blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
-    replace = overwrite or _is_unfinished(src, dest)
-    store.refuse_existing(dest, overwrite=replace)
-    return replace
+    if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
+        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.path, dest))
+
+
+def _root(dest: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((dest / "zarr.json").read_text())["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _is_unfinished(src: Path, dest: Path) -> bool:
-    """Whether a conversion of this source was broken off here. The hash is not known before the end."""
-    try:
-        attrs = json.loads((dest / "zarr.json").read_text())["attributes"]
-        named = [(s["name"], s["bytes"]) for s in attrs["sources"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Whether a conversion of this source was broken off here, even if its markers are lost."""
+    attrs = _root(dest)
     ours = attrs.get("made_by") == MADE_BY and attrs.get("complete") is False
-    return ours and named == [(src.name, src.stat().st_size)]
+    names = [s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)]
+    return ours and src.name in names
 
 
 def write_plan(
-    plan: Plan, source: Source, dest: Path, *, overwrite: bool = False, progress: Progress | None = None
+    plan: Plan,
+    source: Source,
+    dest: Path,
+    *,
+    overwrite: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
-    """Stream a plan into a store, a block of steps at a time.
+    """Stream a plan into a store, or what is left of it to do.
 
     Parameters
     ----------
@@ -77,6 +89,8 @@ def write_plan(
         The store to write.
     overwrite
         Replace a store that is there.
+    memory
+        Bytes of memory that may be used; None for the default.
     progress
         Called with the bytes done and the bytes to do.
 
@@ -88,62 +102,145 @@ def write_plan(
     ------
     InputError
         If the source turns out to be damaged, or changes meanwhile.
+    DestinationExistsError
+        If ``dest`` is being written by another process, holds something else, or other unfinished work.
     OSError
-        If the store cannot be written. It is left incomplete, as it is by anything else that breaks in.
+        If the store cannot be written. It is left incomplete, as it is by anything else that breaks in;
+        the same conversion goes on from there.
     """
-    state = _state(plan.path)
+    zarr_dtype.register()
+    room = plan.room() if memory is None else plan.room(memory)
+    facts = plan.facts()
     counts = _Progress(plan.nbytes, progress)
-    # zarr's default of 10 keeps copies of most of a block in memory, and is slower
-    at_once = {"async.concurrency": CHUNKS_AT_ONCE}
-    with zarr.config.set(at_once), _hashing(plan.path) as digest, _writing(dest, counts):
-        writer = store.create(dest, plan.rows, _attributes(plan), overwrite=overwrite)
-        writer.extend(plan.steps)
-        for v in plan.variables:
-            writer.add_variable(v.name, v.dims, v.shape[1:], v.dtype, v.attributes)
-        noticed = [s for v in plan.variables for s in _stream(v, plan, source, writer, counts)]
-        writer.group.attrs["sources"] = [_facts(plan.path, digest.result())]
-        if _state(plan.path) != state:
-            raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
-        writer.finish()
+    dest.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with _writing(dest, counts), Markers(dest).held() as markers:
+        if not _prepare(plan, facts, dest, markers, overwrite=overwrite):
+            with _hashing(plan) as hashes:
+                _write_units(plan, source, dest, markers, room, counts)
+                _complete(plan, facts, dest, hashes.result())
+        finds = _noticed(plan, markers)
+        markers.remove()
     store.open_group(dest)  # nothing is missing, as seen by a reader
-    return noticed + _left_out(plan)
+    return [_sentence(plan, v, finds[v.name]) for v in plan.variables if finds[v.name].n_bad]
 
 
-def _attributes(plan: Plan) -> dict[str, Any]:
+def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *, overwrite: bool) -> bool:
+    """Bring the destination to where units can be written; whether there is nothing left to do."""
+    differs = markers.differs(facts)
+    if differs and "the source" not in differs and not overwrite:  # of another source nothing can be used
+        raise DestinationExistsError(
+            f"{dest} holds an unfinished conversion that differs in {' and '.join(differs)}: give the command that "
+            "began it again to go on, or say --overwrite (overwrite=True) to begin anew"
+        )
+    if differs == []:
+        markers.resume()
+        if markers.has_skeleton and (dest / "zarr.json").exists():
+            return bool(_root(dest).get("complete"))
+    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.path, dest))
+    markers.begin(facts)
+    if dest.exists():
+        markers.set_aside(dest)
+    _make_skeleton(plan, dest)
+    markers.skeleton_is_there()
+    return False
+
+
+def _make_skeleton(plan: Plan, dest: Path) -> None:
+    """All arrays of the store, still empty; its coordinates are written."""
     dropped = {"dropped": dict(plan.dropped)} if plan.dropped else {}
-    return {
+    attributes = {
         "made_by": MADE_BY,
-        "sources": [_facts(plan.path, None)],
+        "sources": [_facts(path, None) for path in plan.files],
         "source_format": plan.format,
         "rows": plan.rows_reason,
         "hyperparameters": dict(plan.hyperparameters),
+        **plan.attributes,
         **dropped,
     }
+    writer = store.create(dest, plan.rows, attributes, runs=None if plan.runs is None else plan.runs.tolist())
+    writer.extend(plan.steps)
+    for v in plan.variables:
+        writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes)
 
 
-def _facts(path: Path, sha256: str | None) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room: int, counts: _Progress) -> None:
+    """Read units one after the other, while the one before is compressed and written."""
+    group = zarr.open_group(store.absolute(dest), mode="r")
+    buffers: SimpleQueue[Words] = SimpleQueue()
+    largest = max(unit.nbytes for unit in divide(plan, room))
+    for _ in range(IN_FLIGHT):
+        buffers.put(np.empty(largest, np.uint8))
+    pending: list[tuple[Words, list[Future[int]]]] = []
+    with ThreadPoolExecutor(workers(), "encode") as pool:
+        try:
+            for unit in divide(plan, room):
+                array = cast("zarr.Array[Any]", group[unit.variable.name])
+                todo = _to_do(unit, array, markers)
+                counts.add(unit.nbytes * (1 - len(todo) / len(unit.token_chunks)))
+                if not todo:
+                    continue
+                if len(pending) == IN_FLIGHT:
+                    _settle(pending.pop(0), buffers, counts)
+                buffer = buffers.get()
+                blocks = buffer[: unit.nbytes].view(word_type(unit.variable.dtype)).reshape(unit.layout())
+                finds = fill(unit, plan, source, blocks, array.fill_value)
+                tasks = [pool.submit(_finish, blocks[i], key, markers, finds[i]) for i, key in todo]
+                pending.append((buffer, tasks))
+            while pending:
+                _settle(pending.pop(0), buffers, counts)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _state(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+def _to_do(unit: Unit, array: zarr.Array[Any], markers: Markers) -> list[tuple[int, str]]:
+    """The chunks of a unit that are not in the store yet: which of the unit's, and their keys."""
+    encode = array.metadata.encode_chunk_key
+    keys = [f"{array.path}/{encode(position)}" for position in unit.positions()]
+    return [(i, key) for i, key in enumerate(keys) if key not in markers.done]
+
+
+def _finish(block: Words, key: str, markers: Markers, finds: Finds) -> int:
+    markers.finish_chunk(key, Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(block), finds)
+    return block.nbytes
+
+
+def _settle(work: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], counts: _Progress) -> None:
+    buffer, tasks = work
+    for task in tasks:
+        counts.add(task.result())
+    buffers.put(buffer)
+
+
+def _complete(plan: Plan, facts: dict[str, Any], dest: Path, hashes: list[str]) -> None:
+    if plan.facts() != facts:
+        raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
+    if hasattr(os, "sync"):
+        os.sync()  # a power cut must not leave a store that says it is complete and is not
+    group = zarr.open_group(store.absolute(dest), mode="r+")
+    sources = [_facts(path, digest) for path, digest in zip(plan.files, hashes, strict=True)]
+    group.attrs.update({"sources": sources, "complete": True})
+
+
+def _facts(path: Path, digest: str | None) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
 
 
 @contextmanager
-def _hashing(path: Path) -> Iterator[Future[str]]:
-    """The SHA-256 of a file, worked out in the background; given up when the work in front fails."""
+def _hashing(plan: Plan) -> Iterator[Future[list[str]]]:
+    """The BLAKE3 of all files, worked out in the background; given up when the work in front fails."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield pool.submit(_sha256, path, stop)
+            yield pool.submit(lambda: [_hash(path, stop) for path in plan.files])
         except BaseException:
             stop.set()
             raise
 
 
-def _sha256(path: Path, stop: threading.Event) -> str:
-    digest, block = hashlib.sha256(), bytearray(_HASH_BLOCK)
+def _hash(path: Path, stop: threading.Event) -> str:
+    # SHA-256 takes as long as compressing does on a CPU without instructions for it; BLAKE3 a tenth of that
+    digest, block = blake3(), bytearray(_HASH_BLOCK)
     with reading(path, "the file", "bytes"), path.open("rb", buffering=0) as file:
         while (n := file.readinto(block)) and not stop.is_set():
             digest.update(memoryview(block)[:n])
@@ -154,12 +251,12 @@ def _sha256(path: Path, stop: threading.Event) -> str:
 class _Progress:
     total: int
     report: Progress | None
-    done: int = 0
+    done: float = 0
 
-    def add(self, n: int) -> None:
-        self.done += n
+    def add(self, n: float) -> None:
+        self.done = min(self.total, self.done + n)  # chunks reach beyond the array
         if self.report is not None:
-            self.report(self.done, self.total)
+            self.report(int(self.done), self.total)
 
 
 @contextmanager
@@ -173,104 +270,26 @@ def _writing(dest: Path, counts: _Progress) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(
             error.errno,
-            f"{dest} cannot be written: {reason}, after {counts.done} of {counts.total} bytes; it is left "
-            "incomplete and will not open; make room and convert again, which starts over",
+            f"{dest} cannot be written: {reason}, after {counts.done:.0f} of {counts.total} bytes; it is left "
+            "incomplete and will not open; make room and give the same command again, which goes on from there",
         ) from error
 
 
-@dataclass
-class _Finds:
-    """What is noticed in the values of one variable while they pass."""
-
-    plan: Plan
-    variable: PlannedVariable
-    n_bad: int = 0
-    first_bad: tuple[int, int | None] | None = None
-    all_on_grid: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.all_on_grid = _is_wide_copy(self.variable)
-
-    def look(self, start: int, values: NDArray[Any]) -> None:
-        valid_from = {**schema.attributes(self.variable.name), **self.variable.attributes}["valid_from"]
-        steps = self.plan.steps[start : start + len(values)]
-        for step, row in zip(steps, values, strict=True):  # row by row: the temporaries stay small
-            if step >= valid_from:
-                self._look_at(int(step), row)
-
-    def _look_at(self, step: int, row: NDArray[Any]) -> None:
-        bad = ~np.isfinite(decode(row) if row.dtype == BFLOAT16 else row)
-        if bad.any():
-            self.n_bad += int(bad.sum())
-            self.first_bad = self.first_bad or (step, self._token(bad))
-        if self.all_on_grid:
-            self.all_on_grid = bool(on_grid(row, "bfloat16").all())
-
-    def _token(self, bad: NDArray[np.bool_]) -> int | None:
-        if self.variable.dims[1:2] != ("token",):
-            return None
-        return int(self.plan.rows.tokens[np.argwhere(bad)[0][0]])
-
-    def sentences(self) -> Iterator[str]:
-        """What of it a user should know."""
-        known_as = "" if self.variable.key == self.variable.name else f" (there {self.variable.key!r})"
-        label = f"{self.plan.path}: variable {self.variable.name!r}{known_as}"
-        if self.first_bad is not None:
-            step, token = self.first_bad
-            where = f"step {step}" + ("" if token is None else f", token {token}")
-            yield (f"{label} holds {self.n_bad} values that are NaN or infinite, the first at {where}; they are kept")
-        if self.all_on_grid:
-            yield (
-                f"{label} is {self.variable.dtype}, but every value lies on the bfloat16 grid: it is taken for a copy "
-                "of bfloat16 weights, and analysed on that grid"
-            )
-        elif _is_wide_copy(self.variable) and self.precision() == "none":
-            yield (
-                f"{label} is float32 and not on the bfloat16 grid: it has no lattice, and what needs one will ask "
-                "for a precision"
-            )
-
-    def precision(self) -> str:
-        """The grid that 16 or 32 bit weights live on, as far as the values tell."""
-        if self.all_on_grid:
-            return "bfloat16"
-        return "float16" if self.variable.dtype == np.float16 else "none"
+def _noticed(plan: Plan, markers: Markers) -> dict[str, Finds]:
+    """What was noticed in each variable, now or before an interruption."""
+    found = {v.name: Finds() for v in plan.variables}
+    for key, finds in markers.done.items():
+        if finds.n_bad:
+            found[key.partition("/")[0]] += finds
+    return found
 
 
-def _is_wide_copy(variable: PlannedVariable) -> bool:
-    """Whether a variable holds weights in a format that may be a copy of bfloat16 ones."""
-    return variable.name in ("W", "E") and variable.dtype in (np.float32, np.float16)
-
-
-def _stream(
-    variable: PlannedVariable, plan: Plan, source: Source, writer: store.StoreWriter, counts: _Progress
-) -> list[str]:
-    """Copy one variable in blocks of whole chunks along `step`; what was noticed, as sentences."""
-    array = cast("zarr.Array[Any]", writer.group[variable.name])
-    block = array.chunks[0]
-    finds = _Finds(plan, variable)
-    for start in range(0, variable.shape[0], block):
-        values = read_block(variable, source, start, min(start + block, variable.shape[0]))
-        if values.dtype.kind == "f" or values.dtype == BFLOAT16:
-            finds.look(start, values)
-        writer.write(variable.name, start, values)
-        counts.add(values.nbytes)
-    if _is_wide_copy(variable):
-        array.attrs["precision"] = finds.precision()
-    return list(finds.sentences())
-
-
-def read_block(variable: PlannedVariable, source: Source, start: int, stop: int) -> NDArray[Any]:
-    """Values for the positions ``start <= i < stop`` of a variable, as they will be stored."""
-    first = variable.first
-    values = source.read(variable.key, slice(max(0, start - first), stop - first))
-    values = values.view(variable.dtype) if variable.as_bits else values
-    if start < first:
-        missing = np.full((first - start, *variable.shape[1:]), np.nan, variable.dtype)
-        values = np.concatenate([missing, values])
-    return values
-
-
-def _left_out(plan: Plan) -> list[str]:
-    what = "; ".join(f"{name!r} ({why})" for name, why in plan.dropped.items())
-    return [f"{plan.path}: left out of the store: {what}"] if what else []
+def _sentence(plan: Plan, v: PlannedVariable, finds: Finds) -> str:
+    assert finds.first is not None
+    step, token = finds.first
+    known_as = "" if v.key == v.name else f" (there {v.key!r})"
+    where = f"step {step}" + ("" if token is None else f", token {token}")
+    return (
+        f"{plan.path}: variable {v.name!r}{known_as} holds {finds.n_bad} values that are NaN or infinite, the first at "
+        f"{where}; they are kept"
+    )
