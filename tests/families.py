@@ -621,7 +621,9 @@ def checkpoints(rec: xr.Dataset, folder: Path) -> Built:
     steps = [0, 10, 50, 100]
     run = _checkpoints(rec, folder / "checkpoints", steps)
     expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
-    return Built(folder / "checkpoints", expected, np.array(steps), ALL, dropped={"4 other tensors"})
+    expected["loss_float64"] = np.array([0, *run.loss[steps[1:]]], np.float64)
+    expected["optimizer_state_dict.param_groups.0.lr"] = np.full(4, 3e-4)
+    return Built(folder / "checkpoints", expected, np.array(steps), ALL, dropped={"7 other tensors"})
 
 
 @family
@@ -629,7 +631,7 @@ def one_checkpoint(rec: xr.Dataset, folder: Path) -> Built:
     run = _checkpoints(rec, folder / "one", [50])
     expected = {"W": run.W[50:51], "exp_avg": run.exp_avg[50:51], "exp_avg_sq": run.exp_avg_sq[50:51]}
     path = folder / "one" / "checkpoint_step_00050.pt"
-    return Built(path, expected, np.array([0]), ALL, dropped={"4 other tensors"}, hyperparameters={"step": 50})
+    return Built(path, expected, np.array([50]), ALL, dropped={"7 other tensors"}, hyperparameters={"step": 50})
 
 
 @family
@@ -646,7 +648,8 @@ def hugging_face(rec: xr.Dataset, folder: Path) -> Built:
         torch.save({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]}, inside / "optimizer.pt")
         (inside / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 0.5}))
     expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
-    return Built(folder / "run", expected, np.array(steps), ALL, dropped={"1 other tensors"})
+    expected["optimizer.param_groups.0.lr"] = np.full(2, 1e-3)
+    return Built(folder / "run", expected, np.array(steps), ALL, dropped={"2 other tensors"})
 
 
 @family

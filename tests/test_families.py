@@ -42,7 +42,7 @@ def test_family(name: str, real: xr.Dataset, tmp_path: Path) -> None:
     built = FAMILIES[name](real, tmp_path)
     store = convert(built, tmp_path / "out.zarr", **built.options)
     rec = dx.open_recording(store, raw=True)
-    assert set(rec.data_vars) - {"loss_float64"} == {*built.expected} or name in ("checkpoints",)
+    assert set(rec.data_vars) == {*built.expected}
     for variable, expected in built.expected.items():
         found = rec[variable].values
         assert found.dtype == expected.dtype, variable

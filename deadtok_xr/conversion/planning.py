@@ -224,7 +224,9 @@ def _steps(
     """The step labels, the key that they come from, and what is to be said of them."""
     n = axes.n_steps
     key = single_key(source, layout.steps, "the step labels", options)
-    if key is None or axes.static:
+    if axes.static:
+        return np.array([_own_step(source, axes)]), None, ()
+    if key is None:
         return np.arange(n), None, ()
     entry = numeric(source, key)
     if options.steps == "position":
@@ -241,6 +243,16 @@ def _steps(
             "ends of epochs, and the rows follow each other: say --steps position (steps='position')"
         )
     return labels, key, ()
+
+
+def _own_step(source: Source, axes: Axes) -> int:
+    """The number of updates that a checkpoint says it is after; 0 if it does not say."""
+    for key in ("step", "global_step"):
+        entry = source.entries.get(key)
+        if axes.n_runs is None and entry is not None and not entry.shape and entry.dtype and entry.dtype.kind in "iu":
+            return int(whole(source, key))
+    found = source.attributes.get("trainer_state.global_step", 0)
+    return found if axes.n_runs is None and isinstance(found, int) else 0
 
 
 def _drifts(labels: NDArray[np.int64]) -> bool:
