@@ -340,7 +340,7 @@ def test_plan_says_what_will_be_done(tmp_path: Path) -> None:
         "rows: token ids 0..5; dead are those of 'dead_mask'",
         "uint16 read as the bits of bfloat16",
         "left out: note (bytes56 (): recordings hold numbers)",
-        "MB of memory",
+        "MiB of memory",
     ):
         assert line in text
     words = [line.split()[:2] for line in text.splitlines()]
