@@ -431,6 +431,41 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bits(rec["W"][2300:].values), block)
 
 
+def test_memory_option_bounds_the_peak(tmp_path: Path) -> None:
+    """Rows of 16 MB in chunks of 128 steps would take 2 GB at once: they are read in groups of tokens."""
+    large = tmp_path / "large.h5"
+    with h5py.File(large, "w") as file:
+        w = file.create_dataset("W", (130, 20_000, 64), "u2", chunks=(13, 20_000, 64))
+        block = np.random.default_rng(0).integers(0, 0x7F80, (13, 20_000, 64), dtype=np.uint16)
+        for start in range(0, 130, 13):
+            w[start : start + 13] = block
+    code = (
+        "import resource, sys; import deadtok_xr as dx; dx.convert(sys.argv[1], sys.argv[2], memory=sys.argv[3]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))"
+    )
+    command = [sys.executable, "-c", code, large, tmp_path / "large.zarr", "380MB"]
+    peak = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert peak < 380e6 < w_bytes(130, 20_000, 64)
+    rec = raw(tmp_path / "large.zarr")
+    np.testing.assert_array_equal(bits(rec["W"][117:].values), block)
+
+
+def w_bytes(*shape: int) -> int:
+    return int(np.prod(shape)) * 2 + 250_000_000  # what holding it all would take, with Python itself
+
+
+def test_compressed_chunks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "large.h5"
+    with h5py.File(source, "w") as file:
+        file.create_dataset("W", (1600, 1000, 64), "u2", chunks=(1600, 1000, 64), compression="gzip")[:1] = 1
+    sentence = (
+        r"large.h5: converting needs \d+ MB of memory \(205 MB of it because 'W' is compressed in chunks that can "
+    )
+    with pytest.raises(InputError, match=sentence):
+        dx.convert(source, tmp_path / "a.zarr", memory="350MB")
+    assert raw(dx.convert(source, tmp_path / "a.zarr", memory="1GB"))["W"].shape == (1600, 1000, 64)
+
+
 # --- broken off in the middle --------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import deadtok_xr as dx
 from deadtok_xr.conversion import recipes
 from deadtok_xr.errors import InputError
-from tests.families import FAMILIES, Built
+from tests.families import FAMILIES, Built, save
 
 LEDGER = (Path(__file__).parents[1] / "conversion" / "README.md").read_text()
 
@@ -74,6 +74,48 @@ def test_two_readings_stop_with_both(name: str, real: xr.Dataset, tmp_path: Path
         convert(built, tmp_path / "out.zarr")
     assert len(re.findall("--(?:steps|recorded) ", str(caught.value))) == 2  # an option for each reading
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_sampled_displacements_are_never_added_up(real: xr.Dataset, tmp_path: Path) -> None:
+    built = FAMILIES["instrumented_every_tenth"](real, tmp_path)
+    rec = dx.open_recording(convert(built, tmp_path / "out.zarr", **built.options))
+    for allow_gaps in (False, True):
+        with pytest.raises(InputError, match="kinematics: .*missing, and 9 more gaps"):
+            dx.kinematics(rec, allow_gaps=allow_gaps)
+
+
+def test_initial_weights_of_another_run_are_refused(real: xr.Dataset, tmp_path: Path) -> None:
+    built = FAMILIES["instrumented_with_initial"](real, tmp_path)
+    other = save(tmp_path / "other.safetensors", {"W": real["W"].values[100]})
+    with pytest.raises(InputError, match=r"off the bfloat16 grid that .*other.safetensors lies on"):
+        convert(built, tmp_path / "out.zarr", initial=other)
+
+
+def test_initial_weights_cannot_bridge_gaps(real: xr.Dataset, tmp_path: Path) -> None:
+    built = FAMILIES["instrumented_every_tenth"](real, tmp_path)
+    initial = save(tmp_path / "W.safetensors", {"W": real["W"].values[0, built.tokens]})
+    with pytest.raises(InputError, match="'recorded_steps' leaves steps out"):
+        convert(built, tmp_path / "out.zarr", initial=initial, **built.options)
+
+
+def test_lists_that_could_be_steps_or_tokens_stop(tmp_path: Path) -> None:
+    w = np.ones((6, 6, 2), np.float32)
+    path = save(tmp_path / "a.safetensors", {"W": w, "odd": np.arange(6)})
+    with pytest.raises(InputError, match=r"'odd' has 6 entries, .* --dims odd=step or --dims odd=token"):
+        dx.convert(path, tmp_path / "out.zarr")
+    rec = dx.open_recording(dx.convert(path, tmp_path / "out.zarr", dims={"odd": ["token"]}))
+    assert rec["odd"].dims == ("token",)
+
+
+def test_two_embeddings_stop_until_one_is_named(real: xr.Dataset, tmp_path: Path) -> None:
+    w = real["W"].values
+    path = save(tmp_path / "model.safetensors", {"a.embed_tokens.weight": w[0], "b.embed_tokens.weight": w[1]})
+    with pytest.raises(InputError, match="could each be the input embedding; name the one with --key W="):
+        dx.convert(path, tmp_path / "out.zarr")
+    rec = dx.open_recording(
+        convert(Built(path, {}, w, w), tmp_path / "out.zarr", keys={"W": "b.embed_tokens.weight"}), raw=True
+    )
+    np.testing.assert_array_equal(bits(rec["W"].values[0]), bits(w[1]))
 
 
 def test_float32_copies_can_be_kept(real: xr.Dataset, tmp_path: Path) -> None:

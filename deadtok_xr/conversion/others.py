@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -232,8 +233,14 @@ def check_written(source: Source, name: str, key: str, first: int) -> None:
 
 
 def plain_attributes(source: Source) -> dict[str, Any]:
-    """A source's own attributes, those that are small."""
-    return dict(_plain_items(source.attributes))
+    """A source's own attributes, those that are small; of a file that this package exported, its settings."""
+    attributes = source.attributes
+    if "deadtok_xr" in attributes and "hyperparameters" in attributes:
+        try:
+            return dict(json.loads(attributes["hyperparameters"]))
+        except (ValueError, TypeError):
+            pass
+    return dict(_plain_items(attributes))
 
 
 def _plain_items(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
