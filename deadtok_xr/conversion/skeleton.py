@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def _made(plan: Plan, markers: Markers, root: dict[str, Any] | None = None) -> P
     dropped = {"dropped": dict(plan.dropped)} if plan.dropped else {}
     attributes = {
         "made_by": MADE_BY,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),  # tells two stores of one second apart
         "sources": [{"name": path.name, "bytes": path.stat().st_size, "blake3": None} for path in plan.files],
         "source_format": plan.format,
         "rows": plan.rows_reason,
