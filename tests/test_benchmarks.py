@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from benchmarks import notebook, side_by_side
+from benchmarks import conversion, notebook, side_by_side
 from benchmarks.recording import as_hdf5
 
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
@@ -66,3 +66,11 @@ def test_topology_agrees_where_rounding_cannot_decide(atom: Path) -> None:
 @pytest.mark.parametrize("way", side_by_side.WAYS)
 def test_each_way_runs(folder: Path, way: str) -> None:
     assert side_by_side.WAYS[way](folder)() is not None
+
+
+def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, tmp_path: Path) -> None:
+    medians = conversion.compare(folder / "recording.h5", tmp_path, 1)
+    written = [medians[name]["written_mb"] for name in ("encode", "convert")]
+    assert written[0] < written[1] < written[0] + 0.1  # the same chunks, and the metadata
+    assert 0 < medians["convert"]["peak_mb"] < medians["convert"]["promised_mb"]
+    assert medians["convert"]["ratio"] > 0

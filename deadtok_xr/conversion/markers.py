@@ -2,10 +2,11 @@
 
 While DEST is written, `.DEST.progress` lies beside it and holds
 
-    lock        held by the process that writes; the system lets go of it when the process dies
-    plan.json   what is being converted and how, part by part
-    done        a line per finished chunk: its key, size, CRC-32, and what was noticed in it
-    *.part      chunks that are being written; renamed into the store when whole
+    lock            held by the process that writes; the system lets go of it when the process dies
+    plan.json       what is being converted and how, part by part
+    skeleton.json   what the store was when it was still empty
+    done            a line per finished chunk: its key, size, CRC-32, and what was noticed in it
+    *.part          files that are being written; renamed into the store when whole
 
 A chunk counts as done only if its line is whole and its file in the store has that size and CRC. The folder
 is removed when the store is complete, so a copied store carries no trace of it.
@@ -13,9 +14,11 @@ is removed when the store is complete, so a copied store carries no trace of it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,12 +31,10 @@ from deadtok_xr.conversion.plan import fingerprint
 from deadtok_xr.conversion.units import Finds
 from deadtok_xr.errors import DestinationExistsError
 
-SKELETON = "skeleton"
-
 
 def folder_of(dest: Path) -> Path:
     """Where the markers of a destination lie."""
-    return dest.absolute().parent / f".{dest.name}.progress"
+    return dest.absolute().parent / f".{dest.absolute().name}.progress"
 
 
 class Markers:
@@ -43,9 +44,9 @@ class Markers:
         self.dest = dest
         self.folder = folder_of(dest)
         self._journal: int | None = None
+        self._opening = threading.Lock()
         self.done: dict[str, Finds] = {}
         """Finished chunks by their keys in the store."""
-        self.has_skeleton = False
 
     @contextmanager
     def held(self) -> Iterator[Markers]:
@@ -74,56 +75,53 @@ class Markers:
         """In which parts begun work is another than ``facts``; [] if it is the same, None if there is none."""
         try:
             begun = json.loads((self.folder / "plan.json").read_text())
-        except (OSError, ValueError):
+            theirs = dict(begun["facts"])
+            if fingerprint(theirs) != begun["fingerprint"]:
+                return None  # damaged: of what it says nothing can be believed
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        if begun.get("fingerprint") == fingerprint(facts):
-            return []
         ours = json.loads(json.dumps(facts, default=str))
-        theirs = begun.get("facts", {})
-        return [part for part in ours if theirs.get(part) != ours[part]] or ["the settings"]
+        return [part for part in ours if theirs.get(part) != ours[part]]
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Forget earlier work, and say what will be done."""
+        """Forget earlier work, and then say what will be done."""
         self._close()
-        (self.folder / "done").unlink(missing_ok=True)
-        self.done, self.has_skeleton = {}, False
-        text = json.dumps({"fingerprint": fingerprint(facts), "facts": facts}, default=str)
-        part = self.folder / "plan.json.part"
-        part.write_text(text)
-        part.replace(self.folder / "plan.json")
+        for name in ("skeleton.json", "done"):  # before the plan: they must never be taken for the new one's
+            (self.folder / name).unlink(missing_ok=True)
+        self.done = {}
+        self.put("plan.json", json.dumps({"fingerprint": fingerprint(facts), "facts": facts}, default=str))
+
+    def put(self, name: str, text: str) -> Path:
+        """Write a file of the markers, whole or not at all."""
+        part = self.folder / f"{name}.part"
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        return part.replace(self.folder / name)
 
     def resume(self) -> None:
         """Read what is done, believing only chunks that lie in the store as they were written."""
         for part in self.folder.glob("*.part"):
             part.unlink()
         for line in self._lines():
-            if line == SKELETON:
-                self.has_skeleton = True
-                continue
             try:
                 key, size, crc, n_bad, first = json.loads(line)
-                finds = Finds(n_bad, None if first is None else tuple(first))
+                if is_intact(self.dest / key, size, crc):
+                    self.done[key] = Finds(n_bad, None if first is None else tuple(first))
             except (ValueError, TypeError):
                 continue  # torn, as by a power cut
-            if _is_intact(self.dest / key, size, crc):
-                self.done[key] = finds
 
     def _lines(self) -> list[str]:
         try:
             text = (self.folder / "done").read_bytes().decode("utf-8", "replace")
         except FileNotFoundError:
             return []
-        whole = text.split("\n")[:-1]  # what follows the last newline was being written
-        return whole if not whole or whole[0] == SKELETON else []
-
-    def skeleton_is_there(self) -> None:
-        """Note that the store has all its arrays, still empty."""
-        self._append(SKELETON)
-        self.has_skeleton = True
+        return text.split("\n")[:-1]  # what follows the last newline was being written
 
     def finish_chunk(self, key: str, data: bytes, finds: Finds) -> None:
         """Put a chunk into the store and note it."""
-        part = self.folder / f"{key.replace('/', '-')}.part"
+        part = self.folder / f"{threading.get_ident()}.part"
         part.write_bytes(data)
         path = self.dest / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,24 +130,19 @@ class Markers:
         self.done[key] = finds
 
     def _append(self, line: str) -> None:
-        if self._journal is None:
-            self._journal = os.open(self.folder / "done", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            if os.fstat(self._journal).st_size:
-                line = "\n" + line  # ends what was torn
+        with self._opening:
+            if self._journal is None:
+                self._journal = os.open(self.folder / "done", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                if os.fstat(self._journal).st_size:
+                    line = "\n" + line  # ends what was torn
         data = f"{line}\n".encode()
         if os.write(self._journal, data) != len(data):
-            raise OSError(28, os.strerror(28), str(self.folder / "done"))
-
-    def set_aside(self, old: Path) -> None:
-        """Remove what is to be replaced, by one rename first: it is there whole or not at all."""
-        target = self.folder / "replaced"
-        shutil.rmtree(target, ignore_errors=True)
-        old.replace(target)
-        shutil.rmtree(target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "done"))
 
     def remove(self) -> None:
-        """Remove all markers; the lock last."""
+        """Remove all markers: the plan first, without which the others mean nothing, and the lock last."""
         self._close()
+        (self.folder / "plan.json").unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -161,7 +154,8 @@ class Markers:
             self._journal = None
 
 
-def _is_intact(path: Path, size: int, crc: int) -> bool:
+def is_intact(path: Path, size: int, crc: int) -> bool:
+    """Whether a file is there with that size and CRC-32."""
     try:
         data = path.read_bytes()
     except OSError:

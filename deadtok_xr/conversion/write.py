@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from blake3 import blake3
 from numcodecs.zstd import Zstd
 
 from deadtok_xr import store, zarr_dtype
+from deadtok_xr.conversion import skeleton
 from deadtok_xr.conversion.markers import Markers, folder_of
 from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
 from deadtok_xr.conversion.sources import Source, reading
@@ -26,7 +26,6 @@ from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_t
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.machine import workers
 
-MADE_BY = "convert"
 _HASH_BLOCK = 2**20
 Progress = Callable[[int, int], None]
 
@@ -51,21 +50,17 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
     blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
+    if folder_of(dest).exists():  # refused at once, and not after a large source has been looked through
+        with Markers(dest).held():
+            pass
     if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
         store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
-def _root(dest: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((dest / "zarr.json").read_text())["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
     """Whether a conversion of this source was broken off here, even if its markers are lost."""
-    attrs = _root(dest)
-    ours = attrs.get("made_by") == MADE_BY and attrs.get("complete") is False
+    attrs = skeleton.root_attributes(dest) or {}
+    ours = attrs.get("made_by") == skeleton.MADE_BY and attrs.get("complete") is False
     names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
     return ours and names == {path.name for path in files}
 
@@ -114,53 +109,36 @@ def write_plan(
     counts = _Progress(plan.nbytes, progress)
     dest.absolute().parent.mkdir(parents=True, exist_ok=True)
     with _writing(dest, counts), Markers(dest).held() as markers:
-        if not _prepare(plan, facts, dest, markers, overwrite=overwrite):
+        _prepare(plan, facts, dest, markers, overwrite=overwrite)
+        if (skeleton.root_attributes(dest) or {}).get("complete"):  # broken off at the very end, or damaged since
+            _write_units(plan, source, dest, markers, room, counts)
+        else:
             with _hashing(plan) as hashes:
                 _write_units(plan, source, dest, markers, room, counts)
-                _complete(plan, facts, dest, hashes.result())
+                _complete(plan, facts, dest, markers, hashes.result())
         finds = _noticed(plan, markers)
+        store.open_group(dest)  # nothing is missing, as seen by a reader
         markers.remove()
-    store.open_group(dest)  # nothing is missing, as seen by a reader
     return [_sentence(plan, v, finds[v.name]) for v in plan.variables if finds[v.name].n_bad]
 
 
-def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *, overwrite: bool) -> bool:
-    """Bring the destination to where units can be written; whether there is nothing left to do."""
+def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *, overwrite: bool) -> None:
+    """Bring the destination to where units can be written, keeping the chunks that are done."""
     differs = markers.differs(facts)
-    if differs and "the source" not in differs and not overwrite:  # of another source nothing can be used
-        raise DestinationExistsError(
-            f"{dest} holds an unfinished conversion that differs in {' and '.join(differs)}: give the command that "
-            "began it again to go on, or say --overwrite (overwrite=True) to begin anew"
-        )
     if differs == []:
         markers.resume()
-        if markers.has_skeleton and (dest / "zarr.json").exists():
-            return bool(_root(dest).get("complete"))
+        if skeleton.is_ours(dest, markers):
+            skeleton.mend(plan, dest, markers) if dest.exists() else skeleton.make(plan, dest, markers)
+            return
+    protected = differs and "the source" not in differs and dest.exists()  # of another source nothing can be used
+    if protected and not overwrite and _is_unfinished(plan.files, dest):
+        raise DestinationExistsError(
+            f"{dest} holds an unfinished conversion that differs in {' and '.join(differs or ())}: give the command "
+            "that began it again to go on, or say --overwrite (overwrite=True) to begin anew"
+        )
     store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
-    if dest.exists():
-        markers.set_aside(dest)
-    _make_skeleton(plan, dest)
-    markers.skeleton_is_there()
-    return False
-
-
-def _make_skeleton(plan: Plan, dest: Path) -> None:
-    """All arrays of the store, still empty; its coordinates are written."""
-    dropped = {"dropped": dict(plan.dropped)} if plan.dropped else {}
-    attributes = {
-        "made_by": MADE_BY,
-        "sources": [_facts(path, None) for path in plan.files],
-        "source_format": plan.format,
-        "rows": plan.rows_reason,
-        "hyperparameters": dict(plan.hyperparameters),
-        **plan.attributes,
-        **dropped,
-    }
-    writer = store.create(dest, plan.rows, attributes, runs=None if plan.runs is None else plan.runs.tolist())
-    writer.extend(plan.steps)
-    for v in plan.variables:
-        writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes)
+    skeleton.make(plan, dest, markers)
 
 
 def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room: int, counts: _Progress) -> None:
@@ -212,18 +190,16 @@ def _settle(work: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], 
     buffers.put(buffer)
 
 
-def _complete(plan: Plan, facts: dict[str, Any], dest: Path, hashes: list[str]) -> None:
+def _complete(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, hashes: list[str]) -> None:
     if plan.facts() != facts:
         raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
     if hasattr(os, "sync"):
         os.sync()  # a power cut must not leave a store that says it is complete and is not
-    group = zarr.open_group(store.absolute(dest), mode="r+")
-    sources = [_facts(path, digest) for path, digest in zip(plan.files, hashes, strict=True)]
-    group.attrs.update({"sources": sources, "complete": True})
-
-
-def _facts(path: Path, digest: str | None) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
+    sources = [
+        {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
+        for path, digest in zip(plan.files, hashes, strict=True)
+    ]
+    skeleton.complete(dest, markers, sources)
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+"""Converting a recording beside compressing its chunks and nothing else, in one run, as a ratio.
+
+    python -m benchmarks.recording DIR          # once, about 10 minutes on one core
+    python -m benchmarks.conversion DIR/recording.h5
+
+`encode` compresses every chunk that the store will have, from memory, on as many threads as conversion uses; no
+conversion can be faster. `convert` is `dx.convert`: `work` its call, imports left out, `process` everything from
+start to exit. Each runs in processes of its own, in turn; the table gives medians, the peak of the memory, and what
+the plan promised of it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import h5py
+import numpy as np
+from numcodecs.zstd import Zstd
+
+import deadtok_xr as dx
+from deadtok_xr import store
+from deadtok_xr.conversion import open_for
+from deadtok_xr.conversion.options import NOTHING_SAID
+from deadtok_xr.conversion.planning import make_plan
+from deadtok_xr.conversion.units import divide, fill, word_type
+from deadtok_xr.machine import workers
+
+Figures = dict[str, float]
+
+
+def encode(source: Path, folder: Path) -> Figures:
+    """Compress all chunks; what puts them together in memory is not counted."""
+    seconds, written = 0.0, 0
+    with open_for(source, NOTHING_SAID) as (opened, options), ThreadPoolExecutor(workers()) as pool:
+        plan = make_plan(opened, options)
+        for unit in divide(plan, plan.room()):
+            blocks = np.empty(unit.nbytes, np.uint8).view(word_type(unit.variable.dtype)).reshape(unit.layout())
+            fill(unit, plan, opened, blocks, 0)
+            began = time.perf_counter()
+            written += sum(pool.map(lambda block: len(Zstd(store.ZSTD_LEVEL, checksum=True).encode(block)), blocks))
+            seconds += time.perf_counter() - began
+    return {"work": seconds, "peak_mb": 0, "promised_mb": 0, "written_mb": written / 1e6}
+
+
+def convert(source: Path, folder: Path) -> Figures:
+    """The whole call, once everything is imported and compiled."""
+    with h5py.File(folder / "warm.h5", "w") as file:
+        file["W"] = np.arange(60, dtype=np.uint16).reshape(5, 6, 2)
+    dx.convert(folder / "warm.h5", folder / "warm.zarr", overwrite=True)
+    with open_for(source, NOTHING_SAID) as (opened, options):
+        promised = make_plan(opened, options).memory()
+    began = time.perf_counter()
+    dest = dx.convert(source, folder / "converted.zarr", overwrite=True)
+    seconds = time.perf_counter() - began
+    written = sum(path.stat().st_size for path in dest.rglob("*") if path.is_file())
+    return {"work": seconds, "peak_mb": peak() / 1e6, "promised_mb": promised / 1e6, "written_mb": written / 1e6}
+
+
+def peak() -> int:
+    """This program's own peak; ru_maxrss may be inherited from whoever started it."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else 0
+
+
+WAYS: dict[str, Callable[[Path, Path], Figures]] = {"encode": encode, "convert": convert}
+
+
+def _measure(way: str, source: Path, folder: Path) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.conversion", str(source), "--way", way, "--folder", str(folder)]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return {**json.loads(done.stdout), "process": time.perf_counter() - began}
+
+
+def compare(source: Path, folder: Path, runs: int) -> dict[str, Figures]:
+    """The medians of each way."""
+    figures: dict[str, list[Figures]] = {name: [] for name in WAYS}
+    for _ in range(runs):
+        for name in WAYS:
+            figures[name].append(_measure(name, source, folder))
+    ratios = [e["work"] / c["work"] for e, c in zip(figures["encode"], figures["convert"], strict=True)]
+    medians = {name: {k: statistics.median(f[k] for f in found) for k in found[0]} for name, found in figures.items()}
+    medians["convert"]["ratio"] = statistics.median(ratios)
+    return medians
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--runs", default=5, show_default=True)
+@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="Where to write; default: beside SOURCE.")
+@click.option("--way", type=click.Choice(list(WAYS)), help="Run one way here, once, and print its figures.")
+def main(source: Path, runs: int, folder: Path | None, way: str | None) -> None:
+    """Compare converting SOURCE with compressing its chunks alone."""
+    warnings.simplefilter("ignore", UserWarning)
+    with tempfile.TemporaryDirectory(dir=folder or source.absolute().parent) as made:
+        if way:
+            click.echo(json.dumps(WAYS[way](source, Path(made))))
+            return
+        _measure("encode", source, Path(made))  # warms the file cache and the compiled kernels
+        medians = compare(source, Path(made), runs)
+    click.echo(f"{'':10s}{'work s':>10s}{'process s':>11s}{'peak MB':>10s}{'promised MB':>13s}{'written MB':>12s}")
+    for name, m in medians.items():
+        sizes = f"{m['peak_mb']:10.0f}{m['promised_mb']:13.0f}{m['written_mb']:12.0f}"
+        click.echo(f"{name:10s}{m['work']:10.2f}{m['process']:11.2f}{sizes}")
+    click.echo(f"conversion runs at {medians['convert']['ratio']:.0%} of the speed of compressing alone")
+
+
+if __name__ == "__main__":
+    main()
