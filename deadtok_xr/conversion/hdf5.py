@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,7 @@ class Hdf5Source(Source):
                 plist = dataset.id.get_create_plist()
                 plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
                 return [range(n)] if plain and dataset.size and not dataset.id.get_storage_size() else []
-            starts = sorted({offset[0] for offset in _unwritten_chunks(dataset)})
-            return [range(at, min(at + dataset.chunks[0], n)) for at in starts]
+            return _gaps(_written_rows(dataset), dataset.chunks[0], n)
 
     def close(self) -> None:
         self._current = None
@@ -88,10 +87,14 @@ def _buffer_bytes(dataset: h5py.Dataset) -> int:
     return math.prod([*across, *dataset.chunks, dataset.dtype.itemsize])
 
 
-def _unwritten_chunks(dataset: h5py.Dataset) -> set[tuple[int, ...]]:
-    grid = [range(0, n, c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
-    n_written = dataset.id.get_num_chunks()
-    if n_written == math.prod(map(len, grid)):
-        return set()
-    written = {dataset.id.get_chunk_info(i).chunk_offset for i in range(n_written)}
-    return set(itertools.product(*grid)) - written
+def _written_rows(dataset: h5py.Dataset) -> list[int]:
+    """Where the rows of chunks begin that are all there, in order. Costs what was written, not what was promised."""
+    counts = Counter(dataset.id.get_chunk_info(i).chunk_offset[0] for i in range(dataset.id.get_num_chunks()))
+    across = math.prod(math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
+    return sorted(start for start, count in counts.items() if count == across)
+
+
+def _gaps(starts: list[int], height: int, n: int) -> list[range]:
+    """What lies between rows of chunks."""
+    ends = [0, *(start + height for start in starts)]
+    return [range(end, start) for end, start in zip(ends, [*starts, n], strict=True) if end < start]
