@@ -44,6 +44,8 @@ class Soak:
         Chunks of one conversion.
     written
         Chunks that were noted as written in all.
+    torn
+        Chunks that a kill caught on their way: half written, or in the store and not noted yet.
     wrong
         Files that differ from the undisturbed store; none.
     """
@@ -52,14 +54,16 @@ class Soak:
     finished: int = 0
     n_chunks: int = 0
     written: int = 0
+    torn: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         phases = ", ".join(f"{n} {phase}" for phase, n in self.kills.items())
-        again = self.written - self.finished * self.n_chunks
+        again = self.written - self.finished * self.n_chunks + self.torn
         return (
             f"{self.kills.total()} kills ({phases}); {self.finished} conversions finished, {len(self.wrong)} files "
-            f"wrong; {self.written} chunks written, {again} of them again, of {self.n_chunks} per conversion"
+            f"wrong; {self.written} chunks noted and {self.torn} caught on their way, so {again} were written again, of "
+            f"{self.n_chunks} per conversion"
         )
 
 
@@ -123,7 +127,16 @@ def attempt(source: Path, dest: Path, at: float, *, while_writing: bool, soak: S
         raise SystemExit(f"the conversion ended with the exit status {process.returncode}")
     soak.kills[phase(dest, soak.n_chunks)] += 1
     soak.written += max(0, lines(dest) - before)
+    soak.torn += caught(dest)
     return False
+
+
+def caught(dest: Path) -> int:
+    """Chunks that are half written, or in the store and not noted."""
+    done = noted(dest)
+    stored = [p for name in ("W", "grad") for p in dest.glob(f"{name}/c/**/*") if p.is_file()]
+    unnoted = [p for p in stored if p.relative_to(dest).as_posix() not in done]
+    return len(unnoted) + len([p for p in folder_of(dest).glob("*.part") if p.stem.isdigit()])
 
 
 def lines(dest: Path) -> int:
