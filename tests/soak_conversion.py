@@ -62,8 +62,8 @@ class Soak:
         again = self.written - self.finished * self.n_chunks + self.torn
         return (
             f"{self.kills.total()} kills ({phases}); {self.finished} conversions finished, {len(self.wrong)} files "
-            f"wrong; {self.written} chunks noted and {self.torn} caught on their way, so {again} were written again, of "
-            f"{self.n_chunks} per conversion"
+            f"wrong; {self.written} chunks noted and {self.torn} caught on their way, so {again} were "
+            f"written again, of {self.n_chunks} per conversion"
         )
 
 
