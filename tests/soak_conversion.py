@@ -133,6 +133,8 @@ def attempt(source: Path, dest: Path, at: float, *, while_writing: bool, soak: S
 
 def caught(dest: Path) -> int:
     """Chunks that are half written, or in the store and not noted."""
+    if not folder_of(dest).exists():
+        return 0  # it was done, and its markers are removed
     done = noted(dest)
     stored = [p for name in ("W", "grad") for p in dest.glob(f"{name}/c/**/*") if p.is_file()]
     unnoted = [p for p in stored if p.relative_to(dest).as_posix() not in done]
