@@ -14,26 +14,34 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def reporting(label: str, *, quiet: bool = False) -> Iterator[Report]:
-    """A function that is told (done, total) and shows it under a label."""
+def reporting(label: str, *, quiet: bool = False, bytes_: bool = False) -> Iterator[Report]:
+    """A function that is told (done, total), of bytes if so said, and shows it under a label."""
     if quiet:
         yield lambda done, total: None
     elif sys.stderr.isatty():
-        with _bar(label) as report:
+        with _bar(label, bytes_) as report:
             yield report
     else:
-        yield _lines(label)
+        yield _lines(label, bytes_)
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Report]:
+def _bar(label: str, bytes_: bool) -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
+        *([TransferSpeedColumn()] if bytes_ else []),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -43,18 +51,18 @@ def _bar(label: str) -> Iterator[Report]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _lines(label: str) -> Report:
+def _lines(label: str, bytes_: bool) -> Report:
     began, next_tenth = time.monotonic(), 0
 
     def report(done: int, total: int) -> None:
         nonlocal next_tenth
         if total and done * 10 // total >= next_tenth:
             next_tenth = done * 10 // total + 1
-            print(
-                f"{label}: {100 * done // total}% after {time.monotonic() - began:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            seconds = time.monotonic() - began
+            line = f"{label}: {100 * done // total}% after {seconds:.0f} s"
+            if bytes_ and seconds >= 1 and done:
+                line += f", {done / seconds / 1e6:.0f} MB/s, {seconds * (total - done) / done:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     return report
 

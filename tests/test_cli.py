@@ -251,7 +251,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, NDArray[Any]], Any], str]] = {
         "damaged, truncated or still being written",
     ),
     "no W": (lambda path, w: thimble(path, None), "holds no weights"),
-    "rank": (lambda path, w: thimble(path, w, W=w[0]), r"'W' has the shape (40, 8); needed: three axes"),
+    "rank": (lambda path, w: thimble(path, w, W=w[0, 0]), r"'W' has the shape (8,); needed: three axes"),
     "dtype": (lambda path, w: thimble(path, w.astype("i8")), "'W' has the dtype int64"),
     "mask": (
         lambda path, w: thimble(path, w, dead_mask=np.ones(7, bool), live_mask=None),
@@ -288,7 +288,7 @@ def test_nan_and_infinity_are_kept_and_said(deadtok: Deadtok, weights: NDArray[n
     assert (said.status, said.err) == (0, "")
     assert "warning: 4 steps hold NaN or infinity (n_invalid is at most 14 tokens)" in said.out
     assert "which have no graph" in said.out
-    assert "-1" not in said.out.split("Topology")[1]
+    assert "-1" not in said.out.split("Topology")[1].partition("results:")[0]
 
 
 def test_nothing_but_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_plan_says_what_will_be_done(tmp_path: Path) -> None:
         "rows: token ids 0..5; dead are those of 'dead_mask'",
         "uint16 read as the bits of bfloat16",
         "left out: note (bytes56 (): recordings hold numbers)",
-        "MB of memory",
+        "MiB of memory",
     ):
         assert line in text
     words = [line.split()[:2] for line in text.splitlines()]
@@ -429,6 +429,43 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert peak < planned
     rec = raw(tmp_path / "large.zarr")
     np.testing.assert_array_equal(bits(rec["W"][2300:].values), block)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_option_bounds_the_peak(tmp_path: Path) -> None:
+    """128 steps of all tokens are 330 MB, more than there is room for: tokens are read in groups."""
+    large = tmp_path / "large.h5"
+    with h5py.File(large, "w") as file:
+        w = file.create_dataset("W", (130, 20_000, 64), "u2", chunks=(13, 20_000, 64))
+        block = np.random.default_rng(0).integers(0, 0x7F80, (13, 20_000, 64), dtype=np.uint16)
+        for start in range(0, 130, 13):
+            w[start : start + 13] = block
+    code = (
+        "import sys; import deadtok_xr as dx; dx.convert(sys.argv[1], sys.argv[2], memory=sys.argv[3]); "
+        "print(open('/proc/self/status').read())"  # getrusage would count what this process had before exec
+    )
+    command = [sys.executable, "-c", code, large, tmp_path / "large.zarr", "380MB"]
+    status = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak = 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
+    assert peak < 380e6 < w_bytes(130, 20_000, 64)
+    rec = raw(tmp_path / "large.zarr")
+    np.testing.assert_array_equal(bits(rec["W"][117:].values), block)
+
+
+def w_bytes(*shape: int) -> int:
+    return int(np.prod(shape)) * 2 + 250_000_000  # what holding it all would take, with Python itself
+
+
+def test_compressed_chunks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "large.h5"
+    with h5py.File(source, "w") as file:
+        file.create_dataset("W", (1600, 1000, 64), "u2", chunks=(1600, 1000, 64), compression="gzip")[:1] = 1
+    sentence = (
+        r"large.h5: converting needs \d+ MB of memory \(205 MB of it because 'W' is compressed in chunks that can "
+    )
+    with pytest.raises(InputError, match=sentence):
+        dx.convert(source, tmp_path / "a.zarr", memory="350MB")
+    assert raw(dx.convert(source, tmp_path / "a.zarr", memory="1GB"))["W"].shape == (1600, 1000, 64)
 
 
 # --- broken off in the middle --------------------------------------------------------------------

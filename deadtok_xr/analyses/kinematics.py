@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import decode
+from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "centroid": {"long_name": "centroid C of the tokens", "units": "1", "formula": "C[t] = mean_i W[t,i]"},
@@ -75,6 +76,8 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     name = variable or ("W" if "W" in known or "delta" not in known else "delta")
     recorded = blocks.require(ds, name, "kinematics")
     extra = blocks.check_steps(ds, "kinematics", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
+    if name == "delta":
+        _refuse_missing(ds)
     x = blocks.as_dask(recorded.data)
     if name == "delta":
         x = da.cumsum(x.astype(np.float64), axis=0)
@@ -87,6 +90,17 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
         extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
     origin = "relative" if name == "delta" else "absolute"
     return xr.Dataset({**values, **extra}, ds.coords, blocks.result_attrs(ds, variable=name, origin=origin))
+
+
+def _refuse_missing(ds: xr.Dataset) -> None:
+    """Displacements add up to positions only if none is missing, whatever gaps are allowed."""
+    gaps = np.flatnonzero(np.diff(ds["step"].values) > 1)
+    if gaps.size:
+        step = int(ds["step"].values[gaps[0]])
+        raise InputError(
+            f"kinematics: the displacements after step {step} are missing, and {gaps.size - 1} more gaps: the "
+            "positions that they lead to are not known, with or without allow_gaps; record every step, or the weights"
+        )
 
 
 def fields_dtype(n_dims: int) -> np.dtype[Any]:

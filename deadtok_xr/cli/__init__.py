@@ -24,7 +24,16 @@ def cli() -> None:
     """
 
 
-for _command in (demo.demo, stores.convert, stores.info, stores.verify, analyze.analyze, after.label, after.export):
+for _command in (
+    demo.demo,
+    stores.convert,
+    stores.recipes,
+    stores.info,
+    stores.verify,
+    analyze.analyze,
+    after.label,
+    after.export,
+):
     cli.add_command(_command)
 
 

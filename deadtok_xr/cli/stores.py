@@ -1,37 +1,128 @@
-"""`deadtok convert`, `info`, `verify`: stores made, described and checked."""
+"""`deadtok convert`, `recipes`, `info`, `verify`: stores made, described and checked."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
 from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, description, read_ids
+from deadtok_xr.errors import InputError
+
+
+def _pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
+    found = dict(value.partition("=")[::2] for value in values)
+    if not all(name and value for name, value in found.items()):
+        raise InputError(f"{option} {' '.join(values)}: needed: {form}, with both sides of the =")
+    return found
 
 
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("dest", type=PATH)
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--recipe", help="What is known of a family: a name (see `deadtok recipes`), or a TOML file.")
+@click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of SOURCE a variable is.")
+@click.option("--dims", multiple=True, metavar="KEY=DIM,DIM", help="The dimensions of an array of SOURCE.")
+@click.option("--include", multiple=True, metavar="KEY", help="Keep an array that would be left out.")
+@click.option("--drop", multiple=True, metavar="KEY", help="Leave an array out.")
+@click.option(
+    "--bits",
+    type=click.Choice(["bfloat16", "float16"]),
+    default="bfloat16",
+    show_default=True,
+    help="What uint16 values are the bits of.",
+)
+@click.option("--keep-dtype", is_flag=True, help="Store float32 as float32, even if it is an exact copy of bfloat16.")
+@click.option(
+    "--steps",
+    type=click.Choice(["recorded", "position", "names", "content"]),
+    help="Where the step labels come from: the file's, or the position; of checkpoints names or content.",
+)
+@click.option("--recorded", type=click.Choice(["after", "before"]), help="Whether rows were recorded after each step.")
+@click.option("--axis", type=click.Choice(["step", "run"]), default="step", help="What the first of three axes counts.")
+@click.option("--token-ids", type=PATH, help="File with the vocabulary id of each row: text, JSON or .npy.")
 @click.option(
     "--dead-ids",
     type=PATH,
     help="File with the ids of the dead tokens, where SOURCE does not say: text, JSON, .npy, .npz, .h5, .safetensors.",
 )
+@click.option("--initial", type=PATH, help="Initial weights, to make displacements absolute.")
+@click.option("--metadata", type=PATH, help="JSON file of settings that belongs to SOURCE.")
+@click.option("--memory", help="Memory to use at most. Default: 1GB.")
 @OVERWRITE
 @QUIET
-def convert(source: Path, dest: Path, dead_ids: Path | None, overwrite: bool, quiet: bool) -> None:
-    """Convert a recording (HDF5 or safetensors) to a store.
+def convert(
+    source: Path, dest: Path, only_plan: bool, keys: tuple[str, ...], dims: tuple[str, ...], token_ids: Path | None,
+    dead_ids: Path | None, overwrite: bool, quiet: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Convert a recording to a store.
+
+    SOURCE is an HDF5, safetensors, NumPy or torch file, or a folder of checkpoints. Interrupted, the same
+    command goes on where it was.
 
     \b
     Example:  deadtok convert thimble_7.h5 thimble_7.zarr
+              deadtok convert checkpoints/ run.zarr --key W=model.embed.weight --dead-ids dead.txt
     """
-    import deadtok_xr as dx
+    from deadtok_xr.conversion import carry_out, options_from
     from deadtok_xr.progress import reporting
 
-    ids = None if dead_ids is None else read_ids(dead_ids)
-    with reporting("converting", quiet=quiet) as report:
-        path = dx.convert(source, dest, overwrite=overwrite, dead_ids=ids, progress=report)
-    click.echo(description(path))
+    options |= {
+        "keys": _pairs(keys, "--key", "VARIABLE=KEY"),
+        "dims": {key: names.split(",") for key, names in _pairs(dims, "--dims", "KEY=DIM,DIM").items()},
+        "token_ids": None if token_ids is None else read_ids(token_ids),
+        "dead_ids": None if dead_ids is None else read_ids(dead_ids),
+    }
+    memory = _bytes(options.pop("memory"))
+    if only_plan:
+        click.echo(_planned(source, options, memory))
+        return
+    show = None if quiet else lambda plan: click.echo(plan.describe(memory), err=True)
+    recipe = options.pop("recipe")
+    noticed = carry_out(
+        source, dest, options_from(**options), recipe, memory=memory, overwrite=overwrite, planned=show,
+        looking=reporting("checking", quiet=quiet, bytes_=True),
+        writing=reporting("converting", quiet=quiet, bytes_=True),
+    )  # fmt: skip
+    for sentence in noticed:
+        warnings.warn(sentence, UserWarning, stacklevel=1)
+    click.echo(description(dest))
+
+
+def _bytes(text: str | None) -> int:
+    from dask.utils import parse_bytes
+
+    from deadtok_xr.conversion.plan import DEFAULT_MEMORY
+
+    try:
+        return DEFAULT_MEMORY if text is None else parse_bytes(text)
+    except ValueError:
+        raise InputError(f"--memory {text}: needed: a size, such as 500MB or 2GB") from None
+
+
+def _planned(source: Path, options: dict[str, Any], memory: int) -> str:
+    from deadtok_xr.conversion import open_for, options_from
+    from deadtok_xr.conversion.planning import make_plan
+
+    recipe = options.pop("recipe")
+    with open_for(source, options_from(**options), recipe) as (opened, stated):
+        return make_plan(opened, stated).describe(memory)
+
+
+@click.command()
+def recipes() -> None:
+    """List the families of recordings that `deadtok convert --recipe NAME` knows.
+
+    \b
+    Example:  deadtok recipes
+    """
+    from deadtok_xr.conversion import recipes as shipped
+
+    for name, recipe in shipped().items():
+        click.echo(f"{name:16s}{recipe['family']}")
 
 
 @click.command()
@@ -48,9 +139,10 @@ def info(store: Path, partial: bool) -> None:
 
 @click.command()
 @STORE
-@click.option("--source", type=PATH, help="The file that STORE was converted from: compare every bit with it.")
+@click.option("--source", type=PATH, help="What STORE was converted from: compare every bit with it.")
+@click.option("--initial", type=PATH, help="The initial weights that were given, if they do not lie beside SOURCE.")
 @QUIET
-def verify(store: Path, source: Path | None, quiet: bool) -> None:
+def verify(store: Path, source: Path | None, initial: Path | None, quiet: bool) -> None:
     """Read every chunk of a store against its checksum, and compare it with its source.
 
     \b
@@ -61,7 +153,7 @@ def verify(store: Path, source: Path | None, quiet: bool) -> None:
     from deadtok_xr.progress import reporting
 
     with reporting("verifying", quiet=quiet) as report:
-        found = dx.verify(store, source, progress=report)
+        found = dx.verify(store, source, initial=initial, progress=report)
     if found.problems:
         raise DamagedStoreError("; ".join(found.problems))
     same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""

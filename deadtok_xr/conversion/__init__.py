@@ -7,9 +7,10 @@
       safetensors.py       axes.py, rows.py: what its axes are, which token each row is
       npz.py               proofs.py: what its values prove
       torch_checkpoint.py  others.py: everything else that it holds
-      folders.py           plan.py: what comes out
-      derived.py           units.py, markers.py: the work in pieces, and what of it is done
-      sidecars.py
+      folders.py,          plan.py: what comes out
+      merged.py,           units.py, markers.py: the work in pieces, and what of it is done
+      stacked.py
+      derived.py, sidecars.py
 
 A new file format is one file beside `hdf5.py` and one line in `formats.FORMATS`; a new naming habit is an
 entry in `layout.KNOWN`; a family whose facts are not in its files is a recipe, `conversion/*.toml`.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def convert(
     overwrite
         Replace a store that exists at ``dest``.
     progress
-        Called with the bytes done and the bytes to do.
+        Called with the bytes written and the bytes to write.
     planned
         Called with the `Plan` before anything is written.
 
@@ -139,27 +140,55 @@ def convert(
     """
     from dask.utils import parse_bytes
 
-    from deadtok_xr.conversion.options import Options
+    options = options_from(
+        keys=keys, dims=dims, include=include, drop=drop, bits=bits, keep_dtype=keep_dtype, steps=steps,
+        recorded=recorded, axis=axis, token_ids=token_ids, dead_ids=dead_ids, initial=initial, metadata=metadata,
+    )  # fmt: skip
+    shown = nullcontext(progress or (lambda done, total: None))
+    room = None if memory is None else parse_bytes(memory)
+    noticed = carry_out(
+        Path(src), Path(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
+        looking=nullcontext(lambda done, total: None), writing=shown,
+    )  # fmt: skip
+    for sentence in noticed:  # now that the store is whole: a warning may be an error
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    return Path(dest)
+
+
+def carry_out(
+    src: Path, dest: Path, options: Options, recipe: str | Path | None, *, memory: int | None, overwrite: bool,
+    planned: Callable[[Plan], None] | None, looking: AbstractContextManager[Progress],
+    writing: AbstractContextManager[Progress],
+) -> list[str]:  # fmt: skip
+    """Plan and write, each with a progress of its own; what a user should know afterwards, as sentences."""
     from deadtok_xr.conversion.planning import make_plan
     from deadtok_xr.conversion.write import check_destination, write_plan
 
-    options = Options(
-        keys=dict(keys or {}), dims={k: tuple(v) for k, v in (dims or {}).items()}, include=tuple(include),
-        drop=tuple(drop), bits=bits, keep_dtype=keep_dtype, steps=steps, recorded=recorded, axis=axis,
-        token_ids=token_ids, dead_ids=dead_ids, initial=None if initial is None else Path(initial),
-        metadata=None if metadata is None else Path(metadata),
-    )  # fmt: skip
-    src, dest = Path(src), Path(dest)
-    room = None if memory is None else parse_bytes(memory)
     with open_for(src, options, recipe) as (source, options):
         check_destination(source, dest, overwrite=overwrite)
-        plan = make_plan(source, options, progress=progress)
+        with looking as looked:
+            plan = make_plan(source, options, progress=looked)
         if planned is not None:
             planned(plan)
-        noticed = write_plan(plan, source, dest, overwrite=overwrite, memory=room, progress=progress)
-    for sentence in [*noticed, *_worth_a_warning(plan)]:  # now that the store is whole: a warning may be an error
-        warnings.warn(sentence, UserWarning, stacklevel=2)
-    return dest
+        with writing as progress:
+            noticed = write_plan(plan, source, dest, overwrite=overwrite, memory=memory, progress=progress)
+    return [*noticed, *_worth_a_warning(plan)]
+
+
+def options_from(**given: Any) -> Options:
+    """The arguments of `convert` that say what a source does not."""
+    from deadtok_xr.conversion.options import Options
+
+    for name, value in given.items():
+        if value is not None and name in ("initial", "metadata"):
+            given[name] = Path(value)
+        elif name in ("include", "drop"):
+            given[name] = (value,) if isinstance(value, str) else tuple(value)
+        elif name == "keys":
+            given[name] = dict(value or {})
+        elif name == "dims":
+            given[name] = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in (value or {}).items()}
+    return Options(**given)
 
 
 @contextmanager
@@ -172,7 +201,8 @@ def open_for(src: Path, options: Options, recipe: str | Path | None = None) -> I
     from deadtok_xr.conversion.sidecars import with_metadata
 
     options = with_recipe(options, recipe)
-    with open_source(src) as opened:
+    labels: Any = options.steps if options.steps in ("names", "content") else None
+    with open_source(src, steps=labels) as opened:
         source = joined(with_metadata(opened, options.metadata), KNOWN)
         if options.initial is not None:
             with open_source(options.initial) as initial:

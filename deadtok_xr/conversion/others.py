@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from deadtok_xr.conversion.sources import Entry, Source, whole
 from deadtok_xr.errors import InputError
 
 ATTRIBUTE_SIZE = 64
+_STATE = re.compile(r"(^|\.)state\.\d+\.")
 KEPT_BYTES = 16 * 2**20
 """An array without a step axis is kept up to this size; beyond it only by name."""
 
@@ -54,10 +56,10 @@ def others(
     for key, entry in source.entries.items():
         if key in used:
             continue
-        if _is_setting(entry) and key not in options.dims:
+        if _is_setting(entry) and key not in options.dims and not (is_model and _STATE.search(key)):
             rest.settings[key] = plain(whole(source, key))
             rounded += [key] if entry.dtype == np.float32 else []
-        elif is_model and key not in names and key not in options.include and _is_parameter(entry, axes):
+        elif is_model and key not in names and key not in options.include and _is_parameter(key, entry, axes):
             n_parameters += 1
         else:
             _place(source, layout, options, names.get(key), key, entry, axes, rest)
@@ -80,9 +82,9 @@ def _is_setting(entry: Entry) -> bool:
     return entry.dtype is not None and not entry.shape
 
 
-def _is_parameter(entry: Entry, axes: Axes) -> bool:
-    """Whether a tensor of a checkpoint is one of the model's, and no number per step."""
-    return len(entry.shape) > (0 if axes.static else 1)
+def _is_parameter(key: str, entry: Entry, axes: Axes) -> bool:
+    """Whether a tensor of a checkpoint is one of the model's or of the optimizer's states, and no number per step."""
+    return len(entry.shape) > (0 if axes.static else 1) or bool(_STATE.search(key))
 
 
 def _place(
@@ -231,8 +233,14 @@ def check_written(source: Source, name: str, key: str, first: int) -> None:
 
 
 def plain_attributes(source: Source) -> dict[str, Any]:
-    """A source's own attributes, those that are small."""
-    return dict(_plain_items(source.attributes))
+    """A source's own attributes, those that are small; of a file that this package exported, its settings."""
+    attributes = source.attributes
+    if "deadtok_xr" in attributes and "hyperparameters" in attributes:
+        try:
+            return dict(json.loads(attributes["hyperparameters"]))
+        except (ValueError, TypeError):
+            pass
+    return dict(_plain_items(attributes))
 
 
 def _plain_items(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from deadtok_xr import __version__, schema, store
-from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.sources import Entry
 from deadtok_xr.errors import InputError
 from deadtok_xr.machine import workers
@@ -200,15 +200,22 @@ class Plan:
     def describe(self, memory: int = DEFAULT_MEMORY) -> str:
         """The plan as text for one screen."""
         runs = "" if self.runs is None else f"{len(self.runs)} runs x "
-        lines = [f"{self.path}: {self.format}, {runs}{len(self.steps)} steps x {len(self.rows.tokens)} tokens"]
+        lines = [f"{self.path}: {self.format}, {runs}{_many(self.steps)} x {len(self.rows.tokens)} tokens"]
         lines.append(f"  steps: {_span(self.steps)}; rows: {self.rows_reason}")
-        lines.append(f"  {'variable':18s}{'from':22s}{'dims':26s}{'shape':24s}{'dtype':10s}{'chunk':18s}{'GB':>8s}")
-        lines += [_row(v) for v in self.variables]
+        lines += _table([_HEAD, *(_cells(v) for v in self.variables)])
+        readings: dict[str, list[str]] = {}
+        for v in self.variables:
+            for remark in _remarks(v):
+                readings.setdefault(remark, []).append(v.name)
+        lines += [f"  {', '.join(names)}: {remark}" for remark, names in readings.items()]
         lines += [f"  note: {note}" for note in (*self.notes, *self.warnings)]
         lines += [f"  left out: {name} ({why})" for name, why in self.dropped.items()]
-        total = f"{self.nbytes / 1e9:.3g} GB before compression"
-        lines.append(f"  to write: {total}; at most {self.memory(memory) / 1e6:.0f} MB of memory")
+        total, most = format_bytes(self.nbytes), format_bytes(self.memory(memory))
+        lines.append(f"  to write: {total} before compression; at most {most} of memory")
         return "\n".join(lines)
+
+
+_HEAD = ("variable", "from", "dims", "shape", "dtype", "chunk", "size")
 
 
 def _layer_bytes(v: PlannedVariable) -> int:
@@ -224,6 +231,10 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _many(steps: NDArray[np.int64]) -> str:
+    return "1 step" if len(steps) == 1 else f"{len(steps)} steps"
+
+
 def _span(steps: NDArray[np.int64]) -> str:
     if len(steps) == 1:
         return f"one, labelled {steps[0]}"
@@ -232,10 +243,17 @@ def _span(steps: NDArray[np.int64]) -> str:
     return f"{steps[0]} to {steps[-1]}, {every}"
 
 
-def _row(v: PlannedVariable) -> str:
-    remarks = [v.reading, "NaN at the first step, which the file does not have" if v.first else ""]
+def _cells(v: PlannedVariable) -> tuple[str, ...]:
     shape, chunk = (" x ".join(map(str, sizes)) for sizes in (v.shape, v.chunks))
-    dtype = "bfloat16" if v.dtype == BFLOAT16 else v.dtype.name
-    size = math.prod(v.shape) * v.dtype.itemsize / 1e9
-    line = f"  {v.name:18s}{v.key:22s}{', '.join(v.dims):26s}{shape:24s}{dtype:10s}{chunk:18s}{size:8.3g}"
-    return "\n".join([line, *(f"    {remark}" for remark in remarks if remark)])
+    size = format_bytes(math.prod(v.shape) * v.dtype.itemsize)
+    return v.name, v.key, ", ".join(v.dims), shape, v.dtype.name, chunk, size
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(f"{c:{w}s}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _remarks(v: PlannedVariable) -> list[str]:
+    """How a variable's values become the stored ones, and what is missing."""
+    return [v.reading] * bool(v.reading) + ["NaN at the first step, which the file does not have"] * bool(v.first)

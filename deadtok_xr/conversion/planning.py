@@ -16,10 +16,11 @@ from deadtok_xr.conversion.axes import Axes, first_row, full_dims
 from deadtok_xr.conversion.derived import ABSOLUTE
 from deadtok_xr.conversion.layout import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
 from deadtok_xr.conversion.models import model_keys
-from deadtok_xr.conversion.options import NOTHING_SAID, Options
+from deadtok_xr.conversion.options import NOTHING_SAID, Options, suggested
 from deadtok_xr.conversion.plan import Plan, PlannedVariable
 from deadtok_xr.conversion.proofs import all_on_bfloat16_grid, repeats_its_first_step
 from deadtok_xr.conversion.rows import RowPlan, find_rows
+from deadtok_xr.conversion.sidecars import tell_tales
 from deadtok_xr.conversion.sources import Entry, Source, listing, whole
 from deadtok_xr.errors import InputError
 
@@ -83,7 +84,7 @@ def make_plan(
         hyperparameters={**others.plain_attributes(source), **rest.settings, **options.hyperparameters},
         attributes={**rest.attributes, **({"conversion": stated} if stated else {})},
         dropped={**rest.dropped, **{key: "as told" for key in options.drop if key in source.entries}},
-        notes=(*notes, *rest.notes, *_told(options)),
+        notes=(*notes, *rest.notes, *_told(options), *_hints(source, found, options)),
         warnings=tuple(_about_grids(variables)),
         runs=None if axes.n_runs is None else np.arange(axes.n_runs),
     )  # fmt: skip
@@ -223,7 +224,9 @@ def _steps(
     """The step labels, the key that they come from, and what is to be said of them."""
     n = axes.n_steps
     key = single_key(source, layout.steps, "the step labels", options)
-    if key is None or axes.static:
+    if axes.static:
+        return np.array([_own_step(source, axes)]), None, ()
+    if key is None:
         return np.arange(n), None, ()
     entry = numeric(source, key)
     if options.steps == "position":
@@ -242,6 +245,16 @@ def _steps(
     return labels, key, ()
 
 
+def _own_step(source: Source, axes: Axes) -> int:
+    """The number of updates that a checkpoint says it is after; 0 if it does not say."""
+    for key in ("step", "global_step"):
+        entry = source.entries.get(key)
+        if axes.n_runs is None and entry is not None and not entry.shape and entry.dtype and entry.dtype.kind in "iu":
+            return int(whole(source, key))
+    found = source.attributes.get("trainer_state.global_step", 0)
+    return found if axes.n_runs is None and isinstance(found, int) else 0
+
+
 def _drifts(labels: NDArray[np.int64]) -> bool:
     """Whether nearly all steps follow each other, but a few numbers are left out, one at a time."""
     gaps = np.diff(labels)
@@ -257,6 +270,17 @@ def _check_ascending(source: Source, key: str, labels: NDArray[np.int64]) -> Non
             f"{i + 1}; needed: ascending step labels; say --steps position (steps='position') if the rows follow each "
             "other all the same"
         )
+
+
+def _hints(source: Source, found: RowPlan, options: Options) -> list[str]:
+    """What might be known and was not given."""
+    hints = []
+    if options.recipe is None:
+        hints += [f"its name is one of recipe {name!r}: --recipe {name} adds it" for name in suggested(source.path)]
+    if found.rows.dead is None:
+        beside = ", ".join(str(path) for path in tell_tales(source.path))
+        hints += [f"beside it lies {beside}: if it names the dead tokens, say --dead-ids"] if beside else []
+    return hints
 
 
 def _told(options: Options) -> list[str]:

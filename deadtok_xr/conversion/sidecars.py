@@ -53,7 +53,7 @@ def _is_telling(path: Path) -> bool:
     return any(word in path.stem.lower() for word in _TELLING)
 
 
-def hints(path: Path) -> list[Path]:
+def tell_tales(path: Path) -> list[Path]:
     """Files beside a recording whose names say that they may tell which tokens are dead."""
     if not path.parent.is_dir():
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,15 +54,15 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
         with Markers(dest).held():
             pass
     if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
-        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.path, dest))
+        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
-def _is_unfinished(src: Path, dest: Path) -> bool:
+def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
     """Whether a conversion of this source was broken off here, even if its markers are lost."""
     attrs = skeleton.root_attributes(dest) or {}
     ours = attrs.get("made_by") == skeleton.MADE_BY and attrs.get("complete") is False
-    names = [s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)]
-    return ours and src.name in names
+    names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
+    return ours and names == {path.name for path in files}
 
 
 def write_plan(
@@ -131,12 +131,12 @@ def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *,
             skeleton.mend(plan, dest, markers) if dest.exists() else skeleton.make(plan, dest, markers)
             return
     protected = differs and "the source" not in differs and dest.exists()  # of another source nothing can be used
-    if protected and not overwrite and _is_unfinished(plan.path, dest):
+    if protected and not overwrite and _is_unfinished(plan.files, dest):
         raise DestinationExistsError(
             f"{dest} holds an unfinished conversion that differs in {' and '.join(differs or ())}: give the command "
             "that began it again to go on, or say --overwrite (overwrite=True) to begin anew"
         )
-    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.path, dest))
+    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
     skeleton.make(plan, dest, markers)
 
