@@ -4,7 +4,7 @@
 
 starts `deadtok convert`, kills it (SIGKILL), starts the same command again, until it has been killed so often;
 whenever a conversion gets to its end, its store is compared bit for bit with an undisturbed one, and the next
-begins. Half of the moments are drawn over the life of the process, half over the time in which it writes.
+begins. Half of the moments are drawn over the life of the process, half over the chunks that it writes.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def noted(dest: Path) -> set[str]:
     return {line.split('"')[1] for line in lines if line.startswith('["') and line.endswith("]")}
 
 
-def attempt(source: Path, dest: Path, at: float, *, while_writing: bool, soak: Soak) -> bool:
-    """Start, kill after ``at`` seconds (counted from the first marker if ``while_writing``); whether it was done."""
+def attempt(source: Path, dest: Path, at: float, chunks: int | None, soak: Soak) -> bool:
+    """Start, and kill after ``at`` seconds, counted from when so many chunks are noted; whether it was done."""
     before = lines(dest)
     with subprocess.Popen(command(source, dest), cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
-        while while_writing and process.poll() is None and not folder_of(dest).exists():
+        while chunks is not None and process.poll() is None and lines(dest) < chunks:
             time.sleep(0.001)
         try:
             process.wait(at)
@@ -171,10 +171,10 @@ def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
         done = False
         while not done:
             enough = found.kills.total() >= kills
-            while_writing = rng.random() < 0.5
-            at = 600 if enough else rng.uniform(0, lives[1] * (0.4 if while_writing else 1.05))
             before = lines(dest)
-            done = attempt(source, dest, at, while_writing=while_writing, soak=found)
+            chunks = None if enough or rng.random() < 0.5 else rng.randint(before, found.n_chunks)
+            at = 600 if enough else rng.uniform(0, lives[1] * 1.05 if chunks is None else 0.05)
+            done = attempt(source, dest, at, chunks, found)
             done = done or (dest.exists() and not folder_of(dest).exists())  # killed on its way out
             if done:
                 found.written += max(0, found.n_chunks - before)

@@ -590,7 +590,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     found = soak(tmp_path, kills=10, megabytes=40)
     assert found.wrong == []
     assert found.kills.total() == 10
-    assert found.kills["writing"] >= 3
+    assert found.kills["writing"] >= 1
     assert (
         found.written - found.finished * found.n_chunks + found.torn <= 2 * 10
     )  # never more than was at work when it died
