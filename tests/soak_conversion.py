@@ -133,7 +133,7 @@ def attempt(source: Path, dest: Path, at: float, chunks: int | None, soak: Soak)
 
 def caught(dest: Path) -> int:
     """Chunks that are half written, or in the store and not noted."""
-    if not folder_of(dest).exists():
+    if not begun(dest):
         return 0  # it was done, and its markers are removed
     done = noted(dest)
     stored = [p for name in ("W", "grad") for p in dest.glob(f"{name}/c/**/*") if p.is_file()]
@@ -148,8 +148,13 @@ def lines(dest: Path) -> int:
         return 0
 
 
+def begun(dest: Path) -> bool:
+    """Whether work is unfinished; without their plan markers mean nothing."""
+    return (folder_of(dest) / "plan.json").exists()
+
+
 def phase(dest: Path, n_chunks: int) -> str:
-    if not folder_of(dest).exists():
+    if not begun(dest):
         return "done" if dest.exists() else "start"
     n = len(noted(dest))
     return "begun" if n == 0 else "writing" if n < n_chunks else "end"
@@ -175,7 +180,7 @@ def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
             chunks = None if enough or rng.random() < 0.5 else rng.randint(before, found.n_chunks)
             at = 600 if enough else rng.uniform(0, lives[1] * 1.05 if chunks is None else 0.05)
             done = attempt(source, dest, at, chunks, found)
-            done = done or (dest.exists() and not folder_of(dest).exists())  # killed on its way out
+            done = done or (dest.exists() and not begun(dest))  # killed on its way out
             if done:
                 found.written += max(0, found.n_chunks - before)
         found.finished += 1
