@@ -4,7 +4,7 @@
 
 starts `deadtok convert`, kills it (SIGKILL), starts the same command again, until it has been killed so often;
 whenever a conversion gets to its end, its store is compared bit for bit with an undisturbed one, and the next
-begins. Half of the moments are drawn over the life of the process, half over the time in which it writes.
+begins. Half of the moments are drawn over the life of the process, half over the chunks that it writes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Soak:
         Chunks of one conversion.
     written
         Chunks that were noted as written in all.
+    torn
+        Chunks that a kill caught on their way: half written, or in the store and not noted yet.
     wrong
         Files that differ from the undisturbed store; none.
     """
@@ -52,14 +54,16 @@ class Soak:
     finished: int = 0
     n_chunks: int = 0
     written: int = 0
+    torn: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         phases = ", ".join(f"{n} {phase}" for phase, n in self.kills.items())
-        again = self.written - self.finished * self.n_chunks
+        again = self.written - self.finished * self.n_chunks + self.torn
         return (
             f"{self.kills.total()} kills ({phases}); {self.finished} conversions finished, {len(self.wrong)} files "
-            f"wrong; {self.written} chunks written, {again} of them again, of {self.n_chunks} per conversion"
+            f"wrong; {self.written} chunks noted and {self.torn} caught on their way, so {again} were "
+            f"written again, of {self.n_chunks} per conversion"
         )
 
 
@@ -107,11 +111,11 @@ def noted(dest: Path) -> set[str]:
     return {line.split('"')[1] for line in lines if line.startswith('["') and line.endswith("]")}
 
 
-def attempt(source: Path, dest: Path, at: float, *, while_writing: bool, soak: Soak) -> bool:
-    """Start, kill after ``at`` seconds (counted from the first marker if ``while_writing``); whether it was done."""
+def attempt(source: Path, dest: Path, at: float, chunks: int | None, soak: Soak) -> bool:
+    """Start, and kill after ``at`` seconds, counted from when so many chunks are noted; whether it was done."""
     before = lines(dest)
     with subprocess.Popen(command(source, dest), cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
-        while while_writing and process.poll() is None and not folder_of(dest).exists():
+        while chunks is not None and process.poll() is None and lines(dest) < chunks:
             time.sleep(0.001)
         try:
             process.wait(at)
@@ -123,7 +127,18 @@ def attempt(source: Path, dest: Path, at: float, *, while_writing: bool, soak: S
         raise SystemExit(f"the conversion ended with the exit status {process.returncode}")
     soak.kills[phase(dest, soak.n_chunks)] += 1
     soak.written += max(0, lines(dest) - before)
+    soak.torn += caught(dest)
     return False
+
+
+def caught(dest: Path) -> int:
+    """Chunks that are half written, or in the store and not noted."""
+    if not begun(dest):
+        return 0  # it was done, and its markers are removed
+    done = noted(dest)
+    stored = [p for name in ("W", "grad") for p in dest.glob(f"{name}/c/**/*") if p.is_file()]
+    unnoted = [p for p in stored if p.relative_to(dest).as_posix() not in done]
+    return len(unnoted) + len([p for p in folder_of(dest).glob("*.part") if p.stem.isdigit()])
 
 
 def lines(dest: Path) -> int:
@@ -133,8 +148,13 @@ def lines(dest: Path) -> int:
         return 0
 
 
+def begun(dest: Path) -> bool:
+    """Whether work is unfinished; without their plan markers mean nothing."""
+    return (folder_of(dest) / "plan.json").exists()
+
+
 def phase(dest: Path, n_chunks: int) -> str:
-    if not folder_of(dest).exists():
+    if not begun(dest):
         return "done" if dest.exists() else "start"
     n = len(noted(dest))
     return "begun" if n == 0 else "writing" if n < n_chunks else "end"
@@ -156,11 +176,11 @@ def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
         done = False
         while not done:
             enough = found.kills.total() >= kills
-            while_writing = rng.random() < 0.5
-            at = 600 if enough else rng.uniform(0, lives[1] * (0.4 if while_writing else 1.05))
             before = lines(dest)
-            done = attempt(source, dest, at, while_writing=while_writing, soak=found)
-            done = done or (dest.exists() and not folder_of(dest).exists())  # killed on its way out
+            chunks = None if enough or rng.random() < 0.5 else rng.randint(before, found.n_chunks)
+            at = 600 if enough else rng.uniform(0, lives[1] * 1.05 if chunks is None else 0.05)
+            done = attempt(source, dest, at, chunks, found)
+            done = done or (dest.exists() and not begun(dest))  # killed on its way out
             if done:
                 found.written += max(0, found.n_chunks - before)
         found.finished += 1

@@ -478,6 +478,17 @@ def test_a_store_put_there_meanwhile_is_left_alone(tmp_path: Path, whole: Any, w
     check_whole(dest, undisturbed)
 
 
+def test_what_a_removal_left_is_tidied_up(tmp_path: Path, whole: Any) -> None:
+    """Killed while the markers were removed: the store is whole, and is left alone as any other."""
+    source, undisturbed, _ = whole("uint16")
+    dest = dx.convert(source, tmp_path / "a.zarr")
+    folder_of(dest).mkdir()
+    (folder_of(dest) / "done").write_text("[")
+    with pytest.raises(DestinationExistsError, match="exists already and is left as it is"):
+        dx.convert(source, dest)
+    check_whole(dest, undisturbed)
+
+
 def test_other_options_are_free_once_the_store_is_gone(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, _, _ = whole("uint16")
     broken_off(watch, source, tmp_path / "a.zarr", AFTER)
@@ -590,8 +601,10 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     found = soak(tmp_path, kills=10, megabytes=40)
     assert found.wrong == []
     assert found.kills.total() == 10
-    assert found.kills["writing"] >= 3
-    assert found.written - found.finished * found.n_chunks <= 2 * 10  # never more than was at work when it died
+    assert found.kills["writing"] >= 1
+    assert (
+        found.written - found.finished * found.n_chunks + found.torn <= 2 * 10
+    )  # never more than was at work when it died
 
 
 # --- anything --------------------------------------------------------------------------------------

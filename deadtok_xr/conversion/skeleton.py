@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from deadtok_xr import store
-from deadtok_xr.conversion.markers import Markers, is_intact
+from deadtok_xr.conversion.markers import Markers, digest, is_intact
 from deadtok_xr.conversion.plan import Plan
 
 MADE_BY = "convert"
@@ -98,9 +97,9 @@ def _made(plan: Plan, markers: Markers, root: dict[str, Any] | None = None) -> P
     return folder
 
 
-def _facts(path: Path) -> tuple[int, int]:
+def _facts(path: Path) -> tuple[int, str]:
     data = path.read_bytes()
-    return len(data), zlib.crc32(data)
+    return len(data), digest(data)
 
 
 def _noted(markers: Markers) -> dict[str, Any] | None:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.plan import PIECE_BYTES, Plan, PlannedVariable
+from deadtok_xr.conversion.plan import Plan, PlannedVariable
 from deadtok_xr.conversion.sources import Source
 from deadtok_xr.errors import InputError
 
+PIECE_BYTES = 3 * 2**20
+"""How much is read at a time: what stays in the cache until it is put in its place."""
 _EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF << 52}
 Words = NDArray[np.unsignedinteger[Any]]
 

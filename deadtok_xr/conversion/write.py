@@ -26,7 +26,7 @@ from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_t
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.machine import workers
 
-_HASH_BLOCK = 2**20
+_HASH_BLOCK = 2**18  # stays in a core's own cache between being read and being hashed
 Progress = Callable[[int, int], None]
 
 
@@ -51,8 +51,9 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
     if folder_of(dest).exists():  # refused at once, and not after a large source has been looked through
-        with Markers(dest).held():
-            pass
+        with Markers(dest).held() as markers:
+            if not (markers.folder / "plan.json").exists():
+                markers.remove()  # what is left where the very removal was broken off
     if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
         store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
