@@ -90,7 +90,8 @@ def test_the_blocks_record_open_analyse_and_save(ran: Ran) -> None:
 
 
 def test_the_commands_print_and_write(ran: Ran) -> None:
-    converted, info, verified, analysed = ran.printed
+    planned, converted, info, verified, analysed = ran.printed
+    assert "uint16 read as the bits of bfloat16" in planned
     assert "all as they were written; the same bits as thimble.h5: W" in verified
     assert converted == info
     assert "10 dead, 30 live" in info
