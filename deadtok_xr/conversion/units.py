@@ -123,13 +123,13 @@ def fill(unit: Unit, plan: Plan, source: Source, out: Words, fill_value: Any) ->
     exponent = word(_EXPONENTS.get(v.dtype.name, 0))
     found = [Finds()] * len(unit.token_chunks)
     _pad(unit, out, np.asarray(fill_value, v.dtype).view(word))
+    places = _places(unit, plan)
     for steps, rows in _pieces(unit):
         words = as_words(v, plan, _read(unit, source, steps, rows))
         counted_from = int(np.searchsorted(plan.steps[steps.start : steps.stop], v.valid_from))
         bad = np.zeros((len(found), 3), np.int64)
-        place_rows(
-            words, _destination(unit, plan, rows), out, steps.start - unit.steps.start, exponent, counted_from, bad
-        )
+        destination = places[rows.start : rows.stop]
+        place_rows(words, destination, out, steps.start - unit.steps.start, exponent, counted_from, bad)
         for k in np.flatnonzero(bad[:, 0]):
             found[k] += _finds(plan, unit, rows, *bad[k])
     return found
@@ -197,10 +197,11 @@ def as_words(v: PlannedVariable, plan: Plan, values: NDArray[Any]) -> Words:
     return (words >> np.uint32(16)).astype(np.uint16)
 
 
-def _destination(unit: Unit, plan: Plan, rows: range) -> NDArray[np.int64]:
-    height, chunks = unit.variable.size("token", chunk=True), unit.token_chunks
+def _places(unit: Unit, plan: Plan) -> NDArray[np.int64]:
+    """For each row of the source its place among the unit's rows; negative where it belongs elsewhere."""
     if "token" not in unit.variable.dims:
         return np.zeros(1, np.int64)
-    places = plan.place_on_disk[rows.start : rows.stop] - chunks.start * height
+    height, chunks = unit.variable.size("token", chunk=True), unit.token_chunks
+    places = plan.place_on_disk - chunks.start * height
     places[places >= len(chunks) * height] = -1
     return places
