@@ -25,12 +25,10 @@ from zarr.codecs import ZstdCodec
 
 from deadtok_xr import schema, zarr_dtype
 from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.chunks import CHUNK_STEPS, chunks_of
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.reader import place
 
-CHUNK_BYTES = 8 * 2**20
-CHUNK_STEPS = 128
-CHUNK_TOKENS = 512
 ZSTD_LEVEL = 1
 RECORDING = "deadtok_format"
 _SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
@@ -66,37 +64,6 @@ class Rows:
         """The caller's row numbers in the order in which they lie on disk."""
         live = np.zeros(len(self.tokens), bool) if self.dead is None else ~self.dead
         return np.lexsort((self.tokens, live)).astype(np.int64)
-
-
-def chunk_shape(
-    n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0, n_steps: int = CHUNK_STEPS
-) -> tuple[int, int, int]:
-    """Chunk sizes along (step, token, dim): about 8 MiB, 128 steps where rows are short, all dims.
-
-    The token size divides the dead tokens evenly, so that reading them reads next to no live ones.
-    """
-    row = n_dims * itemsize
-    steps = min(CHUNK_STEPS, n_steps, max(1, CHUNK_BYTES // (64 * row)))
-    group = n_dead or n_tokens
-    most = max(1, min(CHUNK_TOKENS if steps > 1 else n_tokens, CHUNK_BYTES // (steps * row)))
-    tokens = math.ceil(group / math.ceil(group / most)) if group else 1
-    return steps, max(1, min(tokens, n_tokens)), n_dims
-
-
-def chunks_of(dims: Sequence[str], shape: Sequence[int], itemsize: int, n_dead: int = 0) -> tuple[int, ...]:
-    """Chunk sizes of any variable: those of `chunk_shape` for matrices, about 8 MiB for others.
-
-    A length of 0 along `step` is one that is not known yet. A chunk never holds two runs: they are written, and
-    mostly read, one at a time.
-    """
-    sizes = dict(zip(dims, shape, strict=True))
-    rest = math.prod(n for dim, n in sizes.items() if dim not in ("run", "step", "token"))
-    tokens = sizes.get("token", 1)
-    if "token" in sizes:
-        steps, tokens, _ = chunk_shape(tokens, rest, itemsize, n_dead, sizes.get("step", 1) or CHUNK_STEPS)
-    else:
-        steps = max(1, min(65536, CHUNK_BYTES // max(1, rest * itemsize)))
-    return tuple({"run": 1, "step": steps, "token": tokens}.get(dim, n) for dim, n in sizes.items())
 
 
 def create_array(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
-from deadtok_xr import schema, store
+from deadtok_xr import chunks, schema, store
 from deadtok_xr.errors import (
     DamagedStoreError,
     DestinationExistsError,
@@ -207,10 +207,10 @@ def test_schema_is_checked(tmp_path: Path) -> None:
     [(10_000, 64, 2, 3699), (151_936, 2560, 2, 0), (128, 64, 4, 51), (1, 1, 2, 1)],
 )
 def test_chunks_are_of_a_useful_size(n: int, dims: int, itemsize: int, dead: int) -> None:
-    steps, tokens, width = store.chunk_shape(n, dims, itemsize, dead)
+    steps, tokens, width = chunks.chunk_shape(n, dims, itemsize, dead)
     assert width == dims
-    assert steps * tokens * dims * itemsize <= 2 * store.CHUNK_BYTES
+    assert steps * tokens * dims * itemsize <= 2 * chunks.CHUNK_BYTES
     if n * dims > 10**5:
-        assert steps * tokens * dims * itemsize >= store.CHUNK_BYTES / 4
+        assert steps * tokens * dims * itemsize >= chunks.CHUNK_BYTES / 4
     if dead:
         assert -(-dead // tokens) * tokens - dead < tokens / 10  # hardly any live rows among the dead chunks

@@ -45,7 +45,11 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return _usage(error), 2
     if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
-        return "interrupted; anything that it was writing is incomplete and will not open", 1
+        return (
+            "interrupted; what it was writing is incomplete and will not open: the same `deadtok convert` goes on from "
+            "there, anything else begins again with --overwrite",
+            1,
+        )
     if isinstance(error, InputError):
         return str(error), 2
     if isinstance(error, MemoryError):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr import schema, store
+from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
+from deadtok_xr.chunks import chunks_of
 from deadtok_xr.conversion import others
 from deadtok_xr.conversion.axes import Axes, first_row, full_dims
 from deadtok_xr.conversion.derived import ABSOLUTE
@@ -75,7 +76,7 @@ def make_plan(
     rest = others.others(source, layout, options, keys, axes, used, is_model=is_model)
     n_dead = 0 if found.rows.dead is None else int(found.rows.dead.sum())
     variables = tuple(
-        replace(v, chunks=store.chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead), skip=skip if _has_steps(v) else 0)
+        replace(v, chunks=chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead), skip=skip if _has_steps(v) else 0)
         for v in (*matrices, *rest.variables)
     )
     stated = options.stated()
