@@ -32,15 +32,18 @@ def read_ids(path: str | Path) -> list[int]:
         If the file is missing, cannot be read, or its arrays name different tokens.
     """
     path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file")
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path} is no regular file")
     needed = "needed: integers, or a .npy, .npz, .h5 or .safetensors file"
     try:
         if path.suffix == ".npy":
             return _ids(path, path.name, np.load(path, allow_pickle=False))
         if path.suffix in _READERS:
             return _agreed(path, dict(_READERS[path.suffix](path)))
-        return [int(word) for word in re.split(r"[\s,\[\]]+", path.read_text()) if word]
+        text = path.read_text()
+        if not text.strip():
+            raise InputError(f"{path} is empty; {needed} ([] says that there are none)")
+        return [int(word) for word in re.split(r"[\s,\[\]]+", text) if word]
     except InputError:
         raise
     except ImportError:
@@ -72,7 +75,9 @@ def _ids(path: Path, name: str, values: NDArray[Any]) -> list[int]:
         return [int(i) for i in np.flatnonzero(values)]
     if values.size and values.dtype.kind not in "iu":
         raise InputError(f"{path}: {name!r} holds {values.dtype}; needed: integer token ids")
-    return [int(i) for i in values.ravel()]
+    if values.ndim != 1:
+        raise InputError(f"{path}: {name!r} has the shape {values.shape}; needed: a list, (token,)")
+    return [int(i) for i in values]
 
 
 def _from_npz(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -622,8 +622,10 @@ def checkpoints(rec: xr.Dataset, folder: Path) -> Built:
     run = _checkpoints(rec, folder / "checkpoints", steps)
     expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
     expected["loss_float64"] = np.array([0, *run.loss[steps[1:]]], np.float64)
-    expected["optimizer_state_dict.param_groups.0.lr"] = np.full(4, 3e-4)
-    return Built(folder / "checkpoints", expected, np.array(steps), ALL, dropped={"7 other tensors"})
+    found = {"optimizer_state_dict.param_groups.0.lr": 3e-4}
+    return Built(
+        folder / "checkpoints", expected, np.array(steps), ALL, dropped={"7 other tensors"}, hyperparameters=found
+    )
 
 
 @family
@@ -648,8 +650,8 @@ def hugging_face(rec: xr.Dataset, folder: Path) -> Built:
         torch.save({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]}, inside / "optimizer.pt")
         (inside / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 0.5}))
     expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
-    expected["optimizer.param_groups.0.lr"] = np.full(2, 1e-3)
-    return Built(folder / "run", expected, np.array(steps), ALL, dropped={"2 other tensors"})
+    found = {"optimizer.param_groups.0.lr": 1e-3}
+    return Built(folder / "run", expected, np.array(steps), ALL, dropped={"2 other tensors"}, hyperparameters=found)
 
 
 @family

@@ -643,7 +643,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text as weights": (changed(W=np.full((5, 6, 2), b"x")), "'W' has the type .*; needed: numbers"),
     "grad shape": (changed(grad_W=W[:3]), r"'grad_W' has the shape \(3, 6, 2\); needed: \(5, 6, 2\)"),
     "grad dtype": (changed(grad_W=W.astype("i4")), "'grad_W' has the dtype int32"),
-    "moment one short": (changed(m=W[1:]), r"'m' has the shape \(4, 6, 2\); needed: \(5, 6, 2\)"),
+    "moment two short": (changed(m=W[2:]), r"'m' has the shape \(3, 6, 2\); needed: \(5, 6, 2\)"),
     "mask too short": (
         changed(dead_mask=np.array([True, False, True]), dead_ids=None),
         "'W' has 6 rows, but 'dead_mask' has 3 entries, 2 of them dead; needed: 3 rows",

@@ -297,14 +297,16 @@ def test_steps_that_contradict_the_names(tmp_path: Path) -> None:
 
 
 def test_what_only_some_checkpoints_have_is_named(tmp_path: Path) -> None:
-    torch.save({"W": torch.zeros(2, 2), "losses": [1.0]}, tmp_path / "step_1.pt")
+    torch.save({"W": torch.zeros(2, 2), "losses": [1.0], "bias": torch.zeros(2)}, tmp_path / "step_1.pt")
     torch.save({"W": torch.zeros(2, 2), "losses": [1.0, 2.0], "exp_avg": torch.zeros(2, 2)}, tmp_path / "step_2.pt")
     torch.save({}, tmp_path / "final.pt")
     with open_source(tmp_path) as source:
         assert whole(source, "W").shape == (2, 2, 2)
+        assert whole(source, "exp_avg").shape == (1, 2, 2)  # from the second on: states come with the first update
+        assert source.entries["exp_avg"].late == 1
         for name, why in {
             "losses": "in step_2.pt",
-            "exp_avg": "step_1.pt does not have",
+            "bias": "step_2.pt does not have",
             "final.pt": "none of",
         }.items():
             with pytest.raises(InputError, match=why):

@@ -78,7 +78,7 @@ def convert(
     }
     memory = _bytes(options.pop("memory"))
     if only_plan:
-        click.echo(_planned(source, options, memory))
+        click.echo(_planned(source, dest, options, memory, overwrite=overwrite))
         return
     show = None if quiet else lambda plan: click.echo(plan.describe(memory), err=True)
     recipe = options.pop("recipe")
@@ -98,17 +98,22 @@ def _bytes(text: str | None) -> int:
     from deadtok_xr.conversion.plan import DEFAULT_MEMORY
 
     try:
-        return DEFAULT_MEMORY if text is None else parse_bytes(text)
-    except ValueError:
-        raise InputError(f"--memory {text}: needed: a size, such as 500MB or 2GB") from None
+        size = DEFAULT_MEMORY if text is None else parse_bytes(text)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise InputError(f"--memory {text}: needed: a size, such as 500MB or 2GB")
+    return size
 
 
-def _planned(source: Path, options: dict[str, Any], memory: int) -> str:
+def _planned(source: Path, dest: Path, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
     from deadtok_xr.conversion import open_for, options_from
     from deadtok_xr.conversion.planning import make_plan
+    from deadtok_xr.conversion.write import check_destination
 
     recipe = options.pop("recipe")
     with open_for(source, options_from(**options), recipe) as (opened, stated):
+        check_destination(opened, dest, overwrite=overwrite)
         return make_plan(opened, stated).describe(memory)
 
 

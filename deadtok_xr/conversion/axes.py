@@ -47,7 +47,8 @@ def first_row(n: int, n_steps: int, name: str, dtype: np.dtype[Any] | None) -> i
 
     None if there are neither as many rows as steps nor one less.
     """
-    begins_at_one = schema.attributes(name)["valid_from"] == 1 and (dtype is None or dtype.kind in "fV")
+    since_one = schema.attributes(name)["valid_from"] == 1 or name.startswith("exp_avg")  # no state before a step
+    begins_at_one = since_one and (dtype is None or dtype.kind in "fV")
     if n == n_steps - 1 and begins_at_one:
         return 1
     return 0 if n == n_steps else None

@@ -140,9 +140,10 @@ class Absolute(Wrapped):
         off = np.abs(weights - exact) > np.abs(delta) * 2.0**-24
         if off.any():
             n, d = (int(i) for i in np.argwhere(off)[0])
+            grid = "bfloat16" if self._bfloat16 else "float32"
             raise InputError(
                 f"{self.path}: {self._delta!r} at position {row}, row {n}, dim {d} leads from "
-                f"{self._weights[n, d]!r} by {delta[n, d]!r}, off the {'bfloat16' if self._bfloat16 else 'float32'} "
+                f"{float(self._weights[n, d])} by {float(delta[n, d])}, off the {grid} "
                 f"grid that {self._initial_path} lies on: these are not its initial weights, or steps are missing"
             )
         self._at, self._weights = t, weights
@@ -182,13 +183,16 @@ def absolute(source: Source, initial: Source, layout: Layout, options: Options) 
         held = f"the weights, {keys['W']!r}," if "W" in keys else "no displacements"
         raise InputError(f"{source.path} holds {held} and initial weights are given: leave them out")
     step_key = single_key(source, layout.steps, "the step labels", options)
-    n_deltas = source.entries[keys["delta"]].shape[0]
     labels = None if step_key is None or options.steps == "position" else whole(source, step_key)
     if labels is not None and (np.diff(labels.astype(np.int64)) != 1).any():
         raise InputError(
             f"{source.path}: {step_key!r} leaves steps out, so its displacements cannot be added up: initial weights "
             "are of no use (if the labels drift, say --steps position)"
         )
-    one_short = labels is not None and len(labels) == n_deltas + 1
+    first = source.read(keys["delta"], slice(0, 1)).astype(np.float64)
+    if labels is not None and labels[0] not in (0, 1):
+        raise InputError(f"{source.path}: {step_key!r} begins at {labels[0]}: how the weights got there is not known")
+    # a row that moves, or is labelled 1, is that of update 1: the initial state has no row
+    one_short = bool(np.nan_to_num(first).any()) if labels is None else bool(labels[0] == 1)
     values = initial_weights(initial, ("W", "initial", "W_initial", *layout.variables["W"]))
     return Absolute(source, keys["delta"], values, initial.path, one_short=one_short)

@@ -131,7 +131,7 @@ def open_file(path: Path) -> Source:
     """Open a file whose format is told by its content."""
     if not path.is_file():
         raise InputError(f"{path} is no regular file; {NEEDED}")
-    with path.open("rb") as file:
+    with reading(path, "the file", "bytes"), path.open("rb") as file:
         head = file.read(_HEAD)
     for matches, open_ in FORMATS:
         if matches(path, head):

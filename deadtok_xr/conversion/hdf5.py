@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.sources import Entry, Source, part_of, read_slab, reading
+from deadtok_xr.conversion.sources import TEXTS, Entry, Source, part_of, read_slab, reading
+from deadtok_xr.errors import InputError
 
 _DEFAULT_CACHE = 2**20
 
@@ -42,7 +43,7 @@ class Hdf5Source(Source):
                 found: dict[str, Entry] = {}
                 self._file.visititems(lambda name, item: _note(found, name, item))
                 self.entries = found
-                self.attributes = dict(self._file.attrs)
+                self.attributes = {**self._file.attrs, **_texts(self._file)}
         except BaseException:
             self.close()
             raise
@@ -86,11 +87,25 @@ class Hdf5Source(Source):
         with reading(self.path, f"variable {name!r}", self.format):
             dataset = self._dataset(name)
             n = dataset.shape[0]
+            if dataset.is_virtual:
+                return self._virtual_gaps(name, dataset)
             if dataset.chunks is None:
                 plist = dataset.id.get_create_plist()
                 plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
                 return [range(n)] if plain and dataset.size and not dataset.id.get_storage_size() else []
             return _gaps(_written_rows(dataset), dataset.chunks[0], n)
+
+    def _virtual_gaps(self, name: str, dataset: h5py.Dataset) -> list[range]:
+        """What of a virtual dataset nobody wrote: it reads as zeros, as do parts whose file is gone."""
+        parts = dataset.virtual_sources()
+        lost = {p.file_name for p in parts if p.file_name != "." and not (self.path.parent / p.file_name).exists()}
+        if lost:
+            raise InputError(
+                f"{self.path}: variable {name!r} is put together from {', '.join(sorted(lost))}, which is not there: "
+                f"put it beside {self.path.name}"
+            )
+        mapped = sum(p.vspace.get_select_npoints() for p in parts)
+        return [range(dataset.shape[0])] if mapped < dataset.size else []
 
     def close(self) -> None:
         self._current = None
@@ -98,10 +113,18 @@ class Hdf5Source(Source):
         self._plain.close()
 
 
+def _texts(file: h5py.File) -> dict[str, list[str]]:
+    """The texts of tokens, where they are a dataset of the file."""
+    item = file.get(TEXTS)
+    if not isinstance(item, h5py.Dataset) or h5py.check_string_dtype(item.dtype) is None or item.ndim != 1:
+        return {}
+    return {TEXTS: [str(text) for text in item.asstr()[...]]}
+
+
 def _note(found: dict[str, Entry], name: str, item: Any) -> None:
     if isinstance(name, bytes):  # h5py's way with names that are not UTF-8
         raise ValueError(f"the name {name!r} is not UTF-8")
-    if isinstance(item, h5py.Dataset) and item.shape is not None:
+    if isinstance(item, h5py.Dataset) and item.shape is not None and not (name == TEXTS and item.dtype.kind == "O"):
         numeric = item.dtype.kind in "biuf"
         dtype = item.dtype.newbyteorder("=") if numeric else None
         found[name] = Entry(tuple(item.shape), dtype, item.dtype.name, _buffer_bytes(item))
@@ -119,7 +142,8 @@ def _plain_blocks(file: h5py.File, dataset: h5py.Dataset, entry: Entry) -> _Bloc
     """Where the values lie that need nothing done to them; None if something does."""
     plist = dataset.id.get_create_plist()
     # bool is an enumeration in HDF5; before a user block offsets count from elsewhere
-    if file.userblock_size or dataset.dtype != entry.dtype or dataset.dtype == bool or not dataset.size:
+    as_read = entry.dtype is not None and dataset.id.get_type().equal(h5py.h5t.py_create(entry.dtype))
+    if file.userblock_size or not as_read or dataset.dtype == bool or not dataset.size:
         return None
     if plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count() and dataset.shape:
         offset = dataset.id.get_offset()

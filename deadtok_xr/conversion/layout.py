@@ -96,6 +96,11 @@ def variable_keys(source: Source, layout: Layout, options: Options) -> dict[str,
     """
     found = {}
     for name, key in options.keys.items():
+        if name not in schema.VARIABLES:
+            raise InputError(
+                f"keys: {name!r} is no variable of a recording: choose {', '.join(schema.VARIABLES)}; other arrays "
+                "keep their own names"
+            )
         if key not in source.entries:
             raise InputError(f"{source.path} has no {key!r}, given for {name!r}; needed: one of {listing(source)}")
         found[name] = key
@@ -126,5 +131,8 @@ def numeric(source: Source, key: str) -> Entry:
     """An entry that holds numbers, or an error."""
     entry = source.entries[key]
     if entry.dtype is None:
-        raise InputError(f"{source.path}: variable {key!r} has the type {entry.type_name}; needed: numbers")
+        raise InputError(
+            f"{source.path}: variable {key!r} has the type {entry.type_name}; needed: numbers; leave it out with "
+            f"--drop {key} (drop=[{key!r}])"
+        )
     return entry

@@ -81,8 +81,8 @@ def _moments(source: Source, weights: str) -> dict[str, str]:
             states.setdefault((match["before"], int(match["index"])), {})[match["name"]] = key
     if not states:
         return {}
-    shape = source.entries[weights].shape
-    fitting = [keys for keys in states.values() if all(source.entries[k].shape == shape for k in keys.values())]
+    shape = _whole_shape(source.entries[weights])
+    fitting = [keys for keys in states.values() if all(_whole_shape(source.entries[k]) == shape for k in keys.values())]
     if len(fitting) == 1:
         return fitting[0]
     by_place = _by_place(source, weights, states)
@@ -95,6 +95,11 @@ def _moments(source: Source, weights: str) -> dict[str, str]:
     return by_place or {}
 
 
+def _whole_shape(entry: Entry) -> tuple[int, ...]:
+    """An array's shape, had it been there from the first step on."""
+    return (entry.shape[0] + entry.late, *entry.shape[1:]) if entry.late else entry.shape
+
+
 def _by_place(source: Source, weights: str, states: Mapping[tuple[str, int], dict[str, str]]) -> dict[str, str] | None:
     """The states at the weights' place among the parameters, if every parameter has its state's shape."""
     aliases: Mapping[str, str] = getattr(source, "aliases", {})
@@ -105,8 +110,8 @@ def _by_place(source: Source, weights: str, states: Mapping[tuple[str, int], dic
     ordered = [states[k] for k in sorted(states)]
     if len(ordered) != len(parameters):
         return None
-    shapes = [{source.entries[k].shape for k in keys.values()} for keys in ordered]
-    if any(found != {source.entries[key].shape} for key, found in zip(parameters, shapes, strict=True)):
+    shapes = [{_whole_shape(source.entries[k]) for k in keys.values()} for keys in ordered]
+    if any(found != {_whole_shape(source.entries[key])} for key, found in zip(parameters, shapes, strict=True)):
         return None
     return ordered[parameters.index(aliases.get(weights, weights))]
 

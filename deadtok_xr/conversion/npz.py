@@ -6,6 +6,7 @@ the file by parts; what is compressed is unpacked from the front, a piece at a t
 
 from __future__ import annotations
 
+import json
 import math
 import tokenize
 import zipfile
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.sources import Entry, Source, part_of, read_slab, readable, reading
+from deadtok_xr.conversion.sources import TEXTS, Entry, Source, part_of, read_slab, readable, reading
 from deadtok_xr.errors import InputError
 
 _WHOLE = 64 * 2**20
 """The largest array in Fortran order: it must be read whole to be turned."""
+_MOST_TEXT = 256 * 2**20
 _MOST_DENSE = 1040
 """Deflate makes nothing smaller than a 1032nd."""
 
@@ -84,7 +86,25 @@ class NpzSource(Source):
             names.add(name)
             with reading(self.path, f"variable {name!r}", self.format):
                 is_array = info.filename.endswith(".npy")
+                if name in (TEXTS, "metadata") and is_array and self._take_text(name, info):
+                    continue
                 yield name, self._entry(name, info) if is_array else Entry((), None, "a file that is no array")
+
+    def _take_text(self, name: str, info: zipfile.ZipInfo) -> bool:
+        """Make an array of texts an attribute: the tokens' own, or settings as JSON, as our exports have them."""
+        assert self._archive is not None
+        if info.file_size > _MOST_TEXT:
+            return False
+        with self._archive.open(info) as stream:
+            try:
+                values = npy.read_array(cast(BinaryIO, stream), allow_pickle=False)
+                found = {TEXTS: values.tolist()} if name == TEXTS else dict(json.loads(str(values[()])))
+            except (ValueError, TypeError):
+                return False
+        if values.dtype.kind != "U":
+            return False
+        self.attributes = {**self.attributes, **found}
+        return True
 
     def _entry(self, name: str, info: zipfile.ZipInfo | None) -> Entry:
         member = self._member(info)

@@ -106,6 +106,12 @@ class Options:
 
 NOTHING_SAID = Options()
 _RECIPE_KEYS = {f.name for f in fields(Options)} - {"recipe", "token_ids", "dead_ids", "initial", "metadata"}
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("files", "include", "drop"), list),
+    **dict.fromkeys(("keys", "dims", "precision", "hyperparameters", "notes"), dict),
+    "keep_dtype": bool,
+}
+_KINDS = {list: "a list of texts", dict: "a table", bool: "true or false", str: "a text"}
 _ABOUT = {"family", "cites", "files", "about"}
 
 
@@ -137,6 +143,13 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
         raise InputError(
             f"the recipe {path} holds {', '.join(sorted(unknown))}; needed: {', '.join(sorted(_RECIPE_KEYS | _ABOUT))}"
         )
+    for key, value in found.items():
+        kind = _TYPES.get(key, str)
+        listed = kind is list and isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if not (listed if kind is list else isinstance(value, kind)):
+            raise InputError(f"the recipe {path}: {key} is {value!r}; needed: {_KINDS[kind]}")
+    if "family" not in found:
+        raise InputError(f'the recipe {path} does not say what it is for; needed: family = "..."')
     return found
 
 
@@ -145,13 +158,7 @@ def with_recipe(options: Options, recipe: str | Path | None) -> Options:
     if recipe is None:
         return options
     found = {k: v for k, v in load_recipe(recipe).items() if k in _RECIPE_KEYS}
-    for name, value in found.items():
-        kind = type(getattr(NOTHING_SAID, name))
-        mapping = name in ("keys", "dims", "precision", "hyperparameters", "notes")
-        if mapping and not isinstance(value, dict):
-            raise InputError(f"the recipe {recipe}: {name} is {type(value).__name__}; needed: a table")
-        if kind is tuple:
-            found[name] = tuple(value)
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     defaults = NOTHING_SAID
     merged: dict[str, Any] = {"recipe": Path(recipe).stem}
     for name, value in found.items():

@@ -17,10 +17,11 @@ from deadtok_xr.conversion.axes import Axes, first_row, full_dims
 from deadtok_xr.conversion.layout import Layout
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import PlannedVariable
-from deadtok_xr.conversion.sources import Entry, Source, whole
+from deadtok_xr.conversion.sources import TEXTS, Entry, Source, whole
 from deadtok_xr.errors import InputError
 
 ATTRIBUTE_SIZE = 64
+_LONGEST_NAME = 200
 _STATE = re.compile(r"(^|\.)state\.\d+\.")
 KEPT_BYTES = 16 * 2**20
 """An array without a step axis is kept up to this size; beyond it only by name."""
@@ -52,23 +53,34 @@ def others(
     names = {key: name for name, key in keys.items()}
     rest = Rest()
     rounded = []
-    n_parameters = 0
+    parameters: list[str] = []
     for key, entry in source.entries.items():
         if key in used:
             continue
         if _is_setting(entry) and key not in options.dims and not (is_model and _STATE.search(key)):
             rest.settings[key] = plain(whole(source, key))
             rounded += [key] if entry.dtype == np.float32 else []
+        elif is_model and "param_groups." in key and (value := _constant(source, key, entry)) is not None:
+            rest.settings[key] = value
         elif is_model and key not in names and key not in options.include and _is_parameter(key, entry, axes):
-            n_parameters += 1
+            parameters.append(key)
         else:
             _place(source, layout, options, names.get(key), key, entry, axes, rest)
-    if n_parameters:
-        rest.dropped[f"{n_parameters} other tensors"] = "parameters and states of the rest of the model; --include KEY"
+    if parameters:
+        some = ", ".join(parameters[:8]) + (", ..." if len(parameters) > 8 else "")
+        rest.dropped[f"{len(parameters)} other tensors"] = f"of the model and its optimizer: {some}; --include KEY"
     if rounded:
         rest.attributes["hyperparameters_float32"] = rounded
         rest.notes.append(f"stored as float32, and read as its exact value: {', '.join(rounded)}")
     return rest
+
+
+def _constant(source: Source, key: str, entry: Entry) -> Any:
+    """The value that a setting has in every checkpoint; None if it changes, or is no number per step."""
+    if entry.dtype is None or len(entry.shape) != 1 or not entry.shape[0]:
+        return None
+    values = whole(source, key)
+    return plain(values[0]) if (values == values[0]).all() else None
 
 
 def _check_named(source: Source, options: Options) -> None:
@@ -203,7 +215,8 @@ def _flat(key: str) -> str:
 
 def _is_plain(name: str) -> bool:
     """Whether a source's own name can be a variable's: a plain folder name."""
-    return bool(re.fullmatch(r"\w[\w. -]*", name)) and not name.startswith("__") and name != "zarr.json"
+    fits = len(name.encode()) <= _LONGEST_NAME and name != "zarr.json"
+    return fits and bool(re.fullmatch(r"\w[\w. -]*", name)) and not name.startswith("__")
 
 
 def _is_short(entry: Entry) -> bool:
@@ -245,7 +258,8 @@ def plain_attributes(source: Source) -> dict[str, Any]:
 
 def _plain_items(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in attributes.items():
-        if np.size(value) <= ATTRIBUTE_SIZE:
+        size = np.size(value)  # None for HDF5's empty attributes
+        if size is not None and size <= ATTRIBUTE_SIZE and name != TEXTS:
             yield name, plain(value)
 
 

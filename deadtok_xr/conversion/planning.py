@@ -57,7 +57,9 @@ def make_plan(
         keys = {**model_keys(source, options), **{k: v for k, v in keys.items() if k not in ("E",)}}
     if options.initial is not None:
         keys["W"] = ABSOLUTE
+    keys |= _only_candidate(source, keys)
     axes = _axes(source, keys, options)
+    axes_of = next(name for name in WEIGHTS if name in keys)
     if "W" in keys and not axes.static:
         others.check_written(source, "W", keys["W"], 0)
     steps, step_key, notes = _steps(source, layout, axes, options)
@@ -68,9 +70,12 @@ def make_plan(
             *notes,
             "recorded before each step: row t + 1 of the file is the state after update t",
         )
+    if axes_of == "delta" and not axes.static:
+        steps, notes = _of_displacements(source, keys["delta"], steps, step_key, notes, options)
     found = find_rows(source, layout, axes.n_rows, keys.get("W", keys.get("delta", "")), options)
-    context = _Context(source, layout, options, axes, found, skip)
+    context = _Context(source, layout, options, axes, found, skip, steps)
     matrices = [_matrix(context, name, key) for name, key in keys.items() if _is_matrix(name)]
+    _check_bits(source, matrices, options)
     matrices = _decided(context, matrices, progress)
     used = {*(v.key for v in matrices), *found.keys, step_key, *options.drop}
     rest = others.others(source, layout, options, keys, axes, used, is_model=is_model)
@@ -79,10 +84,12 @@ def make_plan(
         replace(v, chunks=chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead), skip=skip if _has_steps(v) else 0)
         for v in (*matrices, *rest.variables)
     )
-    stated = options.stated()
+    stated = others.plain(options.stated())
     return Plan(
         source.path, source.format, tuple(source.files()), variables, steps, found.rows, found.reason,
-        hyperparameters={**others.plain_attributes(source), **rest.settings, **options.hyperparameters},
+        hyperparameters={
+            **others.plain_attributes(source), **rest.settings, **others.plain(dict(options.hyperparameters)),
+        },
         attributes={**rest.attributes, **({"conversion": stated} if stated else {})},
         dropped={**rest.dropped, **{key: "as told" for key in options.drop if key in source.entries}},
         notes=(*notes, *rest.notes, *_told(options), *_hints(source, found, options)),
@@ -99,6 +106,38 @@ class _Context:
     axes: Axes
     rows: RowPlan
     skip: int
+    steps: NDArray[np.int64]
+
+
+def _only_candidate(source: Source, keys: dict[str, str]) -> dict[str, str]:
+    """The weights of a source that holds nothing else that they could be."""
+    if any(name in keys for name in WEIGHTS):
+        return {}
+    found = [key for key, e in source.entries.items() if e.dtype is not None and len(e.shape) in (2, 3, 4)]
+    by_name = [key for key in found if key.rpartition("/")[2] in ("W", *KNOWN.variables["W"])]
+    candidates = by_name or (found if len(source.entries) == 1 else [])
+    return {"W": candidates[0]} if len(candidates) == 1 else {}
+
+
+def _of_displacements(
+    source: Source, key: str, steps: NDArray[np.int64], step_key: str | None, notes: tuple[str, ...], options: Options
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The labels of displacements without weights: a first row that moves is that of an update, not of step 0."""
+    first = source.read(key, slice(0, 1))
+    if steps[0] != 0 or not np.nan_to_num(first.astype(np.float64)).any():
+        return steps, notes
+    if step_key is not None and options.steps != "position":
+        raise InputError(
+            f"{source.path}: {key!r} moves in its first row, which {step_key!r} labels 0, the initial state: say "
+            "--steps position (steps='position') if the first row is that of update 1"
+        )
+    return steps + 1, (*notes, f"{key!r} moves in its first row: that is update 1, and the rows are 1..{len(steps)}")
+
+
+def _check_bits(source: Source, matrices: list[PlannedVariable], options: Options) -> None:
+    if options.bits != "bfloat16" and not any(v.entry.dtype in (np.uint16, np.int16) for v in matrices):
+        found = ", ".join(f"{v.key!r} {v.entry.type_name}" for v in matrices)
+        raise InputError(f"{source.path} holds no bits as uint16 ({found}): leave out --bits (bits=)")
 
 
 def _is_matrix(name: str) -> bool:
@@ -147,16 +186,23 @@ def _matrix(context: _Context, name: str, key: str) -> PlannedVariable:
     dims, lead = full_dims(spec.dims, axes), len(axes.lead())
     n = axes.n_steps + context.skip
     first = first_row(entry.shape[lead] if len(entry.shape) > lead else 0, n, name, dtype) if not axes.static else 0
+    first = entry.late if entry.late and entry.shape[0] == n - entry.late else first
     due = (*axes.lead(), *(() if axes.static else (n - (first or 0),)), axes.n_rows, axes.n_dims)
     if first is None or entry.shape != due:
         raise InputError(f"{source.path}: variable {key!r} has the shape {entry.shape}; needed: {due}")
     others.check_written(source, name, key, first)
     shape = tuple(axes.size(d) for d in dims)
+    if context.options.dims.get(key, dims) != dims:
+        raise InputError(
+            f"{source.path}: {key!r} is read as ({', '.join(dims)}); its axes cannot be turned: save it in this order"
+        )
     extra: dict[str, Any] = {"precision": "none"} if name == "delta" else {}
     if name in context.options.precision:
         extra["precision"] = context.options.precision[name]
     if name in context.options.notes:
         extra["note"] = context.options.notes[name]
+    if first and spec.valid_from == 0:
+        extra["valid_from"] = int(context.steps[first])
     attributes = {"source_key": key, "source_dtype": entry.type_name, **extra}
     return PlannedVariable(name, key, entry, dims, shape, dtype, (), first, 0, axes.static, attributes)
 
@@ -228,10 +274,15 @@ def _steps(
     if axes.static:
         return np.array([_own_step(source, axes)]), None, ()
     if key is None:
+        if options.steps == "recorded" and options.recipe is None:
+            raise InputError(f"{source.path} holds no step labels: leave out --steps recorded (steps='recorded')")
         return np.arange(n), None, ()
     entry = numeric(source, key)
     if options.steps == "position":
         return np.arange(n), key, (f"{key!r} is not used: the rows are numbered 0..{n - 1}",)
+    if source.entries.get(ABSOLUTE) is not None and entry.shape == (n - 1,):
+        labels = whole(source, key).astype(np.int64)  # of the updates, and the initial state goes before them
+        return np.concatenate([labels[:1] - 1, labels]), key, ()
     if entry.shape != (n,) or entry.dtype is None or entry.dtype.kind not in "iu":
         raise InputError(f"{source.path}: {key!r} is {entry}; needed: {n} integers, one per step")
     labels = whole(source, key).astype(np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.conversion.layout import Layout, numeric, single_key
 from deadtok_xr.conversion.options import Options, same_ids
-from deadtok_xr.conversion.sources import Source, whole
+from deadtok_xr.conversion.sources import TEXTS, Source, whole
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import Rows
 
@@ -62,7 +63,19 @@ def find_rows(source: Source, layout: Layout, n_rows: int, variable: str, option
         rows, reason = _rows(source, n_rows, variable, mask, ids, live)
     if live is not None and not _says_all(rows, live):
         keys = tuple(k for k in keys if k != live.name)  # it says less than `dead`: kept for what it is
-    return RowPlan(rows, reason, keys)
+    return RowPlan(_with_texts(source, rows), reason, keys)
+
+
+def _with_texts(source: Source, rows: Rows) -> Rows:
+    """The rows with the texts of their tokens, where the source holds one for each."""
+    texts = source.attributes.get(TEXTS)
+    if isinstance(texts, str):
+        try:
+            texts = json.loads(texts)
+        except ValueError:
+            return rows
+    fits = isinstance(texts, list) and len(texts) == len(rows.tokens) and all(isinstance(t, str) for t in texts)
+    return replace(rows, text=texts) if fits else rows
 
 
 def _rows_by_token(
@@ -78,7 +91,12 @@ def _rows_by_token(
         _check_range(source, tokens, len(mask.values), f"the entries of {mask.name!r}")
         return Rows(tokens.values, mask.values[tokens.values]), f"{reason}; dead are those of {mask.name!r}"
     if ids is not None:
-        return Rows(tokens.values, np.isin(tokens.values, ids.values)), f"{reason}; dead are those in {ids.name!r}"
+        dead = np.isin(tokens.values, ids.values)
+        if ids.values.size and not dead.any():
+            raise InputError(
+                f"{source.path}: {ids.name!r} and {tokens.name!r} have no token in common; needed: vocabulary ids"
+            )
+        return Rows(tokens.values, dead), f"{reason}; dead are those in {ids.name!r}"
     return Rows(tokens.values), f"{reason}; nothing says which are dead"
 
 

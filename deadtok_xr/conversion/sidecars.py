@@ -37,11 +37,18 @@ def with_metadata(source: Source, given: Path | None = None) -> Source:
     folder, stem = source.path.parent, source.path.stem
     if not source.path.is_file():
         return source
-    own = [p for p in (folder / f"{stem}.json", folder / f"{stem}_metadata.json") if p.is_file()]
+    own = [p for p in (folder / f"{stem}.json", folder / f"{stem}_metadata.json") if _holds_settings(p)]
     common = folder / "metadata.json"
-    if not own and common.is_file() and _is_alone(source.path):
+    if not own and _holds_settings(common) and _is_alone(source.path):
         own = [common]
     return WithMetadata(source, own[0]) if own else source
+
+
+def _holds_settings(path: Path) -> bool:
+    try:
+        return path.is_file() and bool(_settings(path))
+    except InputError:
+        return False  # not everything beside a recording is about it; what is named with --metadata must be
 
 
 def _is_alone(path: Path) -> bool:
@@ -58,7 +65,7 @@ def tell_tales(path: Path) -> list[Path]:
     if not path.parent.is_dir():
         return []
     found = [p for p in path.parent.iterdir() if p.suffix in (*_RECORDINGS, ".npy", ".json", ".txt") and _is_telling(p)]
-    return sorted(p for p in found if p != path and p.is_file())
+    return sorted(p for p in found if p != path and p.is_file() and p.stat().st_size <= _MOST)
 
 
 def _settings(path: Path) -> dict[str, Any]:

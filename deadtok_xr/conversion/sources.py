@@ -26,6 +26,10 @@ _DAMAGE = (
 """What readers raise over a damaged file."""
 
 
+TEXTS = "token_text"
+"""The attribute of a source that holds the text of each row's token."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One array of a source.
@@ -40,6 +44,8 @@ class Entry:
         What the file calls the type, for messages.
     buffer_bytes
         Memory that the file's own layout takes while it is read in order, beside the values.
+    late
+        How many of the first steps it is not there for, among stacked files.
     in_order
         Whether reading part of it again means reading everything before that part again.
     """
@@ -49,6 +55,7 @@ class Entry:
     type_name: str
     buffer_bytes: int = 0
     in_order: bool = False
+    late: int = 0
 
     @property
     def nbytes(self) -> int:

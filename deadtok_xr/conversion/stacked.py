@@ -91,9 +91,9 @@ class Stacked(Source):
         first = self._member(paths[0])
         self.format = f"{first.format}, one per step"
         entries, attributes, aliases = dict(first.entries), dict(first.attributes), dict(first.aliases)
-        for path in paths:
+        for i, path in enumerate(paths):
             member = self._member(path)
-            _compare(entries, member, paths[0])
+            _compare(entries, member, paths[0], i)
             attributes = {k: v for k, v in attributes.items() if k in member.attributes and member.attributes[k] == v}
             aliases = {k: v for k, v in aliases.items() if member.aliases.get(k) == v}
             self._files += member.files()
@@ -120,7 +120,8 @@ class Stacked(Source):
         shape = self.entries[name].shape[1:]
         inner = (*inner, *(slice(0, n) for n in shape[len(inner) :]))
         values = np.empty((steps.stop - steps.start, *(s.stop - s.start for s in inner)), dtype)
-        for i, member in enumerate(self._members[steps]):
+        late = self.entries[name].late
+        for i, member in enumerate(self._members[late + steps.start : late + steps.stop]):
             source = self._member(member.path)
             _check_same(source, name, dtype, shape)
             values[i] = source.read(name, *inner)
@@ -129,7 +130,8 @@ class Stacked(Source):
     def unwritten(self, name: str) -> list[range]:
         if name == STEP or self.entries[name].dtype is None or not self.entries[name].shape[1:]:
             return []
-        holes = (i for i, member in enumerate(self._members) if self._member(member.path).unwritten(name))
+        members = self._members[self.entries[name].late :]
+        holes = (i for i, member in enumerate(members) if self._member(member.path).unwritten(name))
         return [range(i, i + 1) for i in holes]
 
     def files(self) -> list[Path]:
@@ -141,10 +143,10 @@ class Stacked(Source):
 
 
 def _with_steps(entry: Entry, n: int) -> Entry:
-    return replace(entry, shape=(n, *entry.shape)) if entry.dtype is not None else entry
+    return replace(entry, shape=(n - entry.late, *entry.shape)) if entry.dtype is not None else entry
 
 
-def _compare(entries: dict[str, Entry], member: Source, first: Path) -> None:
+def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: int) -> None:
     """Compare the entries of a checkpoint with those so far: matrices must be alike, and the rest is marked."""
     for name in {**entries, **member.entries}:
         one, other = entries.get(name), member.entries.get(name)
@@ -159,6 +161,8 @@ def _compare(entries: dict[str, Entry], member: Source, first: Path) -> None:
             entries[name] = Entry(one.shape, None, f"{one} in {first.name} and {other} in {member.path.name}")
         elif other is None and one is not None and one.dtype is not None:
             entries[name] = Entry(one.shape, None, f"{one}, which {member.path.name} does not have")
+        elif one is None and other is not None and other.dtype is not None and len(other.shape) >= 2:
+            entries[name] = replace(other, late=n_before)  # an optimizer has no state before its first step
         elif one is None and other is not None:
             entries[name] = Entry(other.shape, None, f"{other}, which {first.name} does not have")
 

@@ -133,10 +133,9 @@ def _options(group: zarr.Group, path: Path, initial: Path | None) -> Options:
 
 def _ids_in(group: zarr.Group, name: str) -> list[int]:
     tokens = store.read_small(group, "token")
-    if name == "dead_ids":
-        return [int(t) for t in tokens[store.read_small(group, "dead")]]
-    rows = store.read_small(group, "source_row") if "source_row" in group else tokens
-    return [int(t) for t in tokens[np.argsort(rows)]]
+    order = np.argsort(store.read_small(group, "source_row") if "source_row" in group else tokens)
+    kept = store.read_small(group, "dead")[order] if name == "dead_ids" else np.ones(len(tokens), bool)
+    return [int(t) for t in tokens[order][kept]]
 
 
 def _compared(group: zarr.Group, plan: Plan, source: Source, found: Verification, progress: Progress) -> Iterator[str]:

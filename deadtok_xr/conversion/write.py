@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -245,10 +246,12 @@ def _writing(dest: Path, counts: _Progress) -> Iterator[None]:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OSError(
             error.errno,
             f"{dest} cannot be written: {reason}, after {counts.done:.0f} of {counts.total} bytes; it is left "
-            "incomplete and will not open; make room and give the same command again, which goes on from there",
+            f"incomplete and will not open; {'make room' if full else 'mend that'} and give the same command again, "
+            "which goes on from there",
         ) from error
 
 

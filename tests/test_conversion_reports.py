@@ -1,0 +1,244 @@
+"""What users and testers of conversions met, once each: a wrong label, a false alarm, a lost array, a bad sentence."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import deadtok_xr as dx
+from deadtok_xr.errors import InputError
+
+RNG = np.random.default_rng(3)
+W = RNG.normal(size=(6, 12, 4)).astype("f4")
+
+
+def bfloat16_steps(n: int = 6) -> np.ndarray:
+    """Weights on the bfloat16 grid that move at every step."""
+    w = RNG.normal(size=(n, 12, 4)).astype("f4").view(np.uint32)
+    return (w & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def convert(path: Path, dest: Path, **options: Any) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return dx.convert(path, dest, **options)
+
+
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("lost", [["p1.h5"], ["p0.h5", "p1.h5"], []])
+def test_virtual_datasets_without_their_files_are_refused(tmp_path: Path, lost: list[str]) -> None:
+    layout = h5py.VirtualLayout((6, 12, 4), "f4")
+    for i in range(2):
+        with h5py.File(tmp_path / f"p{i}.h5", "w") as file:
+            file["W"] = W[3 * i : 3 * i + 3]
+        layout[3 * i : 3 * i + 3] = h5py.VirtualSource(f"p{i}.h5", "W", (3, 12, 4))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_virtual_dataset("W", layout)
+    for name in lost:
+        (tmp_path / name).unlink()
+    if lost:
+        with pytest.raises(InputError, match=r"'W' is put together from .*p1.h5.*, which is not there"):
+            convert(tmp_path / "v.h5", tmp_path / "o.zarr")
+        return
+    rec = dx.open_recording(convert(tmp_path / "v.h5", tmp_path / "o.zarr"))
+    np.testing.assert_array_equal(rec["W"], W)
+
+
+def test_a_virtual_dataset_with_a_gap_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["W"] = W[:3]
+    layout = h5py.VirtualLayout((6, 12, 4), "f4")
+    layout[:3] = h5py.VirtualSource("p.h5", "W", (3, 12, 4))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_virtual_dataset("W", layout)
+    with pytest.raises(InputError, match="'W' was never written"):
+        convert(tmp_path / "v.h5", tmp_path / "o.zarr")
+
+
+@pytest.mark.parametrize("dims", [("token", "step", "dim"), ("step",), ("a", "b", "c")])
+def test_dims_of_the_weights_are_obeyed_or_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
+    path = saved(tmp_path / "a.safetensors", W=W)
+    with pytest.raises(InputError, match=r"'W' is read as \(step, token, dim\); its axes cannot be turned"):
+        convert(path, tmp_path / "o.zarr", dims={"W": dims})
+
+
+def test_displacements_that_begin_with_update_1_are_labelled_so(tmp_path: Path) -> None:
+    w = bfloat16_steps()
+    delta = np.diff(w, axis=0)
+    path = saved(tmp_path / "a.safetensors", deltas=delta, losses=np.arange(5, dtype="f4"))
+    rec = dx.open_recording(convert(path, tmp_path / "o.zarr"))
+    np.testing.assert_array_equal(rec["step"], np.arange(1, 6))
+    np.testing.assert_array_equal(rec["delta"], delta)
+    labelled = saved(tmp_path / "b.safetensors", deltas=delta, recorded_steps=np.arange(5))
+    with pytest.raises(InputError, match="'deltas' moves in its first row, which 'recorded_steps' labels 0"):
+        convert(labelled, tmp_path / "p.zarr")
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(1, 6)])
+def test_initial_weights_and_displacements_from_update_1(tmp_path: Path, labels: np.ndarray | None) -> None:
+    w = bfloat16_steps()
+    more = {} if labels is None else {"recorded_steps": labels}
+    path = saved(tmp_path / "a.safetensors", deltas=np.diff(w, axis=0), losses=np.arange(5, dtype="f4"), **more)
+    initial = saved(tmp_path / "w0.safetensors", W=w[0])
+    store = convert(path, tmp_path / "o.zarr", initial=initial)
+    rec = dx.open_recording(store)
+    np.testing.assert_array_equal(rec["step"], np.arange(6))
+    np.testing.assert_array_equal(rec["W"], w)
+    np.testing.assert_array_equal(rec["delta"][1:], np.diff(w, axis=0))
+    np.testing.assert_array_equal(rec["loss"], [np.nan, 0, 1, 2, 3, 4])
+    assert not dx.verify(store, path, initial=initial).problems
+
+
+def test_verify_knows_the_order_of_dead_rows(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", W=W[:, :5])
+    store = convert(path, tmp_path / "o.zarr", dead_ids=[41, 3, 47, 7, 11])
+    assert not dx.verify(store, path).problems
+    np.testing.assert_array_equal(dx.open_recording(store)["W"].sel(token=41), W[:, 0])
+
+
+def test_moments_of_checkpoints_after_the_first(tmp_path: Path) -> None:
+    """An optimizer has no state before its first step, and the checkpoint of step 0 is written all the same."""
+    model = torch.nn.Embedding(12, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    kept = []
+    for step in range(3):
+        if step:
+            model.weight.sum().backward()
+            optimizer.step()
+            kept.append(optimizer.state[model.weight]["exp_avg"].numpy().copy())
+        state = {
+            "model": {"embedding.weight": model.weight.detach()},
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+        }
+        torch.save(state, folder / f"step_{step}.pt")
+    rec = dx.open_recording(convert(folder, tmp_path / "o.zarr"))
+    assert np.isnan(rec["exp_avg"][0]).all()
+    np.testing.assert_array_equal(rec["exp_avg"][1:], kept)
+    assert rec["exp_avg"].attrs["valid_from"] == 1
+    assert rec.attrs["hyperparameters"]["optimizer.param_groups.0.lr"] == 1e-3
+
+
+def test_moments_one_row_short(tmp_path: Path) -> None:
+    rec = dx.open_recording(convert(saved(tmp_path / "a.safetensors", W=W, momentum_W=W[1:]), tmp_path / "o.zarr"))
+    np.testing.assert_array_equal(rec["exp_avg"][1:], W[1:])
+    assert rec["exp_avg"].attrs["valid_from"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".npz"])
+def test_exports_come_back_with_texts_and_settings(recording: Path, tmp_path: Path, suffix: str) -> None:
+    out = dx.export(recording, tmp_path / f"plain{suffix}", tokens="dead")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left out
+        back = dx.open_recording(dx.convert(out, tmp_path / "o.zarr"), tokens="all")
+    there = dx.open_recording(recording, tokens="dead")
+    np.testing.assert_array_equal(back["token"], there["token"])
+    assert back.attrs["hyperparameters"] == there.attrs["hyperparameters"]
+    assert ("token_text" in back.coords) == ("token_text" in there.coords)
+    labelled = dx.label(recording_copy(recording, tmp_path), token_text=[f"t{i}" for i in range(256)])
+    assert labelled is not None
+    out = dx.export(tmp_path / "copy.zarr", tmp_path / f"texts{suffix}")
+    again = dx.open_recording(dx.convert(out, tmp_path / "p.zarr"))
+    np.testing.assert_array_equal(again["token_text"], [f"t{i}" for i in range(256)])
+
+
+def recording_copy(recording: Path, folder: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(recording, folder / "copy.zarr"))
+
+
+def test_native_bfloat16_of_hdf5(tmp_path: Path) -> None:
+    """A float of 2 bytes with 8 exponent bits, as HDF5 can describe it; h5py reads it as float32."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    w = bfloat16_steps()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple(w.shape)
+        made = h5py.h5d.create(file.id, b"W", kind, space)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, w)
+    rec = dx.open_recording(convert(tmp_path / "a.h5", tmp_path / "o.zarr"), raw=True)
+    assert rec["W"].dtype == "bfloat16"
+    np.testing.assert_array_equal(rec["W"].values.astype("f4"), w)
+
+
+def test_empty_attributes(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["W"] = W
+        file.attrs["nothing"] = h5py.Empty("f4")
+    convert(tmp_path / "a.h5", tmp_path / "o.zarr")
+
+
+def test_a_list_beside_a_recording_is_no_metadata(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", W=W)
+    (tmp_path / "a.json").write_text(json.dumps(list(range(12))))
+    convert(path, tmp_path / "o.zarr", token_ids=range(12))
+    with pytest.raises(InputError, match="holds a list; needed: a JSON object"):
+        convert(path, tmp_path / "p.zarr", metadata=tmp_path / "a.json")
+
+
+def test_the_only_array_is_the_weights(tmp_path: Path) -> None:
+    np.save(tmp_path / "history.npy", W)
+    torch.save(torch.from_numpy(W), tmp_path / "history.pt")
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file["run/W"] = W
+        file["run/other"] = W[0]
+    for name in ("history.npy", "history.pt", "group.h5"):
+        rec = dx.open_recording(convert(tmp_path / name, tmp_path / f"{name}.zarr"))
+        np.testing.assert_array_equal(rec["W"], W)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no such variable": ({"keys": {"foo": "losses"}}, "keys: 'foo' is no variable of a recording"),
+    "no bits": ({"bits": "float16"}, "holds no bits as uint16"),
+    "no labels": ({"steps": "recorded"}, "holds no step labels"),
+    "no token in common": ({"token_ids": range(12), "dead_ids": [50]}, "have no token in common"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, case: str) -> None:
+    options, sentence = REFUSED[case]
+    with pytest.raises(InputError, match=sentence):
+        convert(saved(tmp_path / "a.safetensors", W=W, losses=np.zeros(6, "f4")), tmp_path / "o.zarr", **options)
+
+
+RECIPES = {
+    'keep_dtype = "no"': "keep_dtype is 'no'; needed: true or false",
+    'include = "W"': "include is 'W'; needed: a list of texts",
+    "family = 3": "family is 3; needed: a text",
+    "": "does not say what it is for",
+    "nonsense = 1": "holds nonsense",
+    "[": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("text", RECIPES)
+def test_recipes_of_a_wrong_type_are_refused(tmp_path: Path, text: str) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(text if not text or text.startswith(("family", "[")) else f'family = "mine"\n{text}')
+    with pytest.raises(InputError, match=RECIPES[text]):
+        convert(saved(tmp_path / "a.safetensors", W=W), tmp_path / "o.zarr", recipe=recipe)
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('family = "mine"\n[keys]\nW = "table"\n[hyperparameters]\nbegan = 2020-01-01\n')
+    rec = dx.open_recording(convert(saved(tmp_path / "a.safetensors", table=W), tmp_path / "o.zarr", recipe=recipe))
+    assert rec.attrs["hyperparameters"] == {"began": "2020-01-01"}
