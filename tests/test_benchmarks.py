@@ -73,4 +73,5 @@ def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, t
     written = [medians[name]["written_mb"] for name in ("encode", "convert")]
     assert written[0] < written[1] < written[0] + 0.1  # the same chunks, and the metadata
     assert 0 < medians["convert"]["peak_mb"] < medians["convert"]["promised_mb"]
-    assert medians["convert"]["ratio"] > 0
+    assert medians["convert"]["of_encode"] > 0
+    assert medians["convert"]["of_store"] > 0
