@@ -52,14 +52,21 @@ _VARIABLES = (
     Variable("max_exp_avg_sq", MATRIX, FLOATS, "1", "largest second moment of amsgrad after update t"),
     Variable("momentum_buffer", MATRIX, FLOATS, "1", "SGD's momentum after update t"),
     Variable(
-        "skipped", ("step",), ("bool",), "1",
-        "whether update t left the parameter out, which had no gradient: not moved, and not frozen", valid_from=1,
-    ),  # fmt: skip
+        "skipped",
+        ("step",),
+        ("bool",),
+        "1",
+        "whether update t left the parameter out, which had no gradient: not moved, and not frozen",
+        valid_from=1,
+    ),
     Variable(
-        "skipped_before", ("step",), ("int32",), "1",
+        "skipped_before",
+        ("step",),
+        ("int32",),
+        "1",
         "attempts that a gradient scaler skipped between t - 1 and t: no updates, and no steps of their own",
         valid_from=1,
-    ),  # fmt: skip
+    ),
     Variable("loss", ("step",), FLOATS, "nat", "training loss of the batch of update t", valid_from=1),
     Variable("lr", ("step",), ("float64",), "1", "learning rate that update t used", valid_from=1),
     Variable(

@@ -127,6 +127,7 @@ class Copier:
 
         if name not in self._snapshots:
             self._snapshots[name] = torch.empty(target.shape, dtype=target.dtype, device=self.device)
+        assert self._arrived is not None
         if not self._under_way:  # the first of this step: the snapshots of the last one must have left
             torch.cuda.current_stream(self.device).wait_event(self._arrived)
         self._select(tensor, self._snapshots[name])

@@ -72,7 +72,7 @@ def plain(group: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
-    if hasattr(value, "detach") and value.ndim == 0 or isinstance(value, np.generic):
+    if (hasattr(value, "detach") and value.ndim == 0) or isinstance(value, np.generic):
         return value.item()
     return value
 
@@ -86,10 +86,12 @@ def numbers(group: Mapping[str, Any]) -> dict[str, float]:
     for name, value in group.items():
         if name == "betas":
             found.update({f"beta{i}": float(b) for i, b in enumerate(value, 1) if _readable(b)})
-        elif name not in ("lr", "params") and not name.startswith(("initial_", "max_", "min_", "base_")):
-            if _readable(value):
-                found[name] = float(value)
+        elif name not in ("lr", "params") and not name.startswith(_OF_SCHEDULERS) and _readable(value):
+            found[name] = float(value)
     return found
+
+
+_OF_SCHEDULERS = ("initial_", "max_", "min_", "base_")
 
 
 def _readable(value: Any) -> bool:

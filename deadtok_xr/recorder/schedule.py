@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -44,7 +45,7 @@ def _pairs(steps: list[int]) -> frozenset[int]:
     wrong = [step for step in steps if not _whole(step) or step < 0]
     if wrong:
         raise InputError(f"steps holds {wrong[0]!r}; needed: update numbers, 0 or more")
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         if after <= before:
             raise InputError(f"steps must ascend: {after} follows {before}; sort them, and name each once")
     return frozenset(steps) | {step - 1 for step in steps if step}
