@@ -284,7 +284,8 @@ class Recorder:
         found_inf = getattr(optimizer, "found_inf", None)  # a fused step under a scaler looks at it by itself
         self._void = found_inf is not None and bool(found_inf)  # on a GPU this waits; the label depends on it
         self._records = not self._void and not session.broken and self.step + 1 in self.schedule
-        self._late = bool(args or kwargs.get("closure")) or getattr(optimizer, "grad_scale", None) is not None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        self._late = closure is not None or getattr(optimizer, "grad_scale", None) is not None
         if self._records:
             with self._marking_failure():
                 for f in self.followed:
