@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +329,30 @@ def train_altering(model: Tied, optimizer: torch.optim.Optimizer) -> None:
 
     optimizer.register_step_pre_hook(alter)
     train(model, optimizer, range(20))
+
+
+def test_a_replay_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def check(previous: Any, current: Any, settings: Any) -> str:
+        asked.append((previous, current, settings))
+        return "the updates close"
+
+    monkeypatch.setitem(sys.modules, "deadtok_xr.replay", types.ModuleType("deadtok_xr.replay"))
+    monkeypatch.setitem(sys.modules, "deadtok_xr.replay.compare", types.SimpleNamespace(check=check))
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL) as recorder:
+        train(model, optimizer, range(20))
+    assert "W: the updates close" in recorder.report
+    ((previous, current, settings),) = asked
+    ds = dx.open_recording(tmp_path / "r.zarr", raw=True)
+    assert settings["step"] == 10
+    assert settings["lr"] == 1e-2
+    assert tuple(settings["betas"]) == (0.9, 0.999)
+    for name in ALL:
+        np.testing.assert_array_equal(ds[name][10], current[name])
+    np.testing.assert_array_equal(ds.exp_avg[9], previous["exp_avg"])
 
 
 class TestResume:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr.errors import InputError
+
 UPDATES = 10
 _MOST = 0.9
-_REPLAYS = ("deadtok_xr.analyses.mechanism", "deadtok_xr.optimizers")
+_REPLAY = "deadtok_xr.replay.compare"
 State = Mapping[str, NDArray[Any]]
 
 
@@ -65,9 +66,13 @@ def _spacing(like: NDArray[Any], magnitude: NDArray[np.float64]) -> NDArray[np.f
 
 def closure(previous: State, current: State, settings: Mapping[str, Any]) -> str | None:
     """What the replay of updates says of this one, where this version has a replay."""
-    for name in _REPLAYS:
-        if importlib.util.find_spec(name) is not None:
-            check = getattr(importlib.import_module(name), "check", None)
-            if check is not None:
-                return str(check(previous, current, settings))
-    return None
+    try:
+        check = importlib.import_module(_REPLAY).check
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("deadtok_xr"):
+            raise
+        return None
+    try:
+        return str(check(previous, current, {**settings["hyperparameters"], **settings}))
+    except InputError as error:
+        return f"replay not checked: {error}"
