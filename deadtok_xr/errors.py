@@ -25,3 +25,7 @@ class MissingFileError(InputError, FileNotFoundError):
 
 class DestinationExistsError(InputError, FileExistsError):
     """A destination that would have to be overwritten."""
+
+
+class WriteError(OSError):
+    """A recording that could not be written on: the message says which steps are whole, and what to do."""

@@ -62,9 +62,7 @@ def open_recording(
         which tokens are dead, and for a run that the store does not have.
     """
     group, n_steps = store.open_group(path, partial=partial)
-    ds = _dataset(group)
-    if ds.sizes.get("step", n_steps) != n_steps:
-        ds = ds.isel(step=slice(0, n_steps))
+    ds = _dataset(group, n_steps)
     ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)
     if not raw:
         ds = ds.map(_decoded, keep_attrs=True)
@@ -72,19 +70,22 @@ def open_recording(
     return ds if chunks is None else ds.chunk(chunks)
 
 
-def _dataset(group: zarr.Group) -> xr.Dataset:
-    """All variables in the order of the schema; coordinates are read, the others lazy."""
+def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
+    """All variables in the order of the schema, cut to so many steps; coordinates are read, the others lazy."""
     arrays = dict(group.arrays())
     names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
     identity = (str(group.store), group.attrs.asdict())
-    coords = {n: _variable(arrays[n], store.read_small(group, n)) for n in schema.COORDINATES if n in arrays}
-    data = {n: _variable(arrays[n], reader.lazy(arrays[n], identity)) for n in names}
+    coords = {n: _variable(arrays[n], np.asarray(arrays[n][...]), n_steps) for n in schema.COORDINATES if n in arrays}
+    data = {n: _variable(arrays[n], reader.lazy(arrays[n], identity), n_steps) for n in names}
     return xr.Dataset(data, coords, group.attrs.asdict())
 
 
-def _variable(array: zarr.Array[Any], data: Any) -> xr.Variable:
+def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
     attrs = {k: v for k, v in array.attrs.items() if k != "coordinates"}
-    return xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
+    variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
+    if variable.sizes.get("step", n_steps) == n_steps:
+        return variable
+    return variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
 
 
 def _decoded(v: xr.DataArray) -> xr.DataArray:

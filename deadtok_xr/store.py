@@ -46,11 +46,15 @@ class Rows:
         bool per row, or None when it is not known which tokens are dead.
     text
         The tokens as text, or None.
+    are_ids
+        Whether a row of the source is numbered by its vocabulary id even where rows were left out, as in a
+        recording of chosen rows: the store then has no `source_row`.
     """
 
     tokens: NDArray[np.int64]
     dead: NDArray[np.bool_] | None = None
     text: Sequence[str] | None = None
+    are_ids: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -96,6 +100,26 @@ def create_coordinate(
     return array
 
 
+def declare_array(
+    group: zarr.Group, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
+    attrs: Mapping[str, Any] = {}, *, coordinates: Sequence[str] = (),
+) -> zarr.Array[Any]:  # fmt: skip
+    """A variable with the attributes that every one has; ``coordinates`` are those of tokens that the store has."""
+    dtype = np.dtype(dtype)
+    schema.check_variable(name, dims, dtype.name, where=place(group))
+    array = create_array(group, name, shape, dims, dtype, tuple(chunks))
+    array.attrs.update(
+        {
+            **schema.attributes(name),
+            # trained in float32 or under autocast: no lattice, unless somebody knows better
+            "precision": "none" if dtype == np.float32 else dtype.name,
+            **attrs,
+            **({"coordinates": " ".join(coordinates)} if coordinates and "token" in dims else {}),
+        }
+    )
+    return array
+
+
 class StoreWriter:
     """Writes one store: `create`, then `extend` and `write` in any order, then `finish`.
 
@@ -116,7 +140,7 @@ class StoreWriter:
             self._add("dead", rows.dead[self._order], ("token",))
         if rows.text is not None:
             self._add("token_text", np.asarray(rows.text, dtype=object)[self._order], ("token",), dtype="string")
-        if not np.array_equal(rows.tokens, np.arange(len(rows.tokens))):
+        if not rows.are_ids and not np.array_equal(rows.tokens, np.arange(len(rows.tokens))):
             self._add("source_row", self._order, ("token",))
         if runs is not None:
             self._add_runs(runs)
@@ -159,20 +183,8 @@ class StoreWriter:
         attrs: Mapping[str, Any] = {},
     ) -> None:  # fmt: skip
         """Declare a variable of any dimensions, with its shape and chunks along all of them."""
-        dtype = np.dtype(dtype)
-        schema.check_variable(name, dims, dtype.name, where=place(self.group))
-        array = create_array(self.group, name, shape, dims, dtype, tuple(chunks))
-        self._arrays[name] = array
-        known = [c for c in schema.OF_TOKENS if c in self._arrays and "token" in dims]
-        array.attrs.update(
-            {
-                **schema.attributes(name),
-                # trained in float32 or under autocast: no lattice, unless somebody knows better
-                "precision": "none" if dtype == np.float32 else dtype.name,
-                **attrs,
-                **({"coordinates": " ".join(known)} if known else {}),
-            }
-        )
+        known = [c for c in schema.OF_TOKENS if c in self._arrays]
+        self._arrays[name] = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known)
 
     def extend(self, steps: NDArray[np.int64]) -> None:
         """Make room for more steps; their values must follow before `finish`."""
@@ -346,6 +358,8 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
     if not partial:
         _refuse_incomplete(path, group, arrays, lost)
         return group, n_steps
+    lengths = [a.shape[dimensions(a).index("step")] for a in arrays.values() if "step" in dimensions(a)]
+    n_steps = min(lengths, default=0)  # one that is being written grows array by array
     for name, holes in lost.items():
         dims = dimensions(arrays[name])
         if "step" not in dims:

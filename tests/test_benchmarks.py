@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from benchmarks import conversion, notebook, side_by_side
+from benchmarks import conversion, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
+from deadtok_xr import demo
 
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
 
@@ -75,3 +76,17 @@ def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, t
     assert 0 < medians["convert"]["peak_mb"] < medians["convert"]["promised_mb"]
     assert medians["convert"]["of_encode"] > 0
     assert medians["convert"]["of_store"] > 0
+
+
+def test_the_ways_of_recording_keep_the_same_bits(tmp_path: Path) -> None:
+    run = demo.Run(batch=2, length=8, dims=16, layers=1)
+    seconds = recorder.compare(tmp_path, 64, run, 3)
+    assert {len(values) for values in seconds.values()} == {3}
+    ours = dx.open_recording(tmp_path / "all four" / "r.zarr", raw=True)
+    for name in ("HDF5", "HDF5 gzip-1"):
+        with h5py.File(tmp_path / name / "r.h5") as file:
+            for variable in recorder.ALL:
+                np.testing.assert_array_equal(file[variable][:], ours[variable][1:].values.view(np.uint16))
+    loop, core = recorder.apart(tmp_path / "apart", 64, run, ("W",), 5)
+    assert loop > 0
+    assert core > 0

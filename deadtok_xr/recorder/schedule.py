@@ -1,0 +1,51 @@
+"""Which updates are recorded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+
+from deadtok_xr.errors import InputError
+
+
+class Schedule:
+    """The steps to record: all, every k-th update, or given ones, each with the step before it.
+
+    A single update can only be replayed from the state that it began with, so an update t is recorded as the pair
+    of steps (t - 1, t).
+    """
+
+    def __init__(self, every: int | None = None, steps: Iterable[int] | None = None) -> None:
+        if every is not None and steps is not None:
+            raise InputError("found both every= and steps=; needed: one of them at most")
+        if every is not None and (not _whole(every) or every < 1):
+            raise InputError(f"every={every!r}; needed: a whole number of updates, 1 or more")
+        self.every = None if every is None else int(every)
+        self.steps = None if steps is None else _pairs(list(steps))
+
+    def __contains__(self, step: int) -> bool:
+        if self.steps is not None:
+            return step in self.steps
+        return self.every is None or step % self.every in (0, self.every - 1)
+
+    def attributes(self) -> dict[str, object]:
+        """What a reader of the store should know of it."""
+        if self.every is not None:
+            return {"recorded_every": self.every}
+        return {} if self.steps is None else {"recorded_steps": "chosen, as pairs (t - 1, t)"}
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _pairs(steps: list[int]) -> frozenset[int]:
+    wrong = [step for step in steps if not _whole(step) or step < 0]
+    if wrong:
+        raise InputError(f"steps holds {wrong[0]!r}; needed: update numbers, 0 or more")
+    for before, after in itertools.pairwise(steps):
+        if after <= before:
+            raise InputError(f"steps must ascend: {after} follows {before}; sort them, and name each once")
+    return frozenset(steps) | {step - 1 for step in steps if step}
