@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 from deadtok_xr.errors import InputError
 from deadtok_xr.reader import recorded
 
+Block = dict[str, NDArray[Any]]
+"""Several results of one task, by name."""
+
 
 def as_dask(data: Any) -> da.Array:
     """An array of (step, token, dim) as a Dask array whose blocks hold all dims, as recorded if possible."""
     array = recorded(data) if isinstance(data, da.Array) else da.from_array(data)
     return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
+
+
+def as_series(x: xr.DataArray) -> da.Array:
+    """A variable of (step) or (step, ...) as a Dask array, steps first; eager values stay one block."""
+    data = x.transpose("step", ...).data
+    return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
 
 
 def neighbour(x: da.Array, offset: int) -> da.Array:
@@ -103,6 +112,52 @@ def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options:
     out = _empty(fields, parts[0][0].shape[:1])
     kernel(*parts, out, **options)
     return out
+
+
+def per_transition(
+    matrices: dict[str, da.Array],
+    series: dict[str, da.Array],
+    kernel: Callable[..., None],
+    dtype: np.dtype[Any],
+    **options: Any,
+) -> da.Array:
+    """Per transition, (step - 1,), from all tokens and several variables, the fields of ``dtype``.
+
+    ``kernel(parts, series, out, **options)`` gets per matrix (step, token, dim) a list of its token blocks, each as
+    a pair: the block (t, n, d) and the step that follows it, (1, n, d), or (0, n, d) for the last block; and per
+    series (step, ...) its values at the later steps of the transitions, (t, ...) or (t - 1, ...). All matrices are
+    cut like the first. The result is like that of `transitions`.
+    """
+    first = next(iter(matrices.values()))
+    alike = [x if x.chunks == first.chunks else x.rechunk(first.chunks) for x in matrices.values()]
+    inputs = [part for x in alike for part in (x, neighbour(x, 1))]
+    steps = (*first.chunks[0][:-1], first.chunks[0][-1] - 1)
+    if not steps[-1]:  # the last block is one step, in which no transition begins
+        inputs, steps = [x.blocks[:-1] for x in inputs], steps[:-1]
+    small = [x[1:].rechunk({0: steps, **{axis: -1 for axis in range(1, x.ndim)}}) for x in series.values()]
+    letters = [("tnd", x) for x in inputs] + [("tcde"[: x.ndim], x) for x in small]
+    return da.blockwise(
+        _fill_transitions, "t", *(part for label, x in letters for part in (x, label)),
+        kernel=kernel, fields=dtype, options=options, names=(tuple(matrices), tuple(series)),
+        dtype=dtype, meta=np.empty(0, dtype), adjust_chunks={"t": steps}, concatenate=None, align_arrays=False,
+    )  # fmt: skip
+
+
+def _fill_transitions(*inputs: Any, kernel: Callable[..., None], fields: Any, options: Any, names: Any) -> Any:
+    matrices, series = names
+    blocks = [[by_dim[0] for by_dim in by_token] for by_token in inputs[: 2 * len(matrices)]]
+    parts = {name: list(zip(*blocks[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(matrices)}
+    values = {name: _only(x) for name, x in zip(series, inputs[2 * len(matrices) :], strict=True)}
+    now, after = parts[matrices[0]][0]
+    out = _empty(fields, (len(now) + len(after) - 1,))
+    kernel(parts, values, out, **options)
+    return out
+
+
+def _only(x: Any) -> NDArray[Any]:
+    while isinstance(x, list):  # one level for each axis but the steps, which is one block
+        (x,) = x
+    return x
 
 
 def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
