@@ -134,7 +134,7 @@ def per_transition(
     steps = (*first.chunks[0][:-1], first.chunks[0][-1] - 1)
     if not steps[-1]:  # the last block is one step, in which no transition begins
         inputs, steps = [x.blocks[:-1] for x in inputs], steps[:-1]
-    small = [x[1:].rechunk({0: steps, **{axis: -1 for axis in range(1, x.ndim)}}) for x in series.values()]
+    small = [x[1:].rechunk({0: steps, **dict.fromkeys(range(1, x.ndim), -1)}) for x in series.values()]
     letters = [("tnd", x) for x in inputs] + [("tcde"[: x.ndim], x) for x in small]
     return da.blockwise(
         _fill_transitions, "t", *(part for label, x in letters for part in (x, label)),
@@ -158,6 +158,55 @@ def _only(x: Any) -> NDArray[Any]:
     while isinstance(x, list):  # one level for each axis but the steps, which is one block
         (x,) = x
     return x
+
+
+def at_once(
+    inputs: dict[str, da.Array],
+    kernel: Callable[..., Block],
+    shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...], str]],
+    attrs: dict[str, dict[str, Any]],
+    **options: Any,
+) -> dict[str, xr.Variable]:
+    """Variables of what is small, all made by one task from all blocks of its inputs.
+
+    ``kernel(blocks, **options)`` gets a list of the blocks of each input, and returns an array for each of
+    ``shapes``: dims, shape and dtype by name.
+    """
+    letters = iter("abcdefghijklmnopqrstuvwxy")
+    pairs = [(x, "".join(next(letters) for _ in range(x.ndim))) for x in inputs.values()]
+    made = da.blockwise(
+        _make_once, "z", *(part for pair in pairs for part in pair), kernel=kernel, names=tuple(inputs),
+        options=options, new_axes={"z": 1}, dtype=object, meta=np.empty(0, object), concatenate=None,
+    )  # fmt: skip
+    variables = {}
+    for name, (dims, shape, dtype) in shapes.items():
+        data = da.blockwise(
+            _named, "abc"[: len(shape)], made, "z", name_of=name, dtype_of=dtype, dtype=dtype, concatenate=None,
+            new_axes=dict(zip("abc", shape, strict=False)), meta=np.empty((0,) * len(shape), dtype),
+        )  # fmt: skip
+        variables[name] = xr.Variable(dims, data, attrs[name])
+    return variables
+
+
+def _make_once(*inputs: Any, kernel: Callable[..., Block], names: tuple[str, ...], options: Any) -> Block:
+    return kernel({name: _flat(x) for name, x in zip(names, inputs, strict=True)}, **options)
+
+
+def _flat(x: Any) -> list[Any]:
+    return [block for part in x for block in _flat(part)] if isinstance(x, list) else [x]
+
+
+def _named(made: list[Block], name_of: str, dtype_of: str) -> NDArray[Any]:
+    return np.asarray(made[0][name_of], dtype_of)
+
+
+def ends(x: da.Array) -> tuple[da.Array, da.Array]:
+    """The first and the last step of (step, token, dim), as (1, token, dim) in one block each."""
+    parts = []
+    for blocks, edge in ((x.blocks[0], slice(0, 1)), (x.blocks[-1], slice(-1, None))):
+        step = blocks.map_blocks(_copy, edge, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
+        parts.append(step.rechunk(-1))
+    return parts[0], parts[1]
 
 
 def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:

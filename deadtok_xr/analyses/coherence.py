@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.transitions import step_and_token_coords
-from deadtok_xr.errors import InputError
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
 
@@ -91,15 +90,17 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "h_alignment": ("h_mean",),
     "h_norm_ratio": ("h_norm",),
     "p_dead": ("p_dead",),
-    **{name: ("grad",) for name in ("gradient_cosine_mean", "gradient_cosine_std", "gradient_n_used",
-                                    "gradient_norm_mean", "mean_gradient_norm", "gradient_update_cosine")},
+    **dict.fromkeys(
+        ("gradient_cosine_mean", "gradient_cosine_std", "gradient_n_used", "gradient_norm_mean", "mean_gradient_norm",
+         "gradient_update_cosine"), ("grad",)),
     "gradient_h_alignment": ("grad", "h_mean"),
     "gradient_p_h_alignment": ("grad", "p_h_dead", "dead tokens"),
     "gradient_p_h_deviation": ("grad", "p_h_dead", "dead tokens"),
     "step1_deviation": ("grad", "the first update of Adam"),
-    **{name: ("update",) for name in ("update_cosine_mean", "update_cosine_std", "update_n_used")},
-    **{name: ("dead tokens", "live tokens") for name in ("separation", "separation_cosine", "dead_centroid_norm",
-                                                         "live_centroid_norm")},
+    **dict.fromkeys(("update_cosine_mean", "update_cosine_std", "update_n_used"), ("update",)),
+    **dict.fromkeys(
+        ("separation", "separation_cosine", "dead_centroid_norm", "live_centroid_norm"),
+        ("dead tokens", "live tokens")),
 }  # fmt: skip
 _MATRICES = ("grad", "update")
 _SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
@@ -200,9 +201,7 @@ def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
     return {"lr": float(settings.get("lr", np.nan)), "eps": float(settings["eps"]), "decay": decay}
 
 
-def _kernel(
-    parts: dict[str, Any], series: dict[str, NDArray[Any]], out: blocks.Block, *, dead: Any, adam: Any
-) -> None:
+def _kernel(parts: dict[str, Any], series: dict[str, NDArray[Any]], out: blocks.Block, *, dead: Any, adam: Any) -> None:
     from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
 
     stacks = {name: _Stack(pairs) for name, pairs in parts.items()}

@@ -9,7 +9,7 @@ from deadtok_xr.kernels.numba.words import compiled
 
 @compiled
 def concordance(time, censored, predictor, agree, comparable):
-    """Add up, per token, the pairs whose order in time is known: +1 where the predictor orders them alike, -1 where not.
+    """Add up, per token, the pairs whose order in time is known: 1 where the predictor orders them alike, else -1.
 
     Of a pair the order is known when the earlier one is an event; at the same time, when the other one is censored.
     """
