@@ -26,7 +26,17 @@ from deadtok_xr import cli, demo, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
 
 COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export")
-GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+GROUPS = [
+    "motion",
+    "phases",
+    "phases_magnitude",
+    "kinematics",
+    "topology",
+    "coherence",
+    "h_persistence",
+    "centroid_origin",
+    "freeze_predictors",
+]
 NAN, INF = 0x7FC0, 0x7F80
 
 
@@ -303,7 +313,14 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
     assert "motion: left out. motion needs at least two steps" in said.out
-    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology"]
+    assert groups(tmp_path / "r.zarr") == [
+        "kinematics",
+        "topology",
+        "coherence",
+        "h_persistence",
+        "centroid_origin",
+        "freeze_predictors",
+    ]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
     assert "needs at least two steps" in said.sentence

@@ -66,10 +66,10 @@ def coherence(
     steps = ds["step"].values
     _pairs(panels[0], ds, steps)
     _alignments(panels[1], ds, steps)
-    label = _sizes(panels[2], ds, steps)
+    size_label = _sizes(panels[2], ds, steps)
     whole = coherence.to_dataset() if isinstance(coherence, xr.DataTree) else coherence
-    title = f"Coherence of {_style.tokens_in_words(whole)}"
-    labels = ("cosine of two tokens,\nmean ± std (dimensionless)", "alignment: cosine\n(dimensionless)", label)
+    title = f"Coherence of {_style.tokens_in_words(whole)}: cosines of all pairs, mean ± standard deviation"
+    labels = ("cosine of pairs\n(dimensionless)", "alignment\n(dimensionless)", size_label)
     for panel, words, heading in zip(panels, labels, (title, "", ""), strict=True):
         _style.dress(panel, ds, ylabel=words, title=heading, pad=_style.LEGEND_PAD)
         if panel is not panels[2]:
@@ -115,4 +115,4 @@ def _sizes(ax: Axes, ds: xr.Dataset, steps: NDArray[Any]) -> str:
     for name in there:
         words, color = _SIZES[name]
         _style.line(ax, steps, ds[name].values, label=words, color=color, linewidth=1.2)
-    return "size (dimensionless)"
+    return "size\n(dimensionless)"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deadtok_xr.plot import _style
@@ -24,8 +25,8 @@ WORDS = {
 }
 _LOG = ("initial_ulp", "final_ulp", "final_ulp_min")
 _KINDS = {
-    "rank_correlation": ("all pairs whose order is known\n(Somers' D), 95% interval", _style.BLUE, "o", -0.12),
-    "spearman": ("tokens that froze alone\n(Spearman), 95% interval", _style.ORANGE, "s", 0.12),
+    "rank_correlation": ("all pairs of known order (Somers' D)", _style.BLUE, "o", -0.12),
+    "spearman": ("frozen tokens alone (Spearman)", _style.ORANGE, "s", 0.12),
 }
 NEEDED = (
     *(f"{kind}{end}" for kind in _KINDS for end in ("", "_low", "_high")),
@@ -65,6 +66,7 @@ def freeze_predictors(
     panels[0].set_title(
         f"Who freezes late? {_style.tokens_in_words(whole)}:\n{frozen:,} froze, {going:,} still moved at the last step",
         loc="left",
+        pad=_style.LEGEND_PAD,
     )
     for panel in panels:
         panel.grid(True, color=_style.PALE, linewidth=0.6)
@@ -85,9 +87,9 @@ def _intervals(ax: Axes, ds: xr.Dataset) -> None:
     ax.set_yticks(place, [WORDS.get(name, name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlim(-1.05, 1.05)
-    ax.set_xlabel("rank correlation with the freeze step (dimensionless)\nmore of it: froze earlier ← → froze later")
+    ax.set_xlabel("rank correlation with the freeze step (95% intervals)\nmore of it: froze earlier ← → froze later")
     ax.set_ylabel("predictor")
-    ax.legend(loc="best", frameon=True, fontsize="small")
+    _style.legend_above(ax)
 
 
 def _tokens(ax: Axes, ds: xr.Dataset) -> None:
@@ -98,11 +100,12 @@ def _tokens(ax: Axes, ds: xr.Dataset) -> None:
     frozen = (step >= 0) & ~censored
     ax.plot(value[frozen], step[frozen], "o", color=_style.BLUE, markersize=3, alpha=0.6, label="froze")
     if censored.any():
-        label = "still moved: freezes later"
+        label = "still moved"
         ax.plot(value[censored], step[censored], "^", color=_style.VERMILLION, markersize=4, label=label)
-        ax.legend(loc="best", frameon=True, fontsize="small")
+        _style.legend_above(ax)
     if best in _LOG:
         ax.set_xscale("log", base=2)
     ax.set_xlabel(f"{WORDS.get(best, best).replace(chr(10), ' ')} (dimensionless)")
     ax.set_ylabel("freeze step (training step)")
-    ax.set_title("the strongest of them, token by token", loc="left", fontsize="medium")
+    ax.set_title("the strongest of them, token by token", loc="left", fontsize="medium", pad=_style.LEGEND_PAD)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
