@@ -274,7 +274,8 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
     """The attributes of a result: which recording it is of, and the options that made it."""
     known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
-    return {**known, "n_tokens": ds.sizes["token"], **options}
+    n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
+    return {**known, **n_tokens, **options}
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:

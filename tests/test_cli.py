@@ -130,7 +130,7 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert "14 dead tokens" in done.out
     assert "results: Δ.zarr" in done.out
     assert groups(tmp_path / "Δ.zarr") == GROUPS
-    assert len(list((tmp_path / "figs").glob("*.png"))) == 6
+    assert len(list((tmp_path / "figs").glob("*.png"))) == 10
     again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
@@ -207,7 +207,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
     assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 6
+    assert len(list(Path("mine/figures").glob("*.png"))) == 10
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
