@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deadtok_xr.plot import _style
 
 PANELS = ("rank correlations", "the strongest predictor")
-LAYOUT: dict[str, Any] = {"ncols": 2, "width_ratios": (3, 2)}
+LAYOUT: dict[str, Any] = {"ncols": 2, "width_ratios": (5, 4)}
 WORDS = {
     "h_alignment": "alignment of the initial\nposition with mean h",
     "initial_norm": "initial norm",
@@ -24,6 +24,7 @@ WORDS = {
     "final_ulp_min": "smallest final ULP",
 }
 _LOG = ("initial_ulp", "final_ulp", "final_ulp_min")
+_PAD = 42.0  # points between axes and title that hold a legend of two lines
 _KINDS = {
     "rank_correlation": ("all pairs of known order (Somers' D)", _style.BLUE, "o", -0.12),
     "spearman": ("frozen tokens alone (Spearman)", _style.ORANGE, "s", 0.12),
@@ -66,7 +67,7 @@ def freeze_predictors(
     panels[0].set_title(
         f"Who freezes late? {_style.tokens_in_words(whole)}:\n{frozen:,} froze, {going:,} still moved at the last step",
         loc="left",
-        pad=_style.LEGEND_PAD,
+        pad=_PAD,
     )
     for panel in panels:
         panel.grid(True, color=_style.PALE, linewidth=0.6)
@@ -89,7 +90,12 @@ def _intervals(ax: Axes, ds: xr.Dataset) -> None:
     ax.set_xlim(-1.05, 1.05)
     ax.set_xlabel("rank correlation with the freeze step (95% intervals)\nmore of it: froze earlier ← → froze later")
     ax.set_ylabel("predictor")
-    _style.legend_above(ax)
+    _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    """A legend of one column between the axes and their title: beside each other the words are too wide."""
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.1, borderpad=0.2)
 
 
 def _tokens(ax: Axes, ds: xr.Dataset) -> None:
@@ -102,10 +108,10 @@ def _tokens(ax: Axes, ds: xr.Dataset) -> None:
     if censored.any():
         label = "still moved"
         ax.plot(value[censored], step[censored], "^", color=_style.VERMILLION, markersize=4, label=label)
-        _style.legend_above(ax)
+        _legend(ax)
     if best in _LOG:
         ax.set_xscale("log", base=2)
     ax.set_xlabel(f"{WORDS.get(best, best).replace(chr(10), ' ')} (dimensionless)")
     ax.set_ylabel("freeze step (training step)")
-    ax.set_title("the strongest of them, token by token", loc="left", fontsize="medium", pad=_style.LEGEND_PAD)
+    ax.set_title("The strongest of them", loc="left", fontsize="medium", pad=_PAD)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
