@@ -17,9 +17,13 @@ __version__ = "0.1.0"
 _HOME = {
     "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
+    "centroid_origin": "deadtok_xr.analyses.centroid_origin",
+    "coherence": "deadtok_xr.analyses.coherence",
     "concat_runs": "deadtok_xr.runs",
     "convert": "deadtok_xr.conversion",
     "export": "deadtok_xr.exporting",
+    "freeze_predictors": "deadtok_xr.analyses.freeze_predictors",
+    "h_persistence": "deadtok_xr.analyses.h_persistence",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
     "motion": "deadtok_xr.analyses.motion",
@@ -38,6 +42,10 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.centroid_origin import centroid_origin
+    from deadtok_xr.analyses.coherence import coherence
+    from deadtok_xr.analyses.freeze_predictors import freeze_predictors
+    from deadtok_xr.analyses.h_persistence import h_persistence
     from deadtok_xr.analyses.kinematics import kinematics
     from deadtok_xr.analyses.motion import motion
     from deadtok_xr.analyses.phases import phases

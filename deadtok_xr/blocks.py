@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 from deadtok_xr.errors import InputError
 from deadtok_xr.reader import recorded
 
+Block = dict[str, NDArray[Any]]
+"""Several results of one task, by name."""
+
 
 def as_dask(data: Any) -> da.Array:
     """An array of (step, token, dim) as a Dask array whose blocks hold all dims, as recorded if possible."""
     array = recorded(data) if isinstance(data, da.Array) else da.from_array(data)
     return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
+
+
+def as_series(x: xr.DataArray) -> da.Array:
+    """A variable of (step) or (step, ...) as a Dask array, steps first; eager values stay one block."""
+    data = x.transpose("step", ...).data
+    return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
 
 
 def neighbour(x: da.Array, offset: int) -> da.Array:
@@ -105,6 +114,101 @@ def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options:
     return out
 
 
+def per_transition(
+    matrices: dict[str, da.Array],
+    series: dict[str, da.Array],
+    kernel: Callable[..., None],
+    dtype: np.dtype[Any],
+    **options: Any,
+) -> da.Array:
+    """Per transition, (step - 1,), from all tokens and several variables, the fields of ``dtype``.
+
+    ``kernel(parts, series, out, **options)`` gets per matrix (step, token, dim) a list of its token blocks, each as
+    a pair: the block (t, n, d) and the step that follows it, (1, n, d), or (0, n, d) for the last block; and per
+    series (step, ...) its values at the later steps of the transitions, (t, ...) or (t - 1, ...). All matrices are
+    cut like the first. The result is like that of `transitions`.
+    """
+    first = next(iter(matrices.values()))
+    alike = [x if x.chunks == first.chunks else x.rechunk(first.chunks) for x in matrices.values()]
+    inputs = [part for x in alike for part in (x, neighbour(x, 1))]
+    steps = (*first.chunks[0][:-1], first.chunks[0][-1] - 1)
+    if not steps[-1]:  # the last block is one step, in which no transition begins
+        inputs, steps = [x.blocks[:-1] for x in inputs], steps[:-1]
+    small = [x[1:].rechunk({0: steps, **dict.fromkeys(range(1, x.ndim), -1)}) for x in series.values()]
+    letters = [("tnd", x) for x in inputs] + [("tcde"[: x.ndim], x) for x in small]
+    return da.blockwise(
+        _fill_transitions, "t", *(part for label, x in letters for part in (x, label)),
+        kernel=kernel, fields=dtype, options=options, names=(tuple(matrices), tuple(series)),
+        dtype=dtype, meta=np.empty(0, dtype), adjust_chunks={"t": steps}, concatenate=None, align_arrays=False,
+    )  # fmt: skip
+
+
+def _fill_transitions(*inputs: Any, kernel: Callable[..., None], fields: Any, options: Any, names: Any) -> Any:
+    matrices, series = names
+    blocks = [[by_dim[0] for by_dim in by_token] for by_token in inputs[: 2 * len(matrices)]]
+    parts = {name: list(zip(*blocks[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(matrices)}
+    values = {name: _only(x) for name, x in zip(series, inputs[2 * len(matrices) :], strict=True)}
+    now, after = parts[matrices[0]][0]
+    out = _empty(fields, (len(now) + len(after) - 1,))
+    kernel(parts, values, out, **options)
+    return out
+
+
+def _only(x: Any) -> NDArray[Any]:
+    while isinstance(x, list):  # one level for each axis but the steps, which is one block
+        (x,) = x
+    return x
+
+
+def at_once(
+    inputs: dict[str, da.Array],
+    kernel: Callable[..., Block],
+    shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...], str]],
+    attrs: dict[str, dict[str, Any]],
+    **options: Any,
+) -> dict[str, xr.Variable]:
+    """Variables of what is small, all made by one task from all blocks of its inputs.
+
+    ``kernel(blocks, **options)`` gets a list of the blocks of each input, and returns an array for each of
+    ``shapes``: dims, shape and dtype by name.
+    """
+    letters = iter("abcdefghijklmnopqrstuvwxy")
+    pairs = [(x, "".join(next(letters) for _ in range(x.ndim))) for x in inputs.values()]
+    made = da.blockwise(
+        _make_once, "z", *(part for pair in pairs for part in pair), kernel=kernel, names=tuple(inputs),
+        options=options, new_axes={"z": 1}, dtype=object, meta=np.empty(0, object), concatenate=None,
+    )  # fmt: skip
+    variables = {}
+    for name, (dims, shape, dtype) in shapes.items():
+        data = da.blockwise(
+            _named, "abc"[: len(shape)], made, "z", name_of=name, dtype_of=dtype, dtype=dtype, concatenate=None,
+            new_axes=dict(zip("abc", shape, strict=False)), meta=np.empty((0,) * len(shape), dtype),
+        )  # fmt: skip
+        variables[name] = xr.Variable(dims, data, attrs[name])
+    return variables
+
+
+def _make_once(*inputs: Any, kernel: Callable[..., Block], names: tuple[str, ...], options: Any) -> Block:
+    return kernel({name: _flat(x) for name, x in zip(names, inputs, strict=True)}, **options)
+
+
+def _flat(x: Any) -> list[Any]:
+    return [block for part in x for block in _flat(part)] if isinstance(x, list) else [x]
+
+
+def _named(made: list[Block], name_of: str, dtype_of: str) -> NDArray[Any]:
+    return np.asarray(made[0][name_of], dtype_of)
+
+
+def ends(x: da.Array) -> tuple[da.Array, da.Array]:
+    """The first and the last step of (step, token, dim), as (1, token, dim) in one block each."""
+    parts = []
+    for blocks, edge in ((x.blocks[0], slice(0, 1)), (x.blocks[-1], slice(-1, None))):
+        step = blocks.map_blocks(_copy, edge, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
+        parts.append(step.rechunk(-1))
+    return parts[0], parts[1]
+
+
 def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
     """The fields of such a result, that have attributes, as variables; one with a shape of its own adds `dim`."""
     variables = {}
@@ -170,7 +274,8 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
     """The attributes of a result: which recording it is of, and the options that made it."""
     known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
-    return {**known, "n_tokens": ds.sizes["token"], **options}
+    n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
+    return {**known, **n_tokens, **options}
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:

@@ -89,6 +89,52 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
     yield from _invalid(ds, "which have no graph")
 
 
+def _coherence(ds: xr.Dataset) -> Iterator[str]:
+    yield "Coherence, cosines over all pairs of tokens"
+    for name, words in (("displacement", "displacements"), ("update", "intended updates"), ("gradient", "gradients")):
+        if f"{name}_cosine_mean" in ds:
+            mean, std = ds[f"{name}_cosine_mean"].values, ds[f"{name}_cosine_std"].values
+            yield f"  {words:17s} mean {mean[0]:.6f} first, {_span(mean)}; std {std[0]:.3g} first, {_span(std)}"
+    for name, words in (("h_alignment", "ΔC to -h"), ("gradient_p_h_alignment", "gradient to Σp·h")):
+        if name in ds:
+            values = ds[name].values
+            yield f"  {words:17s} cosine {values[0]:.6f} first, {values[-1]:.6f} last, {_span(values)}"
+    if "gradient_p_h_deviation" in ds:
+        yield f"  check             ∂L/∂W = Σp·h holds to {_most(ds['gradient_p_h_deviation'].values):.2g} at most"
+    yield from _invalid(ds, "which are left out")
+
+
+def _h_persistence(ds: xr.Dataset) -> Iterator[str]:
+    half = int(ds["half_lag"])
+    yield "Persistence of the mean hidden state's direction"
+    yield f"  mean direction    unit vectors average to length {float(ds['resultant_length']):.4f} (1: one direction)"
+    yield (
+        f"  swing             {_span(ds['swing'].values)} degrees a step; net angle over their sum "
+        f"{float(ds['straightness']):.3g}; fluctuation halves {'never' if half < 0 else f'at a lag of {half}'}"
+    )
+
+
+def _centroid_origin(ds: xr.Dataset) -> Iterator[str]:
+    share, rest = float(ds["drift_projection"][-1]), float(ds["initial_projection"])
+    yield "Origin of the final centroid"
+    yield f"  of its length     {100 * share:.2f}% is drift, {100 * rest:.2f}% the first centroid"
+    if "drift_h_cosine" in ds:
+        yield f"  drift             cosine to accumulated -h {float(ds['drift_h_cosine'][-1]):.4f}"
+
+
+def _freeze_predictors(ds: xr.Dataset) -> Iterator[str]:
+    yield (
+        f"Freezing: {int(ds['n_frozen'])} tokens froze, {int(ds['n_censored'])} still moved at the last step, "
+        f"{int(ds['n_never_moved'])} never moved"
+    )
+    low, high = ds["rank_correlation_low"].values, ds["rank_correlation_high"].values
+    names = [str(name) for name in ds["predictor"].values]
+    rows = sorted(zip(names, ds["rank_correlation"].values, low, high, strict=True), key=lambda row: -abs(row[1]))
+    for i in range(0, len(rows), 3):
+        said = (f"{name} {value:+.3f} [{a:+.3f}, {b:+.3f}]" for name, value, a, b in rows[i : i + 3])
+        yield f"  {'' if i else 'rank correlation':17s} {', '.join(said)}"
+
+
 def _invalid(ds: xr.Dataset, consequence: str) -> Iterator[str]:
     n_invalid = ds["n_invalid"].values
     if n_invalid.any():
@@ -120,4 +166,8 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "phases_magnitude": _phases,
     "kinematics": _kinematics,
     "topology": _topology,
+    "coherence": _coherence,
+    "h_persistence": _h_persistence,
+    "centroid_origin": _centroid_origin,
+    "freeze_predictors": _freeze_predictors,
 }

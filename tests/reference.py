@@ -142,3 +142,73 @@ def assert_agree(found: Array, expected: Array, name: str = "") -> None:
     a, b = found[there].astype(np.float64), expected[there].astype(np.float64)
     scale = np.abs(b).max(initial=0.0)
     assert (np.abs(a - b) <= 1e-5 * np.abs(b) + 1e-12 * scale).all(), (name, np.abs(a - b).max())
+
+
+def pairs(rows: Array) -> dict[str, float]:
+    """Mean and deviation of the cosines of every pair, one pair at a time in extended precision."""
+    x = rows[np.isfinite(rows).all(1)].astype(np.longdouble)
+    norm = np.sqrt((x**2).sum(1))
+    x = x[norm > 0] / norm[norm > 0][:, None]
+    i, j = np.triu_indices(len(x), 1)
+    if not len(i):
+        return {"mean": np.nan, "std": np.nan, "n_used": len(x)}
+    c = (x[i] * x[j]).sum(1)
+    return {"mean": float(c.mean()), "std": float(np.sqrt(((c - c.mean()) ** 2).mean())), "n_used": len(x)}
+
+
+def cos(a: Array, b: Array) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    sizes = math.sqrt((a**2).sum()) * math.sqrt((b**2).sum())
+    return float((a * b).sum() / sizes) if sizes > 0 else np.nan
+
+
+def coherence(ds: dict[str, Array]) -> dict[str, Array]:
+    """Every variable whose inputs are in ``ds``, step by step and token by token."""
+    W, rows = ds["W"].astype(np.float64), []
+    for t in range(1, len(W)):
+        step = W[t] - W[t - 1]
+        finite = np.isfinite(step).all(1)
+        bulk = step[finite].mean(0)
+        moved = pairs(step)
+        out = {
+            "displacement_cosine_mean": moved["mean"], "displacement_cosine_std": moved["std"],
+            "n_used": moved["n_used"], "n_invalid": (~finite).sum(),
+            "bulk_alignment": _mean([cos(v, bulk) for v in step[finite] if v.any()]),
+        }  # fmt: skip
+        if "h_mean" in ds:
+            out["h_alignment"] = cos(bulk, -ds["h_mean"][t])
+            out["h_norm_ratio"] = ds["h_norm"][t] / math.sqrt(W.shape[2])
+        if "update" in ds:
+            u = pairs(ds["update"][t])
+            out |= {"update_cosine_mean": u["mean"], "update_cosine_std": u["std"], "update_n_used": u["n_used"]}
+        if "grad" in ds:
+            out |= _gradients(ds, t, step)
+        if "dead" in ds and ds["dead"].any() and not ds["dead"].all():
+            a, b = W[t][ds["dead"]].mean(0), W[t][~ds["dead"]].mean(0)
+            out["separation"], out["separation_cosine"] = math.sqrt(((a - b) ** 2).sum()), cos(a, b)
+            out["dead_centroid_norm"], out["live_centroid_norm"] = (math.sqrt((v**2).sum()) for v in (a, b))
+        rows.append(out)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _gradients(ds: dict[str, Array], t: int, step: Array) -> dict[str, Any]:
+    g = ds["grad"][t].astype(np.float64)
+    found, mean = pairs(g), g.mean(0)
+    both = [(s, v) for s, v in zip(step, g, strict=True) if np.isfinite(s).all() and s.any() and v.any()]
+    out = {
+        "gradient_cosine_mean": found["mean"], "gradient_cosine_std": found["std"], "gradient_n_used": found["n_used"],
+        "gradient_norm_mean": np.mean([math.sqrt((v**2).sum()) for v in g]),
+        "mean_gradient_norm": math.sqrt((mean**2).sum()),
+        "gradient_update_cosine": _mean([cos(s, -v) for s, v in both]),
+        "gradient_h_alignment": cos(mean, ds["h_mean"][t]),
+    }  # fmt: skip
+    if "p_h_dead" in ds and ds["dead"].any():
+        law, of_dead = ds["p_h_dead"][t].astype(np.float64), g[ds["dead"]].mean(0)
+        out["gradient_p_h_alignment"] = cos(of_dead, law)
+        out["gradient_p_h_deviation"] = math.sqrt(((of_dead - law) ** 2).sum() / (law**2).sum())
+    return out
+
+
+def _mean(values: list[float]) -> float:
+    there = [v for v in values if not math.isnan(v)]
+    return float(np.mean(there)) if there else np.nan

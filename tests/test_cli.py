@@ -26,7 +26,17 @@ from deadtok_xr import cli, demo, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
 
 COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export")
-GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+GROUPS = [
+    "motion",
+    "phases",
+    "phases_magnitude",
+    "kinematics",
+    "topology",
+    "coherence",
+    "h_persistence",
+    "centroid_origin",
+    "freeze_predictors",
+]
 NAN, INF = 0x7FC0, 0x7F80
 
 
@@ -120,7 +130,7 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert "14 dead tokens" in done.out
     assert "results: Δ.zarr" in done.out
     assert groups(tmp_path / "Δ.zarr") == GROUPS
-    assert len(list((tmp_path / "figs").glob("*.png"))) == 6
+    assert len(list((tmp_path / "figs").glob("*.png"))) == 10
     again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
@@ -197,7 +207,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
     assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 6
+    assert len(list(Path("mine/figures").glob("*.png"))) == 10
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
@@ -303,7 +313,14 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
     assert "motion: left out. motion needs at least two steps" in said.out
-    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology"]
+    assert groups(tmp_path / "r.zarr") == [
+        "kinematics",
+        "topology",
+        "coherence",
+        "h_persistence",
+        "centroid_origin",
+        "freeze_predictors",
+    ]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
     assert "needs at least two steps" in said.sentence

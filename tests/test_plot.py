@@ -351,6 +351,10 @@ DRAWN = {
     "topology": (plot.topology, "topology"),
     "speeds": (plot.speeds, "kinematics"),
     "radius": (plot.radius, "kinematics"),
+    "coherence": (plot.coherence, "coherence"),
+    "h_persistence": (plot.h_persistence, "h_persistence"),
+    "centroid_origin": (plot.centroid_origin, "centroid_origin"),
+    "freeze_predictors": (plot.freeze_predictors, "freeze_predictors"),
 }
 
 
@@ -359,8 +363,8 @@ def test_own_figure_and_axis_labels(results: xr.DataTree, name: str) -> None:
     draw, group = DRAWN[name]
     axes = np.atleast_1d(draw(results[group]))  # a node of the tree does as well as its dataset
     assert all(panel.get_ylabel() for panel in axes)
-    assert "step" in axes[-1].get_xlabel()
-    assert "162 dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology")
+    assert any("step" in panel.get_xlabel() for panel in axes)
+    assert "162 dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology", "h_persistence")
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -399,7 +403,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
 def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     for part in (rec.isel(step=slice(0, 2)), rec.isel(token=[0], step=slice(0, 50))):
-        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 6
+        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 10
 
 
 # --- files and imports -------------------------------------------------------------------------------------
@@ -407,14 +411,15 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
-    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "speeds")
+    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "speeds",
+             "coherence", "h_persistence", "centroid_origin", "freeze_predictors")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:
         pixels = imread(path)[..., :3]
         assert pixels.shape == (700, 1200, 3)
         assert pixels.var() > 0.005
         assert (pixels != 1).any(axis=2).mean() > 0.02
-    assert len({path.read_bytes() for path in paths}) == 6
+    assert len({path.read_bytes() for path in paths}) == 10
 
 
 def test_save_figures_skips_absent_groups(results: xr.DataTree, tmp_path: Path) -> None:

@@ -16,7 +16,17 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 
-GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+GROUPS = [
+    "motion",
+    "phases",
+    "phases_magnitude",
+    "kinematics",
+    "topology",
+    "coherence",
+    "h_persistence",
+    "centroid_origin",
+    "freeze_predictors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,7 @@ def test_saved_results_are_the_computed_ones(saved: xr.DataTree, results: xr.Dat
         found = saved[name].to_dataset().compute()
         assert list(found.data_vars) == list(expected.data_vars)
         for key, variable in expected[list(expected.data_vars)].variables.items():
-            if key == "phase":
+            if key in ("phase", "predictor"):
                 assert list(found[key].values) == list(variable.values)
                 continue
             assert found[key].dtype == variable.dtype, key

@@ -9,6 +9,10 @@ from typing import Any
 import xarray as xr
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses.centroid_origin import centroid_origin
+from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.freeze_predictors import freeze_predictors
+from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
@@ -21,9 +25,13 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "phases_magnitude": lambda ds, **options: phases(ds, scheme="magnitude", **options),
     "kinematics": kinematics,
     "topology": topology,
+    "coherence": coherence,
+    "h_persistence": h_persistence,
+    "centroid_origin": centroid_origin,
+    "freeze_predictors": freeze_predictors,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology")
-_ACROSS_STEPS = ("motion", "phases", "phases_magnitude", "kinematics")
+_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "freeze_predictors")
+_ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
 
 
 def analyze(

@@ -81,7 +81,7 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     x = blocks.as_dask(recorded.data)
     if name == "delta":
         x = da.cumsum(x.astype(np.float64), axis=0)
-    result = blocks.per_step(x, _kernel, fields_dtype(x.shape[2]), previous=True)
+    result = centroid_layer(x)
     values = blocks.fields(result, ("step",), ATTRS)
     values["position"] = _positions(x)
     values["thermal_velocity"] = _thermal(x, result)
@@ -101,6 +101,11 @@ def _refuse_missing(ds: xr.Dataset) -> None:
             f"kinematics: the displacements after step {step} are missing, and {gaps.size - 1} more gaps: the "
             "positions that they lead to are not known, with or without allow_gaps; record every step, or the weights"
         )
+
+
+def centroid_layer(x: da.Array) -> da.Array:
+    """The per-step results, (step,); what needs the centroid alone shares the layer with `kinematics`."""
+    return blocks.per_step(x, _kernel, fields_dtype(x.shape[2]), previous=True)
 
 
 def fields_dtype(n_dims: int) -> np.dtype[Any]:

@@ -7,10 +7,26 @@ function has to make its own figure.
 
 from __future__ import annotations
 
+from deadtok_xr.plot.centroid_origin import centroid_origin
+from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.freeze_predictors import freeze_predictors
+from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import radius, speeds
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
 from deadtok_xr.plot.topology import topology
 
-__all__ = ["displacement", "phases", "radius", "save_figures", "speeds", "topology", "trajectories"]
+__all__ = [
+    "centroid_origin",
+    "coherence",
+    "displacement",
+    "freeze_predictors",
+    "h_persistence",
+    "phases",
+    "radius",
+    "save_figures",
+    "speeds",
+    "topology",
+    "trajectories",
+]

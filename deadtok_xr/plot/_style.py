@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,35 @@ def own_axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=SIZE, layout="constrained")[1]
 
 
-def need(results: xr.Dataset | xr.DataTree, names: tuple[str, ...], maker: str) -> xr.Dataset:
-    """The variables of a picture alone, still lazy.
+def own_panels(axes: Sequence[Axes] | NDArray[Any] | None, what: tuple[str, ...], **layout: Any) -> NDArray[np.object_]:
+    """The axes given, one for each of ``what``, or those of a new figure, laid out as `Figure.subplots` takes it.
+
+    Raises
+    ------
+    InputError
+        If the number of axes is another.
+    """
+    if axes is None:
+        import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+
+        figure = plt.figure(figsize=SIZE, layout="constrained")
+        return np.atleast_1d(figure.subplots(**layout))
+    panels = np.empty(len(axes), object)
+    panels[:] = list(axes)
+    if len(panels) != len(what):
+        raise InputError(f"axes: found {len(panels)}, needed {len(what)} ({', '.join(what)})")
+    return panels
+
+
+def need(
+    results: xr.Dataset | xr.DataTree,
+    names: tuple[str, ...],
+    maker: str,
+    *,
+    optional: tuple[str, ...] = (),
+    over: str = "step",
+) -> xr.Dataset:
+    """The variables of a picture alone, and those of the ``optional`` ones that are there, still lazy.
 
     Raises
     ------
@@ -47,9 +75,9 @@ def need(results: xr.Dataset | xr.DataTree, names: tuple[str, ...], maker: str) 
             f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} "
             f"makes (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
         )
-    if "step" not in ds.coords or ds.sizes.get("step", 0) == 0:
-        raise InputError(f"this dataset has no steps to draw; deadtok_xr.{maker} makes them, from a longer selection")
-    return ds[list(names)]
+    if over not in ds.coords or ds.sizes.get(over, 0) == 0:
+        raise InputError(f"this dataset has no {over}s to draw; deadtok_xr.{maker} makes them, from a longer selection")
+    return ds[[*names, *(name for name in optional if name in ds.data_vars)]]
 
 
 def need_dims(ds: xr.Dataset, dims: dict[str, tuple[str, ...]], maker: str) -> None:

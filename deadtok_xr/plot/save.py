@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,56 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deadtok_xr.plot import _style
+from deadtok_xr.plot.centroid_origin import LAYOUT as ORIGIN_LAYOUT
+from deadtok_xr.plot.centroid_origin import NEEDED as ORIGIN
+from deadtok_xr.plot.centroid_origin import OPTIONAL as ORIGIN_TOO
+from deadtok_xr.plot.centroid_origin import centroid_origin
+from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
+from deadtok_xr.plot.coherence import NEEDED as COHERENCE
+from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
+from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.freeze_predictors import LAYOUT as PREDICTORS_LAYOUT
+from deadtok_xr.plot.freeze_predictors import NEEDED as PREDICTORS
+from deadtok_xr.plot.freeze_predictors import freeze_predictors
+from deadtok_xr.plot.h_persistence import LAYOUT as PERSISTENCE_LAYOUT
+from deadtok_xr.plot.h_persistence import NEEDED as PERSISTENCE
+from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import speeds
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.topology import topology
 
-# File, group of the tree, variables, function.
-_PICTURES: tuple[tuple[str, str, tuple[str, ...], Callable[..., Any]], ...] = (
-    ("displacement.png", "motion", ("displacement_ulp",), displacement),
-    ("trajectories.png", "motion", ("displacement_ulp",), trajectories),
-    ("phases.png", "phases", ("fraction", "transition_step"), phases),
-    ("phases_magnitude.png", "phases_magnitude", ("fraction", "transition_step"), phases),
-    (
-        "topology.png",
-        "topology",
-        ("mean_ulp", "density", "largest_component", "n_singletons", "n_components"),
-        topology,
+
+@dataclass(frozen=True)
+class Picture:
+    """A file, the group of the tree that it is of, and how it is drawn."""
+
+    file: str
+    group: str
+    needed: tuple[str, ...]
+    draw: Callable[..., Any]
+    layout: dict[str, Any] | None = None
+    """None for one axes, else what `Figure.subplots` takes."""
+    optional: tuple[str, ...] = ()
+    over: str = "step"
+    """The coordinate that is drawn along."""
+
+
+_GRAPH = ("mean_ulp", "density", "largest_component", "n_singletons", "n_components")
+_GRAPH_LAYOUT = {"nrows": 3, "sharex": True, "height_ratios": (2, 2, 3)}
+_PICTURES = (
+    Picture("displacement.png", "motion", ("displacement_ulp",), displacement),
+    Picture("trajectories.png", "motion", ("displacement_ulp",), trajectories),
+    Picture("phases.png", "phases", ("fraction", "transition_step"), phases),
+    Picture("phases_magnitude.png", "phases_magnitude", ("fraction", "transition_step"), phases),
+    Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
+    Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
+    Picture("coherence.png", "coherence", COHERENCE, coherence, COHERENCE_LAYOUT, COHERENCE_TOO),
+    Picture("h_persistence.png", "h_persistence", PERSISTENCE, h_persistence, PERSISTENCE_LAYOUT),
+    Picture("centroid_origin.png", "centroid_origin", ORIGIN, centroid_origin, ORIGIN_LAYOUT, ORIGIN_TOO),
+    Picture(
+        "freeze_predictors.png", "freeze_predictors", PREDICTORS, freeze_predictors, PREDICTORS_LAYOUT, over="predictor"
     ),
-    ("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
 )
 
 
@@ -40,7 +73,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     ----------
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology. What is lazy is computed once for all pictures.
+        phases_magnitude, kinematics, topology, coherence, h_persistence, centroid_origin,
+        freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi
@@ -49,7 +83,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, without those whose group is absent.
+    topology.png, speeds.png, coherence.png, h_persistence.png, centroid_origin.png,
+    freeze_predictors.png, without those whose group is absent.
 
     Raises
     ------
@@ -60,31 +95,33 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     folder.mkdir(parents=True, exist_ok=True)
     results = _computed(tree)
     paths = []
-    for name, group, _, draw in _PICTURES:
-        if group in results:
-            figure = _figure(draw, results[group])
-            figure.savefig(folder / name, dpi=dpi, metadata={"Software": None})
-            paths.append(folder / name)
+    for picture in _PICTURES:
+        if picture.group in results:
+            figure = _figure(picture, results[picture.group])
+            figure.savefig(folder / picture.file, dpi=dpi, metadata={"Software": None})
+            paths.append(folder / picture.file)
     return paths
 
 
 def _computed(tree: xr.DataTree) -> dict[str, xr.Dataset]:
     """What the pictures need of each group, read in one go."""
     needed = {
-        group: _style.need(tree.children[group], names, group.removesuffix("_magnitude"))
-        for _, group, names, _ in _PICTURES
-        if group in tree.children
+        p.group: _style.need(
+            tree.children[p.group], p.needed, p.group.removesuffix("_magnitude"), optional=p.optional, over=p.over
+        )
+        for p in _PICTURES
+        if p.group in tree.children
     }
     known = {key: tree.attrs[key] for key in ("n_tokens", "tokens") if key in tree.attrs}
     (computed,) = dask.compute(needed)
     return {group: ds.assign_attrs({**known, **ds.attrs}) for group, ds in computed.items()}
 
 
-def _figure(draw: Callable[..., Any], ds: xr.Dataset) -> Figure:
+def _figure(picture: Picture, ds: xr.Dataset) -> Figure:
     figure = Figure(figsize=_style.SIZE, layout="constrained")
     FigureCanvasAgg(figure)  # of its own: pyplot and its backend are not touched
-    if draw is topology:
-        draw(ds, axes=figure.subplots(3, sharex=True, height_ratios=(2, 2, 3)))
+    if picture.layout:
+        picture.draw(ds, axes=figure.subplots(**picture.layout))
     else:
-        draw(ds, ax=figure.subplots())
+        picture.draw(ds, ax=figure.subplots())
     return figure

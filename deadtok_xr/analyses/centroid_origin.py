@@ -1,0 +1,135 @@
+"""What is the final centroid made of: where the tokens began, or how they drifted?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses.coherence import cosine
+from deadtok_xr.analyses.kinematics import centroid_layer
+
+Floats = NDArray[np.float64]
+ATTRS: dict[str, dict[str, Any]] = {
+    "initial": {"long_name": "centroid at the first step", "units": "1", "formula": "C[0]"},
+    "drift": {"long_name": "accumulated drift of the centroid", "units": "1", "formula": "C[T] - C[0] = Σ_t ΔC[t]"},
+    "final": {"long_name": "centroid at the last step", "units": "1", "formula": "C[T] = C[0] + Σ_t ΔC[t]"},
+    "drift_share_dim": {
+        "long_name": "share of the drift in what makes up a dim of the final centroid", "units": "1",
+        "formula": "|drift_d| / (|initial_d| + |drift_d|)",
+    },
+    "drift_projection": {
+        "long_name": "accumulated drift along the final centroid, relative to its length", "units": "1",
+        "formula": "(C[t] - C[0])·C[T] / ‖C[T]‖₂²",
+        "comment": "the initial position has the rest: at the last step the two sum to 1",
+    },
+    "initial_projection": {
+        "long_name": "initial centroid along the final one, relative to its length", "units": "1",
+        "formula": "C[0]·C[T] / ‖C[T]‖₂²",
+    },
+    "cosine_initial": {"long_name": "cosine to the first centroid", "units": "1", "formula": "cos(C[t], C[0])"},
+    "cosine_final": {"long_name": "cosine to the last centroid", "units": "1", "formula": "cos(C[t], C[T])"},
+    "drift_length": {
+        "long_name": "distance from the first centroid", "units": "1", "formula": "‖C[t] - C[0]‖₂",
+    },
+    "path_length": {"long_name": "path of the centroid", "units": "1", "formula": "Σ_(s <= t) ‖ΔC[s]‖₂"},
+    "straightness": {
+        "long_name": "distance over path of the centroid: 1 for a straight line", "units": "1",
+        "formula": "‖C[t] - C[0]‖₂ / Σ_(s <= t) ‖ΔC[s]‖₂",
+    },
+    "drift_h_cosine": {
+        "long_name": "cosine between the drift and the accumulated -h_mean", "units": "1",
+        "formula": "cos(C[t] - C[0], -Σ_(s <= t) lr[s]·h_mean[s]), lr = 1 where it is not recorded",
+    },
+}  # fmt: skip
+_PER_DIM = ("initial", "drift", "final", "drift_share_dim")
+_PER_STEP = ("drift_projection", "cosine_initial", "cosine_final", "drift_length", "path_length", "straightness")
+
+
+def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> xr.Dataset:
+    """Take the last centroid apart into the first one and the drift.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim); with `h_mean`, the drift is also compared with what the hidden state would
+        have made of it.
+    variable
+        The weights to follow.
+    allow_gaps
+        Follow the centroid across missing steps, of which the path then knows nothing; adds `step_span`.
+
+    Returns
+    -------
+    Lazy dataset, float64. Per dim: `initial`, `drift`, `final` = initial + drift, `drift_share_dim`. Over
+    t = 0..T: `drift_projection`, which reaches 1 - `initial_projection` (a number) at the last step, so that the two
+    share the length of the final centroid between them; `cosine_initial`, `cosine_final`, `drift_length`,
+    `path_length`, `straightness`; `drift_h_cosine` where h_mean is recorded, else named in the attribute `left_out`.
+    NaN in a token makes the centroid of its step NaN, and with it what follows from that.
+
+    Raises
+    ------
+    InputError
+        For fewer than two steps, gaps, or a recording without W.
+    """
+    x = blocks.require(ds, variable, "centroid_origin")
+    extra = blocks.check_steps(ds, "centroid_origin", allow_gaps=allow_gaps)
+    with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
+    known = [name for name in ("h_mean", "lr") if name in ds] if with_h else []
+    inputs = {"kinematics": centroid_layer(blocks.as_dask(x.data))}
+    inputs |= {name: blocks.as_series(ds[name]).rechunk(-1) for name in known}
+    steps, dims = ds.sizes["step"], ds.sizes["dim"]
+    shapes: dict[str, Any] = {
+        **dict.fromkeys(_PER_DIM, (("dim",), (dims,), "f8")),
+        **dict.fromkeys((*_PER_STEP, *(["drift_h_cosine"] if with_h else [])), (("step",), (steps,), "f8")),
+        "initial_projection": ((), (), "f8"),
+    }
+    if extra:
+        span = np.concatenate([[0], extra["step_span"].values])
+        extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
+    left_out = {} if with_h else {"drift_h_cosine": "the dataset has no h_mean"}
+    coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims in (("step",), ("dim",))}
+    values = blocks.at_once(inputs, _measure, shapes, ATTRS)
+    return xr.Dataset({**values, **extra}, coords, blocks.result_attrs(ds, variable=variable, left_out=left_out))
+
+
+def _measure(inputs: dict[str, list[Any]]) -> blocks.Block:
+    C = np.concatenate([block["centroid"] for block in inputs["kinematics"]])
+    first, last = C[0], C[-1]
+    drift = C - first
+    squares = last @ last
+    path = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(C, axis=0), axis=1))])
+    length = np.linalg.norm(drift, axis=1)
+    parts = np.abs(first) + np.abs(drift[-1])
+    found = {
+        "initial": first,
+        "drift": drift[-1],
+        "final": last,
+        "drift_share_dim": _ratio(np.abs(drift[-1]), parts),
+        "drift_projection": _ratio(drift @ last, squares),
+        "initial_projection": _ratio(first @ last, squares),
+        "cosine_initial": np.array([cosine(c, first) for c in C]),
+        "cosine_final": np.array([cosine(c, last) for c in C]),
+        "drift_length": length,
+        "path_length": path,
+        "straightness": _ratio(length, path),
+    }
+    if "h_mean" in inputs:
+        found["drift_h_cosine"] = _against_h(drift, inputs)
+    return found
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """a / b, NaN where b is 0."""
+    return np.where(b != 0, a / np.where(b != 0, b, 1.0), np.nan)
+
+
+def _against_h(drift: Floats, inputs: dict[str, list[Any]]) -> Floats:
+    push = -inputs["h_mean"][0][1:].astype(np.float64)
+    if "lr" in inputs:
+        push *= inputs["lr"][0][1:, None]
+    total = np.concatenate([np.zeros((1, push.shape[1])), np.cumsum(push, axis=0)])
+    return np.array([cosine(a, b) for a, b in zip(drift, total, strict=True)])

@@ -1,0 +1,322 @@
+"""Do the tokens move as one, and along which direction: against the hidden state that pushes them?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses.transitions import step_and_token_coords
+
+_COSINES = "over all pairs of tokens whose {0} is finite and not zero"
+
+
+def _cosines(of: str, sign: str) -> dict[str, dict[str, Any]]:
+    pairs = _COSINES.format(of)
+    return {
+        "mean": {"long_name": f"mean cosine between the {of}s of two tokens", "units": "1",
+                 "formula": f"mean_(i<j) cos({sign}_i, {sign}_j)", "comment": pairs},
+        "std": {"long_name": f"standard deviation of the cosine between the {of}s of two tokens (ddof 0)", "units": "1",
+                "formula": f"std_(i<j) cos({sign}_i, {sign}_j)", "comment": pairs},
+    }  # fmt: skip
+
+
+ATTRS: dict[str, dict[str, Any]] = {
+    "displacement_cosine_mean": _cosines("displacement", "ΔW")["mean"],
+    "displacement_cosine_std": _cosines("displacement", "ΔW")["std"],
+    "bulk_alignment": {
+        "long_name": "mean cosine between a token's displacement and that of the centroid", "units": "1",
+        "formula": "mean_i cos(ΔW_i, ΔC), ΔC = mean_i ΔW_i", "source": "notebook 1.31e",
+    },
+    "n_used": {"long_name": "tokens that moved, whose displacements are compared", "units": "1"},
+    "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t, which are left out", "units": "1"},
+    "h_alignment": {
+        "long_name": "cosine between the displacement of the centroid and -h_mean", "units": "1",
+        "formula": "cos(ΔC[t], -h_mean[t])",
+    },
+    "h_norm_ratio": {
+        "long_name": "mean norm of the final hidden state over √D, 1 after a layer norm without gain", "units": "1",
+        "formula": "mean ‖h‖ / √D",
+    },
+    "p_dead": {"long_name": "mean softmax probability on a dead token", "units": "1"},
+    "gradient_cosine_mean": _cosines("gradient", "g")["mean"],
+    "gradient_cosine_std": _cosines("gradient", "g")["std"],
+    "gradient_n_used": {"long_name": "tokens with a gradient, whose gradients are compared", "units": "1"},
+    "gradient_norm_mean": {
+        "long_name": "mean length of a token's gradient", "units": "1", "formula": "mean_i ‖g_i‖₂",
+    },
+    "mean_gradient_norm": {
+        "long_name": "length of the tokens' mean gradient", "units": "1", "formula": "‖mean_i g_i‖₂",
+    },
+    "gradient_update_cosine": {
+        "long_name": "mean cosine between a token's displacement and its negated gradient", "units": "1",
+        "formula": "mean_i cos(ΔW_i, -g_i)",
+    },
+    "gradient_h_alignment": {
+        "long_name": "cosine between the mean gradient and h_mean", "units": "1", "formula": "cos(mean_i g_i, h_mean)",
+    },
+    "gradient_p_h_alignment": {
+        "long_name": "cosine between the mean gradient of the dead tokens and Σ p·h", "units": "1",
+        "formula": "cos(mean_(i dead) g_i, p_h_dead)", "comment": "1 by the law of dead gradients, ∂L/∂W_i = Σ p_i·h",
+    },
+    "gradient_p_h_deviation": {
+        "long_name": "how far the mean gradient of the dead tokens is from Σ p·h, relative to that", "units": "1",
+        "formula": "‖mean_(i dead) g_i - p_h_dead‖₂ / ‖p_h_dead‖₂",
+        "comment": "0 by the law of dead gradients, but for the rounding of g and of its accumulation",
+    },
+    "step1_deviation": {
+        "long_name": "largest deviation of the first update from the law of Adam's first step", "units": "lr",
+        "formula": "max | |Δθ₁ + lr·decay·θ₀| / lr - |g|/(|g| + eps) |", "comment": "NaN after the first update",
+    },
+    "update_cosine_mean": _cosines("intended update", "u")["mean"],
+    "update_cosine_std": _cosines("intended update", "u")["std"],
+    "update_n_used": {"long_name": "tokens with an intended update, whose updates are compared", "units": "1"},
+    "separation": {
+        "long_name": "distance between the centroids of the dead and of the live tokens", "units": "1",
+        "formula": "‖C_dead - C_live‖₂",
+    },
+    "separation_cosine": {
+        "long_name": "cosine between the centroids of the dead and of the live tokens", "units": "1",
+        "formula": "cos(C_dead, C_live)",
+    },
+    "dead_centroid_norm": {"long_name": "norm of the dead tokens' centroid", "units": "1", "formula": "‖C_dead‖₂"},
+    "live_centroid_norm": {"long_name": "norm of the live tokens' centroid", "units": "1", "formula": "‖C_live‖₂"},
+}  # fmt: skip
+_ALWAYS = ("displacement_cosine_mean", "displacement_cosine_std", "bulk_alignment", "n_used", "n_invalid")
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "h_alignment": ("h_mean",),
+    "h_norm_ratio": ("h_norm",),
+    "p_dead": ("p_dead",),
+    **dict.fromkeys(
+        ("gradient_cosine_mean", "gradient_cosine_std", "gradient_n_used", "gradient_norm_mean", "mean_gradient_norm",
+         "gradient_update_cosine"), ("grad",)),
+    "gradient_h_alignment": ("grad", "h_mean"),
+    "gradient_p_h_alignment": ("grad", "p_h_dead", "dead tokens"),
+    "gradient_p_h_deviation": ("grad", "p_h_dead", "dead tokens"),
+    "step1_deviation": ("grad", "the first update of Adam"),
+    **dict.fromkeys(("update_cosine_mean", "update_cosine_std", "update_n_used"), ("update",)),
+    **dict.fromkeys(
+        ("separation", "separation_cosine", "dead_centroid_norm", "live_centroid_norm"),
+        ("dead tokens", "live tokens")),
+}  # fmt: skip
+_MATRICES = ("grad", "update")
+_SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
+
+
+def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> xr.Dataset:
+    """How much alike the tokens' displacements and gradients are in direction, and what they are aligned with.
+
+    Cosines are of all pairs, exact in float64, by moments in O(N·D²): N x N is never formed.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim). Beside the weights it uses, where they are there, `grad`, `update` (the
+        update before rounding), `h_mean`, `h_norm`, `p_dead` and `p_h_dead`, and the coordinate `dead`.
+    variable
+        The weights to follow.
+    allow_gaps
+        Measure transitions that span several updates; adds `step_span`. The gradient is that of the last.
+
+    Returns
+    -------
+    Lazy dataset over t = 1..T, float64 (step): `displacement_cosine_mean`, `displacement_cosine_std` (ddof 0),
+    `bulk_alignment`, and int64 `n_used` (tokens that moved), `n_invalid`. By what the recording holds, `h_alignment`,
+    `h_norm_ratio`, `p_dead`; `gradient_cosine_mean`, `gradient_cosine_std`, `gradient_n_used`, `gradient_norm_mean`,
+    `mean_gradient_norm`, `gradient_update_cosine`, `gradient_h_alignment`; `gradient_p_h_alignment` and
+    `gradient_p_h_deviation`, the law of dead gradients; `step1_deviation`; `update_cosine_mean`,
+    `update_cosine_std`, `update_n_used`; `separation`, `separation_cosine`, `dead_centroid_norm`,
+    `live_centroid_norm`. What is left out is in the attribute `left_out`, with the reason.
+
+    Zero vectors have no direction and are left out, and so are tokens with NaN or infinity; fewer than two
+    vectors give NaN.
+
+    Raises
+    ------
+    InputError
+        For fewer than two steps, gaps, or a recording without W.
+
+    Notes
+    -----
+    With unit vectors x, μ = mean x, s = ‖x - μ‖², q = mean s, a = (q - s)/2 and K = Σ (x - μ)(x - μ)ᵀ: the mean is
+    1 - q·N/(N-1), the variance [2NΣa² + ‖K‖²_F - N·q²] / (N(N-1)) - (q/(N-1))². Cosines of mean and single token are
+    those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in lore/dead-token-dynamics. The law of
+    Adam's first step, whose moments are both the first gradient's: |Δθ₁| = lr·|g|/(|g| + eps).
+    """
+    weights = blocks.require(ds, variable, "coherence")
+    extra = blocks.check_steps(ds, "coherence", allow_gaps=allow_gaps)
+    adam = _first_update(ds)
+    left_out = _left_out(ds, isinstance(adam, str))
+    if isinstance(adam, str) and "grad" in ds:
+        left_out["step1_deviation"] = adam
+    names = [*_ALWAYS, *(name for name in _NEEDS if name not in left_out)]
+    used = {need for name in names for need in _NEEDS.get(name, ())}
+    matrices = {"W": weights, **{name: blocks.require(ds, name, "coherence") for name in _MATRICES if name in used}}
+    series = {name: blocks.as_series(ds[name]) for name in _SERIES if name in used}
+    if "step1_deviation" in names and "lr" in ds:
+        series["lr"] = blocks.as_series(ds["lr"])
+    dead = ds["dead"].values if "dead" in ds.coords else np.ones(ds.sizes["token"], bool)
+    dtype = np.dtype([(name, "i8" if name.endswith(("n_used", "n_invalid")) else "f8") for name in names])
+    result = blocks.per_transition(
+        {name: blocks.as_dask(x.data) for name, x in matrices.items()},
+        {"step": blocks.as_series(ds["step"]), **series},
+        _kernel, dtype, dead=dead, adam=None if isinstance(adam, str) else adam,
+    )  # fmt: skip
+    attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
+    coords = {k: v for k, v in step_and_token_coords(ds).items() if v.dims == ("step",)}
+    return xr.Dataset({**blocks.fields(result, ("step",), ATTRS), **extra}, coords, attrs)
+
+
+def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
+    """Which variables the recording does not allow, and why."""
+    dead = ds["dead"].values if "dead" in ds.coords else None
+    there = {str(name) for name in ds.data_vars}
+    if dead is not None:
+        there |= {kind for kind, mask in (("dead tokens", dead), ("live tokens", ~dead)) if mask.any()}
+    if not no_first_update:
+        there.add("the first update of Adam")
+    reasons = {}
+    for name, needs in _NEEDS.items():
+        missing = [need for need in needs if need not in there]
+        if missing:
+            unknown = dead is None and missing[0].endswith("tokens")
+            why = "does not say which tokens are dead" if unknown else f"has no {' and no '.join(missing)}"
+            reasons[name] = f"the dataset {why}"
+    return reasons
+
+
+def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
+    """The settings that the law of the first step needs, or why there are none."""
+    optimizer, settings = str(ds.attrs.get("optimizer", "unknown")), ds.attrs.get("hyperparameters", {})
+    if ds["step"].values[:2].tolist() != [0, 1]:
+        return "the dataset does not begin with the first update (steps 0 and 1)"
+    if optimizer not in ("Adam", "AdamW") or "eps" not in settings or not {"lr"} & {*settings, *map(str, ds)}:
+        return f"the law of the first step needs Adam or AdamW with its lr and eps (the optimizer is {optimizer})"
+    decay = float(settings.get("weight_decay", 0.0))
+    if decay and optimizer == "Adam":
+        return "the weight decay of Adam is part of its gradient: the law of the first step does not hold"
+    return {"lr": float(settings.get("lr", np.nan)), "eps": float(settings["eps"]), "decay": decay}
+
+
+def _kernel(parts: dict[str, Any], series: dict[str, NDArray[Any]], out: blocks.Block, *, dead: Any, adam: Any) -> None:
+    from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
+
+    stacks = {name: _Stack(pairs) for name, pairs in parts.items()}
+    W = stacks["W"]
+    before, after, step, unit = (W.room() for _ in range(4))
+    W.rows(0, after, kernel.spread)
+    room = {name: stacks[name].room() for name in _MATRICES if name in stacks}
+    for t in range(len(next(iter(out.values())))):
+        before, after = after, before
+        W.rows(t + 1, after, kernel.spread)
+        np.subtract(after, before, out=step)
+        moved = kernel.directions(step, unit)
+        at: dict[str, Any] = {name: values[t] for name, values in series.items()}
+        found = _cosine_fields("displacement", moved) | {
+            "bulk_alignment": _clipped(moved["direction"] @ _unit(moved["mean"])),
+            "n_used": moved["n_used"],
+            "n_invalid": len(step) - moved["n_valid"],
+        }
+        for name in room:
+            stacks[name].rows(t + 1, room[name], kernel.spread)
+        if "update" in room:
+            found |= _cosine_fields("update", kernel.directions(room["update"], unit))
+        if "grad" in room:
+            found |= _of_gradients(kernel, room["grad"], unit, step, at, dead)
+        if "separation" in out:
+            found |= _separation(kernel.means(after, dead))
+        if "h_mean" in at:
+            found["h_alignment"] = cosine(moved["mean"], -at["h_mean"])
+        if "h_norm" in at:
+            found["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
+        found["p_dead"] = at.get("p_dead", np.nan)
+        if "step1_deviation" in out:
+            first = at["step"] == 1
+            found["step1_deviation"] = _first_step(before, step, room["grad"], at, adam) if first else np.nan
+        for name, values in out.items():
+            values[t] = found[name]
+
+
+class _Stack:
+    """The token blocks of the same steps, each with the step after it, as one."""
+
+    def __init__(self, pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
+        self.pairs = [(_readable(now), _readable(after)) for now, after in pairs]
+
+    def room(self) -> NDArray[np.float64]:
+        """An array for the rows of one step."""
+        return np.empty((sum(now.shape[1] for now, _ in self.pairs), self.pairs[0][0].shape[2]))
+
+    def rows(self, t: int, out: NDArray[np.float64], spread: Any) -> None:
+        """Write the rows of step t of the blocks, the one after them being the last."""
+        start = 0
+        for now, after in self.pairs:
+            block, u = (now, t) if t < len(now) else (after, 0)
+            spread(block, u, out[start : start + block.shape[1]])
+            start += block.shape[1]
+
+
+def _readable(block: NDArray[Any]) -> NDArray[Any]:
+    block = np.ascontiguousarray(block)
+    return block.astype(np.float32) if block.dtype == np.float16 else block
+
+
+def _cosine_fields(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{name}_cosine_mean": found["cosine_mean"],
+        f"{name}_cosine_std": found["cosine_std"],
+        f"{name}_n_used": found["n_used"],
+    }
+
+
+def _of_gradients(kernel: Any, grad: Any, unit: Any, step: Any, at: dict[str, Any], dead: Any) -> dict[str, Any]:
+    found = kernel.directions(grad, unit)
+    fields = _cosine_fields("gradient", found) | {
+        "gradient_norm_mean": found["norm_mean"],
+        "mean_gradient_norm": np.linalg.norm(found["mean"]),
+        "gradient_update_cosine": -kernel.mean_cosine(step, grad),
+    }
+    if "h_mean" in at:
+        fields["gradient_h_alignment"] = cosine(found["mean"], at["h_mean"])
+    if "p_h_dead" in at:
+        of_dead, law = kernel.means(grad, dead)[0], at["p_h_dead"].astype(np.float64)
+        fields["gradient_p_h_alignment"] = cosine(of_dead, law)
+        size = np.linalg.norm(law)
+        fields["gradient_p_h_deviation"] = np.linalg.norm(of_dead - law) / size if size > 0 else np.nan
+    return fields
+
+
+def _separation(centres: NDArray[np.float64]) -> dict[str, float]:
+    of_dead, of_live = centres
+    return {
+        "separation": float(np.linalg.norm(of_dead - of_live)),
+        "separation_cosine": cosine(of_dead, of_live),
+        "dead_centroid_norm": float(np.linalg.norm(of_dead)),
+        "live_centroid_norm": float(np.linalg.norm(of_live)),
+    }
+
+
+def _first_step(before: Any, step: Any, grad: Any, at: dict[str, Any], adam: dict[str, float]) -> float:
+    lr = float(at["lr"]) if np.isfinite(at.get("lr", np.nan)) else adam["lr"]
+    if not lr > 0:
+        return np.nan
+    size = np.abs(grad)
+    off = np.abs(np.abs(step + lr * adam["decay"] * before) / lr - size / (size + adam["eps"]))
+    return float(np.nanmax(off)) if not np.isnan(off).all() else np.nan
+
+
+def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    size = np.linalg.norm(x)
+    return x / size if 0 < size < np.inf else np.full_like(x, np.nan)
+
+
+def _clipped(x: Any) -> float:
+    return float(np.clip(x, -1.0, 1.0))
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The cosine between two vectors, in float64; NaN if one is zero or not finite."""
+    return _clipped(_unit(a.astype(np.float64)) @ _unit(b.astype(np.float64)))

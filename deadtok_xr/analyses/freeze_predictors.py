@@ -1,0 +1,227 @@
+"""Why do some tokens freeze earlier than others: alignment with h, where they began, or the spacing of their grid?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.h_persistence import directions
+from deadtok_xr.bfloat16 import decode, ulp
+
+Floats = NDArray[np.float64]
+PREDICTORS = {
+    "h_alignment": "cos(W[first], mean_t ĥ[t])",
+    "initial_norm": "‖W[first]‖₂",
+    "initial_distance": "‖W[first] - C[first]‖₂",
+    "initial_ulp": "geometric mean over dims of ULP(W[first])",
+    "final_ulp": "geometric mean over dims of ULP(W[last])",
+    "final_ulp_min": "min over dims of ULP(W[last])",
+}
+_INTERVAL = "95% confidence interval"
+_JACKKNIFE = "jackknife over tokens, on Fisher's scale"
+ATTRS: dict[str, dict[str, Any]] = {
+    "freeze_step": {
+        "long_name": "first step after which the token never moved again", "units": "step",
+        "formula": "1 + the last step with W[t] ≠ W[t-1]",
+        "comment": "of a censored token, 1 + the last step; -1 if it never moved, or holds NaN or infinity",
+    },
+    "censored": {"long_name": "whether the token still moved at the last step (1) or not (0)", "units": "1"},
+    "value": {
+        "long_name": "what may predict the freezing", "units": "1",
+        "formula": "; ".join(f"{name}: {formula}" for name, formula in PREDICTORS.items()),
+    },
+    "rank_correlation": {
+        "long_name": "rank correlation with the freeze step, censoring respected", "units": "1",
+        "formula": "Somers' D = (concordant - discordant) / pairs whose order in time is known = 2·C - 1, C Harrell's",
+        "comment": "positive: tokens with more of it freeze later. A pair counts if the earlier freeze was seen",
+    },
+    "rank_correlation_low": {
+        "long_name": f"lower end of its {_INTERVAL}", "units": "1", "formula": _JACKKNIFE,
+    },
+    "rank_correlation_high": {
+        "long_name": f"upper end of its {_INTERVAL}", "units": "1", "formula": _JACKKNIFE,
+    },
+    "n_pairs": {"long_name": "pairs of tokens whose order of freezing is known", "units": "1"},
+    "spearman": {
+        "long_name": "Spearman's rank correlation with the freeze step, of the tokens that froze alone", "units": "1",
+        "comment": "leaves out censored tokens, and is biased by that if there are many",
+    },
+    "spearman_low": {
+        "long_name": f"lower end of its {_INTERVAL}", "units": "1",
+        "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
+    },
+    "spearman_high": {
+        "long_name": f"upper end of its {_INTERVAL}", "units": "1",
+        "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
+    },
+    "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
+    "n_censored": {"long_name": "tokens that still moved at the last step", "units": "1"},
+    "n_never_moved": {"long_name": "tokens that never moved, and are left out", "units": "1"},
+    "n_invalid": {"long_name": "tokens with NaN or infinity at any step, which are left out", "units": "1"},
+}  # fmt: skip
+_PER_PREDICTOR = tuple(ATTRS)[3:10]
+_NUMBERS = tuple(ATTRS)[10:]
+_NEVER, _INVALID = -1, np.iinfo(np.int64).max
+
+
+def freeze_predictors(
+    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
+) -> xr.Dataset:
+    """Correlate the step at which each token froze for good with what may explain it.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim); with `h_mean`, alignment with the hidden state is among the predictors.
+    variable, precision, allow_gaps
+        As for `motion`.
+
+    Returns
+    -------
+    Lazy dataset. Per token: `freeze_step` int64, `censored` int8, and `value` (predictor, token) of each predictor:
+    `h_alignment`, `initial_norm`, `initial_distance` from the centroid, `initial_ulp`, `final_ulp`, `final_ulp_min`.
+    Per predictor: `rank_correlation` with its 95% interval `_low`, `_high` and `n_pairs`; `spearman` likewise, of the
+    tokens that froze. Numbers: `n_frozen`, `n_censored`, `n_never_moved`, `n_invalid`.
+
+    A token that still moves at the last step is censored: it freezes later than that, and nobody knows when. The rank
+    correlation is Harrell's concordance on the scale of -1 to 1: a pair of tokens counts if the one that froze first
+    was seen to freeze. Correlations say what goes together in this one run; the predictors are not independent of each
+    other, and the final ULP is known only afterwards.
+
+    Raises
+    ------
+    InputError, OffGridError
+        As for `motion`.
+    """
+    x = blocks.require(ds, variable, "freeze_predictors")
+    extra = blocks.check_steps(ds, "freeze_predictors", allow_gaps=allow_gaps)
+    grid = transitions.grid_name(x, precision)
+    per_token, _ = transitions.measure(x, grid)
+    with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
+    names = [name for name in PREDICTORS if with_h or name != "h_alignment"]
+    last = da.blockwise(
+        _last_motion, "tn", per_token, "tn", _labels(ds, per_token), "t",
+        dtype=np.int64, adjust_chunks={"t": 1}, align_arrays=False, meta=np.empty((0, 0), np.int64),
+    )  # fmt: skip
+    first_step, last_step = blocks.ends(blocks.as_dask(x.data))
+    inputs = {"last": last.rechunk(-1), "first": first_step, "final": last_step}
+    if with_h:
+        inputs["h_mean"] = blocks.as_series(ds["h_mean"])[1:].rechunk(-1)
+    n = ds.sizes["token"]
+    shapes: dict[str, Any] = {
+        "freeze_step": (("token",), (n,), "i8"),
+        "censored": (("token",), (n,), "i1"),
+        "value": (("predictor", "token"), (len(names), n), "f8"),
+        **{name: (("predictor",), (len(names),), "i8" if name == "n_pairs" else "f8") for name in _PER_PREDICTOR},
+        **dict.fromkeys(_NUMBERS, ((), (), "i8")),
+    }
+    end = int(ds["step"].values[-1])
+    values: dict[str, Any] = blocks.at_once(inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names))
+    coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("token",)}
+    left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
+    attrs = blocks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
+    if extra:  # this dataset has no steps
+        span = {"long_name": "most optimizer updates that a transition spans", "units": "1"}
+        values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
+    return xr.Dataset(values, {**coords, "predictor": names}, attrs)
+
+
+def _labels(ds: xr.Dataset, per_token: da.Array) -> da.Array:
+    return da.from_array(ds["step"].values[1:], chunks=(per_token.chunks[0],))
+
+
+def _last_motion(block: transitions.Block, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The label of the last step of a block at which each token moved."""
+    moved = block["moved_dims"]
+    last = np.where(moved > 0, steps[:, None], _NEVER).max(axis=0, keepdims=True)
+    return np.where((moved < 0).any(axis=0), _INVALID, last)
+
+
+def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[str, ...]) -> blocks.Block:
+    (last,), (first_step,), (last_step,) = inputs["last"], inputs["first"], inputs["final"]
+    moved = last.max(axis=0)
+    invalid, never = moved == _INVALID, moved == _NEVER
+    used = ~invalid & ~never
+    censored = used & (moved == end)
+    time = np.where(used, np.where(used, moved, 0) + 1, -1)
+    value = np.stack([_predictor(name, first_step[0], last_step[0], inputs, grid) for name in names])
+    value[:, invalid] = np.nan
+    rows = [_correlate(time[used], censored[used], v[used]) for v in value]
+    numbers = {"n_frozen": used & ~censored, "n_censored": censored, "n_never_moved": never, "n_invalid": invalid}
+    return {
+        "freeze_step": time,
+        "censored": censored,
+        "value": value,
+        **{name: np.array([row[name] for row in rows]) for name in _PER_PREDICTOR},
+        **{name: mask.sum() for name, mask in numbers.items()},
+    }
+
+
+def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], grid: str) -> Floats:
+    W = decode(first).astype(np.float64)
+    if name == "h_alignment":
+        h = directions(inputs["h_mean"][0])
+        known = h[~np.isnan(h[:, 0])]
+        mean = directions(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(W.shape[1], np.nan)
+        return np.clip(directions(W) @ mean, -1.0, 1.0)
+    if name == "initial_norm":
+        return np.linalg.norm(W, axis=1)
+    if name == "initial_distance":
+        return np.linalg.norm(W - W[np.isfinite(W).all(axis=1)].mean(axis=0), axis=1)
+    gaps = ulp(first if name == "initial_ulp" else last, grid)
+    return gaps.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(gaps).mean(axis=1))
+
+
+def _correlate(time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats) -> dict[str, float]:
+    there = np.isfinite(value)
+    time, censored, value = time[there], censored[there], value[there]
+    correlation, low, high, n_pairs = _concordance(time, censored, value)
+    rho, rho_low, rho_high = spearman(value[~censored], time[~censored])
+    return {
+        "rank_correlation": correlation, "rank_correlation_low": low, "rank_correlation_high": high,
+        "n_pairs": n_pairs, "spearman": rho, "spearman_low": rho_low, "spearman_high": rho_high,
+    }  # fmt: skip
+
+
+def _concordance(
+    time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats
+) -> tuple[float, float, float, float]:
+    """Somers' D of Harrell's pairs, its interval by the jackknife, and the number of pairs."""
+    from deadtok_xr.kernels.numba.ranks import concordance  # here, so that a graph is built without numba
+
+    agree, known = np.zeros((2, len(time)), np.int64)
+    concordance(time, censored, value, agree, known)
+    pairs = known.sum() // 2
+    if pairs == 0:
+        return np.nan, np.nan, np.nan, 0
+    D = agree.sum() / 2 / pairs
+    rest = pairs - known  # without each token in turn
+    if (rest == 0).any() or len(time) < 3 or abs(D) == 1:
+        return D, np.nan, np.nan, pairs
+    without = (agree.sum() / 2 - agree) / rest
+    n = len(time)
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    return D, *_fisher(D, error / (1 - D**2)), pairs
+
+
+def _fisher(r: float, error: float) -> tuple[float, float]:
+    z = np.arctanh(r)
+    return float(np.tanh(z - 1.959964 * error)), float(np.tanh(z + 1.959964 * error))
+
+
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its 95% interval; NaN where there are too few, or one does not vary."""
+    from scipy.stats import rankdata
+
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return np.nan, np.nan, np.nan
+    rho = float(np.clip(np.corrcoef(rankdata(a), rankdata(b))[0, 1], -1.0, 1.0))
+    if len(a) < 4 or abs(rho) == 1:
+        return rho, np.nan, np.nan
+    return rho, *_fisher(rho, np.sqrt((1 + rho**2 / 2) / (len(a) - 3)))

@@ -1,0 +1,202 @@
+"""How much alike the directions of many vectors are: moments of all pairwise cosines, without the pairs.
+
+For N unit vectors x with mean μ, let d = x - μ, s = ‖d‖², q = mean s. Since ‖x‖ = 1, 1 - ‖μ‖² = q and
+d·μ = a = (q - s)/2, so that every cosine is 1 - q + a_i + a_j + d_i·d_j. Its mean over pairs is 1 - q·N/(N-1); its
+variance follows from Σa² and K = Σ d dᵀ, in O(N·D²). Nothing here is a difference of numbers near 1, so that a
+deviation of 1e-9 keeps its digits, where mean(c²) - mean(c)² has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.kernels.numba.words import compiled, compiled_finite, compiled_sums
+
+Rows = NDArray[np.float64]
+
+
+def spread(block: NDArray[Any], t: int, out: Rows) -> None:
+    """Write step t of a block (t, n, d), of any recorded dtype, as float64 rows (n, d)."""
+    if block.dtype == BFLOAT16:
+        _spread_words(block.view(np.uint16), t, out)
+    else:
+        out[...] = block[t]
+
+
+@compiled
+def _spread_words(block, t, out):
+    for n in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[n, d] = np.uint32(np.uint32(block[t, n, d]) << np.uint32(16)).view(np.float32)
+
+
+def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
+    """What rows (n, d) have in common.
+
+    Parameters
+    ----------
+    rows
+        The vectors.
+    unit
+        Room for as many, overwritten.
+
+    Returns
+    -------
+    ``n_valid``, the finite ones, with their ``mean`` (d,) and ``norm_mean``; ``n_used``, those that are not zero
+    either, with the ``direction`` (d,), the mean of their unit vectors, and ``cosine_mean`` and ``cosine_std`` (ddof
+    0) over all pairs of them. NaN where there are too few.
+    """
+    mean, direction = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    n_valid, n, norm_mean = _unit(rows, unit, mean, direction)
+    cosine_mean, cosine_std = _moments(unit, n, direction) if n > 1 else (np.nan, np.nan)
+    return {
+        "n_valid": n_valid, "mean": mean, "norm_mean": norm_mean,
+        "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
+    }  # fmt: skip
+
+
+@compiled_sums
+def _squares(rows, n):
+    total = 0.0
+    for d in range(rows.shape[1]):
+        total += rows[n, d] * rows[n, d]
+    return total
+
+
+@compiled
+def _unit(rows, unit, mean, direction):
+    """Put the unit vectors of usable rows first into ``unit``; sum up both kinds of mean."""
+    N, D = rows.shape
+    n_valid = 0
+    used = 0
+    length = 0.0
+    for n in range(N):
+        squares = _squares(rows, n)
+        if not squares < np.inf:
+            continue  # NaN too
+        n_valid += 1
+        if squares == 0.0:
+            continue
+        norm = np.sqrt(squares)
+        length += norm
+        for d in range(D):
+            mean[d] += rows[n, d]
+            unit[used, d] = rows[n, d] / norm
+            direction[d] += unit[used, d]
+        used += 1
+    for d in range(D):
+        mean[d] = mean[d] / n_valid
+        direction[d] = direction[d] / used
+    return n_valid, used, length / n_valid
+
+
+@compiled
+def _moments(unit, n, centre):
+    """Mean and deviation of the pairwise cosines of the first n unit vectors, which are overwritten."""
+    D = unit.shape[1]
+    s = np.empty(n)
+    q = 0.0
+    for i in range(n):
+        for d in range(D):
+            unit[i, d] -= centre[d]
+        s[i] = _squares(unit, i)
+        q += s[i]
+    q /= n
+    a = 0.5 * (q - s)
+    # few vectors: the pairs themselves cost less, and nothing cancels where all cosines are the same
+    variance = _by_pairs(unit, n, a, q) if n <= D + 8 else _by_products(unit, n, a, q)
+    mean = 1.0 - q * n / (n - 1)
+    return min(max(mean, -1.0), 1.0), np.sqrt(max(variance, 0.0))
+
+
+@compiled_finite
+def _by_pairs(rows, n, a, q):
+    total = 0.0
+    for i in range(n):
+        for j in range(i):
+            off = a[i] + a[j] + q / (n - 1)
+            for d in range(rows.shape[1]):
+                off += rows[i, d] * rows[j, d]
+            total += off * off
+    return total / (n * (n - 1) / 2)
+
+
+@compiled_finite
+def _by_products(rows, n, a, q):
+    K = _products(rows, n)
+    squares = 0.0
+    for i in range(K.shape[0]):
+        for j in range(i):
+            squares += 2.0 * K[i, j] * K[i, j]
+        squares += K[i, i] * K[i, i]
+    spread_a = 0.0
+    for i in range(n):
+        spread_a += a[i] * a[i]
+    return (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
+
+
+@compiled_finite
+def _products(rows, n):
+    """Σ d dᵀ on and below the diagonal (and, in pairs of dims, one place above it)."""
+    D = rows.shape[1]
+    K = np.zeros((D, D))
+    for m in range(0, n - n % 4, 4):  # four tokens by two dims at once: fewer loads and stores for each product
+        for i in range(0, D - D % 2, 2):
+            a0, b0, c0, e0 = rows[m, i], rows[m + 1, i], rows[m + 2, i], rows[m + 3, i]
+            a1, b1, c1, e1 = rows[m, i + 1], rows[m + 1, i + 1], rows[m + 2, i + 1], rows[m + 3, i + 1]
+            for j in range(i + 2):
+                a, b, c, e = rows[m, j], rows[m + 1, j], rows[m + 2, j], rows[m + 3, j]
+                K[i, j] += a0 * a + b0 * b + c0 * c + e0 * e
+                K[i + 1, j] += a1 * a + b1 * b + c1 * c + e1 * e
+        if D % 2:
+            for j in range(D):
+                for k in range(4):
+                    K[D - 1, j] += rows[m + k, D - 1] * rows[m + k, j]
+    for m in range(n - n % 4, n):
+        for i in range(D):
+            for j in range(i + 1):
+                K[i, j] += rows[m, i] * rows[m, j]
+    return K
+
+
+@compiled
+def mean_cosine(a, b):
+    """The mean of cos(a_n, b_n) over the rows in which both are finite and not zero; NaN if there are none."""
+    total = 0.0
+    count = 0
+    for n in range(a.shape[0]):
+        both = _squares(a, n), _squares(b, n)
+        if not (0.0 < both[0] < np.inf and 0.0 < both[1] < np.inf):
+            continue
+        product = _product(a, b, n) / (np.sqrt(both[0]) * np.sqrt(both[1]))
+        total += min(max(product, -1.0), 1.0)
+        count += 1
+    return total / count if count else np.nan
+
+
+@compiled_sums
+def _product(a, b, n):
+    total = 0.0
+    for d in range(a.shape[1]):
+        total += a[n, d] * b[n, d]
+    return total
+
+
+@compiled
+def means(rows, mask):
+    """The means of the rows within and without a mask, (2, d); NaN where there are none or one is NaN."""
+    sums = np.zeros((2, rows.shape[1]))
+    counts = np.zeros(2)
+    for n in range(rows.shape[0]):
+        k = 0 if mask[n] else 1
+        counts[k] += 1
+        for d in range(rows.shape[1]):
+            sums[k, d] += rows[n, d]
+    for k in range(2):
+        for d in range(rows.shape[1]):
+            sums[k, d] = sums[k, d] / counts[k]
+    return sums
