@@ -14,6 +14,7 @@ from deadtok_xr.schema import MATRIX, of_one_run
 _BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
 _KERNEL_BYTES = 2 * 8 * 2**20  # steps put side by side for the graph of tokens, twice while that is done
 _TASK_BYTES = 50_000
+_TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
 
 
 def describe(path: str | Path, *, partial: bool = False) -> str:
@@ -59,7 +60,8 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
         How many blocks are worked on at once; None for one per core.
     """
     matrices = [a for _, a in group.arrays() if of_one_run(store.dimensions(a)) == MATRIX]
-    work = max((_row_bytes(a, n_tokens) for a in matrices), default=0) + _KERNEL_BYTES
+    # coherence and mechanism take the weights, the gradient and the moments of a block together
+    work = sum(_row_bytes(a, n_tokens) for a in matrices if a.basename in _TOGETHER) + _KERNEL_BYTES
     n_blocks = max((math.prod(a.cdata_shape) for a in matrices), default=0)
     return _BASE_BYTES + (threads or _workers()) * work + _TASK_BYTES * n_blocks
 
