@@ -22,6 +22,8 @@ _HOME = {
     "export": "deadtok_xr.exporting",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
+    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
+    "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
