@@ -20,14 +20,15 @@ _HOME = {
     "concat_runs": "deadtok_xr.runs",
     "convert": "deadtok_xr.conversion",
     "export": "deadtok_xr.exporting",
+    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
-    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
+    "replay_open_loop": "deadtok_xr.analyses.open_loop",
     "save_results": "deadtok_xr.results",
     "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
@@ -40,8 +41,11 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.kinematics import kinematics
+    from deadtok_xr.analyses.mechanism import mechanism
     from deadtok_xr.analyses.motion import motion
+    from deadtok_xr.analyses.open_loop import replay_open_loop
     from deadtok_xr.analyses.phases import phases
     from deadtok_xr.analyses.topology import topology
     from deadtok_xr.conversion import convert

@@ -84,10 +84,11 @@ def joint_transitions(
     ``parts[name]`` is the pair (block, the step that follows it). The first array has the shape that counts;
     others have it too, or (step, 1, 1) for what belongs to a step alone.
     """
-    chunks = next(iter(arrays.values())).chunks
+    first = next(iter(arrays.values()))
+    chunks = first.chunks
     pairs: list[Any] = []
     for array in arrays.values():
-        array = array.rechunk({k: c for k, c in enumerate(chunks) if array.shape[k] != 1 or k == 0})
+        array = _like(array, first)
         pairs += [array, "tnd", neighbour(array, 1), "tnd"]
     steps = (*chunks[0][:-1], chunks[0][-1] - 1)
     filled = da.blockwise(
@@ -107,28 +108,32 @@ def _fill_joint(*inputs: Any, kernel: Callable[..., None], names: tuple[str, ...
     return out
 
 
-def running(
-    arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any
-) -> da.Array:
+def running(arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any) -> da.Array:
     """Per step and token, (step, token), the fields of ``dtype``, where each step builds on the one before.
 
     ``kernel(parts, state, out, **options)`` gets a dict of blocks, and what it returned for the block of steps
-    before, None at first; blocks of tokens run beside each other, blocks of steps one after the other.
+    before, None at first. Arrays may have one value along an axis. Blocks of tokens run beside each other, blocks of
+    steps one after the other.
     """
     first = next(iter(arrays.values()))
-    same = [x.rechunk({k: c for k, c in enumerate(first.chunks) if x.shape[k] != 1 or k == 0}) for x in arrays.values()]
+    same = [_like(x, first) for x in arrays.values()]
     names = tuple(arrays)
     name = f"running-{tokenize([x.name for x in same], kernel, dtype, options)}"
     graph: dict[Any, Any] = {}
     for j in range(first.numblocks[1]):
         state: Any = None
         for i in range(first.numblocks[0]):
-            keys = [(x.name, i, j if x.numblocks[1] > 1 else 0, 0) for x in same]
+            keys = [(x.name, min(i, x.numblocks[0] - 1), min(j, x.numblocks[1] - 1), 0) for x in same]
             graph[name, i, j] = (_run_block, kernel, names, dtype, options, state, *keys)
             state = (f"state-{name}", i, j)
             graph[state] = (_field, (name, i, j), "state")
     layers = HighLevelGraph.from_collections(name, graph, dependencies=same)
     return da.Array(layers, name, first.chunks[:2], meta=np.empty((0, 0), dtype))
+
+
+def _like(x: da.Array, first: da.Array) -> da.Array:
+    """In the chunks of another array, but for the axes along which there is one value alone."""
+    return x.rechunk({k: c for k, c in enumerate(first.chunks) if x.shape[k] == first.shape[k]})
 
 
 def _run_block(

@@ -10,6 +10,7 @@ import xarray as xr
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
 from deadtok_xr.analyses.topology import topology
@@ -21,9 +22,10 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "phases_magnitude": lambda ds, **options: phases(ds, scheme="magnitude", **options),
     "kinematics": kinematics,
     "topology": topology,
+    "mechanism": mechanism,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology")
-_ACROSS_STEPS = ("motion", "phases", "phases_magnitude", "kinematics")
+_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism")
+_ACROSS_STEPS = ("motion", "phases", "phases_magnitude", "kinematics", "mechanism")
 
 
 def analyze(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr import kernels
 from deadtok_xr.analyses.updates import PIECE, held
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
@@ -21,7 +22,7 @@ MORE = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", 
 SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
 PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *MORE)] + [(n, "f8") for n in SUMS])
 
-Block = dict[str, NDArray[Any]]
+Block = dict[str, Any]
 Tensors = arithmetics.Tensors
 
 
@@ -38,12 +39,13 @@ def replay_block(
     n_dims = parts["W"][0].shape[2]
     out["partial"] = np.zeros(n_steps, PARTIAL)
     out["net"] = np.zeros((n_tokens, 2, n_dims))
+    lattice = kernels.lattice(grids["W"])
     height = max(1, PIECE // n_dims)
     for first in range(0, n_tokens, height):
         rows = slice(first, first + height)
         for i, (t, lr, before, after) in enumerate(_updates(parts, grids, rows, n_steps)):
-            piece = {name: out[name][i, rows] for name in PER_TOKEN.names or ()}
-            _one(settings, arithmetic, grids["W"], t, lr, before, after, piece, out["net"][rows], out["partial"][i])
+            row: Block = {name: out[name][i, rows] for name in PER_TOKEN.names or ()}
+            _one(settings, arithmetic, lattice, t, lr, before, after, row, out["net"][rows], out["partial"][i])
     out["freeze"] = freezes(out["cause"], out["margin"], parts["t"])
 
 
@@ -67,9 +69,8 @@ def _updates(
         before = after
 
 
-def _one(s: Settings, arithmetic: str, grid: str, t: int, lr: float, before: Tensors, after: Tensors,
+def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors, after: Tensors,
          out: Block, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
-    from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.mechanism import mechanism
 
     shape = tuple(before["W"].shape)
@@ -77,7 +78,6 @@ def _one(s: Settings, arithmetic: str, grid: str, t: int, lr: float, before: Ten
     u = arithmetics.unrounded(arithmetic, s, t, lr, before, after) if single else np.full(shape, np.nan)
     predicted = arithmetics.update(arithmetic, s, t, lr, before, after) if single else before["W"]
     g = after["grad"].float().numpy() if "grad" in after else np.empty((0, 0), np.float32)
-    lattice = kernels.lattice(grid)
     counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
     mechanism(
         before["W"].float().numpy(), after["W"].float().numpy(), predicted.to(before["W"].dtype).float().numpy(),
@@ -98,32 +98,34 @@ def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, aft
     """Count what moved, and would not have moved without the decay of the weights."""
     from dataclasses import replace
 
-    moved = before["W"] != after["W"]
-    finite = before["W"].isfinite() & after["W"].isfinite()
-    partial["decay_known"] += int(finite.sum())
+    partial["decay_known"] += before["W"].numel()
     if s.decoupled_decay:
+        moved = before["W"] != after["W"]
+        finite = before["W"].isfinite() & after["W"].isfinite()
         without = arithmetics.update(arithmetic, replace(s, weight_decay=0.0), t, lr, before, after)
         partial["decay_only"] += int((moved & finite & (without == before["W"])).sum())
 
 
 def _moments(s: Settings, arithmetic: str, t: int, before: Tensors, after: Tensors, partial: Any) -> None:
     """Count moments that follow from those before, and second moments that stand still for good."""
-    from deadtok_xr.kernels.numba.mechanism import stalled
-    from deadtok_xr.replay.compare import bits
+    from deadtok_xr.kernels.numba.mechanism import same, stalled
 
     if not s.is_adam or not {"grad", "exp_avg", "exp_avg_sq"} <= after.keys():
         return
     if len({after[n].dtype for n in ("W", "grad", "exp_avg", "exp_avg_sq")}) == 1:
         found = arithmetics.moments(arithmetic, s, t, before, after)
         for short, name in (("m", "exp_avg"), ("v", "exp_avg_sq")):
-            known = ~(found[name].isnan() | after[name].isnan())
-            partial[f"{short}_compared"] += int(known.sum())
-            partial[f"{short}_equal"] += int(((bits(found[name]) == bits(after[name])) & known).sum())
+            n_same, n = same(_flat(found[name]), _flat(after[name]))
+            partial[f"{short}_equal"] += n_same
+            partial[f"{short}_compared"] += n
     g = arithmetics.gradient(s, before, after)
-    flat = (x.reshape(-1).float().numpy() for x in (before["exp_avg_sq"], after["exp_avg_sq"], g))
-    n_stalled, n = stalled(*flat)
+    n_stalled, n = stalled(_flat(before["exp_avg_sq"]), _flat(after["exp_avg_sq"]), _flat(g))
     partial["stalled"] += n_stalled
     partial["v_known"] += n
+
+
+def _flat(x: Any) -> NDArray[np.float32]:
+    return x.reshape(-1).float().numpy()
 
 
 def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], t: Any) -> Block:

@@ -74,7 +74,7 @@ class Updates:
             raise InputError(
                 f"{purpose} needs {' and '.join(map(repr, missing))} to replay {self.settings.optimizer} "
                 f"({arithmetic}); this recording has {', '.join(n for n in self.arrays if n not in ('lr', 't'))}: "
-                f"record with variables=(\"W\", \"grad\", \"exp_avg\", \"exp_avg_sq\"){self._why(missing)}"
+                f'record with variables=("W", "grad", "exp_avg", "exp_avg_sq"){self._why(missing)}'
             )
 
     def _why(self, missing: list[str]) -> str:

@@ -8,9 +8,10 @@ function has to make its own figure.
 from __future__ import annotations
 
 from deadtok_xr.plot.kinematics import radius, speeds
+from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
 from deadtok_xr.plot.topology import topology
 
-__all__ = ["displacement", "phases", "radius", "save_figures", "speeds", "topology", "trajectories"]
+__all__ = ["displacement", "mechanism", "phases", "radius", "save_figures", "speeds", "topology", "trajectories"]

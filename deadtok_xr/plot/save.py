@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from deadtok_xr.plot import _style
 from deadtok_xr.plot.kinematics import speeds
+from deadtok_xr.plot.mechanism import NEEDED, mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.topology import topology
@@ -29,6 +30,7 @@ _PICTURES: tuple[tuple[str, str, tuple[str, ...], Callable[..., Any]], ...] = (
         ("mean_ulp", "density", "largest_component", "n_singletons", "n_components"),
         topology,
     ),
+    ("mechanism.png", "mechanism", NEEDED, mechanism),
     ("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
 )
 
@@ -40,7 +42,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     ----------
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology. What is lazy is computed once for all pictures.
+        phases_magnitude, kinematics, topology, mechanism. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi
@@ -49,7 +51,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, without those whose group is absent.
+    topology.png, mechanism.png, speeds.png, without those whose group is absent.
 
     Raises
     ------
@@ -85,6 +87,8 @@ def _figure(draw: Callable[..., Any], ds: xr.Dataset) -> Figure:
     FigureCanvasAgg(figure)  # of its own: pyplot and its backend are not touched
     if draw is topology:
         draw(ds, axes=figure.subplots(3, sharex=True, height_ratios=(2, 2, 3)))
+    elif draw is mechanism:
+        draw(ds, axes=figure.subplots(2, sharex=True, height_ratios=(3, 2)))
     else:
         draw(ds, ax=figure.subplots())
     return figure

@@ -87,7 +87,8 @@ def mechanism(before, after, predicted, has_prediction, g, has_gradient, u, smal
             size = abs(x)
             sums[0] += size * size if known else 0.0
             squares += size * size
-            in_gaps = size * 2.0 ** np.float64(ulp_offset + 1 - e)
+            # 2^(ulp_offset + 1 - e), put together from its exponent
+            in_gaps = size * np.int64((1023 + ulp_offset + 1 - e) << 52).view(np.float64)
             top = in_gaps if in_gaps > top or np.isnan(in_gaps) else top
             if known and in_gaps > 8:  # far enough that rounding is a small part of it
                 sums[2] += step * x
@@ -105,14 +106,26 @@ def mechanism(before, after, predicted, has_prediction, g, has_gradient, u, smal
 
 
 @compiled
+def same(found, recorded):
+    """How many float32 elements are equal to the bit, and how many could be compared, being no NaN."""
+    words, others = found.view(np.uint32), recorded.view(np.uint32)
+    n_same = 0
+    n = 0
+    for i in range(found.size):
+        known = not (np.isnan(found[i]) or np.isnan(recorded[i]))
+        n += known
+        n_same += known and words[i] == others[i]
+    return n_same, n
+
+
+@compiled
 def stalled(before, after, g):
-    """Elements whose second moment kept its bits although g² differs from it; and how many could be compared."""
+    """Second moments that kept their bits although g² differs from them, and how many could be compared; (n,)."""
     n_stalled = 0
     n = 0
     for i in range(before.size):
-        v, square = before.flat[i], np.float64(g.flat[i]) * np.float64(g.flat[i])
-        if np.isnan(v) or np.isnan(square):
-            continue
-        n += 1
-        n_stalled += v == after.flat[i] and square != np.float64(v)
+        square = np.float64(g[i]) * np.float64(g[i])
+        known = not (np.isnan(before[i]) or np.isnan(square))
+        n += known
+        n_stalled += known and before[i] == after[i] and square != np.float64(before[i])
     return n_stalled, n
