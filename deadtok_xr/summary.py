@@ -92,7 +92,7 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
 def _mechanism(ds: xr.Dataset) -> Iterator[str]:
     names = ds["cause"].attrs["flag_meanings"].split()
     n = {name: ds[f"n_{name}"].values for name in names}
-    steps, total = ds["step"].values, sum(n.values())
+    steps, total = ds["step"].values, np.sum(list(n.values()), axis=0)
     compared, missed = ds["n_compared"].values.sum(), ds["n_missed"].values.sum()
     baseline, moved = ds["baseline_agreement"].values, ds["replay_agreement_moved"].values
     yield f"Mechanism, {ds.attrs.get('optimizer')} replayed with the arithmetic {ds.attrs.get('arithmetic')}"
@@ -121,8 +121,8 @@ def _contradiction(ds: xr.Dataset) -> Iterator[str]:
         i = int(np.flatnonzero(wrong)[len(np.flatnonzero(wrong)) // 2])
         yield (
             f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
-            f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a schedule? "
-            "Give mechanism the rate of each step (lr=)"
+            f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a "
+            "schedule? Give mechanism the rate of each step (lr=)"
         )
     elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
         yield "  warning: the replay does not close; find_arithmetic says which arithmetic comes closest"

@@ -16,7 +16,7 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
 
-GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+GROUPS = ["motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism"]
 
 
 @pytest.fixture(scope="module")

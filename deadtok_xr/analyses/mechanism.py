@@ -152,7 +152,7 @@ def mechanism(
     values = {
         **blocks.fields(per_token, ("step", "token"), PER_TOKEN),
         **blocks.fields(_steps(per_token), ("step",), PER_STEP),
-        **blocks.fields(_tokens(per_token, updates_before), ("token",), OF_TOKENS),
+        **blocks.fields(_tokens(per_token), ("token",), OF_TOKENS),
         **extra,
     }
     attrs = blocks.result_attrs(
@@ -211,21 +211,18 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _tokens(per_token: da.Array, updates_before: int) -> da.Array:
-    return da.blockwise(
-        _of_tokens, "n", per_token, "tn", dtype=_TOKEN_FIELDS, meta=np.empty(0, _TOKEN_FIELDS), concatenate=None,
-        before=updates_before,
-    )  # fmt: skip
+def _tokens(per_token: da.Array) -> da.Array:
+    meta = np.empty(0, _TOKEN_FIELDS)
+    return da.blockwise(_of_tokens, "n", per_token, "tn", dtype=_TOKEN_FIELDS, meta=meta, concatenate=None)
 
 
-def _of_tokens(parts: list[replayed.Block], before: int) -> replayed.Block:
+def _of_tokens(parts: list[replayed.Block]) -> replayed.Block:
     net = np.linalg.norm(sum(part["net"] for part in parts), axis=2)
     freeze = replayed.merge_freezes([part["freeze"] for part in parts])
-    last = freeze["last_motion"]
     return {
         "intended_net": net[:, 0],
         "realised_net": net[:, 1],
-        "last_motion": np.where(last >= 0, last - before, -1),
+        "last_motion": freeze["last_motion"],
         "freeze_cause": np.where(freeze["next_step"] >= 0, freeze["next_cause"], CAUSES.index("moved")).astype("i1"),
         "margin_after": freeze["margin_after"],
     }

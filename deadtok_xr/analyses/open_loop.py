@@ -132,13 +132,20 @@ def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, s
     for i in range(len(parts["W"])):
         now = {n: arithmetics.to_tensor(x[i]).float() for n, x in rows.items()}
         if state is None:
-            state = {"start": now["W"], "master": now["W"], "seen": now["W"], "recorded": now["W"]}
+            state = {
+                "start": now["W"],
+                "master": now["W"],
+                "seen": now["W"],
+                "recorded": now["W"],
+                "t": parts["t"][i, 0, 0],
+            }
             out["displacement"][i], out["distance"][i], out["moved_dims"][i], out["recorded"][i] = 0, 0, 0, 0
             continue
         t, lr = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
         noise = _noise(seed, t, token, parts["W"].shape[2]) if scheme == "stochastic" else None
         before = state["seen"]
-        state = _step(settings, scheme, t, lr, now, dict(state), noise)
+        if t != state["t"]:  # else the update left the parameter out
+            state = _step(settings, scheme, t, lr, now, {**state, "t": t}, noise)
         step = state["seen"] - before
         out["displacement"][i] = step.norm(dim=1).numpy()
         out["distance"][i] = (state["seen"] - state["start"]).norm(dim=1).numpy()

@@ -46,7 +46,7 @@ def replay_block(
         for i, (t, lr, before, after) in enumerate(_updates(parts, grids, rows, n_steps)):
             row: Block = {name: out[name][i, rows] for name in PER_TOKEN.names or ()}
             _one(settings, arithmetic, lattice, t, lr, before, after, row, out["net"][rows], out["partial"][i])
-    out["freeze"] = freezes(out["cause"], out["margin"], parts["t"])
+    out["freeze"] = freezes(out["cause"], out["margin"], parts["step"])
 
 
 def _updates(
@@ -128,10 +128,10 @@ def _flat(x: Any) -> NDArray[np.float32]:
     return x.reshape(-1).float().numpy()
 
 
-def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], t: Any) -> Block:
+def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], steps: Any) -> Block:
     """What a block of steps tells of each token's last motion, and of what came after it: see `merge_freezes`."""
     n, tokens = cause.shape
-    labels = np.concatenate([part[:, 0, 0] for part in t])[1 : n + 1].astype(np.int64)
+    labels = np.concatenate([part[:, 0, 0] for part in steps])[1 : n + 1].astype(np.int64)
     moved = cause == 2
     last = np.where(moved.any(axis=0), n - 1 - moved[::-1].argmax(axis=0), -1)
     after = np.arange(n)[:, None] > last

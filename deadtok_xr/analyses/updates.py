@@ -30,8 +30,8 @@ class Updates:
     Attributes
     ----------
     arrays
-        W and what was recorded beside it, (step, token, dim); `lr` and `t`, the optimizer's own count of
-        updates, (step, 1, 1).
+        W and what was recorded beside it, (step, token, dim); `lr`, `step` and `t`, the optimizer's own
+        count of updates, (step, 1, 1).
     grids
         The number format of each tensor.
     notes
@@ -71,9 +71,10 @@ class Updates:
         missing = [name for side in arithmetics.needs(arithmetic, self.settings) for name in side]
         missing = [name for name in dict.fromkeys(missing) if name not in self.arrays]
         if missing:
+            there = ", ".join(name for name in self.arrays if name in self.grids)
             raise InputError(
                 f"{purpose} needs {' and '.join(map(repr, missing))} to replay {self.settings.optimizer} "
-                f"({arithmetic}); this recording has {', '.join(n for n in self.arrays if n not in ('lr', 't'))}: "
+                f"({arithmetic}); this recording has {there}: "
                 f'record with variables=("W", "grad", "exp_avg", "exp_avg_sq"){self._why(missing)}'
             )
 
@@ -110,9 +111,18 @@ def read_updates(
     rates, source = _rates(ds, settings, lr, purpose)
     chunks = arrays["W"].chunks[0]
     arrays["lr"] = rates.reshape(-1, 1, 1).rechunk({0: chunks})
-    arrays["t"] = da.from_array(ds["step"].values.astype(np.float64) + updates_before, chunks=(chunks,))[:, None, None]
+    labels = da.from_array(ds["step"].values.astype(np.float64), chunks=(chunks,))
+    counted = labels + updates_before - _left_out(ds, suffix, chunks)
+    arrays["step"], arrays["t"] = (x.reshape(-1, 1, 1) for x in (labels, counted))
     updates = Updates(settings, arrays, grids, {"lr_from": source})
     return _with_running_state(updates, ds["step"].values + updates_before)
+
+
+def _left_out(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array | float:
+    """How many updates up to each step left the parameter out, having no gradient: its optimizer did not count them."""
+    if f"skipped{suffix}" not in ds or ds[f"skipped{suffix}"].dims != ("step",):
+        return 0.0
+    return da.asarray(ds[f"skipped{suffix}"].data).astype(np.float64).cumsum().rechunk((chunks,))
 
 
 def _grid(x: xr.DataArray, precision: str | None) -> str:
@@ -174,16 +184,18 @@ def _running_state(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, An
     out[name] = np.empty(parts["W"].shape, dtype)
     previous: Any = state
     for i in range(len(parts["W"])):
-        t = int(parts["t"][i, 0, 0])
+        t, rate = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
         tensors = {n: arithmetics.to_tensor(x[i]) for n, x in zip((n for n in parts if n in grids), rows, strict=True)}
         if name == "max_exp_avg_sq":
             v = tensors["exp_avg_sq"]
-            now = v if previous is None else torch.maximum(previous[name], v)
+            now = v if previous is None else torch.maximum(previous["tensors"][name], v)
         elif t == 0:
             now = torch.zeros_like(tensors["grad"])
+        elif t == previous["t"]:  # the update left the parameter out
+            now = previous["tensors"][name]
         else:
-            now = arithmetics.momentum(settings.arithmetic, settings, t, float(parts["lr"][i, 0, 0]), previous, tensors)
-        previous = {name: now, "W": tensors["W"]}
+            now = arithmetics.momentum(settings.arithmetic, settings, t, rate, previous["tensors"], tensors)
+        previous = {"tensors": {name: now, "W": tensors["W"]}, "t": t}
         out[name][i] = to_array(now, dtype)
     return previous
 

@@ -187,7 +187,7 @@ def check(
         ``exp_avg_sq``, ``max_exp_avg_sq``, ``momentum_buffer``.
     settings
         torch's names: ``optimizer`` ("AdamW", "Adam", "SGD"), ``step`` (t), ``lr`` of this update, and the
-        hyperparameters of the parameter group.
+        hyperparameters of the parameter group, here or under ``hyperparameters``; ``device`` if it was no CPU.
 
     Returns
     -------
@@ -206,10 +206,12 @@ def check(
     'the updates close under single and foreach and fused alike (100.0000% of 4 elements, 0 \
 missed, 100.0000% of the 4 that moved; nothing moved: 0.00%): undetermined, since they differ on 0 elements'
     """
+    nested = settings.get("hyperparameters") or {}
+    settings = {**nested, **{k: v for k, v in settings.items() if k != "hyperparameters"}}
     missing = [k for k in ("step", "lr") if settings.get(k) is None]
     if missing or "W" not in previous or "W" not in current:
         raise InputError(f"check needs {missing[0] if missing else 'W at both steps'}, which is not there: add it")
-    known = {k: v for k, v in settings.items() if k in Settings.__dataclass_fields__}
+    known = {k: v for k, v in settings.items() if k in Settings.__dataclass_fields__ or k == "decoupled_weight_decay"}
     s = read_settings({"optimizer": settings.get("optimizer"), "hyperparameters": known}, {}, where="check")
     before, after = ({k: arithmetics.to_tensor(x) for k, x in side.items()} for side in (previous, current))
     t, lr = int(settings["step"]), float(settings["lr"])
