@@ -348,3 +348,28 @@ def test_check_says_which_arithmetic_closes_an_update(recording: Path) -> None:
     assert "learning rate of about" in check(*rows, {**settings, "lr": 1e-2})
     with pytest.raises(InputError, match="check needs lr"):
         check(*rows, {**settings, "lr": None})
+
+
+def test_an_update_that_left_the_parameter_out_is_unknown_and_not_counted(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter((torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16())
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.0)
+    rows: dict[str, list[Any]] = {n: [] for n in LEARNED}
+    for step in range(12):
+        weight.grad = None if step in (0, 5) else torch.randn(4, 8).bfloat16() * 1e-2
+        optimizer.step()
+        state = {"W": weight.detach(), "grad": weight.grad, **optimizer.state[weight]}
+        for n in LEARNED:
+            x = state.get(n)
+            rows[n].append(np.zeros((4, 8)) if x is None else x.float().numpy().copy())
+    data = {n: (("step", "token", "dim"), np.array(x, BF16), {"precision": "bfloat16"}) for n, x in rows.items()}
+    skipped = ("step", np.isin(np.arange(12), (5,)))
+    attrs = {
+        "optimizer": "AdamW",
+        "hyperparameters": {k: v for k, v in optimizer.param_groups[0].items() if k != "params"},
+    }
+    ds = xr.Dataset({**data, "skipped": skipped}, {"step": np.arange(12), "token": np.arange(4)}, attrs)
+    found = dx.mechanism(ds).compute()
+    assert (found.cause.sel(step=5) == 3).all()
+    assert found.n_compared.values.tolist() == [32] * 4 + [0] + [32] * 6
+    assert found.n_missed.sum() == 0
+    assert dx.mechanism(ds.drop_vars("skipped")).compute().n_missed.sum() > 0  # a count that is one too high

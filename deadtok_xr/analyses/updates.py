@@ -122,7 +122,7 @@ def _left_out(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array 
     """How many updates up to each step left the parameter out, having no gradient: its optimizer did not count them."""
     if f"skipped{suffix}" not in ds or ds[f"skipped{suffix}"].dims != ("step",):
         return 0.0
-    return da.asarray(ds[f"skipped{suffix}"].data).astype(np.float64).cumsum().rechunk((chunks,))
+    return da.asarray(ds[f"skipped{suffix}"].data).astype(np.float64).cumsum(axis=0).rechunk((chunks,))
 
 
 def _grid(x: xr.DataArray, precision: str | None) -> str:
