@@ -24,12 +24,15 @@ _HOME = {
     "export": "deadtok_xr.exporting",
     "freeze_predictors": "deadtok_xr.analyses.freeze_predictors",
     "h_persistence": "deadtok_xr.analyses.h_persistence",
+    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
+    "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
+    "replay_open_loop": "deadtok_xr.analyses.open_loop",
     "save_results": "deadtok_xr.results",
     "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
@@ -44,10 +47,13 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses import analyze
     from deadtok_xr.analyses.centroid_origin import centroid_origin
     from deadtok_xr.analyses.coherence import coherence
+    from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.freeze_predictors import freeze_predictors
     from deadtok_xr.analyses.h_persistence import h_persistence
     from deadtok_xr.analyses.kinematics import kinematics
+    from deadtok_xr.analyses.mechanism import mechanism
     from deadtok_xr.analyses.motion import motion
+    from deadtok_xr.analyses.open_loop import replay_open_loop
     from deadtok_xr.analyses.phases import phases
     from deadtok_xr.analyses.topology import topology
     from deadtok_xr.conversion import convert

@@ -85,6 +85,74 @@ def _fill_block(
     return out
 
 
+def joint_transitions(
+    arrays: dict[str, da.Array], kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any
+) -> da.Array:
+    """`transitions` of several arrays at once: ``kernel(parts, out, **options)``.
+
+    ``parts[name]`` is the pair (block, the step that follows it). The first array has the shape that counts;
+    others have it too, or (step, 1, 1) for what belongs to a step alone.
+    """
+    first = next(iter(arrays.values()))
+    chunks = first.chunks
+    pairs: list[Any] = []
+    for array in arrays.values():
+        array = _like(array, first)
+        pairs += [array, "tnd", neighbour(array, 1), "tnd"]
+    steps = (*chunks[0][:-1], chunks[0][-1] - 1)
+    filled = da.blockwise(
+        _fill_joint, "tn", *pairs, kernel=kernel, names=tuple(arrays), fields=dtype, options=options,
+        dtype=dtype, meta=np.empty((0, 0), dtype), adjust_chunks={"t": steps},
+        concatenate=None, align_arrays=False,
+    )  # fmt: skip
+    return filled if steps[-1] else filled.blocks[:-1]
+
+
+def _fill_joint(*inputs: Any, kernel: Callable[..., None], names: tuple[str, ...], fields: Any, options: Any) -> Any:
+    blocks = [by_dim[0] for by_dim in inputs]
+    parts = dict(zip(names, zip(blocks[::2], blocks[1::2], strict=True), strict=True))
+    now, after = parts[names[0]]
+    out = _empty(fields, (len(now) + len(after) - 1, now.shape[1]))
+    kernel(parts, out, **options)
+    return out
+
+
+def running(arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any) -> da.Array:
+    """Per step and token, (step, token), the fields of ``dtype``, where each step builds on the one before.
+
+    ``kernel(parts, state, out, **options)`` gets a dict of blocks, and what it returned for the block of steps
+    before, None at first. Arrays may have one value along an axis. Blocks of tokens run beside each other, blocks of
+    steps one after the other.
+    """
+    first = next(iter(arrays.values()))
+    same = [_like(x, first) for x in arrays.values()]
+    names = tuple(arrays)
+    name = f"running-{tokenize([x.name for x in same], kernel, dtype, options)}"
+    graph: dict[Any, Any] = {}
+    for j in range(first.numblocks[1]):
+        state: Any = None
+        for i in range(first.numblocks[0]):
+            keys = [(x.name, min(i, x.numblocks[0] - 1), min(j, x.numblocks[1] - 1), 0) for x in same]
+            graph[name, i, j] = (_run_block, kernel, names, dtype, options, state, *keys)
+            state = (f"state-{name}", i, j)
+            graph[state] = (_field, (name, i, j), "state")
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=same)
+    return da.Array(layers, name, first.chunks[:2], meta=np.empty((0, 0), dtype))
+
+
+def _like(x: da.Array, first: da.Array) -> da.Array:
+    """In the chunks of another array, but for the axes along which there is one value alone."""
+    return x.rechunk({k: c for k, c in enumerate(first.chunks) if x.shape[k] == first.shape[k]})
+
+
+def _run_block(
+    kernel: Callable[..., Any], names: tuple[str, ...], fields: Any, options: Any, state: Any, *blocks: Any
+) -> Any:
+    out = _empty(fields, blocks[0].shape[:2])
+    out["state"] = kernel(dict(zip(names, blocks, strict=True)), state, out, **options)
+    return out
+
+
 def _empty(fields: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
     # an array for each field instead of a structured one: what uses one field reads no other
     return {name: np.empty(shape + fields[name].shape, fields[name].base) for name in fields.names or ()}

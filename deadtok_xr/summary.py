@@ -135,6 +135,49 @@ def _freeze_predictors(ds: xr.Dataset) -> Iterator[str]:
         yield f"  {'' if i else 'rank correlation':17s} {', '.join(said)}"
 
 
+def _mechanism(ds: xr.Dataset) -> Iterator[str]:
+    names = ds["cause"].attrs["flag_meanings"].split()
+    n = {name: ds[f"n_{name}"].values for name in names}
+    steps, total = ds["step"].values, np.sum(list(n.values()), axis=0)
+    compared, missed = ds["n_compared"].values.sum(), ds["n_missed"].values.sum()
+    baseline, moved = ds["baseline_agreement"].values, ds["replay_agreement_moved"].values
+    yield f"Mechanism, {ds.attrs.get('optimizer')} replayed with the arithmetic {ds.attrs.get('arithmetic')}"
+    share = 1 - missed / compared if compared else np.nan
+    yield (
+        f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (nothing moved: "
+        f"{_mean(baseline):.2%}); of those that moved, per step {_span(moved)}"
+    )
+    for label, i in (("first", 0), ("last", -1)):
+        parts = ", ".join(f"{name.replace('_', ' ')} {n[name][i] / total[i]:.1%}" for name in names if n[name][i])
+        yield f"  elements          {label} (step {steps[i]}): {parts}"
+    kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
+    frozen = ", ".join(f"{k} {name.replace('_', ' ')}" for k, name in zip(kinds, names, strict=True) if k)
+    yield f"  why tokens froze  {frozen.replace('moved', 'still moving')}"
+    stalled, powers = ds["stalled_fraction"].values, ds["at_power_of_two"].values
+    yield f"  exp_avg_sq stalls {_span(stalled)} of the elements, last {stalled[-1]:.3g}"
+    yield f"  at a power of two {_span(powers)} of the elements, last {powers[-1]:.3g}"
+    yield from _contradiction(ds)
+
+
+def _contradiction(ds: xr.Dataset) -> Iterator[str]:
+    """Whether the motion is that of other learning rates."""
+    given, shown, moved = (ds[n].values for n in ("lr", "lr_estimate", "replay_agreement_moved"))
+    wrong = (moved < 0.9) & (np.abs(shown - given) > 0.05 * given)
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[len(np.flatnonzero(wrong)) // 2])
+        yield (
+            f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
+            f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a "
+            "schedule? Give mechanism the rate of each step (lr=)"
+        )
+    elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
+        yield "  warning: the replay does not close; find_arithmetic says which arithmetic comes closest"
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
 def _invalid(ds: xr.Dataset, consequence: str) -> Iterator[str]:
     n_invalid = ds["n_invalid"].values
     if n_invalid.any():
@@ -170,4 +213,5 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "h_persistence": _h_persistence,
     "centroid_origin": _centroid_origin,
     "freeze_predictors": _freeze_predictors,
+    "mechanism": _mechanism,
 }

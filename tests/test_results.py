@@ -22,6 +22,7 @@ GROUPS = [
     "phases_magnitude",
     "kinematics",
     "topology",
+    "mechanism",
     "coherence",
     "h_persistence",
     "centroid_origin",

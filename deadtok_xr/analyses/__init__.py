@@ -14,6 +14,7 @@ from deadtok_xr.analyses.coherence import coherence
 from deadtok_xr.analyses.freeze_predictors import freeze_predictors
 from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
 from deadtok_xr.analyses.topology import topology
@@ -25,12 +26,13 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "phases_magnitude": lambda ds, **options: phases(ds, scheme="magnitude", **options),
     "kinematics": kinematics,
     "topology": topology,
+    "mechanism": mechanism,
     "coherence": coherence,
     "h_persistence": h_persistence,
     "centroid_origin": centroid_origin,
     "freeze_predictors": freeze_predictors,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "freeze_predictors")
+_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism", "freeze_predictors")
 _ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
 
 

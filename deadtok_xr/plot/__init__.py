@@ -12,6 +12,7 @@ from deadtok_xr.plot.coherence import coherence
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import radius, speeds
+from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
@@ -23,6 +24,7 @@ __all__ = [
     "displacement",
     "freeze_predictors",
     "h_persistence",
+    "mechanism",
     "phases",
     "radius",
     "save_figures",

@@ -28,6 +28,8 @@ from deadtok_xr.plot.h_persistence import LAYOUT as PERSISTENCE_LAYOUT
 from deadtok_xr.plot.h_persistence import NEEDED as PERSISTENCE
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import speeds
+from deadtok_xr.plot.mechanism import NEEDED as MECHANISM
+from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.topology import topology
@@ -63,6 +65,7 @@ _PICTURES = (
     Picture(
         "freeze_predictors.png", "freeze_predictors", PREDICTORS, freeze_predictors, PREDICTORS_LAYOUT, over="predictor"
     ),
+    Picture("mechanism.png", "mechanism", MECHANISM, mechanism, {"nrows": 2, "sharex": True, "height_ratios": (3, 2)}),
 )
 
 
@@ -73,7 +76,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     ----------
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology, coherence, h_persistence, centroid_origin,
+        phases_magnitude, kinematics, topology, mechanism, coherence, h_persistence, centroid_origin,
         freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
@@ -83,7 +86,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, coherence.png, h_persistence.png, centroid_origin.png,
+    topology.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
     freeze_predictors.png, without those whose group is absent.
 
     Raises

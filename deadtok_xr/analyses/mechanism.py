@@ -1,0 +1,228 @@
+"""Why each token moves or stands still: no gradient, or an update that rounded to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import replayed, transitions
+from deadtok_xr.analyses.updates import read_updates
+from deadtok_xr.errors import InputError
+
+CAUSES = ("no_gradient", "rounded_to_zero", "moved", "unknown")
+_OF_CAUSES = {"flag_values": list(range(4)), "flag_meanings": " ".join(CAUSES)}
+_SHARE = "share of the elements that could be compared"
+PER_TOKEN: dict[str, dict[str, Any]] = {
+    "cause": {
+        "long_name": "why the token moved or did not",
+        "units": "1",
+        "formula": "moved if any element moved; else rounded_to_zero if any update rounded to zero; else no_gradient",
+        **_OF_CAUSES,
+    },
+    "margin": {
+        "long_name": "largest update against half the gap",
+        "units": "1",
+        "formula": "max_d |u| / (half the gap from W[t-1] in the direction of u)",
+    },
+    "intended": {"long_name": "length of the update before rounding", "units": "1", "formula": "‖u‖₂"},
+}
+PER_STEP: dict[str, dict[str, Any]] = {
+    **{f"n_{c}": {"long_name": f"elements: {c.replace('_', ' ')}", "units": "1"} for c in CAUSES},
+    "n_compared": {"long_name": "elements whose update was replayed", "units": "1"},
+    "n_missed": {"long_name": "elements where the replay differs from the recording", "units": "1"},
+    "replay_agreement": {"long_name": f"{_SHARE} and that the replay gives to the bit", "units": "1"},
+    "replay_agreement_moved": {"long_name": "the same among the elements that moved", "units": "1"},
+    "baseline_agreement": {"long_name": f"{_SHARE} and that did not move", "units": "1"},
+    "exp_avg_agreement": {"long_name": "share of exp_avg that the replay gives to the bit", "units": "1"},
+    "exp_avg_sq_agreement": {"long_name": "share of exp_avg_sq that the replay gives to the bit", "units": "1"},
+    "stalled_fraction": {
+        "long_name": "share of elements whose exp_avg_sq stands still without being at its aim",
+        "units": "1",
+        "formula": "exp_avg_sq[t] = exp_avg_sq[t-1] and g² ≠ exp_avg_sq[t-1]",
+    },
+    "weight_decay_only": {"long_name": "share of elements that moved by weight decay alone", "units": "1"},
+    "at_power_of_two": {"long_name": "share of elements at a power of two at t-1", "units": "1"},
+    "lr": {"long_name": "learning rate of the update", "units": "1"},
+    "lr_estimate": {
+        "long_name": "learning rate that the motion shows",
+        "units": "1",
+        "formula": "lr·Σ ΔW·u / Σ u² over elements with |u| above 4 gaps",
+    },
+    "intended_norm": {"long_name": "length of all updates before rounding", "units": "1", "formula": "√Σ u²"},
+    "realised_norm": {"long_name": "length of all displacements", "units": "1", "formula": "√Σ ΔW²"},
+}
+OF_TOKENS: dict[str, dict[str, Any]] = {
+    "intended_net": {"long_name": "length of the sum of all updates", "units": "1", "formula": "‖Σ_t u‖₂"},
+    "realised_net": {"long_name": "length of the sum of all displacements", "units": "1", "formula": "‖Σ_t ΔW‖₂"},
+    "last_motion": {"long_name": "last step at which the token moved; -1 never", "units": "1"},
+    "freeze_cause": {
+        "long_name": "why the token did not move at the step after its last motion",
+        "units": "1",
+        "formula": "`cause` at that step; moved: it still moves at the end",
+        **_OF_CAUSES,
+    },
+    "margin_after": {
+        "long_name": "largest margin after the last motion; below 1 the recorded gradients could not move it",
+        "units": "1",
+    },
+}
+
+
+def mechanism(
+    ds: xr.Dataset,
+    *,
+    arithmetic: str = "auto",
+    hyperparameters: Mapping[str, Any] | None = None,
+    lr: float | ArrayLike | None = None,
+    variable: str = "W",
+    precision: str | None = None,
+    updates_before: int = 0,
+    allow_gaps: bool = False,
+) -> xr.Dataset:
+    """Replay every update with torch's arithmetic, and say of each element why it moved or did not.
+
+    Parameters
+    ----------
+    ds
+        A recording of W with what its optimizer used: grad, exp_avg and exp_avg_sq for Adam and AdamW, grad for
+        SGD.
+    arithmetic
+        ``"auto"``: the one that the recording's flags (foreach, fused, capturable) name. ``"find"``: the one that
+        `find_arithmetic` finds, for which a few steps are read at once. Or a name, see `deadtok_xr.replay`.
+    hyperparameters
+        torch's names (`optimizer`, `betas`, `eps`, `weight_decay`, ...), instead of the recording's.
+    lr
+        The learning rate, one or one per step; by default the variable `lr`, else the hyperparameter.
+    variable, precision
+        As for `motion`.
+    updates_before
+        Updates that the optimizer had made before step 0 of the recording.
+    allow_gaps
+        Accept gaps in the steps; what moved across one is ``moved``, and what did not is ``unknown``.
+
+    Returns
+    -------
+    Lazy dataset with the label t for the update t-1 → t.
+
+    Per (step, token): `cause`; `margin`, the largest |u| in units of half the gap that it would have to cross;
+    `intended` ‖u‖₂, u being the update before W is rounded. Per step: element counts of each cause, the replay's
+    agreement beside that of "nothing moved" and on moved elements alone, `n_missed`, and fractions (see the
+    attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
+
+    An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay leaves it where
+    it is too; and unknown if an input is missing or NaN, or if the replay moves it.
+
+    Raises
+    ------
+    InputError
+        For missing tensors, hyperparameters or rates, gaps, and optimizers that cannot be replayed.
+
+    Notes
+    -----
+    The operations are those of torch 2.13: torch/optim/adam.py, adamw.py, sgd.py.
+    """
+    extra = _checked(ds, variable, allow_gaps)
+    u = read_updates(
+        ds, "mechanism", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision,
+        updates_before=updates_before,
+    )  # fmt: skip
+    notes = dict(u.notes)
+    if arithmetic == "find":
+        from deadtok_xr.analyses.find_arithmetic import find_arithmetic
+
+        found = find_arithmetic(
+            ds, hyperparameters=hyperparameters, lr=lr, variable=variable, precision=precision,
+            updates_before=updates_before,
+        )  # fmt: skip
+        arithmetic = found.attrs["best"] or u.settings.arithmetic
+        notes |= {k: found.attrs[k] for k in ("verdict", "candidates", "report")}
+    elif arithmetic == "auto":
+        arithmetic = u.settings.arithmetic
+    u.ready_for(arithmetic, "mechanism")
+    notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.untried}
+    per_token = blocks.joint_transitions(
+        u.arrays, replayed.replay_block, replayed.PER_TOKEN, settings=u.settings, arithmetic=arithmetic, grids=u.grids
+    )
+    values = {
+        **blocks.fields(per_token, ("step", "token"), PER_TOKEN),
+        **blocks.fields(_steps(per_token), ("step",), PER_STEP),
+        **blocks.fields(_tokens(per_token), ("token",), OF_TOKENS),
+        **extra,
+    }
+    attrs = blocks.result_attrs(
+        ds, variable=variable, precision=u.grids["W"], arithmetic=arithmetic, optimizer=u.settings.optimizer, **notes
+    )
+    return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+
+def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Variable]:
+    blocks.require(ds, variable, "mechanism")
+    try:
+        return blocks.check_steps(ds, "mechanism", allow_gaps=allow_gaps)
+    except InputError as error:
+        if "allow_gaps" not in str(error):
+            raise
+        raise InputError(
+            str(error).partition("; a transition")[0] + "; an update can be replayed between neighbouring steps alone: "
+            "record every step or pairs of steps, and say allow_gaps=True (--allow-gaps) to leave out the others"
+        ) from None
+
+
+_STEP_FIELDS = np.dtype([(n, "i8" if n.startswith("n_") else "f8") for n in PER_STEP])
+_TOKEN_FIELDS = np.dtype([(n, {"last_motion": "i8", "freeze_cause": "i1"}.get(n, "f8")) for n in OF_TOKENS])
+
+
+def _steps(per_token: da.Array) -> da.Array:
+    meta = np.empty(0, _STEP_FIELDS)
+    return da.blockwise(_of_steps, "t", per_token, "tn", dtype=_STEP_FIELDS, meta=meta, concatenate=None)
+
+
+def _of_steps(parts: list[replayed.Block]) -> replayed.Block:
+    partial = [part["partial"] for part in parts]
+    n: dict[str, Any] = {name: sum(p[name] for p in partial) for name in replayed.PARTIAL.names or () if name != "lr"}
+    lr = partial[0]["lr"]
+    elements = sum(n[c] for c in CAUSES)
+    return {
+        **{f"n_{c}": n[c] for c in CAUSES},
+        "n_compared": n["compared"],
+        "n_missed": n["compared"] - n["equal"],
+        "replay_agreement": _ratio(n["equal"], n["compared"]),
+        "replay_agreement_moved": _ratio(n["equal_moved"], n["compared_moved"]),
+        "baseline_agreement": _ratio(n["compared"] - n["compared_moved"], n["compared"]),
+        "exp_avg_agreement": _ratio(n["m_equal"], n["m_compared"]),
+        "exp_avg_sq_agreement": _ratio(n["v_equal"], n["v_compared"]),
+        "stalled_fraction": _ratio(n["stalled"], n["v_known"]),
+        "weight_decay_only": _ratio(n["decay_only"], n["decay_known"]),
+        "at_power_of_two": _ratio(n["at_power_of_two"], elements),
+        "lr": lr,
+        "lr_estimate": lr * _ratio(n["along"], n["squares"]),
+        "intended_norm": np.sqrt(n["intended_squares"]),
+        "realised_norm": np.sqrt(n["realised_squares"]),
+    }
+
+
+def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def _tokens(per_token: da.Array) -> da.Array:
+    meta = np.empty(0, _TOKEN_FIELDS)
+    return da.blockwise(_of_tokens, "n", per_token, "tn", dtype=_TOKEN_FIELDS, meta=meta, concatenate=None)
+
+
+def _of_tokens(parts: list[replayed.Block]) -> replayed.Block:
+    net = np.linalg.norm(sum(part["net"] for part in parts), axis=2)
+    freeze = replayed.merge_freezes([part["freeze"] for part in parts])
+    return {
+        "intended_net": net[:, 0],
+        "realised_net": net[:, 1],
+        "last_motion": freeze["last_motion"],
+        "freeze_cause": np.where(freeze["next_step"] >= 0, freeze["next_cause"], CAUSES.index("moved")).astype("i1"),
+        "margin_after": freeze["margin_after"],
+    }

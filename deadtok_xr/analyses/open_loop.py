@@ -1,0 +1,225 @@
+"""Would it have frozen? The recorded gradients once more, under a way of keeping weights that loses no update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.updates import held, read_updates
+from deadtok_xr.errors import InputError
+from deadtok_xr.replay import arithmetic as arithmetics
+from deadtok_xr.replay.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMES = {
+    "nearest": "rounded to the nearest number, ties to even: what was recorded, but for float32 inside",
+    "float32_master": "float32 weights, of which the recorded format is a rounded copy",
+    "stochastic": "rounded up or down at random, with the probability that keeps the mean",
+    "kahan": "rounded to the nearest, what was lost is kept in the weights' format and added to the next update",
+}
+_FIELDS = np.dtype([("displacement", "f4"), ("distance", "f4"), ("moved_dims", "i8"), ("recorded", "i8")])
+PER_TOKEN: dict[str, dict[str, Any]] = {
+    "displacement": {"long_name": "length of the displacement of the replayed weights", "units": "1",
+                     "formula": "‖W[t] - W[t-1]‖₂"},
+    "distance": {"long_name": "distance of the replayed weights from their start", "units": "1",
+                 "formula": "‖W[t] - W[0]‖₂"},
+    "moved_dims": {"long_name": "dims in which the replayed weights moved", "units": "1"},
+}  # fmt: skip
+PER_STEP: dict[str, dict[str, Any]] = {
+    "moved_fraction": {"long_name": "share of the tokens that moved in the replay", "units": "1"},
+    "recorded_moved_fraction": {"long_name": "share of the tokens that moved in the recording", "units": "1"},
+}
+_STEP_FIELDS = np.dtype([(name, "f8") for name in PER_STEP])
+
+
+def replay_open_loop(
+    ds: xr.Dataset,
+    scheme: str = "float32_master",
+    *,
+    seed: int = 0,
+    moments: str = "float32",
+    hyperparameters: Mapping[str, Any] | None = None,
+    lr: float | ArrayLike | None = None,
+    variable: str = "W",
+    precision: str | None = None,
+) -> xr.Dataset:
+    """Replay the recorded gradients from the first recorded weights, without training again.
+
+    Parameters
+    ----------
+    ds
+        A recording of W and grad, without gaps.
+    scheme
+        ``"float32_master"``, ``"stochastic"``, ``"kahan"``, or ``"nearest"`` for comparison: how weights are kept.
+    seed
+        Of stochastic rounding. Random numbers depend on seed, step, token and dim alone, not on chunks.
+    moments
+        ``"float32"``: Adam's moments are kept in float32, from zero, for which the recording must begin at step 0.
+        ``"recorded"``: those that were recorded, with what rounding did to them.
+    hyperparameters, lr, variable, precision
+        As for `mechanism`.
+
+    Returns
+    -------
+    Lazy dataset with the label t for the update t-1 → t, of the weights in the recorded format. Per (step, token):
+    `displacement`, `distance` from the start, `moved_dims`. Per step: `moved_fraction` of the tokens, and
+    `recorded_moved_fraction` beside it.
+
+    The gradients are those of the recorded run: how others would have followed from other weights is not known.
+
+    Raises
+    ------
+    InputError
+        For an unknown scheme, gaps, or missing tensors, hyperparameters or rates.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
+    if moments not in ("float32", "recorded"):
+        raise InputError(f"moments={moments!r}: choose 'float32' or 'recorded'")
+    u = read_updates(
+        ds, "replay_open_loop", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision
+    )
+    blocks.check_steps(ds, "replay_open_loop", allow_gaps=False)
+    _refuse_missing(u.arrays, u.settings, moments, int(ds["step"].values[0]), u.grids["W"])
+    names = ["W", "grad", "lr", "t"]
+    names += ["exp_avg", "exp_avg_sq"] if moments == "recorded" and u.settings.is_adam else []
+    tokens = da.from_array(ds["token"].values.astype(np.int64), chunks=(u.arrays["W"].chunks[1],))
+    arrays = {**{n: u.arrays[n] for n in names}, "token": tokens[None, :, None]}
+    grids = {n: grid for n, grid in u.grids.items() if n in names}
+    filled = blocks.running(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
+    steps = da.blockwise(
+        _of_steps, "t", filled, "tn", dtype=_STEP_FIELDS, meta=np.empty(0, _STEP_FIELDS), concatenate=None
+    )
+    values = {**blocks.fields(filled, ("step", "token"), PER_TOKEN), **blocks.fields(steps, ("step",), PER_STEP)}
+    values = {name: v[1:].copy(data=blocks.uniform(v[1:].data)) for name, v in values.items()}
+    attrs = blocks.result_attrs(
+        ds, variable=variable, scheme=scheme, rounding=SCHEMES[scheme], seed=seed, moments=moments,
+        precision=u.grids["W"], **u.notes,
+    )  # fmt: skip
+    return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+
+def _refuse_missing(arrays: dict[str, Any], s: Settings, moments: str, first: int, grid: str) -> None:
+    needed = ["grad"] + (["exp_avg", "exp_avg_sq"] if s.is_adam and moments == "recorded" else [])
+    missing = [n for n in needed if n not in arrays]
+    if missing:
+        raise InputError(f"replay_open_loop needs the variable {missing[0]!r}, which was not recorded")
+    if s.amsgrad:
+        raise InputError("replay_open_loop does not know amsgrad: replay it with mechanism alone")
+    if first != 0 and (s.momentum or (s.is_adam and moments == "float32")):
+        raise InputError(
+            f"replay_open_loop: the dataset begins at step {first}, and what the optimizer remembered then is not "
+            "known in float32: begin at step 0, or say moments='recorded' for Adam"
+        )
+    if grid != "bfloat16":
+        raise InputError(f"replay_open_loop: the weights are {grid}; it asks what rounding to bfloat16 did")
+
+
+def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, settings: Settings, scheme: str,
+           seed: int, grids: dict[str, str]) -> Any:  # fmt: skip
+    """A block of steps, from the state that the block before left."""
+    rows = {n: held(parts[n], grids[n]) for n in grids}
+    token = parts["token"][0, :, 0].astype(np.uint64)
+    for i in range(len(parts["W"])):
+        now = {n: arithmetics.to_tensor(x[i]).float() for n, x in rows.items()}
+        if state is None:
+            state = {
+                "start": now["W"],
+                "master": now["W"],
+                "seen": now["W"],
+                "recorded": now["W"],
+                "t": parts["t"][i, 0, 0],
+            }
+            out["displacement"][i], out["distance"][i], out["moved_dims"][i], out["recorded"][i] = 0, 0, 0, 0
+            continue
+        t, lr = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
+        noise = _noise(seed, t, token, parts["W"].shape[2]) if scheme == "stochastic" else None
+        before = state["seen"]
+        if t != state["t"]:  # else the update left the parameter out
+            state = _step(settings, scheme, t, lr, now, {**state, "t": t}, noise)
+        step = state["seen"] - before
+        out["displacement"][i] = step.norm(dim=1).numpy()
+        out["distance"][i] = (state["seen"] - state["start"]).norm(dim=1).numpy()
+        out["moved_dims"][i] = (step != 0).sum(dim=1).numpy()
+        out["recorded"][i] = (now["W"] != state["recorded"]).sum(dim=1).numpy()
+        state["recorded"] = now["W"]
+    return state
+
+
+def _step(s: Settings, scheme: str, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any],
+          noise: Any) -> dict[str, Any]:  # fmt: skip
+    """One update in float32; `master` is what the next one starts from, `seen` is it in bfloat16."""
+    w = state["master"]
+    u = _update(s, t, lr, now, state, w)
+    if scheme == "float32_master":
+        state["master"] = w + u
+        state["seen"] = _nearest(state["master"])
+        return state
+    if scheme == "kahan":
+        u = _nearest(u + state.get("lost", 0.0))
+    new = _stochastic(w + u, noise) if scheme == "stochastic" else _nearest(w + u)
+    if scheme == "kahan":
+        state["lost"] = _nearest(u - (new - w))
+    state["master"] = state["seen"] = new
+    return state
+
+
+def _update(s: Settings, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any], w: Tensor) -> Tensor:
+    g = (-now["grad"] if s.maximize else now["grad"]) + s.added_decay * w
+    if not s.is_adam:
+        if s.momentum:
+            b = state.get("momentum")
+            state["momentum"] = b = g if b is None else s.momentum * b + (1 - s.dampening) * g
+            g = g + s.momentum * b if s.nesterov else b
+        return -lr * g
+    b1, b2 = s.betas
+    if "exp_avg" in now:
+        m, v = now["exp_avg"], now["exp_avg_sq"]
+    else:
+        m = state["m"] = b1 * state.get("m", 0.0) + (1 - b1) * g
+        v = state["v"] = b2 * state.get("v", 0.0) + (1 - b2) * g * g
+    d = v.sqrt() / (1 - b2**t) ** 0.5 + s.eps
+    return -lr * s.decoupled_decay * w - lr / (1 - b1**t) * m / d
+
+
+def _nearest(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def _stochastic(x: Tensor, noise: NDArray[np.uint16]) -> Tensor:
+    """Add 16 random bits below bfloat16's last one, and cut: up with the probability of the part that is cut."""
+    import torch
+
+    words = x.numpy().view(np.uint32)
+    finite = np.isfinite(x.numpy())
+    up = (words + noise.astype(np.uint32)) & np.uint32(0xFFFF0000)
+    return torch.from_numpy(np.where(finite, up, words).astype(np.uint32).view(np.float32))
+
+
+def _noise(seed: int, t: int, token: NDArray[np.uint64], n_dims: int) -> NDArray[np.uint16]:
+    """16 random bits per element from its place alone: splitmix64 of (seed, t, token, dim)."""
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(t))
+        rows = _mix(key + token)[:, None]
+        return (_mix(rows + np.arange(n_dims, dtype=np.uint64)) >> np.uint64(48)).astype(np.uint16)
+
+
+def _mix(x: NDArray[Any]) -> NDArray[Any]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _of_steps(parts: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    moved, recorded = (np.concatenate([p[n] > 0 for p in parts], axis=1) for n in ("moved_dims", "recorded"))
+    return {"moved_fraction": moved.mean(axis=1), "recorded_moved_fraction": recorded.mean(axis=1)}

@@ -1,0 +1,113 @@
+"""What an update depends on beside its tensors: the rule, its hyperparameters and torch's implementation flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deadtok_xr.errors import InputError
+
+ADAM = ("AdamW", "Adam")
+RULES = (*ADAM, "SGD")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The hyperparameters of one parameter group, under torch's names.
+
+    Attributes
+    ----------
+    optimizer
+        ``"AdamW"`` (weight decay apart), ``"Adam"`` (L2: the decay is added to the gradient) or ``"SGD"``.
+    lr
+        The constant learning rate; None where each step has its own.
+    """
+
+    optimizer: str
+    lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    maximize: bool = False
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    foreach: bool | None = None
+    fused: bool | None = None
+    capturable: bool = False
+    on_accelerator: bool = False
+
+    @property
+    def is_adam(self) -> bool:
+        return self.optimizer in ADAM
+
+    @property
+    def decoupled_decay(self) -> float:
+        """The weight decay that multiplies the weights themselves."""
+        return self.weight_decay if self.optimizer == "AdamW" else 0.0
+
+    @property
+    def added_decay(self) -> float:
+        """The weight decay that is added to the gradient."""
+        return 0.0 if self.optimizer == "AdamW" else self.weight_decay
+
+    @property
+    def arithmetic(self) -> str:
+        """What torch computes with under these flags; on accelerators foreach differs from single in speed alone."""
+        if self.fused:
+            return "fused"
+        if self.capturable and self.is_adam:
+            return "capturable_single" if self.foreach is False else "capturable"
+        return "foreach" if self.foreach and not self.on_accelerator else "single"
+
+
+def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> Settings:
+    """The settings that a recording's attributes tell, with those that are given instead.
+
+    Parameters
+    ----------
+    known
+        Attributes of a recording: ``optimizer`` and ``hyperparameters``.
+    given
+        Hyperparameters under torch's names, and ``optimizer``; they go before the recording's.
+
+    Raises
+    ------
+    InputError
+        If the optimizer is unknown or none that can be replayed, or Adam's betas and eps are known from nowhere.
+    """
+    recorded = known.get("hyperparameters")
+    recorded = recorded if isinstance(recorded, Mapping) else {}
+    values = {**recorded, **given}
+    rule = _rule(given.get("optimizer") or known.get("optimizer"), values, where)
+    if rule in ADAM and not {"betas", "eps"} <= values.keys():
+        missing = " and ".join(k for k in ("betas", "eps") if k not in values)
+        raise InputError(
+            f"{where}: the recording does not say the {missing} of {rule}: give hyperparameters={{'betas': (0.9, "
+            "0.999), 'eps': 1e-8, 'weight_decay': ..., ...} as the training had them"
+        )
+    unknown = [k for k in given if k not in Settings.__dataclass_fields__]
+    if unknown:
+        raise InputError(
+            f"{where}: unknown hyperparameter {unknown[0]!r}; choose from {', '.join(Settings.__dataclass_fields__)}"
+        )
+    fields = {k: values[k] for k in Settings.__dataclass_fields__ if k in values and k != "optimizer"}
+    if "betas" in fields:
+        fields["betas"] = tuple(fields["betas"])
+    return Settings(rule, **fields)
+
+
+def _rule(name: Any, values: Mapping[str, Any], where: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{where}: the recording does not say which optimizer made it: give hyperparameters={{'optimizer': "
+            f"'AdamW', 'betas': ..., ...}}; known are {', '.join(RULES)}"
+        )
+    name = name.rpartition(".")[2]
+    if name == "Adam" and values.get("decoupled_weight_decay"):
+        return "AdamW"
+    if name not in RULES:
+        raise InputError(f"{where}: the optimizer is {name}; only {', '.join(RULES)} of torch can be replayed")
+    return name
