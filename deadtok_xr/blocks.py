@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.reader import recorded
+from deadtok_xr.series import Series
 
 Block = dict[str, NDArray[Any]]
 """Several results of one task, by name."""
@@ -184,7 +185,7 @@ def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options:
 
 def per_transition(
     matrices: dict[str, da.Array],
-    series: dict[str, da.Array],
+    series: dict[str, Any],
     kernel: Callable[..., None],
     dtype: np.dtype[Any],
     **options: Any,
@@ -202,21 +203,26 @@ def per_transition(
     steps = (*first.chunks[0][:-1], first.chunks[0][-1] - 1)
     if not steps[-1]:  # the last block is one step, in which no transition begins
         inputs, steps = [x.blocks[:-1] for x in inputs], steps[:-1]
-    small = [x[1:].rechunk({0: steps, **dict.fromkeys(range(1, x.ndim), -1)}) for x in series.values()]
-    letters = [("tnd", x) for x in inputs] + [("tcde"[: x.ndim], x) for x in small]
+    # which transitions a block has, as a piece of its own; the series themselves are no edges of the graph
+    later = da.from_array(np.arange(1, sum(steps) + 1), chunks=(steps,))
+    letters = [*(("tnd", x) for x in inputs), ("t", later)]
+    lazy = {name: Series(x if isinstance(x, da.Array) else da.from_array(x)) for name, x in series.items()}
     return da.blockwise(
         _fill_transitions, "t", *(part for label, x in letters for part in (x, label)),
-        kernel=kernel, fields=dtype, options=options, names=(tuple(matrices), tuple(series)),
+        kernel=kernel, fields=dtype, options=options, names=tuple(matrices), series=lazy,
         dtype=dtype, meta=np.empty(0, dtype), adjust_chunks={"t": steps}, concatenate=None, align_arrays=False,
     )  # fmt: skip
 
 
-def _fill_transitions(*inputs: Any, kernel: Callable[..., None], fields: Any, options: Any, names: Any) -> Any:
-    matrices, series = names
-    blocks = [[by_dim[0] for by_dim in by_token] for by_token in inputs[: 2 * len(matrices)]]
-    parts = {name: list(zip(*blocks[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(matrices)}
-    values = {name: _only(x) for name, x in zip(series, inputs[2 * len(matrices) :], strict=True)}
-    now, after = parts[matrices[0]][0]
+def _fill_transitions(
+    *inputs: Any, kernel: Callable[..., None], fields: Any, options: Any, names: Any, series: dict[str, Series]
+) -> Any:
+    *by_matrix, later = inputs
+    blocks = [[by_dim[0] for by_dim in by_token] for by_token in by_matrix]
+    parts = {name: list(zip(*blocks[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(names)}
+    at = _only(later)
+    values = {name: x.values()[at] for name, x in series.items()}
+    now, after = parts[names[0]][0]
     out = _empty(fields, (len(now) + len(after) - 1,))
     kernel(parts, values, out, **options)
     return out

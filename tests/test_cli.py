@@ -32,6 +32,7 @@ GROUPS = [
     "phases_magnitude",
     "kinematics",
     "topology",
+    "mechanism",
     "coherence",
     "h_persistence",
     "centroid_origin",
@@ -129,8 +130,8 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert (done.status, done.err) == (0, "")
     assert "14 dead tokens" in done.out
     assert "results: Δ.zarr" in done.out
-    assert groups(tmp_path / "Δ.zarr") == GROUPS
-    assert len(list((tmp_path / "figs").glob("*.png"))) == 10
+    assert groups(tmp_path / "Δ.zarr") == [g for g in GROUPS if g not in ("mechanism", "h_persistence")]
+    assert len(list((tmp_path / "figs").glob("*.png"))) == 9
     again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
@@ -207,7 +208,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
     assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 10
+    assert len(list(Path("mine/figures").glob("*.png"))) == 11
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
@@ -313,14 +314,7 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
     assert "motion: left out. motion needs at least two steps" in said.out
-    assert groups(tmp_path / "r.zarr") == [
-        "kinematics",
-        "topology",
-        "coherence",
-        "h_persistence",
-        "centroid_origin",
-        "freeze_predictors",
-    ]
+    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology"]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
     assert "needs at least two steps" in said.sentence
@@ -333,11 +327,11 @@ def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: 
     assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
     assert said.status == 0
-    assert "motion, phases, phases_magnitude, topology: left out. W lives on no grid" in said.out
-    assert groups(tmp_path / "a.zarr") == ["kinematics"]
+    assert "motion, phases, phases_magnitude, topology, freeze_predictors: left out. W lives on no grid" in said.out
+    assert groups(tmp_path / "a.zarr") == ["kinematics", "coherence", "centroid_origin"]
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
-    assert len(groups(tmp_path / "b.zarr")) == 5
+    assert len(groups(tmp_path / "b.zarr")) == 8
 
 
 def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:

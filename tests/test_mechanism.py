@@ -243,7 +243,7 @@ def test_chunks_do_not_matter(recording: Path) -> None:
 def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     with pytest.raises(InputError, match="needs 'exp_avg' and 'exp_avg_sq' to replay AdamW"):
-        dx.mechanism(dx.open_recording(atom))
+        dx.mechanism(ds.drop_vars(["exp_avg", "exp_avg_sq"]))
     with pytest.raises(InputError, match="needs 'grad' to replay AdamW \\(fused\\)"):
         dx.mechanism(ds.drop_vars("grad"), arithmetic="fused")
     with pytest.raises(InputError, match="does not say which optimizer"):
@@ -258,7 +258,8 @@ def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
         dx.mechanism(ds, arithmetic="float32_master")
     with pytest.raises(InputError, match="one number, or one per step"):
         dx.mechanism(ds, lr=[1.0, 2.0])
-    assert "exp_avg" in dx.analyze(atom).attrs["left_out"]["mechanism"]
+    without = dx.open_recording(atom, tokens="dead").drop_vars("exp_avg")
+    assert "exp_avg" in dx.analyze(without).attrs["left_out"]["mechanism"]
 
 
 def test_without_gradients_standing_still_is_explained_by_the_moments(recording: Path) -> None:

@@ -411,8 +411,8 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
-    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "speeds", "mechanism",
-             "coherence", "h_persistence", "centroid_origin", "freeze_predictors")  # fmt: skip
+    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "speeds",
+             "coherence", "h_persistence", "centroid_origin", "freeze_predictors", "mechanism")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:
         pixels = imread(path)[..., :3]

@@ -83,7 +83,10 @@ def test_the_blocks_record_open_analyse_and_save(ran: Ran) -> None:
     assert isinstance(spread, xr.DataArray)
     assert spread.sizes == {"step": 11}
     tree = dx.open_results(ran.folder / "results.zarr")
-    assert list(tree.children) == ["motion", "phases", "phases_magnitude", "kinematics", "topology"]
+    assert list(tree.children) == [
+        "motion", "phases", "phases_magnitude", "kinematics", "topology", "coherence", "centroid_origin",
+        "freeze_predictors",
+    ]  # fmt: skip
     assert tree["motion"].sizes == {"step": 50, "token": 10}
     assert float(tree["motion"]["moved_dims"].max()) > 0
     assert (ran.folder / "phases.png").read_bytes().startswith(b"\x89PNG")

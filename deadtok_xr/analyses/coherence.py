@@ -162,7 +162,7 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
     dtype = np.dtype([(name, "i8" if name.endswith(("n_used", "n_invalid")) else "f8") for name in names])
     result = blocks.per_transition(
         {name: blocks.as_dask(x.data) for name, x in matrices.items()},
-        {"step": blocks.as_series(ds["step"]), **series},
+        {"step": ds["step"].values, **series},
         _kernel, dtype, dead=dead, adam=None if isinstance(adam, str) else adam,
     )  # fmt: skip
     attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)

@@ -111,7 +111,7 @@ def _tokens(ax: Axes, ds: xr.Dataset) -> None:
         _legend(ax)
     if best in _LOG:
         ax.set_xscale("log", base=2)
-    ax.set_xlabel(f"{WORDS.get(best, best).replace(chr(10), ' ')} (dimensionless)")
+    ax.set_xlabel(f"{WORDS.get(best, best).replace(chr(10), ' ')}\n(dimensionless)")
     ax.set_ylabel("freeze step (training step)")
     ax.set_title("The strongest of them", loc="left", fontsize="medium", pad=_PAD)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
