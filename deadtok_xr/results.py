@@ -24,6 +24,10 @@ RESULTS = "deadtok_results"
 RESULTS_VERSION = "1.0"
 
 
+_APART = ("freeze_predictors",)
+"""Written after the others, in a reading of their own: together, dask keeps the blocks that these wait for."""
+
+
 def save_results(
     tree: xr.DataTree,
     path: str | Path,
@@ -65,10 +69,11 @@ def save_results(
         root = zarr.create_group(
             store.absolute(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
         )
-        pairs = [pair for name, node in tree.children.items() for pair in _prepare(root, name, node.to_dataset(), full)]
+        pairs = {name: _prepare(root, name, node.to_dataset(), full) for name, node in tree.children.items()}
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
-            da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
+            _store([pair for name, found in pairs.items() if name not in _APART for pair in found])
+            _store([pair for name, found in pairs.items() if name in _APART for pair in found])
         _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
         root.attrs["complete"] = True
     return open_results(path)
@@ -178,3 +183,8 @@ def open_results(path: str | Path) -> xr.DataTree:
     groups: Any = attrs["groups"]  # Zarr lists in no order
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})
+
+
+def _store(pairs: list[tuple[Any, Any]]) -> None:
+    if pairs:
+        da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)
