@@ -173,7 +173,9 @@ def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], g
     if name == "initial_norm":
         return np.linalg.norm(W, axis=1)
     if name == "initial_distance":
-        return np.linalg.norm(W - W[np.isfinite(W).all(axis=1)].mean(axis=0), axis=1)
+        known = W[np.isfinite(W).all(axis=1)]
+        centroid = known.mean(axis=0) if len(known) else np.full(W.shape[1], np.nan)
+        return np.linalg.norm(W - centroid, axis=1)
     gaps = ulp(first if name == "initial_ulp" else last, grid)
     return gaps.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(gaps).mean(axis=1))
 
