@@ -47,7 +47,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     """Peak memory of analysing a store, in bytes.
 
     A row is all token blocks of one chunk of steps. Per thread: three rows as recorded (at work, put in
-    order, read ahead), two rows decoded, two of displacements, and the kernels' own. The number of steps counts only
+    order, read ahead), two rows decoded, three of displacements, and the kernels' own. The number of steps counts only
     through the task graph, some 50 kB per block.
 
     Parameters
@@ -69,7 +69,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
 def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[type-arg]
     values = array.chunks[-3] * (n_tokens or array.shape[-2]) * array.shape[-1]
     decoded = 8 if array.basename == "delta" else 4  # displacements are summed in float64
-    return values * (3 * array.dtype.itemsize + 2 * decoded + 2 * 8)  # and two of displacements, in float64
+    return values * (3 * array.dtype.itemsize + 2 * decoded + 3 * 8)  # and three of displacements, in float64
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
