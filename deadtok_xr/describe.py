@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import zarr
 
 from deadtok_xr import store
+from deadtok_xr.machine import workers
 from deadtok_xr.schema import MATRIX, of_one_run
 
 _BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
@@ -39,7 +39,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
     for name in sorted(arrays, key=lambda n: -arrays[n].nbytes):
         lines.append("  " + _row(name, arrays[name]))
-    lines.append(f"  memory to analyse all tokens with {_workers()} threads: about {_size(memory_bound(group))}")
+    lines.append(f"  memory to analyse all tokens with {workers()} threads: about {_size(memory_bound(group))}")
     return "\n".join(lines)
 
 
@@ -63,7 +63,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     # coherence and mechanism take the weights, the gradient and the moments of a block together
     work = sum(_row_bytes(a, n_tokens) for a in matrices if a.basename in _TOGETHER) + _KERNEL_BYTES
     n_blocks = max((math.prod(a.cdata_shape) for a in matrices), default=0)
-    return _BASE_BYTES + (threads or _workers()) * work + _TASK_BYTES * n_blocks
+    return _BASE_BYTES + (threads or workers()) * work + _TASK_BYTES * n_blocks
 
 
 def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[type-arg]
@@ -103,7 +103,3 @@ def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
 def _size(n: float) -> str:
     power = min(4, int(math.log10(n) // 3)) if n >= 1 else 0
     return f"{n / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

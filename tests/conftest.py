@@ -27,6 +27,21 @@ RUN = demo.Run(
 )  # fmt: skip
 
 
+GROUPS = [
+    "motion",
+    "phases",
+    "phases_magnitude",
+    "kinematics",
+    "topology",
+    "mechanism",
+    "coherence",
+    "h_persistence",
+    "centroid_origin",
+    "freeze_predictors",
+]
+"""The groups of all results, in their order."""
+
+
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run whose dead tokens move, hop, freeze and thaw: 301 steps, 256 tokens, 16 dims."""

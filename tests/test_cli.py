@@ -24,20 +24,9 @@ from numpy.typing import NDArray
 import deadtok_xr as dx
 from deadtok_xr import cli, demo, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
+from tests.conftest import GROUPS
 
 COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export")
-GROUPS = [
-    "motion",
-    "phases",
-    "phases_magnitude",
-    "kinematics",
-    "topology",
-    "mechanism",
-    "coherence",
-    "h_persistence",
-    "centroid_origin",
-    "freeze_predictors",
-]
 NAN, INF = 0x7FC0, 0x7F80
 
 

@@ -15,19 +15,7 @@ import zarr
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
-
-GROUPS = [
-    "motion",
-    "phases",
-    "phases_magnitude",
-    "kinematics",
-    "topology",
-    "mechanism",
-    "coherence",
-    "h_persistence",
-    "centroid_origin",
-    "freeze_predictors",
-]
+from tests.conftest import GROUPS
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,14 @@ STORE = click.argument("store", type=PATH)
 
 
 def description(path: Path, *, partial: bool = False) -> str:
+    """What a store holds, as one screen."""
     from deadtok_xr.describe import describe
 
     return describe(path, partial=partial)
 
 
 def draw(tree: Any, folder: Path) -> None:
+    """Draw all figures of results, and name the files."""
     from deadtok_xr import plot
 
     for path in plot.save_figures(tree, folder):
@@ -40,6 +42,7 @@ def draw(tree: Any, folder: Path) -> None:
 
 
 def read_ids(path: Path) -> list[int]:
+    """The token ids in a file; here so that commands that read none do not import NumPy."""
     from deadtok_xr import token_ids
 
     return token_ids.read_ids(path)
