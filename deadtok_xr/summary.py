@@ -168,10 +168,10 @@ def _contradiction(ds: xr.Dataset) -> Iterator[str]:
         yield (
             f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
             f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a "
-            "schedule? Give mechanism the rate of each step (lr=)"
+            "schedule? Give mechanism the rate of each step (lr=, --lr)"
         )
     elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
-        yield "  warning: the replay does not close; find_arithmetic says which arithmetic comes closest"
+        yield "  warning: the replay does not close; find_arithmetic (--arithmetic find) says which comes closest"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -254,6 +254,20 @@ def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
         dx.mechanism(ds.assign_attrs(optimizer="Lion"))
     with pytest.raises(InputError, match="unknown hyperparameter 'beta1'"):
         dx.mechanism(ds, hyperparameters={"beta1": 0.9})
+    for name, value, needed in (
+        ("betas", 0.9, "two numbers"), ("betas", (0.9, 1.0), "two numbers"), ("eps", "1e-8", "a number"),
+        ("fused", "yes", "True or False"), ("weight_decay", float("nan"), "a number"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"{name} is .* in hyperparameters; needed: {needed}"):
+            dx.mechanism(ds, hyperparameters={name: value})
+    with pytest.raises(InputError, match="betas is '0.9' in the recording"):
+        dx.mechanism(ds.assign_attrs(hyperparameters={**ds.attrs["hyperparameters"], "betas": "0.9"}))
+    with pytest.raises(InputError, match="hyperparameters is a list"):
+        dx.mechanism(ds, hyperparameters=["AdamW"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="lr holds -1"):
+        dx.mechanism(ds, lr=-1.0)
+    with pytest.raises(InputError, match="holds no numbers"):
+        dx.mechanism(ds, lr="fast")
     with pytest.raises(InputError, match="master weights updates do not round to zero"):
         dx.mechanism(ds, arithmetic="float32_master")
     with pytest.raises(InputError, match="one number, or one per step"):
@@ -293,7 +307,8 @@ def test_a_schedule_that_was_lost_is_seen(tmp_path: Path) -> None:
     assert "the motion contradicts the learning rate" in dx.summary(tree)
     shown = tree["mechanism"].lr_estimate.values
     np.testing.assert_allclose(shown[20:30], ds.lr.values[21:31], rtol=0.1)
-    assert dx.mechanism(without, lr=ds.lr.values).compute().n_missed.sum() == 0
+    for rates in (ds.lr.values, ds.lr.values[1:]):  # of each step, or of each update
+        assert dx.mechanism(without, lr=rates).compute().n_missed.sum() == 0
 
 
 # --- open loop -------------------------------------------------------------------------------------------------

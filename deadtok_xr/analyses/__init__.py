@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from deadtok_xr.errors import InputError
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "motion": motion,
     "phases": phases,
-    "phases_magnitude": lambda ds, **options: phases(ds, scheme="magnitude", **options),
+    "phases_magnitude": partial(phases, scheme="magnitude"),
     "kinematics": kinematics,
     "topology": topology,
     "mechanism": mechanism,
@@ -42,6 +44,7 @@ def analyze(
     analyses: Sequence[str] | None = None,
     allow_gaps: bool = False,
     precision: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     **opening: Any,
 ) -> xr.DataTree:
     """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
@@ -58,6 +61,9 @@ def analyze(
         Measure transitions that span several updates.
     precision
         The number format that the weights were trained in, where the recording does not say or is wrong.
+    options
+        Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
+        analysis with options must be possible, as one that is named.
 
     Returns
     -------
@@ -66,21 +72,23 @@ def analyze(
     Raises
     ------
     InputError
-        If a named analysis is unknown or impossible, or none is possible.
+        If a named analysis or an option of one is unknown, a named one impossible, or none is possible.
     """
     ds = _dataset(recording, opening)
     analyses = [analyses] if isinstance(analyses, str) else analyses
     unknown = [name for name in analyses or () if name not in ANALYSES]
     if unknown:
         raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
+    options = options or {}
+    _check_options(options, analyses or list(ANALYSES))
     results, left_out = {}, {}
     for name in analyses or ANALYSES:
-        options: dict[str, Any] = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
-        options |= {"precision": precision} if name in _ON_THE_LATTICE else {}
+        shared: dict[str, Any] = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
+        shared |= {"precision": precision} if name in _ON_THE_LATTICE else {}
         try:
-            results[name] = ANALYSES[name](ds, **options)
+            results[name] = ANALYSES[name](ds, **{**shared, **options.get(name, {})})
         except InputError as error:
-            if analyses:
+            if analyses or name in options:
                 raise
             left_out[name] = str(error)
     if not results:
@@ -90,6 +98,18 @@ def analyze(
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
+
+
+def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
+    for name, given in options.items():
+        if name not in analyses:
+            raise InputError(f"options are given for {name!r}, which is not among the analyses {', '.join(analyses)}")
+        if not isinstance(given, Mapping):
+            raise InputError(f"options[{name!r}] is a {type(given).__name__}; needed: a mapping of its keywords")
+        known = [p.name for p in inspect.signature(ANALYSES[name]).parameters.values() if p.name != "ds"]
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise InputError(f"{name} has no option {unknown[0]!r}: choose from {', '.join(known)}")
 
 
 def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.Dataset:
@@ -103,7 +123,7 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
     if opening:
         raise InputError(
             f"analyze does not know {', '.join(f'{k}=' for k in opening)} for a dataset that is open: it takes "
-            "analyses=, allow_gaps= and precision=; the rest belongs to open_recording"
+            "analyses=, allow_gaps=, precision= and options=; the rest belongs to open_recording"
         )
     return recording
 

@@ -137,15 +137,30 @@ def _grid(x: xr.DataArray, precision: str | None) -> str:
 def _rates(ds: xr.Dataset, s: Settings, given: Any, purpose: str) -> tuple[da.Array, str]:
     n = ds.sizes["step"]
     if given is not None:
-        rates = np.asarray(given, np.float64)
-        if rates.shape not in ((), (n,)):
-            raise InputError(f"{purpose}: lr has the shape {rates.shape}; needed: one number, or one per step ({n},)")
-        return da.from_array(np.broadcast_to(rates, (n,)).copy()), "given"
+        return da.from_array(_given_rates(given, n, purpose)), "given"
     if "lr" in ds and ds["lr"].dims == ("step",):
         return da.asarray(ds["lr"].data).astype(np.float64), "the variable lr"
     if s.lr is None:
-        raise InputError(f"{purpose}: the recording has no variable 'lr' and no hyperparameter lr: give lr=")
+        raise InputError(f"{purpose}: the recording has no variable 'lr' and no hyperparameter lr: give lr= (--lr)")
     return da.full((n,), float(s.lr)), "the hyperparameter lr, taken as constant: the recording has no variable 'lr'"
+
+
+def _given_rates(given: Any, n: int, purpose: str) -> NDArray[np.float64]:
+    """One rate per step; the first step has no update, so that of the updates alone will do."""
+    try:
+        rates = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{purpose}: lr is a {type(given).__name__} that holds no numbers; needed: rates") from None
+    if rates.shape not in ((), (n,), (n - 1,)):
+        raise InputError(
+            f"{purpose}: lr has the shape {rates.shape}; needed: one number, one per step ({n},), or one per update "
+            f"({n - 1},)"
+        )
+    if rates.shape == () and np.isnan(rates):
+        raise InputError(f"{purpose}: lr is not a number; needed: a learning rate")
+    if (rates < 0).any() or np.isinf(rates).any():
+        raise InputError(f"{purpose}: lr holds {rates[(rates < 0) | np.isinf(rates)][0]}; needed: rates, 0 or more")
+    return np.append(np.nan, rates) if rates.shape == (n - 1,) else np.broadcast_to(rates, (n,)).copy()
 
 
 def _with_running_state(u: Updates, steps: NDArray[np.int64]) -> Updates:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
+from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.errors import InputError
 
 _PATIENCE = "10s"  # for a scheduler to answer
@@ -36,18 +38,24 @@ _PATIENCE = "10s"  # for a scheduler to answer
     help="Number format that the weights were trained in. Default: what the store says.",
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
+@replay_options
 @PARTIAL
 @OVERWRITE
 @QUIET
 def analyze(
     store: Path, results: Path, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
-    scheduler: str, device: str, precision: str | None,
-    allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
+    scheduler: str, device: str, precision: str | None, allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
+    **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
+    --lr, --optimizer, --hyperparameter and --arithmetic are for `mechanism`, where the store does not say
+    how it was trained, or says it wrongly.
+
     \b
     Example:  deadtok analyze thimble_7.zarr -o results.zarr --only motion,phases
+              deadtok analyze thimble_7.zarr -o why.zarr --only mechanism --optimizer AdamW --lr 1e-3 \\
+                  --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
     import deadtok_xr as dx
     from deadtok_xr import store as stores
@@ -58,12 +66,16 @@ def analyze(
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if names == []:
         raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")
+    options = for_mechanism(**replay)
+    if options and names and "mechanism" not in names:
+        raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
     if figures:
         stores.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     tree = dx.analyze(
-        store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial
-    )
+        store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial,
+        options={"mechanism": options} if options else None,
+    )  # fmt: skip
     with _scheduler(scheduler):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from deadtok_xr.errors import InputError
+
 
 class LocalPath(click.Path):
     """A path on this machine."""
@@ -24,6 +26,14 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")
 PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that was not written to its end.")
 STORE = click.argument("store", type=PATH)
+
+
+def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
+    """What an option that may be repeated says, NAME=VALUE each time."""
+    found = dict(value.partition("=")[::2] for value in values)
+    if not all(name and value for name, value in found.items()):
+        raise InputError(f"{option} {' '.join(values)}: needed: {form}, with both sides of the =")
+    return found
 
 
 def description(path: Path, *, partial: bool = False) -> str:

@@ -8,15 +8,8 @@ from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, description, read_ids
+from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, description, pairs, read_ids
 from deadtok_xr.errors import InputError
-
-
-def _pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
-    found = dict(value.partition("=")[::2] for value in values)
-    if not all(name and value for name, value in found.items()):
-        raise InputError(f"{option} {' '.join(values)}: needed: {form}, with both sides of the =")
-    return found
 
 
 @click.command()
@@ -71,8 +64,8 @@ def convert(
     from deadtok_xr.progress import reporting
 
     options |= {
-        "keys": _pairs(keys, "--key", "VARIABLE=KEY"),
-        "dims": {key: names.split(",") for key, names in _pairs(dims, "--dims", "KEY=DIM,DIM").items()},
+        "keys": pairs(keys, "--key", "VARIABLE=KEY"),
+        "dims": {key: names.split(",") for key, names in pairs(dims, "--dims", "KEY=DIM,DIM").items()},
         "token_ids": None if token_ids is None else read_ids(token_ids),
         "dead_ids": None if dead_ids is None else read_ids(dead_ids),
     }

@@ -159,7 +159,7 @@ def _why(found: Comparison, s: Settings, lr: float) -> str:
     if np.isfinite(ratio) and abs(ratio - 1) > 0.02:
         return (
             f": the motion is that of a learning rate of about {ratio * lr:.3g} where {lr:.3g} was given; was there a "
-            "schedule? Give the rate of each step (lr=)"
+            "schedule? Give the rate of each step (lr=, --lr)"
         )
     return ": other hyperparameters, a gradient of another step, or an arithmetic that is not known here"
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from deadtok_xr.errors import InputError
 
 ADAM = ("AdamW", "Adam")
@@ -78,6 +80,8 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
     InputError
         If the optimizer is unknown or none that can be replayed, or Adam's betas and eps are known from nowhere.
     """
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: hyperparameters is a {type(given).__name__}; needed: a mapping of torch's names")
     recorded = known.get("hyperparameters")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     values = {**recorded, **given}
@@ -86,7 +90,7 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
         missing = " and ".join(k for k in ("betas", "eps") if k not in values)
         raise InputError(
             f"{where}: the recording does not say the {missing} of {rule}: give hyperparameters={{'betas': (0.9, "
-            "0.999), 'eps': 1e-8, 'weight_decay': ..., ...} as the training had them"
+            "0.999), 'eps': 1e-8, 'weight_decay': ..., ...} (--hyperparameter betas=0.9,0.999) as the training had them"
         )
     unknown = [k for k in given if k not in Settings.__dataclass_fields__]
     if unknown:
@@ -94,18 +98,46 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
             f"{where}: unknown hyperparameter {unknown[0]!r}; choose from {', '.join(Settings.__dataclass_fields__)}"
         )
     fields = {k: values[k] for k in Settings.__dataclass_fields__ if k in values and k != "optimizer"}
-    if "betas" in fields:
-        fields["betas"] = tuple(fields["betas"])
+    for name, value in fields.items():
+        _check(name, value, where, "hyperparameters" if name in given else "the recording")
+    fields |= {name: bool(fields[name]) for name in _FLAGS if fields.get(name) is not None}
+    fields |= {"betas": tuple(map(float, fields["betas"]))} if "betas" in fields else {}
     return Settings(rule, **fields)
+
+
+_FLAGS = ("amsgrad", "maximize", "nesterov", "foreach", "fused", "capturable", "on_accelerator")
+
+
+def _check(name: str, value: Any, where: str, source: str) -> None:
+    """Refuse a value that is none of its hyperparameter's."""
+    if name == "betas":
+        fits = isinstance(value, (tuple, list)) and len(value) == 2 and all(_number(b) and 0 <= b < 1 for b in value)
+        needed = "two numbers from 0 to below 1"
+    elif name in _FLAGS:
+        fits, needed = value is None or (np.ndim(value) == 0 and value in (0, 1)), "True or False"
+    elif name == "lr":
+        fits, needed = value is None or _number(value), "a number"
+    else:
+        fits, needed = _number(value), "a number"
+    if not fits:
+        raise InputError(
+            f"{where}: {name} is {value!r} in {source}; needed: {needed}: give hyperparameters={{{name!r}: ...}} "
+            f"(--hyperparameter {name}=...)"
+        )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _rule(name: Any, values: Mapping[str, Any], where: str) -> str:
     if not isinstance(name, str) or not name:
         raise InputError(
             f"{where}: the recording does not say which optimizer made it: give hyperparameters={{'optimizer': "
-            f"'AdamW', 'betas': ..., ...}}; known are {', '.join(RULES)}"
+            f"'AdamW', 'betas': ..., ...}} (--optimizer AdamW); known are {', '.join(RULES)}"
         )
     name = name.rpartition(".")[2]
+    name = next((rule for rule in RULES if rule.lower() == name.lower()), name)
     if name == "Adam" and values.get("decoupled_weight_decay"):
         return "AdamW"
     if name not in RULES:
