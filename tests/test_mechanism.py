@@ -270,7 +270,7 @@ def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
         dx.mechanism(ds, lr="fast")
     with pytest.raises(InputError, match="master weights updates do not round to zero"):
         dx.mechanism(ds, arithmetic="float32_master")
-    with pytest.raises(InputError, match="one number, or one per step"):
+    with pytest.raises(InputError, match="one number, one per step"):
         dx.mechanism(ds, lr=[1.0, 2.0])
     without = dx.open_recording(atom, tokens="dead").drop_vars("exp_avg")
     assert "exp_avg" in dx.analyze(without).attrs["left_out"]["mechanism"]

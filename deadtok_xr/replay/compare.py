@@ -88,11 +88,11 @@ class Comparison:
 
     @property
     def winners(self) -> list[str]:
-        """The candidates that agree best, and those that cannot be told from the best one."""
+        """The candidate that agrees best, and after it those that cannot be told from it."""
         if not self.counts:
             return []
         best = max(self.counts, key=lambda name: self.counts[name].equal)
-        return [name for name in self.counts if name == best or self.apart(best, name) < ENOUGH]
+        return [best, *(name for name in self.counts if name != best and self.apart(best, name) < ENOUGH)]
 
     def apart(self, one: str, other: str) -> int:
         """The number of elements on which two candidates differ."""
