@@ -80,8 +80,11 @@ def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, t
 
 def test_the_ways_of_recording_keep_the_same_bits(tmp_path: Path) -> None:
     run = demo.Run(batch=2, length=8, dims=16, layers=1)
-    seconds = recorder.compare(tmp_path, 64, run, 3)
-    assert {len(values) for values in seconds.values()} == {3}
+    found = recorder.compare(tmp_path, 64, run, 9)
+    assert {len(steps) for steps in found.values()} == {9}
+    for name, steps in found.items():
+        assert all((0 <= s.within < 0.01) if name == "none" else (0 < s.within < s.wall) for s in steps), name
+        assert recorder.row(name, found, 0.0).startswith(name)
     ours = dx.open_recording(tmp_path / "all four" / "r.zarr", raw=True)
     for name in ("HDF5", "HDF5 gzip-1"):
         with h5py.File(tmp_path / name / "r.h5") as file:

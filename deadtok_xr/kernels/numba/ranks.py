@@ -11,20 +11,90 @@ from deadtok_xr.kernels.numba.words import compiled
 def concordance(time, censored, predictor, agree, comparable):
     """Add up, per token, the pairs whose order in time is known: 1 where the predictor orders them alike, else -1.
 
-    Of a pair the order is known when the earlier one is an event; at the same time, when the other one is censored.
+    Of a pair the order is known when the earlier one is an event; at the same time, when the other one is censored:
+    j comes before i if j is an event and (time, censored) of j is below that of i.
+
+    Tokens are visited in that order and once more in the reverse one, and a tree over the predictor's ranks counts
+    those visited with less and with more of it: O(N log N).
     """
-    for i in range(len(time)):
-        for j in range(i):
-            if time[i] == time[j]:
-                order = np.int64(censored[i]) - np.int64(censored[j])
-            elif time[i] < time[j]:
-                order = np.int64(-1) if not censored[i] else np.int64(0)
-            else:
-                order = np.int64(1) if not censored[j] else np.int64(0)
-            if order == 0:
-                continue
-            sign = np.int64(predictor[i] > predictor[j]) - np.int64(predictor[i] < predictor[j])
-            agree[i] += order * sign
-            agree[j] += order * sign
-            comparable[i] += 1
-            comparable[j] += 1
+    key = 2 * time + censored
+    order = np.argsort(key)
+    rank, n_ranks = _ranks(predictor)
+    tree = np.zeros(n_ranks + 1, np.int64)
+    known, seen = 0, 0  # visited in all, and those with a rank
+    first = 0
+    while first < len(order):  # events before i: more of the predictor agrees with being later
+        last = _end(key, order, first)
+        for k in range(first, last):
+            i = order[k]
+            agree[i] += _balance(tree, rank[i], seen)
+            comparable[i] += known
+        for k in range(first, last):
+            if not censored[order[k]]:
+                seen += _visit(tree, rank[order[k]])
+                known += 1
+        first = last
+    tree[:] = 0
+    known, seen = 0, 0
+    last = len(order)
+    while last > 0:  # all after an event i
+        first = last - 1
+        while first > 0 and key[order[first - 1]] == key[order[last - 1]]:
+            first -= 1
+        for k in range(first, last):
+            i = order[k]
+            if not censored[i]:
+                agree[i] -= _balance(tree, rank[i], seen)
+                comparable[i] += known
+        for k in range(first, last):
+            seen += _visit(tree, rank[order[k]])
+            known += 1
+        last = first
+
+
+@compiled
+def _end(key, order, first):
+    """Where the run of equal keys that begins at a place ends."""
+    last = first + 1
+    while last < len(order) and key[order[last]] == key[order[first]]:
+        last += 1
+    return last
+
+
+@compiled
+def _ranks(x):
+    """Dense ranks from 1, and their number; 0 for NaN, which is neither above nor below anything."""
+    rank = np.zeros(len(x), np.int64)
+    there = np.flatnonzero(~np.isnan(x))
+    order = there[np.argsort(x[there])]
+    n = 0
+    for k in range(len(order)):
+        n += k == 0 or x[order[k]] != x[order[k - 1]]
+        rank[order[k]] = n
+    return rank, n
+
+
+@compiled
+def _visit(tree, rank):
+    """Count one more at a rank; the number counted."""
+    if rank == 0:
+        return 0
+    while rank < len(tree):
+        tree[rank] += 1
+        rank += rank & -rank
+    return 1
+
+
+@compiled
+def _balance(tree, rank, seen):
+    """Of those counted, how many lie below a rank, less how many lie above it."""
+    return 0 if rank == 0 else _up_to(tree, rank - 1) - (seen - _up_to(tree, rank))
+
+
+@compiled
+def _up_to(tree, rank):
+    n = 0
+    while rank > 0:
+        n += tree[rank]
+        rank -= rank & -rank
+    return n
