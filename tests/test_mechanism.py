@@ -330,6 +330,34 @@ def test_open_loop_against_a_plain_master(recording: Path) -> None:
     assert found.moved_fraction[250] > 0.5  # it would not have frozen there
 
 
+def test_open_loop_of_amsgrad(tmp_path: Path) -> None:
+    ds = train(tmp_path / "r.zarr", *RUNS["AdamW, amsgrad"], torch.bfloat16)
+    found = dx.replay_open_loop(ds).compute()
+    W, g = ds.W.values.astype(np.float64), -ds.grad.values.astype(np.float64)  # maximize
+    w, m, v, largest, decay = W[0].copy(), 0.0, 0.0, 0.0, ds.attrs["hyperparameters"]["weight_decay"]
+    for t in range(1, len(W)):
+        m, v = 0.9 * m + 0.1 * g[t], 0.999 * v + 0.001 * g[t] ** 2
+        largest = np.maximum(largest, v)
+        d = np.sqrt(largest / (1 - 0.999**t)) + 1e-8
+        w -= 2e-3 * decay * w + 2e-3 / (1 - 0.9**t) * m / d
+    distance = np.linalg.norm(reference.round_to_bfloat16(w) - W[0], axis=1)
+    np.testing.assert_allclose(found.distance[-1], distance, rtol=1e-3, atol=1e-7)
+    recorded = dx.replay_open_loop(ds, "nearest", moments="recorded").compute()
+    assert (recorded.moved_fraction == recorded.recorded_moved_fraction).mean() > 0.9
+    with pytest.raises(InputError, match="'max_exp_avg_sq', which was not recorded, and follows from exp_avg_sq only"):
+        dx.replay_open_loop(ds.isel(step=slice(3, None)), moments="recorded")
+
+
+def test_open_loop_across_gaps_is_refused(recording: Path) -> None:
+    ds = dx.open_recording(recording, tokens="dead")
+    with pytest.raises(InputError, match="steps 3..6 are missing; the replay adds up every update: choose steps"):
+        dx.replay_open_loop(ds.isel(step=[0, 1, 2, 7, 8]))
+    with pytest.raises(InputError, match="needs the variable 'grad', which was not recorded: record it$"):
+        dx.replay_open_loop(ds.drop_vars("grad"))
+    with pytest.raises(InputError, match="needs the variable 'exp_avg', which was not recorded: record it"):
+        dx.replay_open_loop(ds.drop_vars("exp_avg"), moments="recorded")
+
+
 def test_other_schemes_lose_no_update_either(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     ends = {s: dx.replay_open_loop(ds, s).compute().distance[-1].values for s in ("nearest", "stochastic", "kahan")}

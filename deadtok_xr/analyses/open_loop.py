@@ -88,10 +88,10 @@ def replay_open_loop(
     u = read_updates(
         ds, "replay_open_loop", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision
     )
-    blocks.check_steps(ds, "replay_open_loop", allow_gaps=False)
+    _refuse_gaps(ds)
     _refuse_missing(u.arrays, u.settings, moments, int(ds["step"].values[0]), u.grids["W"])
     names = ["W", "grad", "lr", "t"]
-    names += ["exp_avg", "exp_avg_sq"] if moments == "recorded" and u.settings.is_adam else []
+    names += _recorded_moments(u.settings, moments)
     tokens = da.from_array(ds["token"].values.astype(np.int64), chunks=(u.arrays["W"].chunks[1],))
     arrays = {**{n: u.arrays[n] for n in names}, "token": tokens[None, :, None]}
     grids = {n: grid for n, grid in u.grids.items() if n in names}
@@ -108,13 +108,32 @@ def replay_open_loop(
     return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
 
 
+def _recorded_moments(s: Settings, moments: str) -> list[str]:
+    if moments != "recorded" or not s.is_adam:
+        return []
+    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if s.amsgrad else [])]
+
+
+def _refuse_gaps(ds: xr.Dataset) -> None:
+    try:
+        blocks.check_steps(ds, "replay_open_loop", allow_gaps=False)
+    except InputError as error:
+        if "allow_gaps" not in str(error):
+            raise
+        raise InputError(
+            str(error).partition("; a transition")[0] + "; the replay adds up every update: choose steps without gaps, "
+            "ds.sel(step=slice(a, b)), and for Adam moments='recorded' if they do not begin at 0"
+        ) from None
+
+
 def _refuse_missing(arrays: dict[str, Any], s: Settings, moments: str, first: int, grid: str) -> None:
-    needed = ["grad"] + (["exp_avg", "exp_avg_sq"] if s.is_adam and moments == "recorded" else [])
-    missing = [n for n in needed if n not in arrays]
+    missing = [n for n in ("grad", *_recorded_moments(s, moments)) if n not in arrays]
     if missing:
-        raise InputError(f"replay_open_loop needs the variable {missing[0]!r}, which was not recorded")
-    if s.amsgrad:
-        raise InputError("replay_open_loop does not know amsgrad: replay it with mechanism alone")
+        why = ", and follows from exp_avg_sq only from step 0" if missing[0] == "max_exp_avg_sq" else ""
+        instead = "" if missing[0] == "grad" else ", or say moments='float32' from step 0"
+        raise InputError(
+            f"replay_open_loop needs the variable {missing[0]!r}, which was not recorded{why}: record it{instead}"
+        )
     if first != 0 and (s.momentum or (s.is_adam and moments == "float32")):
         raise InputError(
             f"replay_open_loop: the dataset begins at step {first}, and what the optimizer remembered then is not "
@@ -187,6 +206,8 @@ def _update(s: Settings, t: int, lr: float, now: dict[str, Tensor], state: dict[
     else:
         m = state["m"] = b1 * state.get("m", 0.0) + (1 - b1) * g
         v = state["v"] = b2 * state.get("v", 0.0) + (1 - b2) * g * g
+    if s.amsgrad:
+        v = state["largest"] = now["max_exp_avg_sq"] if "exp_avg" in now else v.maximum(state.get("largest", v))
     d = v.sqrt() / (1 - b2**t) ** 0.5 + s.eps
     return -lr * s.decoupled_decay * w - lr / (1 - b1**t) * m / d
 
