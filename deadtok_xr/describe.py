@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from deadtok_xr import store
 from deadtok_xr.machine import workers
@@ -83,12 +86,51 @@ def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
         dead = int(store.read_small(group, "dead").sum())
         text += f": {dead} dead, {len(tokens) - dead} live"
     facts.append(("tokens", text))
-    for key in ("made_by", "created", "optimizer"):
-        if key in group.attrs:
-            facts.append((key, str(group.attrs[key])))
+    facts += [(key, str(group.attrs[key])) for key in ("made_by", "created") if key in group.attrs]
+    facts += _training(group, n_steps)
     if not group.attrs.get("complete"):
         facts.append(("warning", "not written to its end; these are the steps that are whole"))
     return facts
+
+
+def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
+    """What made the updates, and what the recorder's check of itself found."""
+    attrs = group.attrs
+    facts = []
+    if "optimizer" in attrs:
+        how = f", computed as {attrs['implementation']}" if "implementation" in attrs else ""
+        where = [f"torch {attrs['torch_version']}"] if "torch_version" in attrs else []
+        where += [f"on {attrs['device']}"] if "device" in attrs else []
+        facts.append(("optimizer", str(attrs["optimizer"]) + how + (f"; {' '.join(where)}" if where else "")))
+    settings = attrs.get("hyperparameters")
+    if isinstance(settings, dict):
+        facts.append(("settings", ", ".join(_setting(k, v) for k, v in settings.items() if _matters(k, v))))
+    if "lr" in group:
+        rates = np.asarray(group["lr"][:n_steps], np.float64)  # type: ignore[index]
+        facts += [("lr", _rates(rates[np.isfinite(rates)]))] if rates.ndim == 1 else []
+    checks = textwrap.wrap(str(attrs.get("self_check", "")).replace("\n", ". "), 100)
+    return facts + [("" if i else "self-check", line) for i, line in enumerate(checks)]
+
+
+def _matters(name: str, value: object) -> bool:
+    """Whether a setting is worth a place on the screen: numbers, and flags that are on."""
+    if name in ("lr", "initial_lr", "differentiable", "decoupled_weight_decay") or value is None:
+        return False
+    return value is not False
+
+
+def _setting(name: str, value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{name} {' '.join(map(str, value))}"
+    return name if value is True else f"{name} {value}"
+
+
+def _rates(rates: NDArray[np.float64]) -> str:
+    if not rates.size:
+        return "not known at any step"
+    if rates.min() == rates.max():
+        return f"{rates[0]:.6g} at every step"
+    return f"{rates[0]:.6g} first, {rates[-1]:.6g} last, [{rates.min():.6g}, {rates.max():.6g}]"
 
 
 def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from benchmarks import conversion, notebook, recorder, side_by_side
+from benchmarks import coherence, conversion, mechanism, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
 
@@ -93,3 +93,26 @@ def test_the_ways_of_recording_keep_the_same_bits(tmp_path: Path) -> None:
     loop, core = recorder.apart(tmp_path / "apart", 64, run, ("W",), 5)
     assert loop > 0
     assert core > 0
+
+
+SMALL = (12, 30, 8)
+
+
+@pytest.mark.parametrize("kind", [mechanism.Mechanism, mechanism.OpenLoop, coherence.Coherence])
+def test_throughputs_are_of_whole_analyses(kind: Any) -> None:
+    for value in kind.params[0]:
+        benchmark = kind()
+        benchmark.size = SMALL
+        benchmark.setup(value)
+        assert benchmark.track_throughput(value) > 0
+        if kind is mechanism.Mechanism:
+            assert benchmark.result.n_compared.sum() == np.prod(SMALL)
+            assert benchmark.result.n_missed.sum() == 0
+            assert {1, 2} <= set(np.unique(benchmark.result.cause))  # tokens move, and updates round to zero
+
+
+def test_both_ways_to_cosines_agree() -> None:
+    ds = mechanism.updates(SMALL)
+    ours, theirs = dx.coherence(ds).compute(), coherence.all_pairs(ds.W.astype(np.float32).values)
+    np.testing.assert_allclose(ours.displacement_cosine_mean, theirs["mean"], atol=1e-12)
+    np.testing.assert_allclose(ours.displacement_cosine_std, theirs["std"], atol=1e-9)

@@ -133,6 +133,19 @@ def test_info(deadtok: Deadtok, run_zarr: Path) -> None:
         assert text in said.out
 
 
+def test_info_says_how_the_updates_were_made(deadtok: Deadtok, recording: Path) -> None:
+    said = deadtok("info", recording).out
+    for line in (
+        "optimizer  AdamW, computed as single; torch 2.",
+        "settings   betas 0.9 0.999, eps 1e-08, weight_decay 0.0\n",
+        "lr         0.003 first, 1e-05 last, [1e-05, 0.003]\n",
+        "self-check W: step 10: exp_avg = β1·exp_avg[t-1] + (1-β1)·grad[t] within rounding in 100.00%",
+    ):
+        assert f"\n  {line}" in said
+    assert "the updates close under single, as torch was told to compute" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) < 120
+
+
 def test_only_tokens_overwrite(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
     results = tmp_path / "r.zarr"
     assert deadtok("analyze", run_zarr, "-o", results, "--only", "topology", "--tokens", "live").status == 0

@@ -230,10 +230,10 @@ def test_each_chunk_is_read_once(recording: Path, reads: list[str]) -> None:
 
 def test_chunks_do_not_matter(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
-    whole, cut = dx.mechanism(ds.compute()).compute(), dx.mechanism(ds.chunk(step=37, token=50)).compute()
+    whole, cut = dx.mechanism(ds.compute()).compute(), dx.mechanism(ds.chunk({"step": 37, "token": 50})).compute()
     xr.testing.assert_allclose(whole, cut)
     np.testing.assert_array_equal(whole.cause, cut.cause)
-    a, b = (dx.replay_open_loop(x, "stochastic", seed=5).compute() for x in (ds, ds.chunk(step=37, token=50)))
+    a, b = (dx.replay_open_loop(x, "stochastic", seed=5).compute() for x in (ds, ds.chunk({"step": 37, "token": 50})))
     np.testing.assert_array_equal(a.moved_dims, b.moved_dims)
 
 

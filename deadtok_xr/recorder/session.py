@@ -181,7 +181,10 @@ class Session:
         self._asked = True
         step = block.steps[-1]
         lr = {f.name: block.values[-1].get(f"lr{f.suffix}", block.values[-1].get("lr")) for f in self.followed}
-        settings = {f.name: {**facts.of_optimizer(f), "step": step, "lr": lr[f.name]} for f in self.followed}
+        settings = {
+            f.name: {**facts.of_optimizer(f), "device": str(f.parameter.device), "step": step, "lr": lr[f.name]}
+            for f in self.followed
+        }
         self._writer.submit(lambda: self._check(block, n, settings))
 
     def _check(self, block: Block, n: int, settings: Mapping[str, dict[str, Any]]) -> None:

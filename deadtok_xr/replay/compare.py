@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -128,9 +128,14 @@ def possible(s: Settings, before: Tensors, after: Tensors) -> list[str]:
     return names
 
 
-def sentence(found: Comparison, s: Settings, lr: float) -> str:
-    """What a comparison says, in a sentence or two."""
+def sentence(found: Comparison, s: Settings, lr: float, told: str | None = None) -> str:
+    """What a comparison says, in a sentence or two; ``told`` is the arithmetic that torch was told to use."""
     winners, baseline = found.winners, _baseline(found)
+    if told in winners and found.counts[told].agreement >= CLOSES:
+        return (
+            f"the updates close under {told}, as torch was told to compute ({_share(found.counts[told])}; nothing "
+            f"moved: {baseline:.2%})"
+        )
     if found.verdict == "undetermined" and len(winners) > 1:
         n = max(found.apart(a, b) for a, b in combinations(winners, 2))
         count = found.counts[winners[0]]
@@ -187,7 +192,8 @@ def check(
         ``exp_avg_sq``, ``max_exp_avg_sq``, ``momentum_buffer``.
     settings
         torch's names: ``optimizer`` ("AdamW", "Adam", "SGD"), ``step`` (t), ``lr`` of this update, and the
-        hyperparameters of the parameter group, here or under ``hyperparameters``; ``device`` if it was no CPU.
+        hyperparameters of the parameter group, here or under ``hyperparameters``; ``implementation`` (single, foreach,
+        fused) where it is known which one torch chose, and ``device`` if that was no CPU.
 
     Returns
     -------
@@ -217,7 +223,17 @@ missed, 100.0000% of the 4 that moved; nothing moved: 0.00%): undetermined, sinc
     t, lr = int(settings["step"]), float(settings["lr"])
     found = Comparison()
     found.add(s, t, lr, before, after)
-    return "; ".join([sentence(found, s, lr), *_alignment(s, t, before, after)])
+    return "; ".join([sentence(found, s, lr, _told(s, settings)), *_alignment(s, t, before, after)])
+
+
+def _told(s: Settings, settings: Mapping[str, Any]) -> str | None:
+    """The arithmetic of the implementation that torch chose, where that was recorded."""
+    chosen = settings.get("implementation")
+    if chosen not in ("single", "foreach", "fused"):
+        return None
+    return replace(
+        s, foreach=chosen == "foreach", fused=chosen == "fused", on_accelerator="cuda" in str(settings.get("device"))
+    ).arithmetic
 
 
 def _alignment(s: Settings, t: int, before: Tensors, after: Tensors) -> list[str]:
