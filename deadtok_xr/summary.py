@@ -138,21 +138,26 @@ def _freeze_predictors(ds: xr.Dataset) -> Iterator[str]:
 def _mechanism(ds: xr.Dataset) -> Iterator[str]:
     names = ds["cause"].attrs["flag_meanings"].split()
     n = {name: ds[f"n_{name}"].values for name in names}
-    steps, total = ds["step"].values, np.sum(list(n.values()), axis=0)
+    steps = ds["step"].values
     compared, missed = ds["n_compared"].values.sum(), ds["n_missed"].values.sum()
     baseline, moved = ds["baseline_agreement"].values, ds["replay_agreement_moved"].values
-    yield f"Mechanism, {ds.attrs.get('optimizer')} replayed with the arithmetic {ds.attrs.get('arithmetic')}"
+    yield f"Mechanism, why tokens move or not: {ds.attrs.get('optimizer')} replayed ({ds.attrs.get('arithmetic')})"
     share = 1 - missed / compared if compared else np.nan
     yield (
         f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (nothing moved: "
         f"{_mean(baseline):.2%}); of those that moved, per step {_span(moved)}"
     )
-    for label, i in (("first", 0), ("last", -1)):
-        parts = ", ".join(f"{name.replace('_', ' ')} {n[name][i] / total[i]:.1%}" for name in names if n[name][i])
-        yield f"  elements          {label} (step {steps[i]}): {parts}"
+    tokens = {
+        name: (ds["cause"].values == k).sum(axis=ds["cause"].get_axis_num("token")) for k, name in enumerate(names)
+    }
+    for what, counts in (("elements", n), ("tokens", tokens)):
+        said = (f"step {steps[i]}: {_shares({k: v[i] for k, v in counts.items()})}" for i in (0, -1))
+        yield f"  {what:17s} {'; '.join(said)}"
     kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
     frozen = ", ".join(f"{k} {name.replace('_', ' ')}" for k, name in zip(kinds, names, strict=True) if k)
     yield f"  why tokens froze  {frozen.replace('moved', 'still moving')}"
+    intended, realised = (_middle(ds[name].values) for name in ("intended_net", "realised_net"))
+    yield f"  drift, median     {intended:.4g} intended by all updates, {realised:.4g} left after rounding"
     stalled, powers = ds["stalled_fraction"].values, ds["at_power_of_two"].values
     yield f"  exp_avg_sq stalls {_span(stalled)} of the elements, last {stalled[-1]:.3g}"
     yield f"  at a power of two {_span(powers)} of the elements, last {powers[-1]:.3g}"
@@ -172,6 +177,16 @@ def _contradiction(ds: xr.Dataset) -> Iterator[str]:
         )
     elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
         yield "  warning: the replay does not close; find_arithmetic (--arithmetic find) says which comes closest"
+
+
+def _shares(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    return ", ".join(f"{name.replace('_', ' ')} {n / total:.1%}" for name, n in counts.items() if n)
+
+
+def _middle(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else float("nan")
 
 
 def _mean(values: np.ndarray) -> float:

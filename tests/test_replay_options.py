@@ -64,7 +64,7 @@ def test_the_command_replays_what_it_is_told(
     options = ("--lr", file, *ADAMW, "--arithmetic", "find")
     said = deadtok("analyze", untold, "-o", tmp_path / "r.zarr", "--only", "mechanism", *options)
     assert said.status == 0, said.err
-    assert "AdamW replayed with the arithmetic single\n" in said.out
+    assert "AdamW replayed (single)\n" in said.out
     assert "replay            100.0000% of 777600 elements to the bit, 0 missed" in said.out
 
 

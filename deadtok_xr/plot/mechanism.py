@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr.plot import _style
 
-NEEDED = ("cause", "margin", "replay_agreement", "n_missed", "n_compared")
+_ELEMENTS = ("n_no_gradient", "n_rounded_to_zero", "n_moved", "n_unknown")
+NEEDED = ("cause", "margin", "replay_agreement", "n_missed", "n_compared", *_ELEMENTS)
 _COLOURS = {
     "no_gradient": _style.INK,
     "rounded_to_zero": _style.SKY,
@@ -33,7 +34,8 @@ def mechanism(mechanism: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | Non
 
     Returns
     -------
-    The two axes. Above: shares of the tokens, which add to 1. Below: median, 5th and 95th percentile over the
+    The two axes. Above: shares of the tokens, which add to 1, and as a line the share of single elements that did not
+    move: a token moves when one of its elements does. Below: median, 5th and 95th percentile over the
     tokens of the largest |u| in half gaps; an update can cross to the next number above 1.
 
     Raises
@@ -67,6 +69,9 @@ def _causes(ax: Axes, ds: xr.Dataset) -> None:
             label = name.replace("_", " ")
             ax.stairs(bottom + share, edges, baseline=bottom, fill=True, color=colour, label=label, linewidth=0)
         bottom = bottom + share
+    n = np.array([ds[name].values for name in _ELEMENTS], float)
+    still = 1 - n[_ELEMENTS.index("n_moved")] / n.sum(axis=0)
+    _style.line(ax, ds["step"].values, still, label="single elements:\nnot moved", color=_style.INK)
     ax.set_ylim(0, 1)
     handles, texts = ax.get_legend_handles_labels()
     _style.legend_beside(ax, handles=handles[::-1], labels=texts[::-1], title="why", alignment="left")
@@ -75,8 +80,8 @@ def _causes(ax: Axes, ds: xr.Dataset) -> None:
 def _title(ds: xr.Dataset) -> str:
     compared, missed = int(ds["n_compared"].sum()), int(ds["n_missed"].sum())
     share = f"{1 - missed / compared:.4%} of {compared:,}" if compared else "none"
-    how = f"{ds.attrs.get('optimizer', 'updates')} as {ds.attrs.get('arithmetic', '?')}"
-    return f"Why {_style.tokens_in_words(ds)} move: {how}; replay gives {share} elements to the bit"
+    how = f"{ds.attrs.get('optimizer', 'updates')} ({ds.attrs.get('arithmetic', '?')})"
+    return f"Why {_style.tokens_in_words(ds)} move or not: {how} replayed, {share} elements to the bit"
 
 
 def _margins(ax: Axes, ds: xr.Dataset) -> None:
