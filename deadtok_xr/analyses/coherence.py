@@ -285,7 +285,7 @@ class _Look:
         if "h_norm" in at:
             found["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
         found["p_dead"] = at.get("p_dead", np.nan)
-        if self.probe.adam is not None:
+        if "step1_deviation" in self.out and self.probe.adam is not None:
             law = at["step"] == 1
             found["step1_deviation"] = (
                 _first_step(self.before, step, self.room["grad"], at, self.probe.adam) if law else np.nan
