@@ -31,6 +31,13 @@ def as_dask(data: Any) -> da.Array:
     return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
 
 
+def fitting(x: da.Array, steps: tuple[int, ...]) -> da.Array:
+    """An array of (step, token, dim) cut into the given steps, its blocks holding all dims."""
+    if x.chunks[0] == steps and x.numblocks[2] == 1:
+        return x
+    return x.rechunk({0: steps, 2: -1})
+
+
 def as_series(x: xr.DataArray) -> da.Array:
     """A variable of (step) or (step, ...) as a Dask array, steps first; eager values stay one block."""
     data = x.transpose("step", ...).data
@@ -381,3 +388,8 @@ def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, 
             + "; a transition across a gap is not one update: say allow_gaps=True to measure it all the same"
         )
     return {}
+
+
+def from_the_first(extra: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
+    """`step_span` of a result that begins at the first step, before which nothing was spanned."""
+    return {name: xr.Variable("step", np.concatenate([[0], x.values]), x.attrs) for name, x in extra.items()}

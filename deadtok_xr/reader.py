@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dask.array as da
 import numpy as np
@@ -44,18 +44,23 @@ class ChunkReader:
         try:
             return np.asarray(self.array[self._region(block_id)])
         except (RuntimeError, ValueError, OSError) as error:
-            raise self._damaged(block_id, error) from error
+            raise self.damaged(block_id, error) from error
+
+    def open(self, block_id: tuple[int, ...]) -> BinaryIO:
+        """The file of a chunk, where chunks are read directly."""
+        return (_folder(self.array) / self.array.metadata.encode_chunk_key(block_id)).open("rb", buffering=0)
 
     def _direct(self, block_id: tuple[int, ...]) -> NDArray[Any]:
         array = self.array
         try:
-            path = _folder(array) / array.metadata.encode_chunk_key(block_id)
-            chunk = np.frombuffer(Zstd().decode(path.read_bytes()), array.dtype).reshape(array.chunks)
+            with self.open(block_id) as file:
+                chunk = np.frombuffer(Zstd().decode(file.read()), array.dtype).reshape(array.chunks)
         except (RuntimeError, ValueError, OSError) as error:
-            raise self._damaged(block_id, error) from error
+            raise self.damaged(block_id, error) from error
         return chunk[tuple(slice(0, s.stop - s.start) for s in self._region(block_id))]
 
-    def _damaged(self, block_id: tuple[int, ...], error: Exception) -> DamagedStoreError:
+    def damaged(self, block_id: tuple[int, ...], error: Exception) -> DamagedStoreError:
+        """What a chunk that cannot be read means to a user."""
         dims = self.array.metadata.dimension_names or ()  # type: ignore[union-attr]
         where = ", ".join(
             f"{dim} positions {s.start}..{s.stop - 1}" for dim, s in zip(dims, self._region(block_id), strict=True)

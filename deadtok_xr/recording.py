@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import reader, schema, store
+from deadtok_xr import reader, schema, store, stored
 from deadtok_xr.errors import InputError
 
 Tokens = Literal["all", "dead", "live"]
@@ -76,8 +77,16 @@ def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
     names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
     identity = (str(group.store), group.attrs.asdict())
     coords = {n: _variable(arrays[n], np.asarray(arrays[n][...]), n_steps) for n in schema.COORDINATES if n in arrays}
-    data = {n: _variable(arrays[n], reader.lazy(arrays[n], identity), n_steps) for n in names}
+    data = {n: _variable(arrays[n], _lazy(arrays[n], identity), n_steps) for n in names}
     return xr.Dataset(data, coords, group.attrs.asdict())
+
+
+def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
+    x = reader.lazy(array, identity)
+    one_run = schema.of_one_run(store.dimensions(array)) == schema.MATRIX
+    if one_run and array.chunks[-1] == array.shape[-1] and x.size:
+        stored.remember(x, stored.Stored(array, array.shape[-3], np.arange(array.shape[-2])))
+    return x
 
 
 def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
@@ -85,11 +94,15 @@ def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
     variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
     if variable.sizes.get("step", n_steps) == n_steps:
         return variable
-    return variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
+    shorter = variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
+    stored.carry(data, shorter.data, n_steps=n_steps)
+    return shorter
 
 
 def _decoded(v: xr.DataArray) -> xr.DataArray:
-    return v.copy(data=reader.decoded(v.data)) if v.dtype.name in ("bfloat16", "float16") else v
+    if v.dtype.name not in ("bfloat16", "float16"):
+        return v
+    return v.copy(data=reader.decoded(v.data))
 
 
 def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
@@ -99,7 +112,8 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
     there = [str(label) for label in labels]  # a command line knows text alone
     if str(run) not in there:
         raise InputError(f"{path} has no run {run!r}; its runs are {', '.join(there)}: choose one of them")
-    return ds.isel(run=there.index(str(run)))
+    k = there.index(str(run))
+    return _carried(ds, ds.isel(run=k), run=k)
 
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
@@ -111,7 +125,14 @@ def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
         raise InputError(f"{path} has no {tokens} tokens: open it with tokens='all'")
     rows = rows[np.argsort(ds["token"].values[rows])]
     together = bool(np.all(np.diff(rows) == 1))  # a slice reads no chunk in between, and leaves chunks as they are
-    return ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
+    chosen = ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
+    return _carried(ds, chosen, tokens=rows)
+
+
+def _carried(before: xr.Dataset, after: xr.Dataset, **changed: Any) -> xr.Dataset:
+    for name in before.data_vars:
+        stored.carry(before[name].data, after[name].data, **changed)
+    return after
 
 
 def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:

@@ -24,10 +24,6 @@ RESULTS = "deadtok_results"
 RESULTS_VERSION = "1.0"
 
 
-_APART = ("freeze_predictors",)
-"""Written after the others, in a reading of their own: together, dask keeps the blocks that these wait for."""
-
-
 def save_results(
     tree: xr.DataTree,
     path: str | Path,
@@ -72,8 +68,7 @@ def save_results(
         pairs = {name: _prepare(root, name, node.to_dataset(), full) for name, node in tree.children.items()}
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
-            _store([pair for name, found in pairs.items() if name not in _APART for pair in found])
-            _store([pair for name, found in pairs.items() if name in _APART for pair in found])
+            _store([pair for found in pairs.values() for pair in found])
         _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
         root.attrs["complete"] = True
     return open_results(path)

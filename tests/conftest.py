@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from hypothesis import settings
 from zarr.storage import LocalStore
 
 import deadtok_xr as dx
-from deadtok_xr import demo
+from deadtok_xr import demo, stored
+from deadtok_xr.chunks import CHUNK_STEPS
+from deadtok_xr.reader import ChunkReader
 
 settings.register_profile("default", deadline=None, max_examples=40)
 settings.load_profile("default")
@@ -70,19 +73,39 @@ def results(recording: Path) -> xr.DataTree:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of stores that are read, in order, directly or through zarr: "W/c/0/0/0"."""
     keys: list[str] = []
-    through_zarr, direct = LocalStore.get, Path.read_bytes
+    through_zarr, direct = LocalStore.get, ChunkReader.open
 
     async def get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
         keys.append(key)
         return await through_zarr(self, key, *args, **kwargs)
 
-    def read_bytes(self: Path) -> bytes:
-        keys.append(self.as_posix().rpartition(".zarr/")[2])
-        return direct(self)
+    def opened(self: ChunkReader, block_id: tuple[int, ...]) -> Any:
+        keys.append(f"{self.array.basename}/c/{'/'.join(map(str, block_id))}")
+        return direct(self, block_id)
 
     monkeypatch.setattr(LocalStore, "get", get)
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(ChunkReader, "open", opened)
     return keys
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+    """How many steps are decoded of the chunks of each variable and row of chunks, for one chunk of tokens."""
+    counts: Counter[tuple[str, int]] = Counter()
+    step = stored._Stream.step
+
+    def counted(self: stored._Stream, out: Any) -> None:
+        counts[self._reader.array.basename, self._id[-3]] += self._id[-2] == 0
+        step(self, out)
+
+    monkeypatch.setattr(stored._Stream, "step", counted)
+    return counts
+
+
+def once(n_steps: int, *names: str) -> dict[tuple[str, int], int]:
+    """What `decoded` is when every step is decoded once, and the first of each row but one again for the row before."""
+    rows = range(0, n_steps, CHUNK_STEPS)
+    return {(name, i): min(CHUNK_STEPS, n_steps - first) + (i > 0) for name in names for i, first in enumerate(rows)}
 
 
 @contextmanager

@@ -21,18 +21,19 @@ from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Plan, run
 
-ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
-    "motion": motion,
-    "phases": phases,
-    "phases_magnitude": partial(phases, scheme="magnitude"),
-    "kinematics": kinematics,
-    "topology": topology,
-    "mechanism": mechanism,
-    "coherence": coherence,
-    "h_persistence": h_persistence,
-    "centroid_origin": centroid_origin,
-    "freeze_predictors": freeze_predictors,
+ANALYSES: dict[str, Callable[..., Plan]] = {
+    "motion": motion.plan,
+    "phases": phases.plan,
+    "phases_magnitude": partial(phases.plan, scheme="magnitude"),
+    "kinematics": kinematics.plan,
+    "topology": topology.plan,
+    "mechanism": mechanism.plan,
+    "coherence": coherence.plan,
+    "h_persistence": h_persistence.plan,
+    "centroid_origin": centroid_origin.plan,
+    "freeze_predictors": freeze_predictors.plan,
 }
 _ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism", "freeze_predictors")
 _ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
@@ -81,22 +82,23 @@ def analyze(
         raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
     options = options or {}
     _check_options(options, analyses or list(ANALYSES))
-    results, left_out = {}, {}
+    plans, left_out = {}, {}
     for name in analyses or ANALYSES:
         shared: dict[str, Any] = {"allow_gaps": allow_gaps} if name in _ACROSS_STEPS else {}
         shared |= {"precision": precision} if name in _ON_THE_LATTICE else {}
         try:
-            results[name] = ANALYSES[name](ds, **{**shared, **options.get(name, {})})
+            plans[name] = ANALYSES[name](ds, **{**shared, **options.get(name, {})})
         except InputError as error:
             if analyses or name in options:
                 raise
             left_out[name] = str(error)
-    if not results:
+    if not plans:
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
     attrs = {
         **blocks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
+    results = dict(zip(plans, run(list(plans.values())), strict=True))
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.coherence import cosine
-from deadtok_xr.analyses.kinematics import centroid_layer
+from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.sweep import Findings, Plan, analysis
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,8 @@ _PER_DIM = ("initial", "drift", "final", "drift_share_dim")
 _PER_STEP = ("drift_projection", "cosine_initial", "cosine_final", "drift_length", "path_length", "straightness")
 
 
-def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> xr.Dataset:
+@analysis
+def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> Plan:
     """Take the last centroid apart into the first one and the drift.
 
     Parameters
@@ -79,25 +81,27 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
     extra = blocks.check_steps(ds, "centroid_origin", allow_gaps=allow_gaps)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
     known = [name for name in ("h_mean", "lr") if name in ds] if with_h else []
-    inputs = {"kinematics": centroid_layer(blocks.as_dask(x.data))}
-    inputs |= {name: blocks.as_series(ds[name]).rechunk(-1) for name in known}
     steps, dims = ds.sizes["step"], ds.sizes["dim"]
     shapes: dict[str, Any] = {
         **dict.fromkeys(_PER_DIM, (("dim",), (dims,), "f8")),
         **dict.fromkeys((*_PER_STEP, *(["drift_h_cosine"] if with_h else [])), (("step",), (steps,), "f8")),
         "initial_projection": ((), (), "f8"),
     }
-    if extra:
-        span = np.concatenate([[0], extra["step_span"].values])
-        extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
-    left_out = {} if with_h else {"drift_h_cosine": "the dataset has no h_mean"}
-    coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims in (("step",), ("dim",))}
-    values = blocks.at_once(inputs, _measure, shapes, ATTRS)
-    return xr.Dataset({**values, **extra}, coords, blocks.result_attrs(ds, variable=variable, left_out=left_out))
+
+    def finish(found: Findings) -> xr.Dataset:
+        inputs = {"centroid": found.array("cloud", "centroid")}
+        inputs |= {name: blocks.as_series(ds[name]).rechunk(-1) for name in known}
+        left_out = {} if with_h else {"drift_h_cosine": "the dataset has no h_mean"}
+        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims in (("step",), ("dim",))}
+        values = blocks.at_once(inputs, _measure, shapes, ATTRS)
+        attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
+        return xr.Dataset({**values, **blocks.from_the_first(extra)}, coords, attrs)
+
+    return Plan({variable: blocks.as_dask(x.data)}, {"cloud": Cloud(variable)}, finish)
 
 
 def _measure(inputs: dict[str, list[Any]]) -> blocks.Block:
-    C = np.concatenate([block["centroid"] for block in inputs["kinematics"]])
+    C = np.concatenate(inputs["centroid"])
     first, last = C[0], C[-1]
     drift = C - first
     squares = last @ last

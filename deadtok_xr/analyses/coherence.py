@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.transitions import step_and_token_coords
+from deadtok_xr.series import Series
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
 
@@ -106,7 +109,8 @@ _MATRICES = ("grad", "update")
 _SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
 
 
-def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> xr.Dataset:
+@analysis
+def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> Plan:
     """How much alike the tokens' displacements and gradients are in direction, and what they are aligned with.
 
     Cosines are of all pairs, exact in float64, by moments in O(N·D²): N x N is never formed.
@@ -155,19 +159,20 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
     names = [*_ALWAYS, *(name for name in _NEEDS if name not in left_out)]
     used = {need for name in names for need in _NEEDS.get(name, ())}
     matrices = {"W": weights, **{name: blocks.require(ds, name, "coherence") for name in _MATRICES if name in used}}
-    series = {name: blocks.as_series(ds[name]) for name in _SERIES if name in used}
+    series = {name: Series(blocks.as_series(ds[name])) for name in _SERIES if name in used}
     if "step1_deviation" in names and "lr" in ds:
-        series["lr"] = blocks.as_series(ds["lr"])
+        series["lr"] = Series(blocks.as_series(ds["lr"]))
     dead = ds["dead"].values if "dead" in ds.coords else np.ones(ds.sizes["token"], bool)
-    dtype = np.dtype([(name, "i8" if name.endswith(("n_used", "n_invalid")) else "f8") for name in names])
-    result = blocks.per_transition(
-        {name: blocks.as_dask(x.data) for name, x in matrices.items()},
-        {"step": ds["step"].values, **series},
-        _kernel, dtype, dead=dead, adam=None if isinstance(adam, str) else adam,
-    )  # fmt: skip
-    attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
-    coords = {k: v for k, v in step_and_token_coords(ds).items() if v.dims == ("step",)}
-    return xr.Dataset({**blocks.fields(result, ("step",), ATTRS), **extra}, coords, attrs)
+    probe = Directions(
+        tuple(names), tuple(matrices), series, ds["step"].values, dead, None if isinstance(adam, str) else adam
+    )
+
+    def finish(found: Findings) -> xr.Dataset:
+        attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
+        coords = {k: v for k, v in step_and_token_coords(ds).items() if v.dims == ("step",)}
+        return xr.Dataset({**found.variables("directions", ATTRS), **extra}, coords, attrs)
+
+    return Plan({name: blocks.as_dask(x.data) for name, x in matrices.items()}, {"directions": probe}, finish)
 
 
 def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
@@ -201,67 +206,98 @@ def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
     return {"lr": float(settings.get("lr", np.nan)), "eps": float(settings["eps"]), "decay": decay}
 
 
-def _kernel(parts: dict[str, Any], series: dict[str, NDArray[Any]], out: blocks.Block, *, dead: Any, adam: Any) -> None:
-    from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
+@dataclass(frozen=True)
+class Directions:
+    """The probe of directions: of displacements, and of gradients and updates where they are among its matrices.
 
-    stacks = {name: _Stack(pairs) for name, pairs in parts.items()}
-    W = stacks["W"]
-    before, after, step, unit = (W.room() for _ in range(4))
-    W.rows(0, after, kernel.spread)
-    room = {name: stacks[name].room() for name in _MATRICES if name in stacks}
-    for t in range(len(next(iter(out.values())))):
-        before, after = after, before
-        W.rows(t + 1, after, kernel.spread)
-        np.subtract(after, before, out=step)
+    Attributes
+    ----------
+    names
+        What it is to find, of `ATTRS`.
+    matrices
+        The variables that it looks at.
+    series
+        Per step, what they are compared with.
+    steps
+        The labels.
+    dead
+        Which tokens are dead.
+    adam
+        The settings of the law of the first update, if it is asked for.
+    """
+
+    names: tuple[str, ...]
+    matrices: tuple[str, ...]
+    series: dict[str, Series]
+    steps: NDArray[np.int64]
+    dead: NDArray[np.bool_]
+    adam: dict[str, float] | None
+
+    def fields(self) -> dict[str, Field]:
+        """Counts as int64, the others as float64."""
+        counts = ("n_used", "n_invalid")
+        return {name: Field("transitions", (), "i8" if name.endswith(counts) else "f8") for name in self.names}
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Directions, row: Row) -> None:
+        self.probe, self.out = probe, room(probe.fields(), row)
+        self.series = {"step": probe.steps[row.later]}
+        self.series |= {name: series.values()[row.later] for name, series in probe.series.items()}
+        shape = (row.n_tokens, row.n_dims)
+        self.before, self.after, self.step, self.unit = np.empty((4, *shape))
+        self.room = {name: np.empty(shape) for name in _MATRICES if name in probe.matrices}
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
+
+        values = {name: _readable(piece.values[name]) for name in self.probe.matrices}
+        kernel.spread(values["W"], 0, self.after)
+        for t in range(piece.n_transitions):
+            self.before, self.after = self.after, self.before
+            for name, room_of in (("W", self.after), *self.room.items()):
+                kernel.spread(values[name], t + 1, room_of)
+            found = self._transition(kernel, piece.start + t)
+            for name, out in self.out.items():
+                out[piece.start + t] = found[name]
+
+    def _transition(self, kernel: Any, i: int) -> dict[str, Any]:
+        step, unit, dead = np.subtract(self.after, self.before, out=self.step), self.unit, self.probe.dead
         moved = kernel.directions(step, unit)
-        at: dict[str, Any] = {name: values[t] for name, values in series.items()}
+        at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
         found = _cosine_fields("displacement", moved) | {
             "bulk_alignment": _clipped(moved["direction"] @ _unit(moved["mean"])),
             "n_used": moved["n_used"],
             "n_invalid": len(step) - moved["n_valid"],
         }
-        for name in room:
-            stacks[name].rows(t + 1, room[name], kernel.spread)
-        if "update" in room:
-            found |= _cosine_fields("update", kernel.directions(room["update"], unit))
-        if "grad" in room:
-            found |= _of_gradients(kernel, room["grad"], unit, step, at, dead)
-        if "separation" in out:
-            found |= _separation(kernel.means(after, dead))
+        if "update" in self.room:
+            found |= _cosine_fields("update", kernel.directions(self.room["update"], unit))
+        if "grad" in self.room:
+            found |= _of_gradients(kernel, self.room["grad"], unit, step, at, dead)
+        if "separation" in self.out:
+            found |= _separation(kernel.means(self.after, dead))
         if "h_mean" in at:
             found["h_alignment"] = cosine(moved["mean"], -at["h_mean"])
         if "h_norm" in at:
             found["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
         found["p_dead"] = at.get("p_dead", np.nan)
-        if "step1_deviation" in out:
-            first = at["step"] == 1
-            found["step1_deviation"] = _first_step(before, step, room["grad"], at, adam) if first else np.nan
-        for name, values in out.items():
-            values[t] = found[name]
+        if "step1_deviation" in self.out and self.probe.adam is not None:
+            law = at["step"] == 1
+            found["step1_deviation"] = (
+                _first_step(self.before, step, self.room["grad"], at, self.probe.adam) if law else np.nan
+            )
+        return found
+
+    def end(self) -> dict[str, Any]:
+        return self.out
 
 
-class _Stack:
-    """The token blocks of the same steps, each with the step after it, as one."""
-
-    def __init__(self, pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
-        self.pairs = [(_readable(now), _readable(after)) for now, after in pairs]
-
-    def room(self) -> NDArray[np.float64]:
-        """An array for the rows of one step."""
-        return np.empty((sum(now.shape[1] for now, _ in self.pairs), self.pairs[0][0].shape[2]))
-
-    def rows(self, t: int, out: NDArray[np.float64], spread: Any) -> None:
-        """Write the rows of step t of the blocks, the one after them being the last."""
-        start = 0
-        for now, after in self.pairs:
-            block, u = (now, t) if t < len(now) else (after, 0)
-            spread(block, u, out[start : start + block.shape[1]])
-            start += block.shape[1]
-
-
-def _readable(block: NDArray[Any]) -> NDArray[Any]:
-    block = np.ascontiguousarray(block)
-    return block.astype(np.float32) if block.dtype == np.float16 else block
+def _readable(steps: NDArray[Any]) -> NDArray[Any]:
+    return steps.astype(np.float32) if steps.dtype == np.float16 else steps
 
 
 def _cosine_fields(name: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from deadtok_xr import blocks
 from deadtok_xr.analyses import transitions
 from deadtok_xr.analyses.h_persistence import directions
 from deadtok_xr.bfloat16 import decode, ulp
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
 
 Floats = NDArray[np.float64]
 PREDICTORS = {
@@ -70,9 +71,10 @@ _NUMBERS = tuple(ATTRS)[10:]
 _NEVER, _INVALID = -1, np.iinfo(np.int64).max
 
 
+@analysis
 def freeze_predictors(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
-) -> xr.Dataset:
+) -> Plan:
     """Correlate the step at which each token froze for good with what may explain it.
 
     Parameters
@@ -102,18 +104,9 @@ def freeze_predictors(
     x = blocks.require(ds, variable, "freeze_predictors")
     extra = blocks.check_steps(ds, "freeze_predictors", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
-    per_token, _ = transitions.measure(x, grid)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
     names = [name for name in PREDICTORS if with_h or name != "h_alignment"]
-    last = da.blockwise(
-        _last_motion, "tn", per_token, "tn", _labels(ds, per_token), "t",
-        dtype=np.int64, adjust_chunks={"t": 1}, align_arrays=False, meta=np.empty((0, 0), np.int64),
-    )  # fmt: skip
-    first_step, last_step = blocks.ends(blocks.as_dask(x.data))
-    inputs = {"last": last.rechunk(-1), "first": first_step, "final": last_step}
-    if with_h:
-        inputs["h_mean"] = blocks.as_series(ds["h_mean"])[1:].rechunk(-1)
-    n = ds.sizes["token"]
+    n, end = ds.sizes["token"], int(ds["step"].values[-1])
     shapes: dict[str, Any] = {
         "freeze_step": (("token",), (n,), "i8"),
         "censored": (("token",), (n,), "i1"),
@@ -121,36 +114,77 @@ def freeze_predictors(
         **{name: (("predictor",), (len(names),), "i8" if name == "n_pairs" else "f8") for name in _PER_PREDICTOR},
         **dict.fromkeys(_NUMBERS, ((), (), "i8")),
     }
-    end = int(ds["step"].values[-1])
-    values: dict[str, Any] = blocks.at_once(inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names))
-    coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("token",)}
-    left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
-    attrs = blocks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
-    if extra:  # this dataset has no steps
-        span = {"long_name": "most optimizer updates that a transition spans", "units": "1"}
-        values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
-    return xr.Dataset(values, {**coords, "predictor": names}, attrs)
+
+    def finish(found: Findings) -> xr.Dataset:
+        inputs = {"ends": found.merged("ends", "ends", _longer)}
+        if with_h:
+            inputs["h_mean"] = blocks.as_series(ds["h_mean"])[1:].rechunk(-1)
+        values: dict[str, Any] = blocks.at_once(inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names))
+        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("token",)}
+        left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
+        attrs = blocks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
+        if extra:  # this dataset has no steps
+            span = {"long_name": "most optimizer updates that a transition spans", "units": "1"}
+            values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
+        return xr.Dataset(values, {**coords, "predictor": names}, attrs)
+
+    probe = Ends(variable, ds["step"].values)
+    return Plan({variable: blocks.as_dask(x.data)}, {"ends": probe}, finish)
 
 
-def _labels(ds: xr.Dataset, per_token: da.Array) -> da.Array:
-    return da.from_array(ds["step"].values[1:], chunks=(per_token.chunks[0],))
+@dataclass(frozen=True)
+class Ends:
+    """The probe of how tokens begin and end: their first and last places, and when they last moved."""
+
+    variable: str
+    steps: NDArray[np.int64]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """One `ends` per row: `first`, `last` (token, dim), and `moved`, the label of the last motion."""
+        return {"ends": Field("row")}
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
 
 
-def _last_motion(block: transitions.Block, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The label of the last step of a block at which each token moved."""
-    moved = block["moved_dims"]
-    last = np.where(moved > 0, steps[:, None], _NEVER).max(axis=0, keepdims=True)
-    return np.where((moved < 0).any(axis=0), _INVALID, last)
+class _Look:
+    def __init__(self, probe: Ends, row: Row) -> None:
+        self.name, self.labels = probe.variable, probe.steps[row.later]
+        self.first: Any = None
+        self.last: Any = None
+        self.moved = np.full(row.n_tokens, _NEVER)
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba import last_motion  # here, so that a graph is built without numba
+
+        steps = piece.values[self.name]
+        self.first = steps[0].copy() if self.first is None else self.first
+        self.last = steps[-1].copy()
+        labels = self.labels[piece.start : piece.start + piece.n_transitions]
+        last_motion(piece.floats(self.name), piece.changed(self.name), labels, _INVALID, self.moved)
+
+    def end(self) -> dict[str, Any]:
+        return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}
+
+
+def _longer(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return {"first": a["first"], "last": b["last"], "moved": np.maximum(a["moved"], b["moved"])}
 
 
 def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[str, ...]) -> blocks.Block:
-    (last,), (first_step,), (last_step,) = inputs["last"], inputs["first"], inputs["final"]
-    moved = last.max(axis=0)
+    (ends,) = inputs["ends"]
+    moved = ends["moved"]
     invalid, never = moved == _INVALID, moved == _NEVER
     used = ~invalid & ~never
     censored = used & (moved == end)
     time = np.where(used, np.where(used, moved, 0) + 1, -1)
-    value = np.stack([_predictor(name, first_step[0], last_step[0], inputs, grid) for name in names])
+    value = np.stack([_predictor(name, ends["first"], ends["last"], inputs, grid) for name in names])
     value[:, invalid] = np.nan
     rows = [_correlate(time[used], censored[used], v[used]) for v in value]
     numbers = {"n_frozen": used & ~censored, "n_censored": censored, "n_never_moved": never, "n_invalid": invalid}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Findings, Plan, analysis
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {
@@ -50,7 +51,8 @@ _SCALARS = ("half_lag", "resultant_length", "straightness")
 _COUNTS = ("n_pairs", "half_lag")
 
 
-def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: bool = False) -> xr.Dataset:
+@analysis
+def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: bool = False) -> Plan:
     """How long the mean hidden state keeps its direction.
 
     Parameters
@@ -87,11 +89,15 @@ def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: boo
         **{name: (("lag",), (lags + 1,), "i8" if name in _COUNTS else "f8") for name in _PER_LAG},
         **{name: ((), (), "i8" if name in _COUNTS else "f8") for name in _SCALARS},
     }
-    inputs = {"h": blocks.as_series(h)[1:].rechunk(-1)}
-    values = blocks.at_once(inputs, _measure, shapes, ATTRS, place=later - later[0], n_lags=lags + 1)
-    lag = xr.Variable("lag", np.arange(lags + 1), {"long_name": "lag", "units": "step"})
-    coords = {"step": ds["step"].variable[1:], "lag": lag}
-    return xr.Dataset({**values, **extra}, coords, blocks.result_attrs(ds))
+
+    def finish(_: Findings) -> xr.Dataset:  # it looks at no matrix
+        inputs = {"h": blocks.as_series(h)[1:].rechunk(-1)}
+        values = blocks.at_once(inputs, _measure, shapes, ATTRS, place=later - later[0], n_lags=lags + 1)
+        lag = xr.Variable("lag", np.arange(lags + 1), {"long_name": "lag", "units": "step"})
+        coords = {"step": ds["step"].variable[1:], "lag": lag}
+        return xr.Dataset({**values, **extra}, coords, blocks.result_attrs(ds))
+
+    return Plan({}, {}, finish)
 
 
 def _needed(ds: xr.Dataset) -> xr.DataArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
 ATTRS: dict[str, dict[str, Any]] = {
     "centroid": {"long_name": "centroid C of the tokens", "units": "1", "formula": "C[t] = mean_i W[t,i]"},
@@ -40,7 +42,8 @@ ATTRS: dict[str, dict[str, Any]] = {
 PER_TOKEN = ("position", "thermal_velocity")
 
 
-def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool = False) -> xr.Dataset:
+@analysis
+def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool = False) -> Plan:
     """Separate the motion of the cloud from the motion within it.
 
     Parameters
@@ -78,18 +81,19 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     extra = blocks.check_steps(ds, "kinematics", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
     if name == "delta":
         _refuse_missing(ds)
-    x = blocks.as_dask(recorded.data)
+    x, key = blocks.as_dask(recorded.data), name
     if name == "delta":
-        x = da.cumsum(x.astype(np.float64), axis=0)
-    result = centroid_layer(x)
-    values = blocks.fields(result, ("step",), ATTRS)
-    values["position"] = _positions(x)
-    values["thermal_velocity"] = _thermal(x, result)
-    if extra:
-        span = np.concatenate([[0], extra["step_span"].values])
-        extra = {"step_span": xr.Variable("step", span, extra["step_span"].attrs)}
-    origin = "relative" if name == "delta" else "absolute"
-    return xr.Dataset({**values, **extra}, ds.coords, blocks.result_attrs(ds, variable=name, origin=origin))
+        x, key = da.cumsum(x.astype(np.float64), axis=0), "position"
+
+    def finish(found: Findings) -> xr.Dataset:
+        values = with_start(found)
+        values["position"] = _positions(x)
+        values["thermal_velocity"] = _thermal(x, values["bulk_velocity"].data)
+        origin = "relative" if name == "delta" else "absolute"
+        attrs = blocks.result_attrs(ds, variable=name, origin=origin)
+        return xr.Dataset({**values, **blocks.from_the_first(extra)}, ds.coords, attrs)
+
+    return Plan({key: x}, {"cloud": Cloud(key)}, finish)
 
 
 def _refuse_missing(ds: xr.Dataset) -> None:
@@ -103,26 +107,63 @@ def _refuse_missing(ds: xr.Dataset) -> None:
         )
 
 
-def centroid_layer(x: da.Array) -> da.Array:
-    """The per-step results, (step,); what needs the centroid alone shares the layer with `kinematics`."""
-    return blocks.per_step(x, _kernel, fields_dtype(x.shape[2]), previous=True)
+FIELDS = {
+    "centroid": Field("states", ("dim",)),
+    "bulk_velocity": Field("transitions", ("dim",)),
+    "bulk_speed": Field("transitions"),
+    "thermal_rms": Field("transitions"),
+    "radius": Field("states"),
+    "radius_max": Field("states"),
+    "thermal_residual": Field("transitions"),
+    "n_invalid": Field("states", (), "i8"),
+}
 
 
-def fields_dtype(n_dims: int) -> np.dtype[Any]:
-    """The per-step results for a number of dims."""
-    vectors = [(name, "f8", (n_dims,)) for name in ("centroid", "bulk_velocity")]
-    scalars = ("bulk_speed", "thermal_rms", "radius", "radius_max", "thermal_residual")
-    return np.dtype([*vectors, *((name, "f8") for name in scalars), ("n_invalid", "i8")])
+@dataclass(frozen=True)
+class Cloud:
+    """The probe of the cloud as a whole; `FIELDS` says what it finds."""
+
+    variable: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self.variable, row)
 
 
-def _kernel(block: list[NDArray[Any]], before: list[NDArray[Any]], out: dict[str, NDArray[Any]]) -> None:
-    from deadtok_xr.kernels.numba import kinematics as kernel  # here, so that a graph is built without numba
+class _Look:
+    def __init__(self, variable: str, row: Row) -> None:
+        self.variable, self.out = variable, room(FIELDS, row)
+        self.centre: NDArray[np.float64] | None = None
 
-    kernel([_floats(b) for b in block], [_floats(b) for b in before], out)
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba import kinematics as kernel  # here, so that a graph is built without numba
+
+        steps, changed = piece.floats(self.variable), piece.changed(self.variable)
+        self.centre = kernel(steps, changed, self.centre, piece.room(self.out, FIELDS))
+
+    def end(self) -> dict[str, Any]:
+        return self.out
 
 
-def _floats(block: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(block if block.dtype == np.float64 else decode(block))
+def with_start(found: Findings) -> dict[str, xr.Variable]:
+    """The fields of the probe "cloud" over all steps; at the first one there is no velocity."""
+    variables = found.variables("cloud", ATTRS)
+    steps = found.array("cloud", "radius").chunks[0]
+    for name, field in FIELDS.items():
+        if field.over == "transitions":
+            dims, data, attrs = variables[name].dims, variables[name].data, variables[name].attrs
+            start = da.full((1, *data.shape[1:]), np.nan, chunks=(1, *data.chunks[1:]))
+            variables[name] = xr.Variable(dims, da.concatenate([start, data]).rechunk({0: steps}), attrs)
+    return variables
 
 
 def _positions(x: da.Array) -> xr.Variable:
@@ -130,14 +171,13 @@ def _positions(x: da.Array) -> xr.Variable:
     return xr.Variable(("step", "token", "dim"), blocks.uniform(x), ATTRS["position"])
 
 
-def _thermal(x: da.Array, result: da.Array) -> xr.Variable:
+def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
     before = blocks.neighbour(x, -1)
-    data = da.blockwise(
-        _own_velocity, "tnd", x, "tnd", before, "tnd", result, "t", dtype=np.float64, align_arrays=False
-    )
+    bulk = bulk.rechunk((x.chunks[0], x.chunks[2]))
+    data = da.blockwise(_own_velocity, "tnd", x, "tnd", before, "tnd", bulk, "td", dtype=np.float64, align_arrays=False)
     return xr.Variable(("step", "token", "dim"), blocks.uniform(data), ATTRS["thermal_velocity"])
 
 
-def _own_velocity(x: NDArray[Any], before: NDArray[Any], of_step: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float64]) -> NDArray[np.float64]:
     velocity = np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64))
-    return velocity - of_step["bulk_velocity"][:, None, :]
+    return velocity - bulk[:, None, :]

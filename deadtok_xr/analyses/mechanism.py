@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses import replayed, transitions
 from deadtok_xr.analyses.updates import read_updates
 from deadtok_xr.errors import InputError
+from deadtok_xr.series import Series
+from deadtok_xr.sweep import Findings, Plan, analysis
 
 CAUSES = ("no_gradient", "rounded_to_zero", "moved", "unknown")
 _OF_CAUSES = {"flag_values": list(range(4)), "flag_meanings": " ".join(CAUSES)}
@@ -74,6 +75,7 @@ OF_TOKENS: dict[str, dict[str, Any]] = {
 }
 
 
+@analysis
 def mechanism(
     ds: xr.Dataset,
     *,
@@ -84,7 +86,7 @@ def mechanism(
     precision: str | None = None,
     updates_before: int = 0,
     allow_gaps: bool = False,
-) -> xr.Dataset:
+) -> Plan:
     """Replay every update with torch's arithmetic, and say of each element why it moved or did not.
 
     Parameters
@@ -146,19 +148,22 @@ def mechanism(
         arithmetic = u.settings.arithmetic
     u.ready_for(arithmetic, "mechanism")
     notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.untried}
-    per_token = blocks.joint_transitions(
-        u.arrays, replayed.replay_block, replayed.PER_TOKEN, settings=u.settings, arithmetic=arithmetic, grids=u.grids
-    )
-    values = {
-        **blocks.fields(per_token, ("step", "token"), PER_TOKEN),
-        **blocks.fields(_steps(per_token), ("step",), PER_STEP),
-        **blocks.fields(_tokens(per_token), ("token",), OF_TOKENS),
-        **extra,
-    }
-    attrs = blocks.result_attrs(
-        ds, variable=variable, precision=u.grids["W"], arithmetic=arithmetic, optimizer=u.settings.optimizer, **notes
-    )
-    return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+    def finish(found: Findings) -> xr.Dataset:
+        values = {
+            **found.variables("replay", {**PER_TOKEN, **PER_STEP}),
+            **_of_tokens(found, ds.sizes["token"]),
+            **extra,
+        }
+        attrs = blocks.result_attrs(
+            ds, variable=variable, precision=u.grids["W"], arithmetic=arithmetic, optimizer=u.settings.optimizer,
+            **notes,
+        )  # fmt: skip
+        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+    series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr", "step")}
+    probe = replayed.Replay(u.settings, arithmetic, u.grids, series)
+    return Plan({n: u.arrays[n] for n in u.grids}, {"replay": probe}, finish)
 
 
 def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Variable]:
@@ -174,55 +179,23 @@ def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Va
         ) from None
 
 
-_STEP_FIELDS = np.dtype([(n, "i8" if n.startswith("n_") else "f8") for n in PER_STEP])
-_TOKEN_FIELDS = np.dtype([(n, {"last_motion": "i8", "freeze_cause": "i1"}.get(n, "f8")) for n in OF_TOKENS])
-
-
-def _steps(per_token: da.Array) -> da.Array:
-    meta = np.empty(0, _STEP_FIELDS)
-    return da.blockwise(_of_steps, "t", per_token, "tn", dtype=_STEP_FIELDS, meta=meta, concatenate=None)
-
-
-def _of_steps(parts: list[replayed.Block]) -> replayed.Block:
-    partial = [part["partial"] for part in parts]
-    n: dict[str, Any] = {name: sum(p[name] for p in partial) for name in replayed.PARTIAL.names or () if name != "lr"}
-    lr = partial[0]["lr"]
-    elements = sum(n[c] for c in CAUSES)
-    return {
-        **{f"n_{c}": n[c] for c in CAUSES},
-        "n_compared": n["compared"],
-        "n_missed": n["compared"] - n["equal"],
-        "replay_agreement": _ratio(n["equal"], n["compared"]),
-        "replay_agreement_moved": _ratio(n["equal_moved"], n["compared_moved"]),
-        "baseline_agreement": _ratio(n["compared"] - n["compared_moved"], n["compared"]),
-        "exp_avg_agreement": _ratio(n["m_equal"], n["m_compared"]),
-        "exp_avg_sq_agreement": _ratio(n["v_equal"], n["v_compared"]),
-        "stalled_fraction": _ratio(n["stalled"], n["v_known"]),
-        "weight_decay_only": _ratio(n["decay_only"], n["decay_known"]),
-        "at_power_of_two": _ratio(n["at_power_of_two"], elements),
-        "lr": lr,
-        "lr_estimate": lr * _ratio(n["along"], n["squares"]),
-        "intended_norm": np.sqrt(n["intended_squares"]),
-        "realised_norm": np.sqrt(n["realised_squares"]),
+def _of_tokens(found: Findings, n_tokens: int) -> dict[str, xr.Variable]:
+    inputs = {
+        "net": found.merged("replay", "net", np.add),
+        "freeze": found.merged("replay", "freeze", replayed.merge_freezes),
     }
+    dtypes = {"last_motion": "i8", "freeze_cause": "i1"}
+    shapes: dict[str, Any] = {name: (("token",), (n_tokens,), dtypes.get(name, "f8")) for name in OF_TOKENS}
+    return blocks.at_once(inputs, _totals, shapes, OF_TOKENS)
 
 
-def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
-
-
-def _tokens(per_token: da.Array) -> da.Array:
-    meta = np.empty(0, _TOKEN_FIELDS)
-    return da.blockwise(_of_tokens, "n", per_token, "tn", dtype=_TOKEN_FIELDS, meta=meta, concatenate=None)
-
-
-def _of_tokens(parts: list[replayed.Block]) -> replayed.Block:
-    net = np.linalg.norm(sum(part["net"] for part in parts), axis=2)
-    freeze = replayed.merge_freezes([part["freeze"] for part in parts])
+def _totals(inputs: dict[str, list[Any]]) -> blocks.Block:
+    (net,), (freeze,) = inputs["net"], inputs["freeze"]
+    lengths = np.linalg.norm(net, axis=2)
     return {
-        "intended_net": net[:, 0],
-        "realised_net": net[:, 1],
+        "intended_net": lengths[:, 0],
+        "realised_net": lengths[:, 1],
         "last_motion": freeze["last_motion"],
-        "freeze_cause": np.where(freeze["next_step"] >= 0, freeze["next_cause"], CAUSES.index("moved")).astype("i1"),
+        "freeze_cause": np.where(freeze["next_step"] >= 0, freeze["next_cause"], CAUSES.index("moved")),
         "margin_after": freeze["margin_after"],
     }

@@ -8,6 +8,7 @@ import xarray as xr
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses import transitions
+from deadtok_xr.sweep import Findings, Plan, analysis
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -51,9 +52,8 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def motion(
-    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
-) -> xr.Dataset:
+@analysis
+def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False) -> Plan:
     """Measure every transition of every token.
 
     Parameters
@@ -86,11 +86,10 @@ def motion(
     x = blocks.require(ds, variable, "motion")
     extra = blocks.check_steps(ds, "motion", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
-    per_token, per_step = transitions.measure(x, grid)
-    values = {
-        **blocks.fields(per_token, ("step", "token"), ATTRS),
-        **blocks.fields(per_step, ("step",), ATTRS),
-        **extra,
-    }
-    attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
-    return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+    def finish(found: Findings) -> xr.Dataset:
+        attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+        values = {**found.variables("transitions", ATTRS), **extra}
+        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+    return transitions.plan(x, grid, finish)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from deadtok_xr import blocks
 from deadtok_xr.analyses import transitions
 from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Findings, Plan, analysis
 
 LATTICE = ("frozen", "late", "midlife", "early")
 MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")
@@ -19,6 +20,7 @@ _DEFINITION = {
 }
 
 
+@analysis
 def phases(
     ds: xr.Dataset,
     *,
@@ -26,7 +28,7 @@ def phases(
     variable: str = "W",
     precision: str | None = None,
     allow_gaps: bool = False,
-) -> xr.Dataset:
+) -> Plan:
     """Sort every token at every step into a phase, and count.
 
     Parameters
@@ -56,41 +58,25 @@ def phases(
     x = blocks.require(ds, variable, "phases")
     extra = blocks.check_steps(ds, "phases", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
-    _, per_step = transitions.measure(x, grid)
-    shape = {"chunks": (per_step.chunks[0], (4,)), "new_axis": 1, "meta": np.empty((0, 0))}
-    fraction = blocks.uniform(per_step.map_blocks(_fraction, scheme, dtype=np.float64, **shape))
-    counts = per_step.map_blocks(_counts, scheme, dtype=np.int64, **shape).rechunk(-1)
-    first = counts.map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
-    labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
-    return xr.Dataset(
-        {
-            "fraction": (
-                ("step", "phase"),
-                fraction,
-                _attrs("share of the valid tokens in the phase", scheme),
-            ),
-            "transition_step": (
-                "phase",
-                first,
-                _attrs("first step with a majority in the phase or colder", scheme),
-            ),
-            **extra,
-        },
-        labels,
-        blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid),
-    )
+
+    def finish(found: Findings) -> xr.Dataset:
+        counts = found.array("transitions", scheme)
+        fraction = counts.map_blocks(_fraction, dtype=np.float64)
+        first = counts.rechunk(-1).map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
+        meanings = ("share of the valid tokens in the phase", "first step with a majority in the phase or colder")
+        formula = {"units": "1", "formula": _DEFINITION[scheme]}
+        values = {
+            "fraction": (("step", "phase"), fraction, {"long_name": meanings[0], **formula}),
+            "transition_step": ("phase", first, {"long_name": meanings[1], **formula}),
+        }
+        labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
+        attrs = blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid)
+        return xr.Dataset({**values, **extra}, labels, attrs)
+
+    return transitions.plan(x, grid, finish)
 
 
-def _attrs(meaning: str, scheme: str) -> dict[str, str]:
-    return {"long_name": meaning, "units": "1", "formula": _DEFINITION[scheme]}
-
-
-def _counts(block: transitions.Block, scheme: str) -> NDArray[np.int64]:
-    return block[scheme]
-
-
-def _fraction(block: transitions.Block, scheme: str) -> NDArray[np.float64]:
-    counts = block[scheme]
+def _fraction(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     valid = counts.sum(axis=1, keepdims=True)
     return np.where(valid > 0, counts / np.maximum(valid, 1), np.nan)
 

@@ -1,8 +1,8 @@
-"""One task of `mechanism`: a block of updates replayed, each element classed, and the sums for each step."""
+"""The probe of `mechanism`: updates replayed, each element classed, and the sums for each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,61 +12,102 @@ from deadtok_xr import kernels
 from deadtok_xr.analyses.updates import PIECE, held
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
+from deadtok_xr.series import Series
+from deadtok_xr.sweep import Block, Field, Piece, Row, room
 
-PER_TOKEN = np.dtype([("cause", "i1"), ("margin", "f8"), ("intended", "f4")])
 COUNTS = (
     "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
     "at_power_of_two",
 )  # fmt: skip
 MORE = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known")
 SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
+RATIOS = (
+    "replay_agreement", "replay_agreement_moved", "baseline_agreement", "exp_avg_agreement", "exp_avg_sq_agreement",
+    "stalled_fraction", "weight_decay_only", "at_power_of_two", "lr", "lr_estimate", "intended_norm", "realised_norm",
+)  # fmt: skip
 PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *MORE)] + [(n, "f8") for n in SUMS])
 
-Block = dict[str, Any]
 Tensors = arithmetics.Tensors
 
 
-def replay_block(
-    parts: dict[str, tuple[NDArray[Any], NDArray[Any]]],
-    out: Block,
-    *,
-    settings: Settings,
-    arithmetic: str,
-    grids: dict[str, str],
-) -> None:
-    """Fill ``out`` with what each transition of a block is like; adds ``partial``, ``net`` and ``freeze``."""
-    n_steps, n_tokens = out["cause"].shape
-    n_dims = parts["W"][0].shape[2]
-    out["partial"] = np.zeros(n_steps, PARTIAL)
-    out["net"] = np.zeros((n_tokens, 2, n_dims))
-    lattice = kernels.lattice(grids["W"])
-    height = max(1, PIECE // n_dims)
-    for first in range(0, n_tokens, height):
-        rows = slice(first, first + height)
-        for i, (t, lr, before, after) in enumerate(_updates(parts, grids, rows, n_steps)):
-            row: Block = {name: out[name][i, rows] for name in PER_TOKEN.names or ()}
-            _one(settings, arithmetic, lattice, t, lr, before, after, row, out["net"][rows], out["partial"][i])
-    out["freeze"] = freezes(out["cause"], out["margin"], parts["step"])
+_STEP = Field("transitions", (), "i8")
+FIELDS = {
+    "cause": Field("transitions", ("token",), "i1"),
+    "margin": Field("transitions", ("token",), "f8"),
+    "intended": Field("transitions", ("token",), "f4"),
+    **{f"n_{name}": _STEP for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "missed")},
+    **{name: Field("transitions") for name in RATIOS},
+    "net": Field("row"),
+    "freeze": Field("row"),
+}
 
 
-def _updates(
-    parts: dict[str, tuple[NDArray[Any], NDArray[Any]]], grids: dict[str, str], rows: slice, n: int
-) -> Iterator[tuple[int, float, Tensors, Tensors]]:
-    """The updates of some rows, in order; t is 0 where a transition is more than one update."""
+@dataclass(frozen=True)
+class Replay:
+    """The probe of replayed updates; `FIELDS` says what it finds.
 
-    def at(name: str, i: int) -> NDArray[Any]:
-        now, after = parts[name]
-        return now[i] if i < len(now) else after[i - len(now)]
+    Attributes
+    ----------
+    settings, arithmetic
+        How the optimizer made an update.
+    grids
+        The number format of each tensor: the variables that it looks at.
+    series
+        Per step, `t`, the optimizer's count of updates, `lr`, and `step`, the label.
+    """
 
-    def tensors(i: int) -> Tensors:
-        return {name: arithmetics.to_tensor(held(at(name, i)[rows], grids[name])) for name in grids}
+    settings: Settings
+    arithmetic: str
+    grids: dict[str, str]
+    series: dict[str, Series]
 
-    before = tensors(0)
-    for i in range(n):
-        after = tensors(i + 1)
-        t, earlier = float(at("t", i + 1)[0, 0]), float(at("t", i)[0, 0])
-        yield int(t) if t == earlier + 1 else 0, float(at("lr", i + 1)[0, 0]), before, after
-        before = after
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The tensors."""
+        return tuple(self.grids)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Replay, row: Row) -> None:
+        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+        self.lattice = kernels.lattice(probe.grids["W"])
+        self.partial = np.zeros(row.n_transitions, PARTIAL)
+        self.net = np.zeros((row.n_tokens, 2, row.n_dims))
+        at = slice(row.first, row.later.stop)
+        self.t, self.lr, self.steps = (probe.series[n].values()[at] for n in ("t", "lr", "step"))
+
+    def piece(self, piece: Piece) -> None:
+        height = max(1, PIECE // self.row.n_dims)
+        for first in range(0, self.row.n_tokens, height):
+            rows = slice(first, first + height)
+            before = self._tensors(piece, 0, rows)
+            for i in range(piece.n_transitions):
+                after = self._tensors(piece, i + 1, rows)
+                self._update(piece.start + i, before, after, rows)
+                before = after
+
+    def _tensors(self, piece: Piece, i: int, rows: slice) -> Tensors:
+        grids = self.probe.grids
+        return {name: arithmetics.to_tensor(held(piece.values[name][i, rows], grids[name])) for name in grids}
+
+    def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
+        t = int(self.t[i + 1]) if self.t[i + 1] == self.t[i] + 1 else 0  # else it is more than one update
+        out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
+        s, arithmetic, lr = self.probe.settings, self.probe.arithmetic, float(self.lr[i + 1])
+        _one(s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
+
+    def end(self) -> Block:
+        out = {**self.out, **of_steps(self.partial)}
+        labels = self.steps[1:].astype(np.int64)
+        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels)}
 
 
 def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors, after: Tensors,
@@ -128,10 +169,34 @@ def _flat(x: Any) -> NDArray[np.float32]:
     return x.reshape(-1).float().numpy()
 
 
-def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], steps: Any) -> Block:
-    """What a block of steps tells of each token's last motion, and of what came after it: see `merge_freezes`."""
+def of_steps(n: NDArray[Any]) -> Block:
+    """Per step, what its counts and sums mean."""
+    elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
+    return {
+        **{f"n_{name}": n[name] for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared")},
+        "n_missed": n["compared"] - n["equal"],
+        "replay_agreement": _ratio(n["equal"], n["compared"]),
+        "replay_agreement_moved": _ratio(n["equal_moved"], n["compared_moved"]),
+        "baseline_agreement": _ratio(n["compared"] - n["compared_moved"], n["compared"]),
+        "exp_avg_agreement": _ratio(n["m_equal"], n["m_compared"]),
+        "exp_avg_sq_agreement": _ratio(n["v_equal"], n["v_compared"]),
+        "stalled_fraction": _ratio(n["stalled"], n["v_known"]),
+        "weight_decay_only": _ratio(n["decay_only"], n["decay_known"]),
+        "at_power_of_two": _ratio(n["at_power_of_two"], elements),
+        "lr": n["lr"].copy(),
+        "lr_estimate": n["lr"] * _ratio(n["along"], n["squares"]),
+        "intended_norm": np.sqrt(n["intended_squares"]),
+        "realised_norm": np.sqrt(n["realised_squares"]),
+    }
+
+
+def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64]) -> Block:
+    """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`."""
     n, tokens = cause.shape
-    labels = np.concatenate([part[:, 0, 0] for part in steps])[1 : n + 1].astype(np.int64)
     moved = cause == 2
     last = np.where(moved.any(axis=0), n - 1 - moved[::-1].argmax(axis=0), -1)
     after = np.arange(n)[:, None] > last
@@ -145,14 +210,13 @@ def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], steps: Any) ->
     }
 
 
-def merge_freezes(parts: list[Block]) -> Block:
-    """The same of several blocks in the order of their steps."""
-    first = parts[0]
-    last, step, cause, margin = (first[k] for k in ("last_motion", "next_step", "next_cause", "margin_after"))
-    for p in parts[1:]:
-        moved = p["last_motion"] >= 0
-        fresh = moved | (step < 0)  # nothing followed the last motion so far
-        last = np.where(moved, p["last_motion"], last)
-        margin = np.where(moved, p["margin_after"], np.fmax(margin, p["margin_after"]))
-        step, cause = np.where(fresh, p["next_step"], step), np.where(fresh, p["next_cause"], cause)
-    return {"last_motion": last, "next_step": step, "next_cause": cause, "margin_after": margin}
+def merge_freezes(a: Block, b: Block) -> Block:
+    """The same of two rows, one after the other."""
+    moved = b["last_motion"] >= 0
+    fresh = moved | (a["next_step"] < 0)  # nothing followed the last motion so far
+    return {
+        "last_motion": np.where(moved, b["last_motion"], a["last_motion"]),
+        "next_step": np.where(fresh, b["next_step"], a["next_step"]),
+        "next_cause": np.where(fresh, b["next_cause"], a["next_cause"]),
+        "margin_after": np.where(moved, b["margin_after"], np.fmax(a["margin_after"], b["margin_after"])),
+    }

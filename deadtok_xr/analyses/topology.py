@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.transitions import grid_name
-from deadtok_xr.bfloat16 import decode, get_grid, ulp
+from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
-FIELDS = np.dtype(
-    [
-        ("mean_ulp", "f8"),
-        ("density", "f8"),
-        ("largest_component", "i8"),
-        ("n_singletons", "i8"),
-        ("n_components", "i8"),
-        ("n_invalid", "i8"),
-    ]
-)
+FIELDS = {
+    "mean_ulp": Field("states"),
+    "density": Field("states"),
+    "largest_component": Field("states", (), "i8"),
+    "n_singletons": Field("states", (), "i8"),
+    "n_components": Field("states", (), "i8"),
+    "n_invalid": Field("states", (), "i8"),
+}
 COINCIDENT = ("separate", "linked")
 ATTRS: dict[str, dict[str, Any]] = {
     "mean_ulp": {
@@ -42,9 +41,10 @@ ATTRS: dict[str, dict[str, Any]] = {
 }
 
 
+@analysis
 def topology(
     ds: xr.Dataset, *, coincident: str = "separate", variable: str = "W", precision: str | None = None
-) -> xr.Dataset:
+) -> Plan:
     """The adjacency graph of the tokens at every step.
 
     Two tokens are adjacent when 0 < L∞ distance <= `mean_ulp`, the mean over dims of the ULP at their
@@ -79,18 +79,50 @@ def topology(
         raise InputError(f"coincident={coincident!r}: choose one of {', '.join(COINCIDENT)}")
     recorded = blocks.require(ds, variable, "topology")
     grid = grid_name(recorded, precision)
-    x = blocks.as_dask(recorded.data)
-    result = blocks.per_step(x, _kernel, FIELDS, precision=grid, linked=coincident == "linked")
-    coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-    attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident, precision=grid)
-    return xr.Dataset(blocks.fields(result, ("step",), ATTRS), coords, attrs)
+
+    def finish(found: Findings) -> xr.Dataset:
+        coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
+        attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident, precision=grid)
+        return xr.Dataset(found.variables("graph", ATTRS), coords, attrs)
+
+    probe = Graph(variable, grid, linked=coincident == "linked")
+    return Plan({variable: blocks.as_dask(recorded.data)}, {"graph": probe}, finish)
 
 
-def _kernel(parts: list[NDArray[Any]], out: dict[str, NDArray[Any]], *, precision: str, linked: bool) -> None:
-    from deadtok_xr.kernels.numba import centroid
-    from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
+@dataclass(frozen=True)
+class Graph:
+    """The probe of the adjacency graph; `FIELDS` says what it finds."""
 
-    parts = [np.ascontiguousarray(decode(part)) for part in parts]
-    centre = centroid(parts).astype(np.float32).astype(get_grid(precision).dtype)
-    out["mean_ulp"][:] = ulp(centre, precision).mean(axis=1)
-    kernel(parts, out["mean_ulp"], linked, out)
+    variable: str
+    grid: str
+    linked: bool
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Graph, row: Row) -> None:
+        self.probe, self.out = probe, room(FIELDS, row)
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba import centroid
+        from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
+
+        grid, out = self.probe.grid, piece.room(self.out, FIELDS)
+        steps = piece.floats(self.probe.variable)[: piece.n_states]
+        out["mean_ulp"][:] = ulp(centroid(steps).astype(np.float32).astype(get_grid(grid).dtype), grid).mean(axis=1)
+        kernel(steps, piece.changed(self.probe.variable), out["mean_ulp"], self.probe.linked, out)
+
+    def end(self) -> dict[str, Any]:
+        return self.out

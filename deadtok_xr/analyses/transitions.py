@@ -1,70 +1,85 @@
-"""The measurement of every transition that `motion` and `phases` share: one kernel call per block.
-
-Beside the results per token, a block's task leaves what its tokens add to each step's figures, so that these
-cost no second look at the results.
-"""
+"""The measurement of every transition that `motion`, `phases` and others share."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.errors import InputError, OffGridError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, room
 
-PER_TOKEN = np.dtype(
-    [
-        ("displacement", "f4"),
-        ("displacement_ulp", "f4"),
-        ("lattice_l1", "f8"),
-        ("lattice_l2", "f8"),
-        ("lattice_linf", "f8"),
-        ("moved_dims", "i8"),
-    ]
-)
-PER_STEP = np.dtype(
-    [
-        ("displacement_ulp_mean", "f8"),
-        ("displacement_ulp_std", "f8"),
-        ("n_invalid", "i8"),
-        ("lattice", "i8", (4,)),
-        ("magnitude", "i8", (4,)),
-    ]
-)
-_PARTIAL = np.dtype(
-    [
-        ("n", "i8"),
-        ("mean", "f8"),
-        ("squares", "f8"),
-        ("n_invalid", "i8"),
-        ("lattice", "i8", (4,)),
-        ("magnitude", "i8", (4,)),
-    ]
-)
 MAGNITUDES = (0.1, 10.0, 100.0)
 """The limits of notebook 1.31b's regimes, in norm ULP."""
+_PER_TOKEN = {"displacement": "f4", "displacement_ulp": "f4", "lattice_l1": "f8", "lattice_l2": "f8",
+              "lattice_linf": "f8", "moved_dims": "i8"}  # fmt: skip
+_OF_FOUR = np.dtype(("i8", (4,)))
+FIELDS = {
+    **{name: Field("transitions", ("token",), dtype) for name, dtype in _PER_TOKEN.items()},
+    "displacement_ulp_mean": Field("transitions"),
+    "displacement_ulp_std": Field("transitions"),
+    "n_invalid": Field("transitions", (), "i8"),
+    "lattice": Field("transitions", ("phase",), _OF_FOUR),
+    "magnitude": Field("transitions", ("phase",), _OF_FOUR),
+}
+"""What the probe finds; the last two are the tokens in each phase of each scheme, from coldest to hottest."""
 
-Block = dict[str, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Transitions:
+    """The probe of every transition of a variable on a grid."""
+
+    variable: str
+    grid: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
 
 
-def measure(x: xr.DataArray, grid: str) -> tuple[da.Array, da.Array]:
-    """What every transition of a variable (step, token, dim) is like on a grid, lazily.
+class _Look:
+    def __init__(self, probe: Transitions, row: Row) -> None:
+        from deadtok_xr import kernels
 
-    Returns
-    -------
-    `PER_TOKEN` fields (step - 1, token), and `PER_STEP` fields (step - 1,): the mean and deviation
-    over valid tokens, and how many are in each phase of each scheme, from coldest to hottest.
-    """
-    per_token = blocks.transitions(blocks.as_dask(x.data), _kernel, PER_TOKEN, precision=grid, name=str(x.name))
-    per_step = da.blockwise(
-        _combine, "t", per_token, "tn", dtype=PER_STEP, meta=np.empty(0, PER_STEP), concatenate=None
-    )
-    return per_token, per_step
+        self.probe, self.lattice = probe, kernels.lattice(probe.grid)
+        self.out = room(FIELDS, row)
+        self.state: Any = None
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr import kernels
+        from deadtok_xr.kernels.numba import motion  # here, so that a graph is built without numba
+
+        name, grid = self.probe.variable, self.probe.grid
+        words, changed = kernels.words(piece.values[name]), piece.changed(name)
+        try:
+            self.state = motion(words, changed, self.state, self.lattice, MAGNITUDES, piece.room(self.out, FIELDS))
+        except OffGridError as error:
+            raise OffGridError(
+                f"{name}: {error} of {grid}; measure the recorded values, not derived ones, or say precision="
+            ) from None
+
+    def end(self) -> dict[str, Any]:
+        return self.out
+
+
+def plan(x: xr.DataArray, grid: str, finish: Callable[[Findings], xr.Dataset]) -> Plan:
+    """A plan with the probe of a variable's transitions alone, under the name "transitions"."""
+    name = str(x.name)
+    return Plan({name: blocks.as_dask(x.data)}, {"transitions": Transitions(name, grid)}, finish)
 
 
 def grid_name(x: xr.DataArray, precision: str | None) -> str:
@@ -97,52 +112,3 @@ def step_and_token_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
     """The coordinates of results that begin at the second step."""
     later = ds.isel(step=slice(1, None))
     return {str(n): c.variable for n, c in later.coords.items() if set(c.dims) <= {"step", "token"}}
-
-
-def _kernel(now: NDArray[Any], after: NDArray[Any], out: Block, *, precision: str, name: str) -> None:
-    from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba import motion as kernel  # here, so that a graph is built without numba
-
-    try:
-        kernel(kernels.words(now), kernels.words(after), kernels.lattice(precision), out)
-    except OffGridError as error:
-        raise OffGridError(
-            f"{name}: {error} of {precision}; measure the recorded values, not derived ones, or say precision="
-        ) from None
-    out["partial"] = _partial(out, now.shape[2])
-
-
-def _partial(block: Block, n_dims: int) -> NDArray[Any]:
-    """What a block's tokens add to each step's figures."""
-    valid = block["moved_dims"] >= 0
-    x = np.where(valid, block["displacement_ulp"], 0).astype(np.float64)
-    out = np.zeros(len(x), _PARTIAL)
-    out["n"] = n = valid.sum(axis=1)
-    out["mean"] = mean = x.sum(axis=1) / np.maximum(n, 1)
-    with np.errstate(invalid="ignore"):  # infinite displacements have no deviation: NaN
-        out["squares"] = (np.where(valid, x - mean[:, None], 0) ** 2).sum(axis=1)
-    out["n_invalid"] = valid.shape[1] - n
-    limits = (("lattice_l1", 0.0), ("lattice_linf", 1.0), ("lattice_l2", np.sqrt(n_dims)))
-    out["lattice"] = _phases([block[name] <= limit for name, limit in limits], n)
-    out["magnitude"] = _phases([block["displacement_ulp"] < limit for limit in MAGNITUDES], n)
-    return out
-
-
-def _phases(colder: list[NDArray[np.bool_]], n_valid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens per phase. Each phase with all colder ones is part of the next with its, so differences count."""
-    up_to = np.stack([*(mask.sum(axis=1) for mask in colder), n_valid], axis=-1)
-    return np.diff(up_to, axis=-1, prepend=0)
-
-
-def _combine(parts: list[Block]) -> Block:
-    """Merge the token blocks of the same steps: deviations within the parts and of the parts' means."""
-    partial = np.stack([block["partial"] for block in parts])
-    n = partial["n"].sum(axis=0)
-    mean = (partial["n"] * partial["mean"]).sum(axis=0) / np.maximum(n, 1)
-    with np.errstate(invalid="ignore"):
-        squares = (partial["squares"] + partial["n"] * (partial["mean"] - mean) ** 2).sum(axis=0)
-    return {
-        "displacement_ulp_mean": np.where(n > 0, mean, np.nan),
-        "displacement_ulp_std": np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan),
-        **{name: partial[name].sum(axis=0) for name in ("n_invalid", "lattice", "magnitude")},
-    }

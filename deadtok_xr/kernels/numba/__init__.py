@@ -3,5 +3,6 @@
 from deadtok_xr.kernels.numba.kinematics import centroid, kinematics
 from deadtok_xr.kernels.numba.motion import motion
 from deadtok_xr.kernels.numba.topology import topology
+from deadtok_xr.kernels.numba.words import changed_rows, last_motion
 
-__all__ = ["centroid", "kinematics", "motion", "topology"]
+__all__ = ["centroid", "changed_rows", "kinematics", "last_motion", "motion", "topology"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,83 +10,136 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.words import compiled, compiled_sums
 
 
-def centroid(blocks: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """The mean over tokens at each step, (t, d) in float64, of token blocks (t, n, d) of the same steps.
-
-    NaN in the dims in which a token is not finite.
-    """
-    sums = np.zeros((blocks[0].shape[0], blocks[0].shape[2]))
-    for block in blocks:
-        _add(block, sums)
-    sums[~np.isfinite(sums)] = np.nan
-    return sums / sum(block.shape[1] for block in blocks)
+def centroid(steps: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean over tokens of steps (t, n, d), (t, d) in float64; NaN in the dims in which a token is not finite."""
+    out = np.empty((steps.shape[0], steps.shape[2]))
+    _centroid(steps, out)
+    return out
 
 
-def kinematics(blocks: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]], out: dict[str, NDArray[Any]]) -> None:
-    """Fill ``out`` with the per-step quantities of all tokens.
+def kinematics(
+    steps: NDArray[Any], changed: NDArray[np.bool_], before: NDArray[np.float64] | None, out: dict[str, NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Fill ``out`` with what steps are like, and the transitions between them.
 
     Parameters
     ----------
-    blocks
-        The token blocks of the same steps, (t, n, d) each, float32 or float64.
+    steps
+        (t, n, d), float32 or float64.
+    changed
+        Which rows differ from the step before, (t - 1, n).
     before
-        The step before each block, (1, n, d); NaN where there is none.
+        The centroid of the first step, if it is known.
     out
-        Arrays (t, ...) to fill: centroid, bulk_velocity, bulk_speed, thermal_rms, radius,
-        radius_max, thermal_residual and n_invalid.
+        Arrays to fill. For the first steps, all or all but the last: centroid, radius, radius_max, n_invalid. For the
+        transitions, (t - 1,): bulk_velocity, bulk_speed, thermal_rms, thermal_residual.
+
+    Returns
+    -------
+    The centroid of the last step.
     """
-    centre = centroid(blocks)
-    bulk = np.diff(centre, axis=0, prepend=centroid(before))
-    n_steps, n_dims = centre.shape
-    sums = np.zeros((n_steps, 4))
-    residual = np.zeros((n_steps, n_dims))
-    for block, last in zip(blocks, before, strict=True):
-        _spread(block, last, centre, bulk, sums, residual)
-    n_tokens = sum(block.shape[1] for block in blocks)
-    out["centroid"][:], out["bulk_velocity"][:] = centre, bulk
+    centre = np.empty((steps.shape[0], steps.shape[2]))
+    first = 0
+    if before is not None:
+        centre[0], first = before, 1
+    anything = changed.any(axis=1)
+    _centroids(steps, anything, centre, first)
+    n_states = len(out["centroid"])
+    out["centroid"][:] = centre[:n_states]
+    _spread(steps, anything, centre, out["radius"], out["radius_max"], out["n_invalid"])
+    out["bulk_velocity"][:] = bulk = np.diff(centre, axis=0)
     out["bulk_speed"][:] = np.linalg.norm(bulk, axis=1)
-    out["radius"][:], out["radius_max"][:] = sums[:, 0] / n_tokens, sums[:, 1]
-    out["thermal_rms"][:] = np.sqrt(sums[:, 2] / n_tokens)
-    out["thermal_residual"][:] = np.linalg.norm(residual, axis=1)
-    out["n_invalid"][:] = sums[:, 3]
+    _heat(steps, changed, bulk, out["thermal_rms"], out["thermal_residual"])
+    return centre[-1]
 
 
 @compiled
-def _add(block, sums):
-    T, N, D = block.shape
-    for t in range(T):
-        for n in range(N):
-            for d in range(D):
-                sums[t, d] += block[t, n, d]
+def _centroid(steps, out):
+    for t in range(len(steps)):
+        _mean(steps, t, out)
 
 
 @compiled
-def _spread(block, before, centre, bulk, sums, residual):
-    """Add each token's share to ``sums``: radius, largest radius, squared thermal speed, not finite."""
-    T, N, _ = block.shape
-    for t in range(T):
-        last, u = (block, t - 1) if t > 0 else (before, 0)
-        whole = np.isfinite(centre[t]).all()  # a mean is finite only if everything in it is
+def _centroids(steps, anything, centre, first):
+    for t in range(first, len(steps)):
+        if t > 0 and not anything[t - 1]:
+            centre[t] = centre[t - 1]
+        else:
+            _mean(steps, t, centre)
+
+
+@compiled
+def _mean(steps, t, out):
+    out[t] = 0.0
+    for n in range(steps.shape[1]):
+        for d in range(steps.shape[2]):
+            out[t, d] += steps[t, n, d]
+    for d in range(steps.shape[2]):
+        out[t, d] = out[t, d] / steps.shape[1] if np.isfinite(out[t, d]) else np.nan
+
+
+@compiled
+def _spread(steps, anything, centre, radius, radius_max, n_invalid):
+    N = steps.shape[1]
+    for t in range(len(radius)):
+        if t > 0 and not anything[t - 1]:
+            radius[t], radius_max[t], n_invalid[t] = radius[t - 1], radius_max[t - 1], n_invalid[t - 1]
+            continue
+        total = 0.0
+        largest = 0.0
         for n in range(N):
-            squares, heat = _token(block, last, u, centre, bulk, t, n, residual)
-            radius = np.sqrt(squares)
-            sums[t, 0] += radius
-            if not sums[t, 1] >= radius:
-                sums[t, 1] = radius
-            sums[t, 2] += heat
-            if not whole:
-                sums[t, 3] += not np.isfinite(block[t, n]).all()
+            distance = np.sqrt(_squares(steps, t, n, centre))
+            total += distance
+            if not largest >= distance:
+                largest = distance
+        radius[t], radius_max[t], n_invalid[t] = total / N, largest, 0
+        if not np.isfinite(centre[t]).all():  # a mean is finite only if everything in it is
+            for n in range(N):
+                n_invalid[t] += not np.isfinite(steps[t, n]).all()
 
 
 @compiled_sums
-def _token(block, last, u, centre, bulk, t, n, residual):
-    squares = 0.0
+def _squares(steps, t, n, centre):
+    total = 0.0
+    for d in range(steps.shape[2]):
+        off = np.float64(steps[t, n, d]) - centre[t, d]
+        total += off * off
+    return total
+
+
+@compiled
+def _heat(steps, changed, bulk, rms, residual):
+    T, N = changed.shape
+    D = steps.shape[2]
+    sums = np.empty(D)
+    for t in range(T):
+        rest = 0.0  # of a token that stands still: it moves against the centre
+        for d in range(D):
+            rest += bulk[t, d] * bulk[t, d]
+            sums[d] = 0.0
+        total = 0.0
+        still = 0
+        for n in range(N):
+            if changed[t, n]:
+                total += _own(steps, t, n, bulk, sums)
+            else:
+                still += 1
+        if still:
+            total += still * rest
+            for d in range(D):
+                sums[d] -= still * bulk[t, d]
+        rms[t] = np.sqrt(total / N)
+        squares = 0.0
+        for d in range(D):
+            squares += sums[d] * sums[d]
+        residual[t] = np.sqrt(squares)
+
+
+@compiled_sums
+def _own(steps, t, n, bulk, sums):
     heat = 0.0
-    for d in range(block.shape[2]):
-        x = np.float64(block[t, n, d])
-        off = x - centre[t, d]
-        own = x - np.float64(last[u, n, d]) - bulk[t, d]
-        squares += off * off
+    for d in range(steps.shape[2]):
+        own = np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]) - bulk[t, d]
         heat += own * own
-        residual[t, d] += own
-    return squares, heat
+        sums[d] += own
+    return heat

@@ -8,54 +8,50 @@ few per token for a spread-out cloud, all pairs when everything lies within the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite, same_row
+from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite
 
 
 def topology(
-    blocks: Sequence[NDArray[np.float32]], threshold: NDArray[np.float64], linked: bool, out: dict[str, NDArray[Any]]
+    steps: NDArray[np.float32],
+    changed: NDArray[np.bool_],
+    threshold: NDArray[np.float64],
+    linked: bool,
+    out: dict[str, NDArray[Any]],
 ) -> None:
     """Fill ``out`` with the graph's figures at each step.
 
     Parameters
     ----------
-    blocks
-        The token blocks of the same steps, (t, n, d) each.
+    steps
+        (t, n, d).
+    changed
+        Which rows differ from the step before, at least (t - 1, n).
     threshold
         Largest L∞ distance of adjacent tokens, (t,).
     linked
         Whether tokens in the very same place are adjacent.
     out
-        Arrays (t,) to fill: density (NaN where a value is not finite), largest_component,
-        n_singletons, n_components (-1 there) and n_invalid.
+        Arrays (t,) to fill: density (NaN where a value is not finite), largest_component, n_singletons,
+        n_components (-1 there) and n_invalid.
     """
-    n_steps, n_dims = len(threshold), blocks[0].shape[2]
-    n_tokens = sum(block.shape[1] for block in blocks)
-    at_once = max(1, _AT_ONCE // (n_tokens * n_dims))
-    for start in range(0, n_steps, at_once):
-        first = max(start - 1, 0)  # one step more, to see what has not changed since
-        steps = slice(first, start + at_once)
-        rows = np.concatenate([block[steps] for block in blocks], axis=1)
-        rows += np.float32(0)  # -0 and +0 are the same place
-        figures = (out[name][steps] for name in _FIGURES)
-        _graphs(rows, rows.view(np.uint32), start - first, threshold[steps], linked, *figures)
+    rows = steps + np.float32(0)  # -0 and +0 are the same place
+    figures = (out[name] for name in _FIGURES)
+    _graphs(rows, rows.view(np.uint32), changed.any(axis=1), threshold, linked, *figures)
 
 
 _FIGURES = ("density", "largest_component", "n_singletons", "n_components", "n_invalid")
-_AT_ONCE = 2**21
-"""How many values are copied together: enough to make the copying cheap, few enough to stay in cache."""
 
 
 @compiled
-def _graphs(rows, words, first, threshold, linked, density, largest, singletons, components, invalid):
+def _graphs(rows, words, anything, threshold, linked, density, largest, singletons, components, invalid):
     T, N, _ = rows.shape
-    for t in range(first, T):
-        if t > 0 and _unchanged(words, t):
+    for t in range(T):
+        if t > 0 and not anything[t - 1]:
             density[t] = density[t - 1]
             largest[t] = largest[t - 1]
             singletons[t] = singletons[t - 1]
@@ -73,14 +69,6 @@ def _graphs(rows, words, first, threshold, linked, density, largest, singletons,
         figures = _sweep(rows[t], place[order], weight[order], dims, threshold[t], linked)
         edges, largest[t], singletons[t], components[t] = figures
         density[t] = edges / (N * (N - 1) // 2) if N > 1 else 0.0
-
-
-@compiled
-def _unchanged(words, t):
-    for n in range(words.shape[1]):
-        if not same_row(words, t, words, t - 1, n):
-            return False
-    return True
 
 
 @compiled

@@ -29,14 +29,43 @@ def same_row(a, t, b, u, n):
     return difference == 0
 
 
+def changed_rows(steps):
+    """Which rows of words (t + 1, n, d) differ in a bit from the step before: bool (t, n)."""
+    out = np.empty((len(steps) - 1, steps.shape[1]), np.bool_)
+    _changed_rows(steps, out)
+    return out
+
+
 @compiled
-def expand(block, t, n, shift, out):
-    """Write row n at step t as float32 words into ``out``; return their union and largest magnitude."""
-    union = np.uint32(0)
-    largest = np.uint32(0)
-    for d in range(out.shape[0]):
-        word = np.uint32(block[t, n, d]) << np.uint32(shift)
-        out[d] = word
-        union |= word
-        largest = max(largest, word & np.uint32(0x7FFFFFFF))
-    return union, largest
+def _changed_rows(steps, out):
+    for t in range(out.shape[0]):
+        for n in range(out.shape[1]):
+            out[t, n] = not same_row(steps, t, steps, t + 1, n)
+
+
+def last_motion(steps, changed, labels, invalid, out):
+    """Update ``out`` (n,), the label of each token's last motion; ``invalid`` where a value is not finite.
+
+    ``steps`` are floats (t + 1, n, d), and ``labels`` (t,) those of the transitions.
+    """
+    _last_motion(steps, changed, labels, invalid, out)
+
+
+@compiled
+def _last_motion(steps, changed, labels, invalid, out):
+    T, N = changed.shape
+    for n in range(N):
+        if not np.isfinite(steps[0, n]).all():
+            out[n] = invalid
+        for t in range(T):
+            if not changed[t, n] or out[n] == invalid:
+                continue
+            moved = False
+            finite = True
+            for d in range(steps.shape[2]):
+                moved |= steps[t + 1, n, d] != steps[t, n, d]
+                finite &= np.isfinite(steps[t + 1, n, d])
+            if not finite:
+                out[n] = invalid
+            elif moved:
+                out[n] = labels[t]

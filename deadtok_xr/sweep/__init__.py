@@ -1,0 +1,13 @@
+"""One pass over a recording: everything that is asked of it together, at one decoding of each chunk.
+
+A *row* is all chunks of the same steps. One task goes through it in *pieces* of a few steps, which stay in the cache
+while every *probe* looks at them. What the probes keep is small; the decoded values are never held whole.
+"""
+
+from deadtok_xr.sweep.analysis import Analysis, analysis
+from deadtok_xr.sweep.pieces import Field, Piece, Row, room
+from deadtok_xr.sweep.plan import Block, Findings, Look, Plan, Probe, run
+
+__all__ = [
+    "Analysis", "Block", "Field", "Findings", "Look", "Piece", "Plan", "Probe", "Row", "analysis", "room", "run",
+]  # fmt: skip

@@ -1,0 +1,222 @@
+"""What analyses ask of a sweep, and the Dask graph that answers: a task per row, and one per result picked from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import NDArray
+
+from deadtok_xr.blocks import fitting, neighbour, uniform
+from deadtok_xr.reader import recorded
+from deadtok_xr.stored import Stored, place_of
+from deadtok_xr.sweep.pieces import PIECE_BYTES, Field, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
+
+Block = dict[str, Any]
+"""What a look found in a row, by field."""
+
+
+class Look(Protocol):
+    """A probe at work in one row."""
+
+    def piece(self, piece: Piece) -> None:
+        """Look at some steps; called for all in order."""
+        ...
+
+    def end(self) -> Block:
+        """Every field of the probe for the row."""
+        ...
+
+
+class Probe(Protocol):
+    """A question to a recording, answered row by row. A frozen dataclass: its options tell it from another."""
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variables (step, token, dim) that it looks at."""
+        ...
+
+    def fields(self) -> Mapping[str, Field]:
+        """What it finds."""
+        ...
+
+    def begin(self, row: Row) -> Look:
+        """Begin with a row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An analysis before it is run.
+
+    Attributes
+    ----------
+    matrices
+        The lazy arrays that its probes name.
+    probes
+        Its probes, by names of its own.
+    finish
+        Makes its dataset of what they find, lazily.
+    """
+
+    matrices: Mapping[str, da.Array]
+    probes: Mapping[str, Probe]
+    finish: Callable[[Findings], xr.Dataset]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """How the rows of a sweep lie in the recording."""
+
+    steps: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    @property
+    def transitions(self) -> tuple[int, ...]:
+        return (*self.steps[:-1], self.steps[-1] - 1)
+
+    def row(self, i: int, device: str) -> Row:
+        return Row(sum(self.steps[:i]), self.steps[i], self.transitions[i], *self.shape[1:], device)
+
+
+def run(plans: Sequence[Plan]) -> list[xr.Dataset]:
+    """Answer plans together: one pass for all whose arrays are cut into the same steps.
+
+    Their matrices are of one dataset: the same name means the same array.
+    """
+    matrices: dict[str, da.Array] = {}
+    for plan in plans:
+        matrices.update(plan.matrices)
+    probes = {_name(probe): probe for plan in plans for probe in plan.probes.values()}
+    layer = _layer(matrices, probes) if probes else None
+    return [plan.finish(Findings(layer, {k: _name(p) for k, p in plan.probes.items()}, probes)) for plan in plans]
+
+
+def _name(probe: Probe) -> str:
+    return f"{type(probe).__name__.strip('_')}-{tokenize(probe)}"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The tasks of a sweep: an array of one `Block` of `Block`s per row."""
+
+    rows: da.Array
+    table: _Table
+
+
+def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe]) -> _Layer:
+    used = {name for probe in probes.values() for name in probe.matrices}
+    arrays = {name: x for name, x in matrices.items() if name in used}
+    first = next(iter(arrays.values()))
+    arrays = {name: fitting(recorded(x), first.chunks[0]) for name, x in arrays.items()}
+    table = _Table(first.chunks[0], first.shape)
+    stored = {name: place_of(x) for name, x in arrays.items()}
+    places = {name: p for name, p in stored.items() if p is not None and p.chunk_steps == first.chunks[0][0]}
+    held = {name: x for name, x in arrays.items() if name not in places}
+    name = f"sweep-{tokenize({n: x.name for n, x in arrays.items()}, sorted(probes))}"
+    edges = {n: (x, neighbour(x, 1)) for n, x in held.items()}
+    graph: dict[Any, Any] = {}
+    job = _Sweep(places, tuple(probes.items()), table, tuple(held))
+    for i in range(len(table.steps)):
+        blocks = [[_keys(x, i) for x in pair] for pair in edges.values()]
+        graph[name, i] = (job, i, blocks)
+    dependencies = [x for pair in edges.values() for x in pair]
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=dependencies)
+    rows = da.Array(layers, name, ((1,) * len(table.steps),), meta=np.empty(0, object))
+    return _Layer(rows, table)
+
+
+def _keys(x: da.Array, i: int) -> list[Any]:
+    return [(x.name, i, j, 0) for j in range(x.numblocks[1])]
+
+
+class _Sweep:
+    """One task: a row, gone through once for all probes."""
+
+    def __init__(
+        self, places: dict[str, Stored], probes: tuple[tuple[str, Probe], ...], table: _Table, held: tuple[str, ...]
+    ) -> None:
+        self.places, self.probes, self.table, self.held = places, probes, table, held
+
+    def __call__(self, i: int, blocks: list[Any]) -> Block:
+        row = self.table.row(i, "cpu")
+        sources: dict[str, Steps] = {name: StoredSteps(place, row.first) for name, place in self.places.items()}
+        sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
+        looks = {name: probe.begin(row) for name, probe in self.probes}
+        step = row.n_tokens * row.n_dims * sum(source.dtype.itemsize for source in sources.values())
+        try:
+            for piece in pieces(row, sources, max(1, PIECE_BYTES // max(1, step))):
+                for look in looks.values():
+                    look.piece(piece)
+        finally:
+            for source in sources.values():
+                source.close()
+        return {name: look.end() for name, look in looks.items()}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the probes of one plan found, lazily."""
+
+    layer: _Layer | None
+    names: Mapping[str, str]
+    probes: Mapping[str, Probe]
+
+    def array(self, probe: str, name: str) -> da.Array:
+        """A field over all rows: (step, ...) for states, (step - 1, ...) for transitions, (rows,) otherwise."""
+        assert self.layer is not None
+        rows, table = self.layer.rows, self.layer.table
+        spec = self.probes[self.names[probe]].fields()[name]
+        if spec.over == "row":
+            return rows.map_blocks(_of_row, self.names[probe], name, dtype=object, meta=np.empty(0, object))
+        dtype = np.dtype(spec.dtype)
+        inner = spec.shape(*table.shape[1:])
+        lengths = table.steps if spec.over == "states" else table.transitions
+        if not sum(lengths):
+            return da.zeros((0, *inner), dtype.base)
+        if not lengths[-1]:
+            rows, lengths = rows.blocks[:-1], lengths[:-1]
+        data = rows.map_blocks(
+            _field, self.names[probe], name, dtype=dtype.base, chunks=(lengths, *((n,) for n in inner)),
+            new_axis=list(range(1, 1 + len(inner))) or None, meta=np.empty((0,) * (1 + len(inner)), dtype.base),
+        )  # fmt: skip
+        return uniform(data)
+
+    def variables(self, probe: str, attrs: Mapping[str, Mapping[str, Any]]) -> dict[str, xr.Variable]:
+        """The fields that have attributes, as variables in their order."""
+        fields = self.probes[self.names[probe]].fields()
+        return {
+            name: xr.Variable(("step", *fields[name].inner), self.array(probe, name), text)
+            for name, text in attrs.items()
+            if name in fields
+        }
+
+    def merged(self, probe: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
+        """A field that each row has one of, put together row by row as they come: one object, (1,)."""
+        rows = self.array(probe, name)
+        key = f"merged-{tokenize(rows.name, merge)}"
+        graph: dict[Any, Any] = {(key + "-part", 0): (rows.name, 0)}
+        for i in range(1, rows.numblocks[0]):
+            graph[key + "-part", i] = (_merge, merge, (key + "-part", i - 1), (rows.name, i))
+        graph[key, 0] = (key + "-part", rows.numblocks[0] - 1)
+        layers = HighLevelGraph.from_collections(key, graph, dependencies=[rows])
+        return da.Array(layers, key, ((1,),), meta=np.empty(0, object))
+
+
+def _merge(merge: Callable[[Any, Any], Any], a: list[Any], b: list[Any]) -> list[Any]:
+    return [merge(a[0], b[0])]
+
+
+def _field(row: Block, probe: str, name: str) -> NDArray[Any]:
+    found: NDArray[Any] = row[probe][name]
+    return found
+
+
+def _of_row(row: Block, probe: str, name: str) -> list[Any]:
+    return [row[probe][name]]
