@@ -1,8 +1,6 @@
-"""The two shapes of work that every analysis is made of, as Dask graphs of a few tasks per block.
+"""What analyses share beside the sweep: checks of a dataset, and graphs for what is small or goes on from step to step.
 
-`transitions` maps a kernel over blocks, each with the first step of the block that follows; `per_step` hands
-a kernel all token blocks of the same steps. A kernel fills several arrays in one task, and `fields` makes
-variables of them: several results, and no block is read twice.
+`at_once` makes variables of what fits into one task; `running` hands each block what the one before it left.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.reader import recorded
-from deadtok_xr.series import Series
 
 Block = dict[str, NDArray[Any]]
 """Several results of one task, by name."""
@@ -68,63 +65,6 @@ def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
     return block[edge].copy()  # a view would keep the whole block in memory
 
 
-def transitions(x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any) -> da.Array:
-    """Per transition and token, (step - 1, token), the fields of ``dtype``.
-
-    ``kernel(now, after, out, **options)`` gets a block (t, n, d), the step that follows it (1, n, d), or
-    (0, n, d) for the last block, and a dict of arrays to fill, (t, n) or (t - 1, n). The result is an array
-    of such dicts: use `fields`, or map over its blocks.
-    """
-    steps = (*x.chunks[0][:-1], x.chunks[0][-1] - 1)
-    filled = da.blockwise(
-        _fill_block, "tn", x, "tnd", neighbour(x, 1), "tnd", kernel=kernel, fields=dtype, options=options,
-        dtype=dtype, meta=np.empty((0, 0), dtype), adjust_chunks={"t": steps},
-        concatenate=None, align_arrays=False,  # concatenating copies even a single block
-    )  # fmt: skip
-    return filled if steps[-1] else filled.blocks[:-1]
-
-
-def _fill_block(
-    now: Any, after: Any, *, kernel: Callable[..., None], fields: Any, options: Any
-) -> dict[str, NDArray[Any]]:
-    (now,), (after,) = now, after  # lists along dim, which has one block
-    out = _empty(fields, (len(now) + len(after) - 1, now.shape[1]))
-    kernel(now, after, out, **options)
-    return out
-
-
-def joint_transitions(
-    arrays: dict[str, da.Array], kernel: Callable[..., None], dtype: np.dtype[Any], **options: Any
-) -> da.Array:
-    """`transitions` of several arrays at once: ``kernel(parts, out, **options)``.
-
-    ``parts[name]`` is the pair (block, the step that follows it). The first array has the shape that counts;
-    others have it too, or (step, 1, 1) for what belongs to a step alone.
-    """
-    first = next(iter(arrays.values()))
-    chunks = first.chunks
-    pairs: list[Any] = []
-    for array in arrays.values():
-        array = _like(array, first)
-        pairs += [array, "tnd", neighbour(array, 1), "tnd"]
-    steps = (*chunks[0][:-1], chunks[0][-1] - 1)
-    filled = da.blockwise(
-        _fill_joint, "tn", *pairs, kernel=kernel, names=tuple(arrays), fields=dtype, options=options,
-        dtype=dtype, meta=np.empty((0, 0), dtype), adjust_chunks={"t": steps},
-        concatenate=None, align_arrays=False,
-    )  # fmt: skip
-    return filled if steps[-1] else filled.blocks[:-1]
-
-
-def _fill_joint(*inputs: Any, kernel: Callable[..., None], names: tuple[str, ...], fields: Any, options: Any) -> Any:
-    blocks = [by_dim[0] for by_dim in inputs]
-    parts = dict(zip(names, zip(blocks[::2], blocks[1::2], strict=True), strict=True))
-    now, after = parts[names[0]]
-    out = _empty(fields, (len(now) + len(after) - 1, now.shape[1]))
-    kernel(parts, out, **options)
-    return out
-
-
 def running(arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any) -> da.Array:
     """Per step and token, (step, token), the fields of ``dtype``, where each step builds on the one before.
 
@@ -166,81 +106,6 @@ def _empty(fields: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, NDArray[A
     return {name: np.empty(shape + fields[name].shape, fields[name].base) for name in fields.names or ()}
 
 
-def per_step(
-    x: da.Array, kernel: Callable[..., None], dtype: np.dtype[Any], *, previous: bool = False, **options: Any
-) -> da.Array:
-    """Per step, (step,), from all tokens, the fields of ``dtype``.
-
-    ``kernel(blocks, out, **options)`` gets the token blocks of the same steps as a list, without copying
-    them together; with ``previous``, ``kernel(blocks, before, out, **options)`` also gets the step before
-    each of them, (1, n, d) and NaN before the first. The result is like that of `transitions`.
-    """
-    inputs = [x, neighbour(x, -1)] if previous else [x]
-    pairs = [part for array in inputs for part in (array, "tnd")]
-    return da.blockwise(
-        _fill_steps, "t", *pairs, kernel=kernel, fields=dtype, options=options,
-        dtype=dtype, meta=np.empty(0, dtype), concatenate=None, align_arrays=False,
-    )  # fmt: skip
-
-
-def _fill_steps(*inputs: Any, kernel: Callable[..., None], fields: Any, options: Any) -> dict[str, NDArray[Any]]:
-    parts = [[by_dim[0] for by_dim in by_token] for by_token in inputs]
-    out = _empty(fields, parts[0][0].shape[:1])
-    kernel(*parts, out, **options)
-    return out
-
-
-def per_transition(
-    matrices: dict[str, da.Array],
-    series: dict[str, Any],
-    kernel: Callable[..., None],
-    dtype: np.dtype[Any],
-    **options: Any,
-) -> da.Array:
-    """Per transition, (step - 1,), from all tokens and several variables, the fields of ``dtype``.
-
-    ``kernel(parts, series, out, **options)`` gets per matrix (step, token, dim) a list of its token blocks, each as
-    a pair: the block (t, n, d) and the step that follows it, (1, n, d), or (0, n, d) for the last block; and per
-    series (step, ...) its values at the later steps of the transitions, (t, ...) or (t - 1, ...). All matrices are
-    cut like the first. The result is like that of `transitions`.
-    """
-    first = next(iter(matrices.values()))
-    alike = [x if x.chunks == first.chunks else x.rechunk(first.chunks) for x in matrices.values()]
-    inputs = [part for x in alike for part in (x, neighbour(x, 1))]
-    steps = (*first.chunks[0][:-1], first.chunks[0][-1] - 1)
-    if not steps[-1]:  # the last block is one step, in which no transition begins
-        inputs, steps = [x.blocks[:-1] for x in inputs], steps[:-1]
-    # which transitions a block has, as a piece of its own; the series themselves are no edges of the graph
-    later = da.from_array(np.arange(1, sum(steps) + 1), chunks=(steps,))
-    letters = [*(("tnd", x) for x in inputs), ("t", later)]
-    lazy = {name: Series(x if isinstance(x, da.Array) else da.from_array(x)) for name, x in series.items()}
-    return da.blockwise(
-        _fill_transitions, "t", *(part for label, x in letters for part in (x, label)),
-        kernel=kernel, fields=dtype, options=options, names=tuple(matrices), series=lazy,
-        dtype=dtype, meta=np.empty(0, dtype), adjust_chunks={"t": steps}, concatenate=None, align_arrays=False,
-    )  # fmt: skip
-
-
-def _fill_transitions(
-    *inputs: Any, kernel: Callable[..., None], fields: Any, options: Any, names: Any, series: dict[str, Series]
-) -> Any:
-    *by_matrix, later = inputs
-    blocks = [[by_dim[0] for by_dim in by_token] for by_token in by_matrix]
-    parts = {name: list(zip(*blocks[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(names)}
-    at = _only(later)
-    values = {name: x.values()[at] for name, x in series.items()}
-    now, after = parts[names[0]][0]
-    out = _empty(fields, (len(now) + len(after) - 1,))
-    kernel(parts, values, out, **options)
-    return out
-
-
-def _only(x: Any) -> NDArray[Any]:
-    while isinstance(x, list):  # one level for each axis but the steps, which is one block
-        (x,) = x
-    return x
-
-
 def at_once(
     inputs: dict[str, da.Array],
     kernel: Callable[..., Block],
@@ -279,15 +144,6 @@ def _flat(x: Any) -> list[Any]:
 
 def _named(made: list[Block], name_of: str, dtype_of: str) -> NDArray[Any]:
     return np.asarray(made[0][name_of], dtype_of)
-
-
-def ends(x: da.Array) -> tuple[da.Array, da.Array]:
-    """The first and the last step of (step, token, dim), as (1, token, dim) in one block each."""
-    parts = []
-    for blocks, edge in ((x.blocks[0], slice(0, 1)), (x.blocks[-1], slice(-1, None))):
-        step = blocks.map_blocks(_copy, edge, chunks=((1,), *x.chunks[1:]), dtype=x.dtype)
-        parts.append(step.rechunk(-1))
-    return parts[0], parts[1]
 
 
 def fields(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[str, Any]]) -> dict[str, xr.Variable]:
