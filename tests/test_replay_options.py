@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 
 import deadtok_xr as dx
@@ -35,6 +36,17 @@ def test_options_reach_one_analysis(recording: Path) -> None:
     assert tree["mechanism"].attrs["arithmetic"] == "float32_once"
     assert tree["topology"].attrs["coincident"] == "linked"
     assert "phases" in tree.children
+
+
+def test_another_variable_for_one_analysis_leaves_the_others_theirs(recording: Path) -> None:
+    rec = dx.open_recording(recording, tokens="dead")
+    rec["E"] = rec.W.isel(step=slice(None, None, -1)).assign_coords(step=rec.step)
+    names = ["motion", "phases", "kinematics"]
+    tree = dx.analyze(rec, analyses=names, options={"phases": {"variable": "E"}})
+    assert list(tree.children) == names
+    xr.testing.assert_identical(tree["motion"].to_dataset().compute(), dx.motion(rec).compute())
+    xr.testing.assert_identical(tree["phases"].to_dataset().compute(), dx.phases(rec, variable="E").compute())
+    assert (tree["phases"].fraction != dx.phases(rec).fraction).any()
 
 
 def test_options_that_cannot_be_used_are_refused(recording: Path, untold: Path) -> None:

@@ -98,8 +98,26 @@ def analyze(
         **blocks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
-    results = dict(zip(plans, run(list(plans.values())), strict=True))
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **results})
+    found = {name: ds for group in _alike(plans) for name, ds in zip(group, run(list(group.values())), strict=True)}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: found[name] for name in plans}})
+
+
+def _alike(plans: Mapping[str, Plan]) -> list[dict[str, Plan]]:
+    """Plans in groups that may run together: one name means one array; options may have chosen another variable."""
+    groups: list[dict[str, Plan]] = []
+    for name, plan in plans.items():
+        fitting = (g for g in groups if all(_same(plan, other) for other in g.values()))
+        group = next(fitting, None)
+        if group is None:
+            groups.append({name: plan})
+        else:
+            group[name] = plan
+    return groups
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    shared = one.matrices.keys() & other.matrices.keys()
+    return all(one.matrices[name].name == other.matrices[name].name for name in shared)
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
