@@ -392,7 +392,7 @@ def test_check_says_which_arithmetic_closes_an_update(recording: Path) -> None:
         check(*rows, {**settings, "lr": None})
 
 
-def test_an_update_that_left_the_parameter_out_is_unknown_and_not_counted(tmp_path: Path) -> None:
+def test_an_update_that_left_the_parameter_out_has_no_gradient_and_is_not_counted(tmp_path: Path) -> None:
     weight = torch.nn.Parameter((torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16())
     optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.0)
     rows: dict[str, list[Any]] = {n: [] for n in LEARNED}
@@ -411,7 +411,29 @@ def test_an_update_that_left_the_parameter_out_is_unknown_and_not_counted(tmp_pa
     }
     ds = xr.Dataset({**data, "skipped": skipped}, {"step": np.arange(12), "token": np.arange(4)}, attrs)
     found = dx.mechanism(ds).compute()
-    assert (found.cause.sel(step=5) == 3).all()
+    assert (found.cause.sel(step=5) == 0).all()
+    assert (found.margin.sel(step=5) == 0).all()
+    assert found.n_no_gradient.values.tolist() == [0] * 4 + [32] + [0] * 6
     assert found.n_compared.values.tolist() == [32] * 4 + [0] + [32] * 6
     assert found.n_missed.sum() == 0
     assert dx.mechanism(ds.drop_vars("skipped")).compute().n_missed.sum() > 0  # a count that is one too high
+
+
+def test_tokens_do_not_freeze_at_an_update_that_left_the_parameter_out(tmp_path: Path) -> None:
+    """One moves until step 4, is left out at 5, and then rounds to zero; the other moves to the end."""
+    weight = torch.nn.Parameter(torch.ones(2, 4).bfloat16())
+    other = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight, other], lr=1.0)
+    with dx.Recorder(weight, optimizer, tmp_path / "r.zarr", variables=("W", "grad")):
+        for step in range(1, 9):
+            small = 2.0**-12 if step > 5 else 2.0**-5
+            weight.grad = None if step in (5, 8) else torch.tensor([[small] * 4, [2.0**-5] * 4]).bfloat16()
+            other.grad = torch.ones(1)
+            optimizer.step()
+    ds = dx.open_recording(tmp_path / "r.zarr")
+    for chunks in (9, 2, 1):
+        found = dx.mechanism(ds.chunk(step=chunks)).compute()
+        assert found.cause.values.T.tolist() == [[2, 2, 2, 2, 0, 1, 1, 0], [2, 2, 2, 2, 0, 2, 2, 0]]
+        assert found.last_motion.values.tolist() == [4, 7]
+        assert found.freeze_cause.values.tolist() == [1, 2]  # rounded to zero; still moving, as far as can be seen
+        assert found.n_missed.sum() == 0

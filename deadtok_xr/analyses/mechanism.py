@@ -63,9 +63,9 @@ OF_TOKENS: dict[str, dict[str, Any]] = {
     "realised_net": {"long_name": "length of the sum of all displacements", "units": "1", "formula": "‖Σ_t ΔW‖₂"},
     "last_motion": {"long_name": "last step at which the token moved; -1 never", "units": "1"},
     "freeze_cause": {
-        "long_name": "why the token did not move at the step after its last motion",
+        "long_name": "why the token did not move at the update after its last motion",
         "units": "1",
-        "formula": "`cause` at that step; moved: it still moves at the end",
+        "formula": "`cause` at that step; moved: it still moves at the end. Updates that left W out do not count",
         **_OF_CAUSES,
     },
     "margin_after": {
@@ -118,7 +118,8 @@ def mechanism(
     attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
 
     An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay leaves it where
-    it is too; and unknown if an input is missing or NaN, or if the replay moves it.
+    it is too; and unknown if an input is missing or NaN, or if the replay moves it. An update that left W out, having
+    no gradient at all (`skipped`), is no_gradient for every element.
 
     Raises
     ------

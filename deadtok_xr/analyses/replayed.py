@@ -28,6 +28,8 @@ RATIOS = (
 PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *MORE)] + [(n, "f8") for n in SUMS])
 
 Tensors = arithmetics.Tensors
+LEFT_OUT = -1
+"""In the place of t: the optimizer made no update of the parameter, for it had no gradient."""
 
 
 _STEP = Field("transitions", (), "i8")
@@ -99,15 +101,16 @@ class _Look:
         return {name: arithmetics.to_tensor(held(piece.values[name][i, rows], grids[name])) for name in grids}
 
     def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
-        t = int(self.t[i + 1]) if self.t[i + 1] == self.t[i] + 1 else 0  # else it is more than one update
+        made = self.t[i + 1] - self.t[i]
+        t = int(self.t[i + 1]) if made == 1 else LEFT_OUT if made == 0 else 0
         out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
         s, arithmetic, lr = self.probe.settings, self.probe.arithmetic, float(self.lr[i + 1])
         _one(s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
 
     def end(self) -> Block:
         out = {**self.out, **of_steps(self.partial)}
-        labels = self.steps[1:].astype(np.int64)
-        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels)}
+        labels, made = self.steps[1:].astype(np.int64), np.diff(self.t) > 0
+        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, made)}
 
 
 def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors, after: Tensors,
@@ -116,13 +119,15 @@ def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: flo
 
     shape = tuple(before["W"].shape)
     single = t > 0 and not np.isnan(lr)  # else the transition is not one update, or its rate is not known
-    u = arithmetics.unrounded(arithmetic, s, t, lr, before, after) if single else np.full(shape, np.nan)
+    nothing = np.full(shape, 0.0 if t == LEFT_OUT else np.nan)
+    u = arithmetics.unrounded(arithmetic, s, t, lr, before, after) if single else nothing
     predicted = arithmetics.update(arithmetic, s, t, lr, before, after) if single else before["W"]
-    g = after["grad"].float().numpy() if "grad" in after else np.empty((0, 0), np.float32)
+    has_gradient = "grad" in after or t == LEFT_OUT
+    g = after["grad"].float().numpy() if "grad" in after and t != LEFT_OUT else np.zeros(shape, np.float32)
     counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
     mechanism(
         before["W"].float().numpy(), after["W"].float().numpy(), predicted.to(before["W"].dtype).float().numpy(),
-        single, g, "grad" in after, u, lattice.smallest, lattice.ulp_offset, out["cause"], out["margin"],
+        single, g, has_gradient, u, lattice.smallest, lattice.ulp_offset, out["cause"], out["margin"],
         out["intended"], net, counts, sums,
     )  # fmt: skip
     for name, value in zip(COUNTS, counts, strict=True):
@@ -194,14 +199,27 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def freezes(cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64]) -> Block:
-    """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`."""
+def freezes(
+    cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64], made: NDArray[np.bool_]
+) -> Block:
+    """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`.
+
+    What came after is the next update that was ``made``: one that left the parameter out froze nothing.
+    """
     n, tokens = cause.shape
+    if not n:  # the last row of a recording may hold one step, and no transition
+        nowhere = np.full(tokens, -1)
+        return {
+            "last_motion": nowhere, "next_step": nowhere, "next_cause": nowhere.astype(np.int8),
+            "margin_after": np.full(tokens, np.nan),
+        }  # fmt: skip
     moved = cause == 2
     last = np.where(moved.any(axis=0), n - 1 - moved[::-1].argmax(axis=0), -1)
     after = np.arange(n)[:, None] > last
-    there = last + 1 < n
-    following = np.minimum(last + 1, n - 1)
+    next_made = np.minimum.accumulate(np.append(np.where(made, np.arange(n), n), n)[::-1])[::-1]
+    following = next_made[last + 1]
+    there = following < n
+    following = np.minimum(following, n - 1)
     return {
         "last_motion": np.where(last >= 0, labels[np.maximum(last, 0)], -1),
         "next_step": np.where(there, labels[following], -1),
