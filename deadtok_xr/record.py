@@ -15,7 +15,7 @@ from deadtok_xr import schema
 from deadtok_xr.chunks import chunk_shape
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder import appending, facts, given
-from deadtok_xr.recorder.block import Column, Copier, to_numpy
+from deadtok_xr.recorder.block import Column, copier_for, to_numpy
 from deadtok_xr.recorder.followed import RECORDABLE
 from deadtok_xr.recorder.resuming import place_to_go_on
 from deadtok_xr.recorder.schedule import Schedule
@@ -189,7 +189,7 @@ class Recorder:
             appender, self.step, initial = self._beginning(), self._updates_made(0), True
         device = self.parameter.device
         chosen = None if len(self.rows.tokens) == self.parameter.shape[0] and self._in_order() else self.rows.tokens
-        self._session = Session(appender, self.followed, Copier(device, chosen), on_error=self._on_error)
+        self._session = Session(appender, self.followed, copier_for(device, chosen), on_error=self._on_error)
         self._entered = True
         if initial:
             values = {name: np.nan for name in self._session.settings() if name.startswith("lr")}

@@ -77,14 +77,14 @@ def test_no_block_is_left_out() -> None:
 def test_the_blocks_record_open_analyse_and_save(ran: Ran) -> None:
     rec = dx.open_recording(ran.folder / "run.zarr")
     assert dict(rec.sizes) == {"step": 51, "token": 40, "dim": 16}
-    assert {"W", "grad", "loss", "lr"} <= set(rec.data_vars)
+    assert {"W", "grad", "exp_avg", "exp_avg_sq", "loss", "lr"} <= set(rec.data_vars)
     assert list(rec.token[rec.dead]) == list(range(30, 40))
     spread = ran.names["spread"]
     assert isinstance(spread, xr.DataArray)
     assert spread.sizes == {"step": 11}
     tree = dx.open_results(ran.folder / "results.zarr")
     assert list(tree.children) == [
-        "motion", "phases", "phases_magnitude", "kinematics", "topology", "coherence", "centroid_origin",
+        "motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism", "coherence", "centroid_origin",
         "freeze_predictors",
     ]  # fmt: skip
     assert tree["motion"].sizes == {"step": 50, "token": 10}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch.nn import functional
 import deadtok_xr as dx
 from deadtok_xr.errors import IncompleteStoreError, InputError, WriteError
 from deadtok_xr.record import to_numpy
-from deadtok_xr.recorder import appending
+from deadtok_xr.recorder import appending, block
 
 ALL = ("W", "grad", "exp_avg", "exp_avg_sq")
 
@@ -630,3 +631,61 @@ class TestBadInput:
         with pytest.raises(InputError, match="was entered before"), recorder:
             pass
         assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 1
+
+
+# --- from an accelerator -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu, "Event"), reason="this torch has no streams for CPUs")
+@pytest.mark.parametrize("rows", [None, [1, 8, 11]])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_snapshots_and_streams_keep_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: Any
+) -> None:
+    """The way of a GPU, in the same order on a CPU, whose streams are always up to date."""
+    names = ("W", "grad", "momentum_buffer") if kind == "sgd" else ALL
+    ends = []
+    for devices in (("cuda",), ("cuda", "cpu")):
+        monkeypatch.setattr(block, "STAGED", devices)
+        model = Tied()
+        optimizer = OPTIMIZERS[kind](model.parameters())
+        path = tmp_path / f"{len(devices)}.zarr"
+        with dx.Recorder(
+            model.embedding.weight, optimizer, path, variables=names, rows=rows, every=3, memory=2**12
+        ) as recorder:
+            assert isinstance(recorder._session._shared, block.StagedCopier) == ("cpu" in devices)
+            for step in range(30):
+                optimizer.zero_grad()
+                if step != 11:
+                    model(step).backward()
+                    optimizer.step()
+                else:
+                    model.head(torch.ones(4).bfloat16()).sum().backward()  # the embedding has no gradient
+                    optimizer.step()
+        ends.append({**{n: recorded(path, n) for n in names}, "end": bits(model.embedding.weight)})
+    for name in ends[0]:
+        np.testing.assert_array_equal(*(end[name] for end in ends), err_msg=name)
+
+
+def test_a_snapshot_is_not_overwritten_before_it_has_left() -> None:
+    """The order of what a stream is asked to do: wait for the last copies, then snapshots, then their copies."""
+    said: list[str] = []
+    copier = block.StagedCopier(torch.device("cpu"), None)
+    stream = types.SimpleNamespace(wait_event=lambda event: said.append("training waits for arrival"))
+    copier._api = types.SimpleNamespace(
+        current_stream=lambda device: stream, stream=lambda s: contextlib.nullcontext(said.append("copies begin"))
+    )
+    copier._stream = types.SimpleNamespace(wait_stream=lambda s: said.append("copies wait for training"))
+    copier._arrived = types.SimpleNamespace(
+        record=lambda s: said.append("arrival recorded"), synchronize=lambda: said.append("writer waits")
+    )
+    tensor, host = torch.arange(6.0).view(3, 2), torch.zeros(2, 3, 2)
+    for step in range(2):
+        for name in ("W", "grad"):
+            copier.copy(name, tensor + step, host[step])
+        assert not host[step].any()  # only the snapshots were taken
+        copier.send()
+        assert (host[step] == tensor + step).all()
+    copier.wait()
+    one = ["training waits for arrival", "copies wait for training", "copies begin", "arrival recorded"]
+    assert said == [*one, *one, "writer waits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,83 +94,102 @@ class Block:
 
 
 class Copier:
-    """Copies rows of tensors to the host; from a GPU through pinned memory, beside the training.
+    """Copies rows of tensors to the host, at once."""
 
-    On a GPU the training's stream makes a snapshot on the device, which takes microseconds; a stream of its own
-    brings that to the host. The training may then overwrite everything, and waits for nothing but, on the device,
-    the snapshot before the last.
+    def __init__(self, device: torch.device, rows: NDArray[np.int64] | None) -> None:
+        import torch
+
+        self.device, self._on_host = device, rows
+        self._on_device = None if rows is None else torch.from_numpy(rows).to(device)
+
+    def buffer(self, capacity: int, like: torch.Tensor) -> torch.Tensor:
+        """A host buffer for so many steps of a tensor; pinned, so that a GPU writes to it by itself."""
+        import torch
+
+        n = len(like) if self._on_host is None else len(self._on_host)
+        return torch.empty((capacity, n, like.shape[1]), dtype=like.dtype, pin_memory=self.device.type == "cuda")
+
+    def copy(self, name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy a tensor's rows to the host, or begin to."""
+        tensor = tensor.detach()
+        if tensor.device.type != "cpu":
+            target.copy_(tensor if self._on_device is None else tensor[self._on_device])
+            return
+        # NumPy copies on one thread: torch would have its team of threads meet twice for 0.2 ms of work, which
+        # takes 9 ms where other processes hold the cores
+        source, dest = words(tensor), words(target)
+        if self._on_host is None:
+            np.copyto(dest, source)
+        else:
+            np.take(source, self._on_host, axis=0, out=dest, mode="clip")  # "raise" would buffer the result
+
+    def send(self) -> None:
+        """All tensors of this step were given to `copy`."""
+
+    def wait(self) -> None:
+        """Wait, in the writer's thread, until all that was sent has arrived."""
+
+
+class StagedCopier(Copier):
+    """Copies from a GPU beside the training.
+
+    The training's stream makes a snapshot on the device, which takes microseconds; a stream of its own brings that to
+    pinned memory. The training may then overwrite everything, and waits for nothing but, on the device, that the last
+    step's snapshots have left.
+
+    Streams and events are those of the device's own module; on a CPU, `torch.cpu` has the same names, which do nothing,
+    and all of this runs there in the same order.
     """
 
     def __init__(self, device: torch.device, rows: NDArray[np.int64] | None) -> None:
         import torch
 
-        self.device = device
-        self.rows = None if rows is None else torch.from_numpy(rows).to(device)
-        self._on_host = rows
-        self.on_gpu = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self.on_gpu else None
-        self._arrived = torch.cuda.Event() if self.on_gpu else None
+        super().__init__(device, rows)
+        self._api: Any = torch.get_device_module(device)
+        with self._api.device(device) if device.type == "cuda" else nullcontext():
+            self._stream, self._arrived = self._api.Stream(), self._api.Event()
         self._snapshots: dict[str, torch.Tensor] = {}
         self._under_way: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def buffer(self, capacity: int, like: torch.Tensor) -> torch.Tensor:
-        """A host buffer for so many steps of a tensor."""
-        import torch
-
-        n = len(like) if self.rows is None else len(self.rows)
-        return torch.empty((capacity, n, like.shape[1]), dtype=like.dtype, pin_memory=self.on_gpu)
-
     def copy(self, name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
-        """Begin to copy a tensor's rows to the host."""
-        if not self.on_gpu:
-            self._select(tensor, target)
-            return
+        """Take a snapshot of a tensor's rows, which `send` will send."""
         import torch
 
+        if tensor.device.type != self.device.type:  # moments that are offloaded lie on the host
+            super().copy(name, tensor, target)
+            return
+        if not self._under_way:  # the first of this step: the snapshots of the last one must have left
+            self._api.current_stream(self.device).wait_event(self._arrived)
         if name not in self._snapshots:
             self._snapshots[name] = torch.empty(target.shape, dtype=target.dtype, device=self.device)
-        assert self._arrived is not None
-        if not self._under_way:  # the first of this step: the snapshots of the last one must have left
-            torch.cuda.current_stream(self.device).wait_event(self._arrived)
-        self._select(tensor, self._snapshots[name])
-        self._under_way.append((self._snapshots[name], target))
-
-    def _select(self, tensor: torch.Tensor, target: torch.Tensor) -> None:
-        import torch
-
-        tensor = tensor.detach()
-        if tensor.device.type == "cpu":
-            # NumPy copies on one thread: torch would have its team of threads meet twice for 0.2 ms of work, which
-            # takes 9 ms where other processes hold the cores
-            source, dest = words(tensor), words(target)
-            if self._on_host is None:
-                np.copyto(dest, source)
-            else:
-                np.take(source, self._on_host, axis=0, out=dest, mode="clip")  # "raise" would buffer the result
-        elif self.rows is None or tensor.device != target.device:
-            target.copy_(tensor if self.rows is None else tensor[self.rows])
+        snapshot = self._snapshots[name]
+        if self._on_device is None:
+            snapshot.copy_(tensor.detach())
         else:
-            torch.index_select(tensor, 0, self.rows, out=target)
+            torch.index_select(tensor.detach(), 0, self._on_device, out=snapshot)
+        self._under_way.append((snapshot, target))
 
     def send(self) -> None:
         """Let the snapshots of this step leave for the host."""
-        if not self.on_gpu:
-            return
-        import torch
-
-        assert self._stream is not None
-        assert self._arrived is not None
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
+        self._stream.wait_stream(self._api.current_stream(self.device))
+        with self._api.stream(self._stream):
             for snapshot, target in self._under_way:
                 target.copy_(snapshot, non_blocking=True)
             self._arrived.record(self._stream)
         self._under_way = []
 
     def wait(self) -> None:
-        """Wait, in the writer's thread, until all that was sent has arrived."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Wait for the last copy that was sent, and with it for all before it."""
+        self._arrived.synchronize()
+
+
+STAGED = ("cuda",)
+"""Devices from which copies go beside the training; from others they are made at once."""
+
+
+def copier_for(device: torch.device, rows: NDArray[np.int64] | None) -> Copier:
+    """What copies rows, or all for None, from a device."""
+    return (StagedCopier if device.type in STAGED else Copier)(device, rows)
 
 
 def words(tensor: torch.Tensor) -> NDArray[Any]:
