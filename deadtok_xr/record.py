@@ -144,27 +144,23 @@ class Recorder:
         on_error: str = "raise",
         memory: int = MEMORY,
     ) -> None:
-        variables = (variables,) if isinstance(variables, str) else tuple(variables)
-        unknown = [v for v in variables if v not in RECORDABLE]
-        if unknown or not variables:
-            raise InputError(f"cannot record {unknown[0] if unknown else ''!r}: choose from {', '.join(RECORDABLE)}")
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")
         if overwrite and resume:
             raise InputError("found both overwrite and resume; needed: one of them at most")
-        inner: Any = getattr(optimizer, "optimizer", None)  # Accelerate and Lightning call the step of the inner one
-        self.optimizer: torch.optim.Optimizer = inner if hasattr(inner, "param_groups") else optimizer
-        self.parameter, self.path = parameter, Path(path)
-        self.variables = variables
-        self.followed = given.all_followed(parameter, also or {}, self.optimizer, variables)
+        self.optimizer: torch.optim.Optimizer = given.inner_optimizer(optimizer)
+        self.parameter, self.path = parameter, given.local_path(path)
+        self.variables = given.checked_variables(variables)
+        self.followed = given.all_followed(parameter, also or {}, self.optimizer, self.variables)
         self.schedule = Schedule(every, steps)
         self.rows = given.recorded_rows(parameter.shape[0], rows, dead, token_text)
         self.step = 0
         self._first_step = given.checked_first(first_step)
-        self._scaler, self._attrs = scaler, dict(attrs)
-        self._overwrite, self._resume, self._on_error, self._memory = overwrite, resume, on_error, memory
+        self._scaler, self._attrs = given.checked_scaler(scaler), given.plain_attrs(attrs)
+        self._memory = given.checked_memory(memory)
+        self._overwrite, self._resume, self._on_error = overwrite, resume, on_error
         self._session: Session | None = None
-        self._entered = self._failed = self._attempt_skipped = self._said_again = False
+        self._entered = self._left = self._failed = self._attempt_skipped = self._said_again = False
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._calls = self._skipped = 0
 
@@ -207,6 +203,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         session = self._entered_session()
+        self._left = True
         for hook in self._hooks:
             hook.remove()
         if self._scaler is not None:
@@ -241,6 +238,8 @@ class Recorder:
             For a name that the recorder writes itself, or a value of another shape.
         """
         session = self._entered_session()
+        if self._left:
+            raise InputError("log(...) was called after the Recorder was left; needed: inside its with block")
         for name, value in values.items():
             held = self._checked(name, value)
             if self._attempt_skipped or session.note_logged(self.step, name, held) or self._said_again:
@@ -256,13 +255,14 @@ class Recorder:
     def _checked(self, name: str, value: Any) -> Any:
         """A copy of a logged value, or an error now rather than after the training."""
         session = self._entered_session()
+        given.checked_name(name)
         owned = {*_NOT_LOGGED, *(v for f in self.followed for v in (*f.variables, f"lr{f.suffix}"))}
         if name in owned or name in facts.numbers(self.group):
             raise InputError(f"log({name}=...): the recorder writes {name!r} itself; leave it out, or rename it")
         spec = schema.VARIABLES.get(name)
         dtype = np.float32 if spec else np.float64
         held, shape = given.copied(value, dtype)
-        if shape is None or len(shape) > 1:
+        if shape is None or len(shape) > 1 or shape == (0,):
             found = type(value).__name__ if shape is None else f"the shape {shape}"
             raise InputError(f"log({name}=...): found {found}; needed: a scalar or a vector of numbers")
         due = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()

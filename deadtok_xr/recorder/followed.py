@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+DTYPES = ("bfloat16", "float16", "float32")
 RECORDABLE = ("W", "grad", *MOMENTS)
 
 
@@ -32,6 +33,11 @@ class Followed:
             )
         if parameter.ndim != 2:
             raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; needed: (vocabulary, hidden)")
+        if not len(parameter):
+            raise InputError(f"{name} has no rows; needed: (vocabulary, hidden)")
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise InputError(f"{name} has the dtype {dtype}; needed: {', '.join(DTYPES)}")
         self.name, self.parameter, self.optimizer = name, parameter, optimizer
         self.suffix = "" if name == "W" else f"_{name}"
         self.group_index = _group_index(parameter, optimizer)

@@ -20,9 +20,11 @@ class Schedule:
     def __init__(self, every: int | None = None, steps: Iterable[int] | None = None) -> None:
         if every is not None and steps is not None:
             raise InputError("found both every= and steps=; needed: one of them at most")
-        if every is not None and (not _whole(every) or every < 1):
+        if every is not None and (not whole(every) or every < 1):
             raise InputError(f"every={every!r}; needed: a whole number of updates, 1 or more")
         self.every = None if every is None else int(every)
+        if steps is not None and not isinstance(steps, Iterable):
+            raise InputError(f"steps={steps!r}; needed: a list of update numbers; every=k records every k-th")
         self.steps = None if steps is None else _pairs(list(steps))
 
     def __contains__(self, step: int) -> bool:
@@ -37,12 +39,13 @@ class Schedule:
         return {} if self.steps is None else {"recorded_steps": "chosen, as pairs (t - 1, t)"}
 
 
-def _whole(value: object) -> bool:
+def whole(value: object) -> bool:
+    """Whether a value is a whole number, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _pairs(steps: list[int]) -> frozenset[int]:
-    wrong = [step for step in steps if not _whole(step) or step < 0]
+    wrong = [step for step in steps if not whole(step) or step < 0]
     if wrong:
         raise InputError(f"steps holds {wrong[0]!r}; needed: update numbers, 0 or more")
     for before, after in itertools.pairwise(steps):

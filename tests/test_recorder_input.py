@@ -1,0 +1,105 @@
+"""What a Recorder is given that it cannot use, or can take in more forms than one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import deadtok_xr as dx
+from deadtok_xr.errors import InputError
+
+MASK = np.arange(12) >= 8
+
+
+def made(folder: Path, log: Mapping[str, Any] = {}, **options: Any) -> Any:
+    """Two updates, recorded."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(12, 4).bfloat16())
+    given = {"parameter": weight, "optimizer": torch.optim.AdamW([weight], lr=1e-2), "path": folder / "r.zarr"}
+    with dx.Recorder(**{**given, **options}) as recorder:
+        for _ in range(2):
+            weight.grad = torch.randn(12, 4).bfloat16()
+            given["optimizer"].step()
+            recorder.log(**log)
+    return dx.open_recording(folder / "r.zarr")
+
+
+@pytest.mark.parametrize(
+    "dead", [MASK, torch.from_numpy(MASK), MASK.tolist(), torch.arange(8, 12), [8.0, 9, 10, 11, 11]]
+)
+def test_dead_tokens_are_ids_or_a_mask(tmp_path: Path, dead: Any) -> None:
+    ds = made(tmp_path, dead=dead)
+    assert ds.token[ds.dead].values.tolist() == [8, 9, 10, 11]
+
+
+def test_rows_may_be_a_mask(tmp_path: Path) -> None:
+    assert made(tmp_path, rows=MASK).token.values.tolist() == [8, 9, 10, 11]
+
+
+def test_facts_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
+    facts = {
+        "lr0": np.float32(0.5),
+        "ids": np.arange(2),
+        "scale": torch.tensor(2),
+        "file": Path("a"),
+        "plain": [1, "b"],
+    }
+    attrs = made(tmp_path, attrs=facts).attrs
+    found = [attrs[name] for name in facts]
+    assert found == [0.5, [0, 1], 2, "a", [1, "b"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"dead": [True, False]},
+            "dead ids: found 2 bools; needed: vocabulary ids from 0 to 11, or one bool per row, 12",
+        ),
+        ({"dead": [8, 8.5]}, "dead ids: found 8.5; needed: vocabulary ids"),
+        ({"dead": ["a"]}, "dead ids: found 'a'"),
+        ({"dead": 8}, "dead ids: found int of the shape"),
+        ({"rows": [1, 1]}, "rows names token 1 twice"),
+        ({"steps": 3}, "steps=3; needed: a list of update numbers; every=k"),
+        ({"memory": "1GB"}, "memory='1GB'; needed: a number of bytes"),
+        ({"memory": 0}, "memory=0; needed"),
+        ({"first_step": 1.5}, "first_step=1.5; needed: the number of updates"),
+        ({"attrs": {"x": object()}}, "which JSON cannot hold"),
+        ({"attrs": [1]}, "attrs is a list"),
+        ({"attrs": {"complete": True}}, "the store says 'complete' itself"),
+        ({"token_text": "abcdefghijkl"}, "needed: a list of one text per row"),
+        ({"token_text": list(range(12))}, "needed: a list of one text per row"),
+        ({"variables": None}, "cannot record ''"),
+        ({"scaler": object()}, "scaler is a object; needed: the loop's GradScaler"),
+        ({"also": [1]}, "also is a list; needed: parameters by name"),
+        ({"optimizer": None}, "the optimizer is a NoneType; needed: a torch optimizer"),
+        ({"path": "s3://bucket/r.zarr"}, "is an address; needed: a path on this machine"),
+        ({"path": None}, "path=None; needed: the folder to write"),
+        ({"log": {"train/loss": 1.0}}, "log\\('train/loss'=...\\): needed: a name of letters"),
+        ({"log": {"zarr.json": 1.0}}, "needed: a name of letters"),
+        ({"log": {"x": []}}, "found the shape \\(0,\\); needed: a scalar or a vector"),
+    ],
+)
+def test_what_cannot_be_used_is_said_at_once(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        made(tmp_path, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_dtypes_that_no_store_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 4).to(dtype), requires_grad=False)
+    with pytest.raises(InputError, match=f"W has the dtype {str(dtype)[6:]}; needed: bfloat16, float16, float32"):
+        dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr")
+
+
+def test_log_after_the_end(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 4))
+    with dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr") as recorder:
+        pass
+    with pytest.raises(InputError, match="after the Recorder was left"):
+        recorder.log(loss=1.0)
