@@ -262,6 +262,17 @@ def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
         dx.mechanism(ds.assign_attrs(hyperparameters={**ds.attrs["hyperparameters"], "betas": "0.9"}))
     with pytest.raises(InputError, match="hyperparameters is a list"):
         dx.mechanism(ds, hyperparameters=["AdamW"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="precision='fp8': choose from"):
+        dx.mechanism(ds, precision="fp8")
+    for before in (-1, "1"):
+        with pytest.raises(InputError, match="updates_before=.*; needed: a number of updates"):
+            dx.mechanism(ds, updates_before=before)  # type: ignore[arg-type]
+    for steps in ("3", 3, []):
+        with pytest.raises(InputError, match="needed: a list of updates to replay"):
+            dx.find_arithmetic(ds, steps=steps)  # type: ignore[arg-type]
+    for seed in (-1, "a", 2**64):
+        with pytest.raises(InputError, match="seed=.*; needed: a whole number"):
+            dx.replay_open_loop(ds, "stochastic", seed=seed)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="lr holds -1"):
         dx.mechanism(ds, lr=-1.0)
     with pytest.raises(InputError, match="holds no numbers"):
@@ -344,6 +355,20 @@ def test_open_loop_of_amsgrad(tmp_path: Path) -> None:
     assert (recorded.moved_fraction == recorded.recorded_moved_fraction).mean() > 0.9
     with pytest.raises(InputError, match="'max_exp_avg_sq', which was not recorded, and follows from exp_avg_sq only"):
         dx.replay_open_loop(ds.isel(step=slice(3, None)), moments="recorded")
+
+
+def test_open_loop_does_not_take_nan_for_motion(recording: Path) -> None:
+    ds = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 20)).compute()
+    whole = dx.replay_open_loop(ds).compute()
+    ds["grad"][10, 3, 2] = np.nan
+    found = dx.replay_open_loop(ds).compute()
+    assert (found.moved_dims[9:, 3] == -1).all()
+    assert found.distance[9:, 3].isnull().all()
+    others = {"token": np.arange(ds.sizes["token"]) != 3}
+    xr.testing.assert_equal(
+        found[["moved_dims", "distance"]].isel(others), whole[["moved_dims", "distance"]].isel(others)
+    )
+    assert (found.moved_fraction[9:] == (whole.moved_dims.isel(others)[9:] > 0).mean("token")).all()
 
 
 def test_open_loop_across_gaps_is_refused(recording: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dask
@@ -63,7 +63,7 @@ def find_arithmetic(
         both = {name: x[i - 1 : i + 1] for name, x in u.arrays.items()}
         (parts,) = dask.compute(both)
         t, rate = int(parts["t"][1, 0, 0]), float(parts["lr"][1, 0, 0])
-        if np.isnan(rate):
+        if np.isnan(rate) or t != parts["t"][0, 0, 0] + 1:  # not known, or the update left the parameter out
             continue
         rates.append(rate)
         for rows in _pieces(parts["W"].shape):
@@ -80,6 +80,8 @@ def _positions(labels: NDArray[np.int64], steps: Sequence[int] | None) -> list[i
     """The positions of updates whose earlier state is there."""
     single = np.flatnonzero(np.diff(labels) == 1) + 1
     if steps is not None:
+        if not isinstance(steps, Iterable) or isinstance(steps, str) or not len(list(steps)):
+            raise InputError(f"find_arithmetic: steps={steps!r}; needed: a list of updates to replay, such as [1, 100]")
         chosen = [i for i in single if labels[i] in set(steps)]
         lost = sorted(set(steps) - set(labels[chosen].tolist()))
         if lost:
@@ -106,6 +108,9 @@ def _result(ds: xr.Dataset, u: Updates, found: Comparison, lr: float) -> xr.Data
     counts = [found.counts[name] for name in names]
     apart = [[found.apart(a, b) for b in names] for a in names]
     report = sentence(found, u.settings, lr)
+    told = ds.attrs.get("implementation")
+    if found.verdict == "undetermined" and told in found.winners:
+        report += f"; torch was told to compute as {told}"
     if "constant" in u.notes["lr_from"] and found.verdict == "none":
         report += "; the recording has no variable 'lr'"
     return xr.Dataset(

@@ -32,7 +32,7 @@ PER_TOKEN: dict[str, dict[str, Any]] = {
                      "formula": "‖W[t] - W[t-1]‖₂"},
     "distance": {"long_name": "distance of the replayed weights from their start", "units": "1",
                  "formula": "‖W[t] - W[0]‖₂"},
-    "moved_dims": {"long_name": "dims in which the replayed weights moved", "units": "1"},
+    "moved_dims": {"long_name": "dims in which the replayed weights moved; -1 if not finite", "units": "1"},
 }  # fmt: skip
 PER_STEP: dict[str, dict[str, Any]] = {
     "moved_fraction": {"long_name": "share of the tokens that moved in the replay", "units": "1"},
@@ -83,6 +83,8 @@ def replay_open_loop(
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise InputError(f"seed={seed!r}; needed: a whole number from 0 to 2**64 - 1")
     if moments not in ("float32", "recorded"):
         raise InputError(f"moments={moments!r}: choose 'float32' or 'recorded'")
     u = read_updates(
@@ -140,7 +142,9 @@ def _refuse_missing(arrays: dict[str, Any], s: Settings, moments: str, first: in
             "known in float32: begin at step 0, or say moments='recorded' for Adam"
         )
     if grid != "bfloat16":
-        raise InputError(f"replay_open_loop: the weights are {grid}; it asks what rounding to bfloat16 did")
+        raise InputError(
+            f"replay_open_loop: the weights are {grid}; needed: bfloat16, for it asks what rounding to bfloat16 did"
+        )
 
 
 def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, settings: Settings, scheme: str,
@@ -161,17 +165,22 @@ def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, s
             out["displacement"][i], out["distance"][i], out["moved_dims"][i], out["recorded"][i] = 0, 0, 0, 0
             continue
         t, lr = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
-        noise = _noise(seed, t, token, parts["W"].shape[2]) if scheme == "stochastic" else None
         before = state["seen"]
-        if t != state["t"]:  # else the update left the parameter out
+        if t > state["t"]:  # else the update left the parameter out
+            noise = _noise(seed, t, token, parts["W"].shape[2]) if scheme == "stochastic" else None
             state = _step(settings, scheme, t, lr, now, {**state, "t": t}, noise)
         step = state["seen"] - before
         out["displacement"][i] = step.norm(dim=1).numpy()
         out["distance"][i] = (state["seen"] - state["start"]).norm(dim=1).numpy()
-        out["moved_dims"][i] = (step != 0).sum(dim=1).numpy()
-        out["recorded"][i] = (now["W"] != state["recorded"]).sum(dim=1).numpy()
+        out["moved_dims"][i] = _moved(step)
+        out["recorded"][i] = _moved(now["W"] - state["recorded"])
         state["recorded"] = now["W"]
     return state
+
+
+def _moved(step: Tensor) -> NDArray[np.int64]:
+    """In how many dims tokens moved; -1 where that is not known, for NaN or infinity."""
+    return np.where(step.isfinite().all(dim=1).numpy(), (step != 0).sum(dim=1).numpy(), -1)
 
 
 def _step(s: Settings, scheme: str, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any],
@@ -242,5 +251,11 @@ def _mix(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _of_steps(parts: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    moved, recorded = (np.concatenate([p[n] > 0 for p in parts], axis=1) for n in ("moved_dims", "recorded"))
-    return {"moved_fraction": moved.mean(axis=1), "recorded_moved_fraction": recorded.mean(axis=1)}
+    moved, recorded = (np.concatenate([p[n] for p in parts], axis=1) for n in ("moved_dims", "recorded"))
+    return {"moved_fraction": _share(moved), "recorded_moved_fraction": _share(recorded)}
+
+
+def _share(moved: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the tokens of which it is known; NaN where it is known of none."""
+    known = (moved >= 0).sum(axis=1)
+    return np.where(known > 0, (moved > 0).sum(axis=1) / np.maximum(known, 1), np.nan)

@@ -101,6 +101,8 @@ def read_updates(
         If weights, hyperparameters or the learning rate are missing.
     """
     x = blocks.require(ds, variable, purpose)
+    if not isinstance(updates_before, (int, np.integer)) or updates_before < 0:
+        raise InputError(f"{purpose}: updates_before={updates_before!r}; needed: a number of updates, 0 or more")
     settings = read_settings(ds.attrs, hyperparameters or {}, where=purpose)
     if "cuda" in str(ds.attrs.get("device", "")):
         settings = replace(settings, on_accelerator=True)
@@ -126,6 +128,8 @@ def _left_out(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array 
 
 
 def _grid(x: xr.DataArray, precision: str | None) -> str:
+    if precision is not None and precision not in GRIDS:
+        raise InputError(f"precision={precision!r}: choose from {', '.join(GRIDS)}")
     name = precision or x.attrs.get("precision")
     if name in GRIDS:
         return str(name)

@@ -77,9 +77,11 @@ class Comparison:
     def _estimate(self, name: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> None:
         u = arithmetics.unrounded(name, s, t, lr, before, after)
         w0, w1 = before["W"].double().numpy(), after["W"].double().numpy()
-        far = np.isfinite(u) & np.isfinite(w1 - w0) & (np.abs(u) > 2.0**-5 * np.abs(w0))
-        self.along += float(((w1 - w0) * u)[far].sum())
-        self.squares += float((u * u)[far].sum())
+        with np.errstate(invalid="ignore"):
+            step = w1 - w0
+            far = np.isfinite(u) & np.isfinite(step) & (np.abs(u) > 2.0**-5 * np.abs(w0))
+        self.along += float((step[far] * u[far]).sum())
+        self.squares += float((u[far] * u[far]).sum())
 
     @property
     def lr_ratio(self) -> float:
