@@ -98,6 +98,8 @@ COORDINATES: Mapping[str, str] = {
     "token_text": "the token as text",
     "source_row": "row of the token in what it was recorded from, where that is not its place in the vocabulary",
 }
+FOLLOWED = ("W", "E")
+"""The weights, of which a store knows when each token moves."""
 OF_TOKENS = ("dead", "token_text", "source_row")
 """The coordinates that tell something of each token."""
 

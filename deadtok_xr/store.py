@@ -181,10 +181,12 @@ class StoreWriter:
     def declare(
         self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
         attrs: Mapping[str, Any] = {},
-    ) -> None:  # fmt: skip
+    ) -> zarr.Array[Any]:  # fmt: skip
         """Declare a variable of any dimensions, with its shape and chunks along all of them."""
         known = [c for c in schema.OF_TOKENS if c in self._arrays]
-        self._arrays[name] = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known)
+        array = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known)
+        self._arrays[name] = array
+        return array
 
     def extend(self, steps: NDArray[np.int64]) -> None:
         """Make room for more steps; their values must follow before `finish`."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deadtok_xr import store
+from deadtok_xr import motion_bounds, store
 from deadtok_xr.conversion.markers import Markers, digest, is_intact
 from deadtok_xr.conversion.plan import Plan
 
@@ -88,7 +88,7 @@ def _made(plan: Plan, markers: Markers, root: dict[str, Any] | None = None) -> P
     writer = store.create(folder, plan.rows, attributes, runs=None if plan.runs is None else plan.runs.tolist())
     writer.extend(plan.steps)
     for v in plan.variables:
-        writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes)
+        motion_bounds.declare(writer.group, writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes))
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     facts = {name: _facts(path) for name, path in sorted(files.items()) if name != _ROOT}
     if root is None:

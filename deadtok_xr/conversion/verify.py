@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import reader, store
+from deadtok_xr import motion_bounds, reader, store
 from deadtok_xr.conversion import open_for
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import Plan
@@ -91,9 +91,15 @@ def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) ->
         read = reader.chunk_reader(array)
         for position in np.ndindex(*array.cdata_shape):
             try:
-                read(position)
+                chunk = read(position)
             except DamagedStoreError as error:
                 found.problems.append(str(error))
+            else:
+                if not motion_bounds.agree(array, position, chunk):
+                    found.problems.append(
+                        f"{place(array)}: the motion that is kept of the chunk {position} is not that of its values: "
+                        f"remove {motion_bounds.file_of(array, position)}, which nothing needs"
+                    )
             found.n_chunks += 1
             progress(found.n_chunks, total)
 

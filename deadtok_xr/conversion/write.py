@@ -18,7 +18,7 @@ import zarr
 from blake3 import blake3
 from numcodecs.zstd import Zstd
 
-from deadtok_xr import store, zarr_dtype
+from deadtok_xr import motion_bounds, store, zarr_dtype
 from deadtok_xr.conversion import skeleton
 from deadtok_xr.conversion.markers import Markers, folder_of
 from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
@@ -164,7 +164,10 @@ def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room:
                 buffer = buffers.get()
                 blocks = buffer[: unit.nbytes].view(word_type(unit.variable.dtype)).reshape(unit.layout())
                 finds = fill(unit, plan, source, blocks, array.fill_value)
-                tasks = [pool.submit(_finish, blocks[i], key, markers, finds[i]) for i, key in todo]
+                at, n_steps = unit.positions(), len(unit.steps)
+                tasks = [
+                    pool.submit(_finish, blocks[i], array, at[i], n_steps, key, markers, finds[i]) for i, key in todo
+                ]
                 pending.append((buffer, tasks))
             while pending:
                 _settle(pending.pop(0), buffers, counts)
@@ -180,8 +183,12 @@ def _to_do(unit: Unit, array: zarr.Array[Any], markers: Markers) -> list[tuple[i
     return [(i, key) for i, key in enumerate(keys) if key not in markers.done]
 
 
-def _finish(block: Words, key: str, markers: Markers, finds: Finds) -> int:
-    markers.finish_chunk(key, Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(block), finds)
+def _finish(
+    block: Words, array: zarr.Array[Any], at: tuple[int, ...], n_steps: int, key: str, markers: Markers, finds: Finds
+) -> int:
+    data = Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(block)
+    motion_bounds.put(markers.dest, array, at, block[:n_steps], data)
+    markers.finish_chunk(key, data, finds)
     return block.nbytes
 
 

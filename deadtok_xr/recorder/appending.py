@@ -17,7 +17,7 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from deadtok_xr import schema, store
+from deadtok_xr import motion_bounds, schema, store
 from deadtok_xr.chunks import chunk_shape, chunks_of
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.block import Column
@@ -31,6 +31,7 @@ class Appender:
         self.root = Path(str(group.store_path).removeprefix("file://"))
         self._order = rows.disk_order()
         self._arrays = dict(group.arrays())
+        self._bounds = dict(cast(zarr.Group, group["motion"]).arrays()) if "motion" in group else {}
 
     def append(
         self,
@@ -91,6 +92,8 @@ class Appender:
         for array in self._arrays.values():
             if _grows(array):
                 array.resize((n_steps, *array.shape[1:]))
+        for name, bounds in self._bounds.items():
+            bounds.resize(motion_bounds.shape_for(self._arrays[name]))
         self.n_steps = n_steps
 
     def _chunks(self, values: NDArray[Any]) -> tuple[int, ...]:
@@ -106,6 +109,8 @@ class Appender:
         if not self.n_steps:
             array = store.declare_array(self.group, name, dims, (0, *shape), dtype, chunks, attrs, coordinates=known)
             self._arrays[name] = array
+            if bounds := motion_bounds.declare(self.group, array):
+                self._bounds[name] = bounds
             return
         beside = self.root.parent / f".{self.root.name}.{name}"
         shutil.rmtree(beside, ignore_errors=True)
@@ -140,7 +145,9 @@ class Appender:
                     old = slice(i * size, low)
                     inside[: low - i * size] = array[old] if rows is None else array[old, first : first + len(rows)]
                 key = (i, *((j,) if array.ndim > 1 else ()), *(0,) * (array.ndim - 2))
-                _place(folder / array.metadata.encode_chunk_key(key), chunk)
+                data = Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(chunk.reshape(-1).view(np.uint8))
+                motion_bounds.put(self.root, array, key, chunk[: high - i * size], data)
+                _place(folder / array.metadata.encode_chunk_key(key), data)
 
     def _row_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
         """The chunks along `token`, each with the recorder's rows that it holds."""
@@ -165,10 +172,8 @@ def _of_another(name: str) -> dict[str, Any]:
     return {**spec, "long_name": f"{spec['long_name']}, of {name.rpartition('_')[2]}"}
 
 
-def _place(path: Path, chunk: NDArray[Any]) -> None:
+def _place(path: Path, data: bytes) -> None:
     """Put a chunk's file in place at a stroke."""
-    words = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
-    data = Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(words)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.partial")
     try:

@@ -1,0 +1,25 @@
+"""When rows move within a chunk."""
+
+from __future__ import annotations
+
+from deadtok_xr.kernels.numba.words import compiled, same_row
+
+
+@compiled
+def motion_bounds(steps, out):
+    """Fill ``out`` (2, n) with the first and the last step at which a row of words (t, n, d) changes; 0 for none."""
+    T = steps.shape[0]
+    for n in range(steps.shape[1]):
+        first = 0
+        for t in range(1, T):
+            if not same_row(steps, t - 1, steps, t, n):
+                first = t
+                break
+        last = first
+        if first:
+            for t in range(T - 1, first, -1):
+                if not same_row(steps, t - 1, steps, t, n):
+                    last = t
+                    break
+        out[0, n] = first
+        out[1, n] = last
