@@ -570,7 +570,7 @@ class TestBadInput:
             ({"rows": "dead"}, "rows='dead' takes the dead tokens: give dead= too"),
             ({"rows": [3, 12]}, "rows lie between 3 and 12; needed: 0 to 11"),
             ({"rows": []}, "rows names no token"),
-            ({"rows": [3, 3]}, "token ids must be distinct"),
+            ({"rows": [3, 3]}, "rows names token 3 twice"),
             ({"variables": ()}, "choose from W, grad"),
             ({"token_text": ["a"]}, "token_text has 1 entries; needed: one per row, 12"),
             ({"on_error": "ignore"}, "choose 'raise' or 'continue'"),
