@@ -205,7 +205,15 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
-    return ds[variable].transpose("step", "token", "dim")
+    return _lazily(ds[variable]).transpose("step", "token", "dim")
+
+
+def _lazily(x: xr.DataArray) -> xr.DataArray:
+    """A variable as Dask array: one that xarray would load at the first look is cut as its file is."""
+    if x.chunks is not None:
+        return x
+    preferred = x.encoding.get("preferred_chunks", {})
+    return x.chunk({dim: preferred.get(dim, "auto") for dim in x.dims})
 
 
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
