@@ -36,7 +36,15 @@ def fitting(x: da.Array, steps: tuple[int, ...]) -> da.Array:
 
 
 def as_series(x: xr.DataArray) -> da.Array:
-    """A variable of (step) or (step, ...) as a Dask array, steps first; eager values stay one block."""
+    """A variable of (step) or (step, ...) as a Dask array, steps first; eager values stay one block.
+
+    Raises
+    ------
+    InputError
+        If it has no steps.
+    """
+    if "step" not in x.dims:
+        raise InputError(f"{x.name!r} has the dimensions {x.dims}; needed: one value, or one vector, per step")
     data = x.transpose("step", ...).data
     return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
 

@@ -41,7 +41,8 @@ def _motion(ds: xr.Dataset) -> Iterator[str]:
     yield f"  mean over tokens  {_span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
     yield f"  std over tokens   {_span(std)}"
     n_invalid = ds["n_invalid"].values
-    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"])]  # what is unknown has not stood still
+    left_out = ds["skipped"].values.astype(bool) if "skipped" in ds else np.zeros(len(steps), bool)
+    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~left_out]  # the rest was not asked to move
     last = steps[moved > 0]
     yield (
         f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; nothing moved in "

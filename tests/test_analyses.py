@@ -366,3 +366,26 @@ def test_every_variable_is_described(results: xr.DataTree) -> None:
 def test_dtypes_are_those_of_the_contract(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
     for name in names:
         assert results[group][name].dtype == dtype, name
+
+
+def test_updates_that_left_the_variable_out_tell_nothing_of_freezing() -> None:
+    W = np.zeros((5, 3, 2), np.float32)
+    W[1:], W[3:], W[4:] = 1.0, 1.5, 1.75  # the update to step 2 moves nothing, and had nothing to move with
+    ds = dataset(W).assign(skipped=("step", np.array([False, False, True, False, False])))
+    phases, motion = dx.phases(ds), dx.motion(ds)
+    assert np.isnan(phases.fraction.sel(step=2)).all()
+    assert (phases.fraction.sel(step=[1, 3, 4]).sum("phase") == 1).all()
+    assert int(phases.transition_step.sel(phase="frozen")) == -1
+    assert int(dx.phases(ds.drop_vars("skipped")).transition_step.sel(phase="frozen")) == 2
+    np.testing.assert_array_equal(motion.skipped, [False, True, False, False])
+    tree = dx.analyze(ds, analyses=["motion"])
+    assert "nothing moved in 0 of 4 steps" in dx.summary(tree)
+
+
+@pytest.mark.parametrize("name", ["h_mean", "lr"])
+def test_a_series_without_steps_is_refused_by_name(name: str) -> None:
+    ds = dataset(np.zeros((3, 3, 2), np.float32)).assign({name: ("dim", np.ones(2))})
+    ds.attrs.update(optimizer="AdamW", hyperparameters={"lr": 0.1, "eps": 1e-8})
+    ds["grad"] = ds.W.dims, np.ones((3, 3, 2), np.float32)
+    with pytest.raises(InputError, match=rf"'{name}' has the dimensions \('dim',\); needed: .* per step"):
+        dx.coherence(ds)

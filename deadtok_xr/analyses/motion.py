@@ -74,7 +74,7 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
     ‖ΔW‖₂ and `displacement_ulp`, the norm ULP of notebook 1.31b, float32; `lattice_l1`, `lattice_l2`,
     `lattice_linf` of ΔW' = ΔW / ULP(W[t-1]), float64 since |ΔW'| reaches 1e37 at W = 0; `moved_dims`,
     int64. Per step: `displacement_ulp_mean` and `_std` (ddof 1) over valid tokens, `n_invalid`.
-    Tokens with NaN or infinity give NaN.
+    Tokens with NaN or infinity give NaN. `skipped`, where it was recorded: the update left the variable out.
 
     Raises
     ------
@@ -90,6 +90,8 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
     def finish(found: Findings) -> xr.Dataset:
         attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
         values = {**found.variables("transitions", ATTRS), **extra}
+        if (left_out := transitions.left_out(ds, variable)) is not None:
+            values["skipped"] = left_out
         return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
 
     return transitions.plan(x, grid, finish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ def phases(
     Lazy dataset over t = 1..T. `fraction` (step, phase) float64, of the valid tokens, phases from
     coldest to hottest, NaN where no token is valid. `transition_step` (phase) int64: the first step at
     which more than half of the valid tokens are in that phase or a colder one; -1 for never.
+    Updates that left the variable out (`skipped`) have NaN and do not count: they tell nothing of freezing.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def phases(
     grid = transitions.grid_name(x, precision)
 
     def finish(found: Findings) -> xr.Dataset:
-        counts = found.array("transitions", scheme)
+        counts = _counted(found.array("transitions", scheme), transitions.left_out(ds, variable))
         fraction = counts.map_blocks(_fraction, dtype=np.float64)
         first = counts.rechunk(-1).map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
         meanings = ("share of the valid tokens in the phase", "first step with a majority in the phase or colder")
@@ -74,6 +76,12 @@ def phases(
         return xr.Dataset({**values, **extra}, labels, attrs)
 
     return transitions.plan(x, grid, finish)
+
+
+def _counted(counts: da.Array, left_out: xr.Variable | None) -> da.Array:
+    if left_out is None:
+        return counts
+    return counts * ~da.asarray(left_out.data).astype(bool).rechunk((counts.chunks[0],))[:, None]
 
 
 def _fraction(counts: NDArray[np.int64]) -> NDArray[np.float64]:

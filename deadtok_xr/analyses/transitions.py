@@ -108,6 +108,14 @@ def grid_name(x: xr.DataArray, precision: str | None) -> str:
     return str(name)
 
 
+def left_out(ds: xr.Dataset, variable: str) -> xr.Variable | None:
+    """Which updates left a variable out, (step - 1,) bool: it had no gradient, and its standing still tells nothing."""
+    name = "skipped" if variable == "W" else f"skipped_{variable}"
+    if name not in ds or ds[name].dims != ("step",):
+        return None
+    return ds[name].variable[1:]
+
+
 def step_and_token_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
     """The coordinates of results that begin at the second step."""
     later = ds.isel(step=slice(1, None))
