@@ -33,6 +33,7 @@ _HOME = {
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
     "replay_open_loop": "deadtok_xr.analyses.open_loop",
+    "report": "deadtok_xr.reporting",
     "save_results": "deadtok_xr.results",
     "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from deadtok_xr.labelling import label
     from deadtok_xr.record import Recorder
     from deadtok_xr.recording import open_recording
+    from deadtok_xr.reporting import report
     from deadtok_xr.results import open_results, save_results
     from deadtok_xr.runs import concat_runs
     from deadtok_xr.summary import summary

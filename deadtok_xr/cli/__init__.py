@@ -33,6 +33,7 @@ for _command in (
     analyze.analyze,
     after.label,
     after.export,
+    after.report,
 ):
     cli.add_command(_command)
 

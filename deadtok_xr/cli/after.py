@@ -1,4 +1,4 @@
-"""`deadtok label`, `export`: what is done with a store after it was written."""
+"""`deadtok label`, `export`, `report`: what is done with stores and results after they were written."""
 
 from __future__ import annotations
 
@@ -61,3 +61,18 @@ def export(
             source_dtype=source_dtype, overwrite=overwrite, progress=report,
         )  # fmt: skip
     click.echo(f"{out}: {out.stat().st_size} bytes")
+
+
+@click.command()
+@click.argument("results", type=PATH)
+@click.option("-o", "--output", "out", required=True, type=PATH, help="HTML file to write.")
+@OVERWRITE
+def report(results: Path, out: Path, overwrite: bool) -> None:
+    """Write results as one page to read: findings, pictures, definitions, provenance.
+
+    \b
+    Example:  deadtok report results.zarr -o report.html
+    """
+    import deadtok_xr as dx
+
+    click.echo(f"report: {dx.report(results, out, overwrite=overwrite)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,19 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    results = _computed(tree)
     paths = []
+    for file, figure in figures(tree):
+        figure.savefig(folder / file, dpi=dpi, metadata={"Software": None})
+        paths.append(folder / file)
+    return paths
+
+
+def figures(tree: xr.DataTree) -> Iterator[tuple[str, Figure]]:
+    """The pictures that the results allow, each with the name of its file; see `save_figures`."""
+    results = _computed(tree)
     for picture in _PICTURES:
         if picture.group in results:
-            figure = _figure(picture, results[picture.group])
-            figure.savefig(folder / picture.file, dpi=dpi, metadata={"Software": None})
-            paths.append(folder / picture.file)
-    return paths
+            yield picture.file, _figure(picture, results[picture.group])
 
 
 def _computed(tree: xr.DataTree) -> dict[str, xr.Dataset]:

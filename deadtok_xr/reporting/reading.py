@@ -1,0 +1,41 @@
+"""What each picture is called, and how to read it: two lines for who sees it for the first time."""
+
+from __future__ import annotations
+
+TITLES = {
+    "displacement": "How far tokens move",
+    "trajectories": "Every token's displacement",
+    "phases": "Phases on the lattice",
+    "phases_magnitude": "Phases by magnitude",
+    "topology": "Neighbours at the spacing of the grid",
+    "speeds": "The cloud and the motion within it",
+    "coherence": "Do the tokens move as one?",
+    "h_persistence": "Does the push keep its direction?",
+    "centroid_origin": "What the final centroid is made of",
+    "freeze_predictors": "What goes with freezing early",
+    "mechanism": "Why tokens move or stand still",
+}
+HOW_TO_READ = {
+    "displacement": "The line is the mean displacement over tokens at each step, the band one standard deviation. "
+    "The strip below tells the steps at which nothing moved, which a logarithmic axis cannot show.",
+    "trajectories": "Each column is a step, and the darker a place, the more tokens moved that far there; the line is "
+    "the mean. The strip at the bottom counts tokens that did not move.",
+    "phases": "The height of a colour is the share of tokens in that phase, from frozen (dark) to early (bright). "
+    "Vertical lines mark the steps at which a majority is in a phase or a colder one.",
+    "phases_magnitude": "The same with the regimes of notebook 1.31b, which compare a displacement with the token's "
+    "own norm. A token that it calls frozen may still have hopped in a few dims.",
+    "topology": "Top: the spacing of the grid at the centroid. Middle: the share of pairs of tokens closer than that. "
+    "Bottom: how many groups they form; one large group is a crystal, all singletons a gas.",
+    "speeds": "Bulk speed is that of the centroid, thermal speed that of the tokens in its frame. Bulk above thermal "
+    "means that tokens are carried along; thermal above bulk, that they move on their own.",
+    "coherence": "A cosine of 1 means that all displacements point the same way, 0 that they are unrelated. The lower "
+    "panels compare the common direction with what should push it.",
+    "h_persistence": "Left of the lag at which the autocorrelation falls to half, the push is still the same. The "
+    "swing is the angle by which the mean hidden state turns in one step.",
+    "centroid_origin": "The two shares add up to the length of the final centroid. Where drift is all of it, the place "
+    "where the tokens began has been forgotten.",
+    "freeze_predictors": "Bars to the right: tokens with more of it freeze later. The whisker is the 95% interval; "
+    "where it crosses zero, nothing is shown.",
+    "mechanism": "Top: the share of tokens that moved, whose update rounded to zero, and that had no gradient. Bottom: "
+    "the largest update against half a gap of the grid; below 1 it cannot move a token.",
+}
