@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
+    "census": "deadtok_xr.analyses.census",
     "centroid_origin": "deadtok_xr.analyses.centroid_origin",
     "coherence": "deadtok_xr.analyses.coherence",
     "concat_runs": "deadtok_xr.runs",
@@ -45,6 +46,7 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.census import census
     from deadtok_xr.analyses.centroid_origin import centroid_origin
     from deadtok_xr.analyses.coherence import coherence
     from deadtok_xr.analyses.find_arithmetic import find_arithmetic
