@@ -66,7 +66,7 @@ def census(W: Array, *, distinct: bool = False) -> dict[str, Array]:
 
 
 def company(W: Array, at: int, *, distinct: bool = False) -> tuple[Array, Array, Array]:
-    """At step ``at``, for each token: the rank of its black hole, the first token there, since when they are together."""
+    """At step ``at``, for each token: the rank of its black hole, the first token there, since when they are."""
     keys = [places(rows, distinct=distinct) for rows in W[: at + 1]]
     now = keys[at]
     holes = sorted((m for m in members(now).values() if len(m) > 1), key=lambda m: (-len(m), m[0]))

@@ -69,7 +69,7 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
     return dataset(values, draw(st.sampled_from([None, chunks])), labels)
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(ds=crowds(), data=st.data())
 @pytest.mark.parametrize("signed_zero", ["equal", "distinct"])
 def test_crowds(signed_zero: str, ds: xr.Dataset, data: st.DataObject) -> None:
@@ -175,6 +175,7 @@ def test_one_step_and_one_token() -> None:
     assert found.census_step.values.tolist() == [7]
     assert int(found.n_unique[0]) == 1
     assert np.isnan(found.gini[0])
+    assert found.fissions.dtype == np.int64
     assert found.black_hole.values.tolist() == [[0]]
 
 

@@ -191,7 +191,8 @@ class _Look:
         from deadtok_xr.kernels.numba.census import keys  # here, so that a graph is built without numba
 
         self.probe, self.row, self.out = probe, row, room(FIELDS, row)
-        self.keys, self.state = keys(row.n_dims), None
+        self.keys = keys(row.n_dims)
+        self.state: Any = None
         self.at = [p for p in probe.at if row.states.start <= p < row.states.stop]
         names = ("label", "order", "since")
         self.snapshots = {name: np.empty((len(self.at), row.n_tokens), np.int64) for name in names}
@@ -212,7 +213,6 @@ class _Look:
         self.state = kernel(words, changed, self.state, first, limits, self.keys, wanted, out, self.snapshots)
 
     def end(self) -> dict[str, Any]:
-        assert self.state is not None
         kept = {p: {name: x[i] for name, x in self.snapshots.items()} for i, p in enumerate(self.at)}
         last = (self.state.order, self.state.since)
         return {**self.out, "places": {"first": self.row.first, "last": last, "at": kept}}
@@ -242,7 +242,7 @@ def _with_start(found: Findings) -> dict[str, xr.Variable]:
 
 def _of_tokens(found: Findings, ds: xr.Dataset, positions: tuple[int, ...]) -> dict[str, xr.Variable]:
     shape = (len(positions), ds.sizes["token"])
-    shapes: dict[str, Any] = {name: (("census_step", "token"), shape, "i8") for name in _PER_TOKEN}
+    shapes: dict[str, Any] = dict.fromkeys(_PER_TOKEN, (("census_step", "token"), shape, "i8"))
     inputs = {"places": found.merged("census", "places", _join)}
     return blocks.at_once(
         inputs, _list, shapes, ATTRS, positions=positions, steps=ds["step"].values, tokens=ds["token"].values

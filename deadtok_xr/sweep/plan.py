@@ -179,7 +179,7 @@ class Findings:
         inner = spec.shape(*table.shape[1:])
         lengths = table.steps if spec.over == "states" else table.transitions
         if not sum(lengths):
-            return da.zeros((0, *inner), dtype.base)
+            return da.zeros((0, *inner), dtype=dtype.base)
         if not lengths[-1]:
             rows, lengths = rows.blocks[:-1], lengths[:-1]
         data = rows.map_blocks(
