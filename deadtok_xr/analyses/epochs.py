@@ -41,7 +41,9 @@ ATTRS: dict[str, dict[str, Any]] = {
         "long_name": "step of the smallest radius among the first 20 after the first; -1 if it does not shrink at once",
         "units": "step", "formula": "argmin r over the first 21 steps, if later than the first and r < r(first)",
     },
-    "inhale_depth": {"long_name": "how far the radius shrank", "units": "1", "formula": "1 - r(inhale_step) / r(first)"},
+    "inhale_depth": {
+        "long_name": "how far the radius shrank", "units": "1", "formula": "1 - r(inhale_step) / r(first)",
+    },
     "sneeze_step": {"long_name": "step of the fastest growth", "units": "step", "formula": "argmax velocity"},
     "freeze_step": {
         "long_name": "first step at which more than the given share of the tokens stood still; -1 never",
@@ -54,7 +56,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     "reexpansion_step": {
         "long_name": "step of the deepest local minimum of the velocity between sneeze and freeze; -1 none",
         "units": "step",
-        "formula": "argmin of velocity over t with velocity[t] = min over t ± 10, acceleration[t] < 0 < acceleration[t+1]",
+        "formula": "argmin velocity over t where it is the least of t ± 10, acceleration[t] < 0 < acceleration[t+1]",
     },
 }  # fmt: skip
 _OVER_STEPS = tuple(ATTRS)[:6]
@@ -239,7 +241,7 @@ def _deepest(v: Floats, begin: int, end: int) -> int:
     """The deepest local minimum of a velocity between two positions, within ± 10 steps of it; -1 for none."""
     best = -1
     for t in range(begin + 1, min(end, len(v) - 1)):
-        around = v[max(0, t - _AROUND) : t + _AROUND + 1]
+        around = v[max(begin, t - _AROUND) : min(end, t + _AROUND + 1)]
         turns = v[t] < v[t - 1] and v[t + 1] > v[t]
         if turns and v[t] <= np.nanmin(around) and (best < 0 or v[t] < v[best]):
             best = t

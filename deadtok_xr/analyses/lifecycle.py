@@ -76,7 +76,7 @@ STEP: dict[str, dict[str, Any]] = {
     "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t", **_COUNT},
     "n_reheats": {"long_name": "tokens in a hotter phase than at the step before", **_COUNT},
     "n_cools": {"long_name": "tokens in a colder phase than at the step before", **_COUNT},
-    "stumble_cohort": {"long_name": "tokens that stumbled first at this step", **_COUNT, "formula": "first_stumble = t"},
+    "stumble_cohort": {"long_name": "tokens that first stumbled here", "formula": "first_stumble = t", **_COUNT},
     "freeze_cohort": {
         "long_name": "tokens that moved for the last time at this step, and were seen to stop", **_COUNT,
         "formula": "last_motion = t and not censored",
@@ -194,8 +194,10 @@ def _phases(row: Block, *, scheme: str, n_dims: int) -> dict[str, Any]:
     }
     number, limits = known[scheme]
     phase, motion = np.empty((2, *row["moved_dims"].shape), np.int8)
-    measures = (row[n] for n in ("lattice_l1", "lattice_l2", "lattice_linf", "displacement_ulp", "moved_dims"))
-    kernel.phases_of(*measures, number, np.sqrt(n_dims), np.array(limits, np.float64), phase, motion)
+    kernel.phases_of(
+        row["lattice_l1"], row["lattice_l2"], row["lattice_linf"], row["displacement_ulp"], row["moved_dims"],
+        number, np.sqrt(n_dims), np.array(limits, np.float64), phase, motion,
+    )  # fmt: skip
     return {"phase": phase, "motion": motion, "n_phases": len(SCHEMES[scheme])}
 
 
@@ -219,7 +221,7 @@ def _follow(life: _Life | None, row: dict[str, Any]) -> _Life:
         path = np.zeros((len(kernel.PATH), N), np.int64)
         path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
         life = _Life(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
-    path, last, before, passages = (x.copy() for x in (life.path, life.last, life.before, life.passages))
+    path, last, before, passages = life.path.copy(), life.last.copy(), life.before.copy(), life.passages.copy()
     steps = np.zeros((len(kernel.PER_STEP), T), np.int64)
     kernel.follow(row["phase"], row["motion"], life.n, path, last, before, passages, steps)
     return _Life(life.n + T, path, last, before, passages, (*life.steps, steps))
@@ -314,7 +316,7 @@ def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]
     from deadtok_xr.kernels.numba.lifecycle import PATH
 
     (whole,) = life[0] if isinstance(life[0], list) else life
-    left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :0:-1]  # of all phases but the coldest
+    left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :-1]  # of all phases but the coldest
     phase = (left[None] >= position[:, None, None]).sum(axis=2, dtype=np.int8)
     unknown = whole.path[PATH.index("last_invalid")] >= position[:, None]
     return np.where(unknown, np.int8(-1), phase)

@@ -1,4 +1,4 @@
-"""Tokens on their way through the phases of motion: the phase of each transition, and what a token's path adds up to."""
+"""Tokens on their way through the phases of motion: the phase of each transition, and what a path adds up to."""
 
 from __future__ import annotations
 
