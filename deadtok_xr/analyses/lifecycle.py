@@ -317,6 +317,8 @@ def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]
 
     (whole,) = life[0] if isinstance(life[0], list) else life
     left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :-1]  # of all phases but the coldest
-    phase = (left[None] >= position[:, None, None]).sum(axis=2, dtype=np.int8)
+    phase = np.zeros((len(position), len(left)), np.int8)
+    for until in left.T:
+        phase += until >= position[:, None]
     unknown = whole.path[PATH.index("last_invalid")] >= position[:, None]
     return np.where(unknown, np.int8(-1), phase)

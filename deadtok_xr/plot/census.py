@@ -22,10 +22,10 @@ _COUNTS = {
     "n_black_holes": ("black holes", _style.VERMILLION, {}),
 }
 _EVENTS = {
-    "fissions": ("black holes that broke up", _style.VERMILLION, 1),
-    "evaporated": ("tokens that left for good company of none", _style.ORANGE, 1),
-    "fusions": ("black holes that came of several places", _style.BLUE, -1),
-    "accreted": ("tokens that joined, alone before", _style.SKY, -1),
+    "fissions": ("black holes broken up", _style.VERMILLION, 1),
+    "evaporated": ("tokens left alone", _style.ORANGE, 1),
+    "fusions": ("black holes made of\nseveral places", _style.BLUE, -1),
+    "accreted": ("tokens that joined one", _style.SKY, -1),
 }
 NEEDED = (*_COUNTS, *_EVENTS)
 

@@ -78,6 +78,10 @@ def follow(phase, motion, start, path, last, before, passages, steps):
         now = start + t
         for n in range(N):
             p, m, was, did = phase[t, n], motion[t, n], before[0, n], before[1, n]
+            if m == STILL and did == STILL and p == was:  # nothing new
+                passages[p, p] += 1
+                last[n, p] = now
+                continue
             before[0, n], before[1, n] = p, m
             if m == INVALID:
                 path[4, n] += 1
