@@ -17,16 +17,21 @@ __version__ = "0.1.0"
 _HOME = {
     "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
+    "census": "deadtok_xr.analyses.census",
     "centroid_origin": "deadtok_xr.analyses.centroid_origin",
     "coherence": "deadtok_xr.analyses.coherence",
     "concat_runs": "deadtok_xr.runs",
     "convert": "deadtok_xr.conversion",
+    "critical_boundary": "deadtok_xr.analyses.critical_boundary",
+    "epochs": "deadtok_xr.analyses.epochs",
     "export": "deadtok_xr.exporting",
     "freeze_predictors": "deadtok_xr.analyses.freeze_predictors",
+    "freezing": "deadtok_xr.analyses.freezing",
     "h_persistence": "deadtok_xr.analyses.h_persistence",
     "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
+    "lifecycle": "deadtok_xr.analyses.lifecycle",
     "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
@@ -46,12 +51,17 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.census import census
     from deadtok_xr.analyses.centroid_origin import centroid_origin
     from deadtok_xr.analyses.coherence import coherence
+    from deadtok_xr.analyses.critical_boundary import critical_boundary
+    from deadtok_xr.analyses.epochs import epochs
     from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.freeze_predictors import freeze_predictors
+    from deadtok_xr.analyses.freezing import freezing
     from deadtok_xr.analyses.h_persistence import h_persistence
     from deadtok_xr.analyses.kinematics import kinematics
+    from deadtok_xr.analyses.lifecycle import lifecycle
     from deadtok_xr.analyses.mechanism import mechanism
     from deadtok_xr.analyses.motion import motion
     from deadtok_xr.analyses.open_loop import replay_open_loop

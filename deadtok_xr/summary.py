@@ -62,6 +62,44 @@ def _phases(ds: xr.Dataset) -> Iterator[str]:
     )
 
 
+def _lifecycle(ds: xr.Dataset) -> Iterator[str]:
+    frozen, going, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
+    first, last = (_range(ds[name].values) for name in ("first_freeze_range", "last_motion_range"))
+    thaws = ds["thaw_count"].values
+    yield (
+        f"Life cycles: {frozen} tokens froze, {going} still move, {never} never moved; first freeze {first}; last "
+        f"motion {last}; {thaws.sum()} thaws, at most {thaws.max()} of a token"
+    )
+    yield from _invalid(ds, "which are neither motion nor rest")
+
+
+def _range(values: np.ndarray) -> str:
+    words = ("earliest", "median", "latest")
+    said = (f"{w} {'not yet' if np.isnan(x) else f'{x:g}'}" for w, x in zip(words, values, strict=True))
+    return "never" if np.isnan(values).all() else ", ".join(said)
+
+
+def _freezing(ds: xr.Dataset) -> Iterator[str]:
+    n, total, longest, end = (int(ds[k]) for k in ("n_runs", "n_global", "longest_run", "permanent_freeze"))
+    below = f" below {ds.attrs['threshold']:g}" if "threshold" in ds.attrs else " unchanged"
+    yield (
+        f"Global freezes ({ds.attrs.get('definition', 'value')}{below}): {total} of {ds.sizes['step']} steps, in {n} "
+        f"runs of up to {longest}; permanent for the last {end}"
+    )
+    yield from _invalid(ds, "which are not frozen")
+
+
+def _epochs(ds: xr.Dataset) -> Iterator[str]:
+    at = {name: int(ds[f"{name}_step"]) for name in ("inhale", "sneeze", "reexpansion", "freeze")}
+    when = {name: f"at {step}" if step >= 0 else "never" for name, step in at.items()}
+    shrinks = f"shrinks by {100 * float(ds['inhale_depth']):.2f}% until {at['inhale']}, " if at["inhale"] >= 0 else ""
+    yield (
+        f"Epochs of the radius from the {ds.attrs.get('radius', 'origin')}: {shrinks}grows fastest {when['sneeze']}, "
+        f"again {when['reexpansion']}, freeze begins {when['freeze']}"
+    )
+    yield from _invalid(ds, "which have no radius")
+
+
 def _kinematics(ds: xr.Dataset) -> Iterator[str]:
     norm = np.linalg.norm(ds["centroid"].values, axis=1)
     steps, bulk, heat = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
@@ -88,6 +126,25 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
         v = np.where(ds["n_invalid"].values > 0, np.nan, ds[key].values)
         yield f"  {label:17s} {v[0]:.4g} first, {v[-1]:.4g} last, {_span(v)}"
     yield from _invalid(ds, "which have no graph")
+
+
+def _census(ds: xr.Dataset) -> Iterator[str]:
+    holes, population, largest = (ds[key].values for key in ("n_black_holes", "population", "largest"))
+    events = ", ".join(f"{ds[k].values[1:].sum()} {k}" for k in ("fissions", "fusions"))
+    yield (
+        f"Census: {holes[0]} black holes of {population[0]} tokens first (the largest {largest[0]}), {holes[-1]} of "
+        f"{population[-1]} last (the largest {largest[-1]}), at most {holes.max()} of {population.max()}; {events}"
+    )
+    yield from _invalid(ds, "which are in no place")
+
+
+def _critical_boundary(ds: xr.Dataset) -> Iterator[str]:
+    above = ds["above_fraction"].values
+    moved, still = _mean(ds["moved_above"].values), _mean(ds["moved_below"].values)
+    yield (
+        f"Critical boundary: Adam's step is above half the gap for {above[0]:.1%} of the elements first, "
+        f"{above[-1]:.1%} last; {moved:.2%} of those above moved, {still:.2%} of the others"
+    )
 
 
 def _coherence(ds: xr.Dataset) -> Iterator[str]:
@@ -223,11 +280,16 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "motion": _motion,
     "phases": _phases,
     "phases_magnitude": _phases,
+    "lifecycle": _lifecycle,
+    "freezing": _freezing,
     "kinematics": _kinematics,
+    "epochs": _epochs,
     "topology": _topology,
+    "census": _census,
     "coherence": _coherence,
     "h_persistence": _h_persistence,
     "centroid_origin": _centroid_origin,
     "freeze_predictors": _freeze_predictors,
     "mechanism": _mechanism,
+    "critical_boundary": _critical_boundary,
 }

@@ -329,8 +329,8 @@ def test_the_order_of_dimensions_does_not_matter(recording: Path) -> None:
 
 def test_unknown_options(recording: Path) -> None:
     rec = dx.open_recording(recording)
-    with pytest.raises(InputError, match="choose one of lattice, magnitude"):
-        dx.phases(rec, scheme="cells")
+    with pytest.raises(InputError, match="choose one of lattice, magnitude, cells"):
+        dx.phases(rec, scheme="v1")
     with pytest.raises(InputError, match="choose one of separate, linked"):
         dx.topology(rec, coincident="merged")
     with pytest.raises(InputError, match="unknown number format 'int8'"):

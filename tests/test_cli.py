@@ -210,7 +210,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
     assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 11
+    assert len(list(Path("mine/figures").glob("*.png"))) == 17
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
@@ -316,7 +316,7 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
     assert "motion: left out. motion needs at least two steps" in said.out
-    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology"]
+    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology", "census"]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
     assert "needs at least two steps" in said.sentence
@@ -329,8 +329,8 @@ def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: 
     assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
     assert said.status == 0
-    assert "motion, phases, phases_magnitude, topology, freeze_predictors: left out. W lives on no grid" in said.out
-    assert groups(tmp_path / "a.zarr") == ["kinematics", "coherence", "centroid_origin"]
+    assert "freeze_predictors: left out. W lives on no grid" in said.out
+    assert groups(tmp_path / "a.zarr") == ["freezing", "kinematics", "epochs", "census", "coherence", "centroid_origin"]
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
     assert len(groups(tmp_path / "b.zarr")) == 8

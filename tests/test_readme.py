@@ -84,8 +84,8 @@ def test_the_blocks_record_open_analyse_and_save(ran: Ran) -> None:
     assert spread.sizes == {"step": 11}
     tree = dx.open_results(ran.folder / "results.zarr")
     assert list(tree.children) == [
-        "motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism", "coherence", "centroid_origin",
-        "freeze_predictors",
+        "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "kinematics", "epochs",
+        "topology", "census", "mechanism", "coherence", "centroid_origin", "freeze_predictors",
     ]  # fmt: skip
     assert tree["motion"].sizes == {"step": 50, "token": 10}
     assert float(tree["motion"]["moved_dims"].max()) > 0
@@ -115,9 +115,9 @@ def test_every_name_in_the_table_of_analyses_exists(recording: Path) -> None:
     tree = dx.analyze(dx.open_recording(recording))  # all tokens: the dead beside the live ones
     table = README.split("## What each analysis gives")[1].split("##")[0]
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|(.*)\|$", table, flags=re.MULTILINE)
-    assert [name for name, _ in rows] == [name for name in tree.children if name != "phases_magnitude"]
+    assert [name for name, _ in rows] == [name for name in tree.children if not name.startswith("phases_")]
     for name, cell in rows:
-        known = {*map(str, tree[name].data_vars), "phases_magnitude"}
+        known = {*map(str, tree[name].data_vars), "phases_magnitude", "phases_cells"}
         assert set(re.findall(r"`(\w+)`", cell)) <= known
     for name in re.findall(r"`(\w+)`", re.split(r"\.\s", table.split("`dx.bfloat16` has")[1])[0]):
         assert hasattr(dx.bfloat16, name)

@@ -11,11 +11,16 @@ from typing import Any
 import xarray as xr
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.critical_boundary import critical_boundary
+from deadtok_xr.analyses.epochs import epochs
 from deadtok_xr.analyses.freeze_predictors import freeze_predictors
+from deadtok_xr.analyses.freezing import freezing
 from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.lifecycle import lifecycle
 from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
@@ -27,16 +32,25 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "motion": motion.plan,
     "phases": phases.plan,
     "phases_magnitude": partial(phases.plan, scheme="magnitude"),
+    "phases_cells": partial(phases.plan, scheme="cells"),
+    "lifecycle": lifecycle.plan,
+    "freezing": freezing.plan,
     "kinematics": kinematics.plan,
+    "epochs": epochs.plan,
     "topology": topology.plan,
+    "census": census.plan,
     "mechanism": mechanism.plan,
+    "critical_boundary": critical_boundary.plan,
     "coherence": coherence.plan,
     "h_persistence": h_persistence.plan,
     "centroid_origin": centroid_origin.plan,
     "freeze_predictors": freeze_predictors.plan,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism", "freeze_predictors")
-_ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
+_ON_THE_LATTICE = (
+    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "topology", "mechanism",
+    "critical_boundary", "freeze_predictors",
+)  # fmt: skip
+_ACROSS_STEPS = tuple(name for name in ANALYSES if name not in ("topology", "census"))
 
 
 def analyze(

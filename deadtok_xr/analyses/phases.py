@@ -14,10 +14,13 @@ from deadtok_xr.sweep import Findings, Plan, analysis
 
 LATTICE = ("frozen", "late", "midlife", "early")
 MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")
-SCHEMES = {"lattice": LATTICE, "magnitude": MAGNITUDE}
-_DEFINITION = {
+CELLS = ("fimbulwinter", "stumbling", "spherical", "superluminal", "hypernova")
+SCHEMES = {"lattice": LATTICE, "magnitude": MAGNITUDE, "cells": CELLS}
+DEFINITION = {
     "lattice": "frozen: L1 = 0; late: L∞ <= 1; midlife: L2 <= √D; early: the rest; first match, of ΔW' in ULP",
     "magnitude": "displacement in norm ULP: fimbulwinter < 0.1 <= thermal_solid < 10 <= quantum < 100 <= classical_gas",
+    "cells": "fimbulwinter: L1 = 0; stumbling: L1 <= 1; spherical: L2 <= √D; superluminal: L2 <= 1000; hypernova: the "
+    "rest; first match, of ΔW' in ULP",
 }
 
 
@@ -40,6 +43,9 @@ def phases(
         ``"lattice"``: frozen (L1 = 0), late (L∞ <= 1), midlife (L2 <= √D), early, by the lattice
         displacement in ULP, first match. ``"magnitude"``: those of notebook 1.31b, by the displacement
         in norm ULP, half-open at 0.1, 10 and 100: fimbulwinter, thermal_solid, quantum, classical_gas.
+        ``"cells"``: those of the notebooks phase_transitions_v2 and token_lifecycles: fimbulwinter (L1 = 0),
+        stumbling (L1 <= 1), spherical (L2 <= √D), superluminal (L2 <= 1000), hypernova, by the lattice displacement
+        in ULP, first match.
     variable, precision, allow_gaps
         As for `motion`.
 
@@ -66,7 +72,7 @@ def phases(
         fraction = counts.map_blocks(_fraction, dtype=np.float64)
         first = counts.rechunk(-1).map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
         meanings = ("share of the valid tokens in the phase", "first step with a majority in the phase or colder")
-        formula = {"units": "1", "formula": _DEFINITION[scheme]}
+        formula = {"units": "1", "formula": DEFINITION[scheme]}
         values = {
             "fraction": (("step", "phase"), fraction, {"long_name": meanings[0], **formula}),
             "transition_step": ("phase", first, {"long_name": meanings[1], **formula}),

@@ -16,6 +16,8 @@ from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, room
 
 MAGNITUDES = (0.1, 10.0, 100.0)
 """The limits of notebook 1.31b's regimes, in norm ULP."""
+CELLS = (1.0, 1000.0)
+"""The limits of the scheme `cells`: L1 within one cell, L2 of a leap."""
 _PER_TOKEN = {"displacement": "f4", "displacement_ulp": "f4", "lattice_l1": "f8", "lattice_l2": "f8",
               "lattice_linf": "f8", "moved_dims": "i8"}  # fmt: skip
 _OF_FOUR = np.dtype(("i8", (4,)))
@@ -26,8 +28,11 @@ FIELDS = {
     "n_invalid": Field("transitions", (), "i8"),
     "lattice": Field("transitions", ("phase",), _OF_FOUR),
     "magnitude": Field("transitions", ("phase",), _OF_FOUR),
+    "cells": Field("transitions", ("phase",), np.dtype(("i8", (5,)))),
+    "changed": Field("transitions", ("token",), "?"),
 }
-"""What the probe finds; the last two are the tokens in each phase of each scheme, from coldest to hottest."""
+"""What the probe finds: `lattice`, `magnitude` and `cells` are the tokens in each phase of each scheme, from coldest to
+hottest, and `changed` is whether a bit did."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,19 @@ class _Look:
     def piece(self, piece: Piece) -> None:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import motion  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.lifecycle import cells
 
         name, grid = self.probe.variable, self.probe.grid
-        words, changed = kernels.words(piece.values[name]), piece.changed(name)
+        words, changed, out = kernels.words(piece.values[name]), piece.changed(name), piece.room(self.out, FIELDS)
+        out["changed"][:] = changed
         try:
-            self.state = motion(words, changed, self.state, self.lattice, MAGNITUDES, piece.room(self.out, FIELDS))
+            self.state = motion(words, changed, self.state, self.lattice, MAGNITUDES, out)
         except OffGridError as error:
             raise OffGridError(
                 f"{name}: {error} of {grid}; measure the recorded values, not derived ones, or say precision="
             ) from None
+        root = np.sqrt(words.shape[2])
+        cells(out["lattice_l1"], out["lattice_l2"], out["moved_dims"], root, CELLS, out["cells"])
 
     def end(self) -> dict[str, Any]:
         return self.out

@@ -19,6 +19,13 @@ _MEANING = {
     "quantum": "10 to 100 norm ULP",
     "classical_gas": "≥ 100 norm ULP",
 }
+_OF_CELLS = {
+    "fimbulwinter": "L1 = 0",
+    "stumbling": "0 < L1 ≤ 1 ULP",
+    "spherical": "1 < L1, L2 ≤ √D ULP",
+    "superluminal": "√D < L2 ≤ 1000 ULP",
+    "hypernova": "L2 > 1000 ULP",
+}
 _LEGEND = "phase, and the first step\nwith more than half this\ncold or colder"
 
 
@@ -28,7 +35,7 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     phases
-        From `deadtok_xr.phases`, of either scheme, lazy or computed.
+        From `deadtok_xr.phases`, of any scheme, lazy or computed.
     ax
         Axes to draw on; None for a new figure.
 
@@ -76,9 +83,15 @@ def _ylabel(ds: xr.Dataset) -> str:
 
 def _labels(ds: xr.Dataset, first: int) -> list[str]:
     names = [str(name) for name in ds["phase"].values]
-    words = [f"{name.replace('_', ' ')}\n{_MEANING[name]}" if name in _MEANING else name for name in names]
+    words = [in_words(name, ds.attrs.get("scheme", "")) for name in names]
     when = [_when(int(step), first) for step in ds["transition_step"].values[:-1]]
     return [f"{word}\n{step}" for word, step in zip(words, when, strict=False)] + words[-1:]
+
+
+def in_words(name: str, scheme: str = "") -> str:
+    """A phase, and what it means where that is known; two schemes share a name."""
+    meaning = {**_MEANING, **(_OF_CELLS if scheme == "cells" else {})}
+    return f"{name.replace('_', ' ')}\n{meaning[name]}" if name in meaning else name
 
 
 def _when(step: int, first: int) -> str:

@@ -13,6 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deadtok_xr.plot import _style
+from deadtok_xr.plot.census import LAYOUT as CENSUS_LAYOUT
+from deadtok_xr.plot.census import NEEDED as CENSUS
+from deadtok_xr.plot.census import census
 from deadtok_xr.plot.centroid_origin import LAYOUT as ORIGIN_LAYOUT
 from deadtok_xr.plot.centroid_origin import NEEDED as ORIGIN
 from deadtok_xr.plot.centroid_origin import OPTIONAL as ORIGIN_TOO
@@ -21,13 +24,23 @@ from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
 from deadtok_xr.plot.coherence import NEEDED as COHERENCE
 from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.critical_boundary import LAYOUT as CRITICAL_LAYOUT
+from deadtok_xr.plot.critical_boundary import NEEDED as CRITICAL
+from deadtok_xr.plot.critical_boundary import critical_boundary
+from deadtok_xr.plot.epochs import LAYOUT as EPOCHS_LAYOUT
+from deadtok_xr.plot.epochs import NEEDED as EPOCHS
+from deadtok_xr.plot.epochs import epochs
 from deadtok_xr.plot.freeze_predictors import LAYOUT as PREDICTORS_LAYOUT
 from deadtok_xr.plot.freeze_predictors import NEEDED as PREDICTORS
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
+from deadtok_xr.plot.freezing import NEEDED as FREEZING
+from deadtok_xr.plot.freezing import freezing
 from deadtok_xr.plot.h_persistence import LAYOUT as PERSISTENCE_LAYOUT
 from deadtok_xr.plot.h_persistence import NEEDED as PERSISTENCE
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import speeds
+from deadtok_xr.plot.lifecycle import NEEDED as LIFE
+from deadtok_xr.plot.lifecycle import lifecycle
 from deadtok_xr.plot.mechanism import NEEDED as MECHANISM
 from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
@@ -57,6 +70,11 @@ _PICTURES = (
     Picture("trajectories.png", "motion", ("displacement_ulp",), trajectories),
     Picture("phases.png", "phases", ("fraction", "transition_step"), phases),
     Picture("phases_magnitude.png", "phases_magnitude", ("fraction", "transition_step"), phases),
+    Picture("phases_cells.png", "phases_cells", ("fraction", "transition_step"), phases),
+    Picture("lifecycle.png", "lifecycle", LIFE, lifecycle),
+    Picture("freezing.png", "freezing", FREEZING, freezing),
+    Picture("epochs.png", "epochs", EPOCHS, epochs, EPOCHS_LAYOUT),
+    Picture("census.png", "census", CENSUS, census, CENSUS_LAYOUT),
     Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
     Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
     Picture("coherence.png", "coherence", COHERENCE, coherence, COHERENCE_LAYOUT, COHERENCE_TOO),
@@ -66,6 +84,7 @@ _PICTURES = (
         "freeze_predictors.png", "freeze_predictors", PREDICTORS, freeze_predictors, PREDICTORS_LAYOUT, over="predictor"
     ),
     Picture("mechanism.png", "mechanism", MECHANISM, mechanism, {"nrows": 2, "sharex": True, "height_ratios": (3, 2)}),
+    Picture("critical_boundary.png", "critical_boundary", CRITICAL, critical_boundary, CRITICAL_LAYOUT),
 )
 
 
@@ -75,9 +94,9 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Parameters
     ----------
     tree
-        Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology, mechanism, coherence, h_persistence, centroid_origin,
-        freeze_predictors. What is lazy is computed once for all pictures.
+        Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases, phases_magnitude,
+        phases_cells, lifecycle, freezing, kinematics, epochs, topology, census, mechanism, critical_boundary,
+        coherence, h_persistence, centroid_origin, freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi
@@ -85,9 +104,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
 
     Returns
     -------
-    The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
-    freeze_predictors.png, without those whose group is absent.
+    The files written: displacement.png and trajectories.png, speeds.png of kinematics, and of each other group one
+    of its name, without those whose group is absent.
 
     Raises
     ------
@@ -115,7 +133,11 @@ def _computed(tree: xr.DataTree) -> dict[str, xr.Dataset]:
     """What the pictures need of each group, read in one go."""
     needed = {
         p.group: _style.need(
-            tree.children[p.group], p.needed, p.group.removesuffix("_magnitude"), optional=p.optional, over=p.over
+            tree.children[p.group],
+            p.needed,
+            p.group.removesuffix("_magnitude").removesuffix("_cells"),
+            optional=p.optional,
+            over=p.over,
         )
         for p in _PICTURES
         if p.group in tree.children

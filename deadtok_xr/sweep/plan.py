@@ -179,7 +179,7 @@ class Findings:
         inner = spec.shape(*table.shape[1:])
         lengths = table.steps if spec.over == "states" else table.transitions
         if not sum(lengths):
-            return da.zeros((0, *inner), dtype.base)
+            return da.zeros((0, *inner), dtype=dtype.base)
         if not lengths[-1]:
             rows, lengths = rows.blocks[:-1], lengths[:-1]
         data = rows.map_blocks(
@@ -197,6 +197,13 @@ class Findings:
             if name in fields
         }
 
+    def of_rows(self, probe: str, make: Callable[..., Any], **options: Any) -> da.Array:
+        """What ``make(block, **options)`` makes of all that a probe found in a row: one object per row."""
+        assert self.layer is not None
+        return self.layer.rows.map_blocks(
+            _made, self.names[probe], make, options, dtype=object, meta=np.empty(0, object)
+        )  # fmt: skip
+
     def merged(self, probe: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
         """A field that each row has one of, put together row by row as they come: one object, (1,)."""
         rows = self.array(probe, name)
@@ -207,6 +214,24 @@ class Findings:
         graph[key, 0] = (key + "-part", rows.numblocks[0] - 1)
         layers = HighLevelGraph.from_collections(key, graph, dependencies=[rows])
         return da.Array(layers, key, ((1,),), meta=np.empty(0, object))
+
+
+def folded(rows: da.Array, advance: Callable[[Any, Any], Any]) -> da.Array:
+    """``advance(state, row)`` for the objects of all rows in turn, from None on: one object, (1,)."""
+    key = f"folded-{tokenize(rows.name, advance)}"
+    graph: dict[Any, Any] = {}
+    state: Any = None
+    for i in range(rows.numblocks[0]):
+        name = (key, 0) if i == rows.numblocks[0] - 1 else (key + "-part", i)
+        graph[name] = (_advance, advance, state, (rows.name, i))
+        state = name
+    return da.Array(
+        HighLevelGraph.from_collections(key, graph, dependencies=[rows]), key, ((1,),), meta=np.empty(0, object)
+    )
+
+
+def _advance(advance: Callable[[Any, Any], Any], state: list[Any] | None, row: list[Any]) -> list[Any]:
+    return [advance(None if state is None else state[0], row[0])]
 
 
 def _merge(merge: Callable[[Any, Any], Any], a: list[Any], b: list[Any]) -> list[Any]:
@@ -220,3 +245,7 @@ def _field(row: Block, probe: str, name: str) -> NDArray[Any]:
 
 def _of_row(row: Block, probe: str, name: str) -> list[Any]:
     return [row[probe][name]]
+
+
+def _made(row: Block, probe: str, make: Callable[..., Any], options: dict[str, Any]) -> list[Any]:
+    return [make(row[probe], **options)]

@@ -1,0 +1,180 @@
+"""Is Adam's step larger than half the gap to the next number, element by element: who can still move?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from deadtok_xr import blocks, kernels
+from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.updates import read_updates
+from deadtok_xr.errors import InputError
+from deadtok_xr.replay.settings import Settings
+from deadtok_xr.series import Series
+from deadtok_xr.sweep import Block, Field, Findings, Piece, Plan, Row, analysis, room
+
+_RATIO = "|η·m̂ / (√v̂ + ε)| / (half the gap from W[t-1] in the direction of the step)"
+ATTRS: dict[str, dict[str, Any]] = {
+    "critical_ratio": {
+        "long_name": "largest step of an element in units of half its gap", "units": "1", "formula": f"max_d {_RATIO}",
+        "comment": "above 1 an element crosses; m̂ = m[t]/(1 - β1ᵗ), v̂ = v[t]/(1 - β2ᵗ); half the gap is ULP/2, and "
+        "ULP/4 from a power of two towards zero; NaN where W, m or v are not finite, or t is no single update",
+    },
+    "above_fraction": {
+        "long_name": "share of the elements above the boundary", "units": "1", "formula": f"{_RATIO} > 1",
+    },
+    "tokens_above": {"long_name": "share of the tokens with an element above the boundary", "units": "1"},
+    "moved_above": {"long_name": "share of the elements above the boundary that moved", "units": "1"},
+    "moved_below": {"long_name": "share of the elements at or below it that moved all the same", "units": "1"},
+    "n_invalid": {"long_name": "tokens whose ratio is not known", "units": "1"},
+}  # fmt: skip
+FIELDS = {
+    "critical_ratio": Field("transitions", ("token",), "f4"),
+    **{name: Field("transitions") for name in ("above_fraction", "tokens_above", "moved_above", "moved_below")},
+    "n_invalid": Field("transitions", (), "i8"),
+}
+
+
+@analysis
+def critical_boundary(
+    ds: xr.Dataset,
+    *,
+    hyperparameters: Mapping[str, Any] | None = None,
+    lr: float | ArrayLike | None = None,
+    variable: str = "W",
+    precision: str | None = None,
+    updates_before: int = 0,
+    allow_gaps: bool = False,
+) -> Plan:
+    """Compare the step that Adam takes with the boundary at which rounding lets it through, for every element.
+
+    Parameters
+    ----------
+    ds
+        A recording of W, exp_avg and exp_avg_sq.
+    hyperparameters, lr, updates_before
+        As for `mechanism`.
+    variable, precision
+        As for `motion`.
+    allow_gaps
+        Accept gaps in the steps; what lies across one is NaN.
+
+    Returns
+    -------
+    Lazy dataset with the label t for the update t-1 → t. Per (step, token): `critical_ratio` float32, above 1 where an
+    element can cross. Per step, float64: `above_fraction` of the elements, `tokens_above`, and as a check on the
+    boundary `moved_above` and `moved_below`, NaN where there are no such elements; `n_invalid` int64.
+
+    Raises
+    ------
+    InputError
+        For missing tensors, hyperparameters or rates, gaps, and optimizers other than Adam and AdamW.
+
+    Notes
+    -----
+    The critical boundary |m| = ULP·(√v + ε)/η of momentum_variance_phase_space, which divides the norm of m over all
+    dims by the mean ULP of one and leaves out the correction of the bias, so that all tokens lie above it while most
+    are frozen. Here it is taken per element, corrected, and at half the gap, where rounding to nearest lets a step
+    through. Weight decay is no part of it: `mechanism` has the whole update, and says what became of it.
+    """
+    blocks.require(ds, variable, "critical_boundary")
+    extra = blocks.check_steps(ds, "critical_boundary", allow_gaps=allow_gaps)
+    u = read_updates(
+        ds, "critical_boundary", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision,
+        updates_before=updates_before,
+    )  # fmt: skip
+    if not u.settings.is_adam:
+        raise InputError(
+            f"critical_boundary is that of Adam's step; this recording's optimizer is {u.settings.optimizer}: "
+            "mechanism has its updates and their margin"
+        )
+    u.ready_for("single", "critical_boundary")
+    second = "max_exp_avg_sq" if u.settings.amsgrad else "exp_avg_sq"
+
+    def finish(found: Findings) -> xr.Dataset:
+        values = {**found.variables("critical", ATTRS), **extra}
+        attrs = blocks.result_attrs(
+            ds, variable=variable, precision=u.grids["W"], optimizer=u.settings.optimizer, **u.notes
+        )
+        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+
+    series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr")}
+    probe = Critical(u.settings, u.grids["W"], second, series)
+    return Plan({name: u.arrays[name] for name in probe.matrices}, {"critical": probe}, finish)
+
+
+@dataclass(frozen=True)
+class Critical:
+    """The probe of Adam's step beside the gaps of W; `FIELDS` says what it finds.
+
+    Attributes
+    ----------
+    second
+        The variable whose root the step is divided by.
+    series
+        Per step, `t`, the optimizer's count of updates, and `lr`.
+    """
+
+    settings: Settings
+    grid: str
+    second: str
+    series: dict[str, Series]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """W and the moments."""
+        return ("W", "exp_avg", self.second)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Critical, row: Row) -> None:
+        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+        self.counts = np.zeros((row.n_transitions, 6), np.int64)
+        self.lattice = kernels.lattice(probe.grid)
+        at = slice(row.first, row.later.stop)
+        self.t, self.lr = (probe.series[name].values()[at] for name in ("t", "lr"))
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba.critical import critical  # here, so that a graph is built without numba
+
+        W, m, v = (piece.floats(name) for name in self.probe.matrices)
+        for i in range(piece.n_transitions):
+            at = piece.start + i
+            critical(
+                W[i], W[i + 1], m[i + 1], v[i + 1], self._rates(at), self.probe.settings.eps, self.lattice.smallest,
+                self.lattice.ulp_offset, self.out["critical_ratio"][at], self.counts[at],
+            )  # fmt: skip
+
+    def _rates(self, i: int) -> NDArray[np.float64]:
+        t, (b1, b2) = self.t[i + 1], self.probe.settings.betas
+        if t != self.t[i] + 1:  # more than one update, or none
+            return np.full(2, np.nan)
+        return np.array([self.lr[i + 1] / (1 - b1**t), 1 / (1 - b2**t)])
+
+    def end(self) -> Block:
+        elements, above, moved, moved_above, tokens, tokens_above = self.counts.T
+        return {
+            **self.out,
+            "above_fraction": _share(above, elements),
+            "tokens_above": _share(tokens_above, tokens),
+            "moved_above": _share(moved_above, above),
+            "moved_below": _share(moved - moved_above, elements - above),
+            "n_invalid": self.row.n_tokens - tokens,
+        }
+
+
+def _share(part: Any, whole: Any) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)

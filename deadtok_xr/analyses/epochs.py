@@ -1,0 +1,257 @@
+"""The epochs of the cloud's radius: it inhales, sneezes, decelerates and freezes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Block, Field, Findings, Piece, Plan, Probe, Row, analysis, folded, room
+
+Floats = NDArray[np.float64]
+EPOCHS = ("inhale", "sneeze", "deceleration", "freeze")
+FROM = ("origin", "centroid")
+EARLY = 20
+"""The steps within which notebook 1.23a looks for the inhale."""
+_AROUND = 10
+ATTRS: dict[str, dict[str, Any]] = {
+    "radius": {"long_name": "radius of the cloud", "units": "1"},
+    "velocity": {"long_name": "growth of the radius", "units": "1/step", "formula": "(r[t] - r[t-1]) / (step span)"},
+    "acceleration": {
+        "long_name": "change of its growth", "units": "1/step",
+        "formula": "velocity[t] - velocity[t-1]",
+    },
+    "frozen_fraction": {
+        "long_name": "share of the valid tokens of which no value changed", "units": "1",
+        "comment": "NaN at the first step, and without valid tokens",
+    },
+    "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t; 0 at the first step", "units": "1"},
+    "epoch": {
+        "long_name": "epoch of the radius", "units": "1",
+        "flag_values": [-1, *range(len(EPOCHS))], "flag_meanings": " ".join(("unknown", *EPOCHS)),
+        "formula": "inhale: t <= inhale_step; sneeze: t <= sneeze_step; freeze: t >= freeze_step; else deceleration",
+    },
+    "inhale_step": {
+        "long_name": "step of the smallest radius among the first 20 after the first; -1 if it does not shrink at once",
+        "units": "step", "formula": "argmin r over the first 21 steps, if later than the first and r < r(first)",
+    },
+    "inhale_depth": {
+        "long_name": "how far the radius shrank", "units": "1", "formula": "1 - r(inhale_step) / r(first)",
+    },
+    "sneeze_step": {"long_name": "step of the fastest growth", "units": "step", "formula": "argmax velocity"},
+    "freeze_step": {
+        "long_name": "first step at which more than the given share of the tokens stood still; -1 never",
+        "units": "step", "formula": "first t with frozen_fraction > frozen_above",
+    },
+    "slow_step": {
+        "long_name": "first step after the sneeze at which the growth is below 1% of its peak; -1 never",
+        "units": "step", "formula": "first t > sneeze_step with |velocity| < 0.01·max velocity",
+    },
+    "reexpansion_step": {
+        "long_name": "step of the deepest local minimum of the velocity between sneeze and freeze; -1 none",
+        "units": "step",
+        "formula": "argmin velocity over t where it is the least of t ± 10, acceleration[t] < 0 < acceleration[t+1]",
+    },
+}  # fmt: skip
+_OVER_STEPS = tuple(ATTRS)[:6]
+_FORMULA = {"origin": "r[t] = mean_i ‖W[t,i]‖₂", "centroid": "r[t] = mean_i ‖W[t,i] - C[t]‖₂"}
+
+
+@analysis
+def epochs(
+    ds: xr.Dataset,
+    *,
+    radius: str = "origin",
+    smooth: int = 1,
+    frozen_above: float = 0.9,
+    variable: str = "W",
+    allow_gaps: bool = False,
+) -> Plan:
+    """Cut the run into the epochs of the radius curve.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim), of any floating-point format.
+    radius
+        The mean distance of the tokens from the ``"origin"``, as the notebooks have it, or from their
+        ``"centroid"``. The two differ in kind: the one measures drift as well.
+    smooth
+        How many steps the velocity is averaged over before its peak is looked for, odd (1.23a: 5); 1 is as it is.
+    frozen_above
+        The share of frozen tokens above which the freeze has begun.
+    variable, allow_gaps
+        As for `motion`.
+
+    Returns
+    -------
+    Lazy dataset over t = 0..T. Per step, float64: `radius`, `velocity` and `acceleration` (NaN where no step before
+    is known), `frozen_fraction`; `n_invalid` int64; `epoch` int8, -1 where the radius is not known. Numbers:
+    `inhale_step`, `sneeze_step`, `freeze_step`, `slow_step`, `reexpansion_step` int64, -1 never; `inhale_depth`
+    float64. NaN and infinity make the radius of their step NaN.
+
+    Raises
+    ------
+    InputError
+        As for `motion`, and for unknown options.
+
+    Notes
+    -----
+    Notebooks 1.23a, 1.24b and 1.27a.
+    """
+    _check(radius, smooth, frozen_above)
+    x = blocks.require(ds, variable, "epochs")
+    extra = blocks.check_steps(ds, "epochs", allow_gaps=allow_gaps)
+    n = ds.sizes["step"]
+    dtypes = {"epoch": "i1", "n_invalid": "i8"}
+    shapes: dict[str, Any] = {name: (("step",), (n,), dtypes.get(name, "f8")) for name in _OVER_STEPS}
+    shapes |= {name: ((), (), "f8" if name == "inhale_depth" else "i8") for name in ATTRS if name not in shapes}
+    probes: dict[str, Probe] = {"radius": Radius(variable)}
+    probes |= {"cloud": Cloud(variable)} if radius == "centroid" else {}
+
+    def finish(found: Findings) -> xr.Dataset:
+        wanted = {"radius": tuple(FIELDS)} if radius == "origin" else {"cloud": ("radius",), "radius": COUNTS}
+        inputs = {p: folded(found.of_rows(p, _pick, names=names), _appended) for p, names in wanted.items()}
+        options = {"steps": ds["step"].values, "n_tokens": ds.sizes["token"], "frozen_above": frozen_above}
+        attrs = {**ATTRS, "radius": {**ATTRS["radius"], "formula": _FORMULA[radius]}}
+        values = blocks.at_once(inputs, _describe, shapes, attrs, smooth=smooth, **options)
+        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("step",)}
+        said = blocks.result_attrs(ds, variable=variable, radius=radius, smooth=smooth, frozen_above=frozen_above)
+        return xr.Dataset({**values, **blocks.from_the_first(extra)}, coords, said)
+
+    return Plan({variable: blocks.as_dask(x.data)}, probes, finish)
+
+
+def _pick(row: Block, *, names: tuple[str, ...]) -> Block:
+    return {name: row[name] for name in names}
+
+
+def _appended(rows: Block | None, row: Block) -> Block:
+    return row if rows is None else {name: np.concatenate([rows[name], row[name]]) for name in row}
+
+
+def _check(radius: str, smooth: int, frozen_above: float) -> None:
+    if radius not in FROM:
+        raise InputError(f"radius={radius!r}: choose one of {', '.join(FROM)}")
+    if smooth < 1 or smooth % 2 == 0:
+        raise InputError(f"epochs: smooth={smooth}; needed: an odd number of steps, 1 for none")
+    if not 0 <= frozen_above < 1:
+        raise InputError(f"epochs: frozen_above={frozen_above}; needed: a share of the tokens, from 0 to below 1")
+
+
+COUNTS = ("n_moved", "n_valid")
+FIELDS = {"radius": Field("states"), **{name: Field("transitions", (), "i8") for name in COUNTS}}
+
+
+@dataclass(frozen=True)
+class Radius:
+    """The probe of the distance from the origin, and of who moved; `FIELDS` says what it finds."""
+
+    variable: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self.variable, row)
+
+
+class _Look:
+    def __init__(self, variable: str, row: Row) -> None:
+        self.variable, self.out = variable, room(FIELDS, row)
+        self.norms = np.full(row.n_tokens, -1.0)
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba.radius import radius  # here, so that a graph is built without numba
+
+        out = piece.room(self.out, FIELDS)
+        steps, changed = piece.floats(self.variable), piece.changed(self.variable)
+        radius(steps, changed, self.norms, out["radius"], out["n_moved"], out["n_valid"])
+
+    def end(self) -> dict[str, Any]:
+        return self.out
+
+
+def _describe(
+    inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_tokens: int, smooth: int, frozen_above: float
+) -> blocks.Block:
+    found = {name: x for (rows,) in inputs.values() for name, x in rows.items()}
+    r, moved, valid = (found[name] for name in ("radius", "n_moved", "n_valid"))
+    velocity = np.concatenate([[np.nan], np.diff(r) / np.diff(steps)])
+    acceleration = np.concatenate([[np.nan], np.diff(velocity)])
+    frozen = np.divide(valid - moved, valid, out=np.full(len(valid), np.nan), where=valid > 0)
+    frozen = np.concatenate([[np.nan], frozen])
+    at = _when(r, _smoothed(velocity, smooth), frozen, frozen_above)
+    labels = {f"{name}_step": steps[i] if i >= 0 else -1 for name, i in at.items()}
+    depth = 1 - r[at["inhale"]] / r[0] if at["inhale"] >= 0 else 0.0 if np.isfinite(r[0]) else np.nan
+    return {
+        "radius": r, "velocity": velocity, "acceleration": acceleration, "frozen_fraction": frozen,
+        "n_invalid": np.concatenate([[0], n_tokens - valid]), "epoch": _epochs(r, at), "inhale_depth": depth, **labels,
+    }  # fmt: skip
+
+
+def _smoothed(velocity: Floats, width: int) -> Floats:
+    """The mean over ``width`` steps, fewer at the ends; over those that are known."""
+    if width == 1:
+        return velocity
+    known = np.isfinite(velocity)
+    window = np.ones(width)
+    total = np.convolve(np.where(known, velocity, 0.0), window)[width // 2 : width // 2 + len(velocity)]
+    n = np.convolve(known, window)[width // 2 : width // 2 + len(velocity)]
+    return np.where(known, total / np.maximum(n, 1), np.nan)
+
+
+def _when(r: Floats, velocity: Floats, frozen: Floats, frozen_above: float) -> dict[str, int]:
+    """Positions of the turns of the curve, -1 for none."""
+    known = np.isfinite(velocity)
+    sneeze = int(np.nanargmax(np.where(known, velocity, -np.inf))) if known.any() else -1
+    early = r[: EARLY + 1]
+    inhale = int(np.nanargmin(early)) if np.isfinite(early).any() else -1
+    inhale = inhale if inhale > 0 and early[inhale] < early[0] else -1
+    freeze = _first(frozen > frozen_above)
+    slow = np.abs(velocity) < 0.01 * velocity[sneeze] if sneeze >= 0 else np.zeros(len(r), bool)
+    end = freeze if freeze >= 0 else len(r)
+    return {
+        "inhale": inhale,
+        "sneeze": sneeze,
+        "freeze": freeze,
+        "slow": _first(slow & (np.arange(len(r)) > sneeze)),
+        "reexpansion": _deepest(velocity, sneeze, end) if sneeze >= 0 else -1,
+    }
+
+
+def _first(mask: NDArray[np.bool_]) -> int:
+    return int(mask.argmax()) if mask.any() else -1
+
+
+def _deepest(v: Floats, begin: int, end: int) -> int:
+    """The deepest local minimum of a velocity between two positions, within ± 10 steps of it; -1 for none."""
+    best = -1
+    for t in range(begin + 1, min(end, len(v) - 1)):
+        around = v[max(begin, t - _AROUND) : min(end, t + _AROUND + 1)]
+        turns = v[t] < v[t - 1] and v[t + 1] > v[t]
+        if turns and v[t] <= np.nanmin(around) and (best < 0 or v[t] < v[best]):
+            best = t
+    return best
+
+
+def _epochs(r: Floats, at: dict[str, int]) -> NDArray[np.int8]:
+    t = np.arange(len(r))
+    epoch = np.where(t <= at["sneeze"], 1, 2)
+    epoch[t <= at["inhale"]] = 0
+    if at["freeze"] >= 0:
+        epoch[at["freeze"] :] = 3
+    return np.where(np.isfinite(r), epoch, -1).astype(np.int8)

@@ -1,0 +1,324 @@
+"""When each token first froze, thawed, and moved for the last time, and when it left each phase of motion for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Block, Findings, Plan, analysis, folded
+
+Longs = NDArray[np.int64]
+ORDER = ("earliest", "median", "latest")
+_MOVED = "moved: a value changed, W[t] ≠ W[t-1]; -0 and +0 are equal"
+_STEP = {"units": "step"}
+_COUNT = {"units": "1"}
+_UNKNOWN = "-1 if the token holds NaN or infinity at any step"
+_CENSORED = "a token that has not got there by the last step counts as later than all; NaN where that decides"
+TOKEN: dict[str, dict[str, Any]] = {
+    "first_freeze": {
+        "long_name": "first step at which the token stood still after its first motion", **_STEP, "formula": _MOVED,
+        "comment": "-1 if it never moved, or never stopped",
+    },
+    "last_motion": {"long_name": "last step at which the token moved; -1 never", **_STEP, "formula": _MOVED},
+    "thaw_count": {
+        "long_name": "how often the token moved again", **_COUNT,
+        "formula": "steps t > first_freeze with moved[t] and not moved[t-1]",
+        "comment": "a step after one with NaN or infinity counts for nothing",
+    },
+    "censored": {
+        "long_name": "whether the token still moved at the last step", **_COUNT,
+        "flag_values": [-1, 0, 1], "flag_meanings": "unknown frozen moving",
+        "comment": "unknown: NaN or infinity at the last step or the one before",
+    },
+    "moved_steps": {"long_name": "steps at which the token moved", **_COUNT},
+    "invalid_steps": {"long_name": "steps with NaN or infinity at t - 1 or t", **_COUNT},
+    "reheats": {"long_name": "steps to a hotter phase", **_COUNT},
+    "cools": {"long_name": "steps to a colder phase", **_COUNT},
+    "first_stumble": {
+        "long_name": "first step at which the token moved within one cell, or not at all; -1 never", **_STEP,
+        "formula": "first t with L1(ΔW'[t]) <= 1",
+    },
+    "last_thrust": {
+        "long_name": "last step at which the token moved by more than a cell; -1 never", **_STEP,
+        "formula": "last t with L1(ΔW'[t]) > 1",
+    },
+    "thrust_period": {
+        "long_name": "updates from the last motion by more than a cell to the last of all", **_COUNT,
+        "formula": "last_motion - last_thrust", "comment": "-1 if there is no last_thrust",
+    },
+}  # fmt: skip
+TOKEN_PHASE: dict[str, dict[str, Any]] = {
+    "last_step": {"long_name": "last step at which the token was in the phase; -1 never", **_STEP},
+    "last_step_or_hotter": {
+        "long_name": "last step at which the token was in the phase or a hotter one; -1 never", **_STEP,
+        "comment": "after it, the token never got as hot again",
+    },
+    "duration": {
+        "long_name": "updates that the token spent in the phase in retrospect", **_COUNT, "comment": _UNKNOWN,
+        "formula": "last_step_or_hotter[phase] - last_step_or_hotter[next hotter phase], from the first step on",
+    },
+}  # fmt: skip
+STEP: dict[str, dict[str, Any]] = {
+    "frozen_fraction": {
+        "long_name": "share of the valid tokens that did not move", **_COUNT, "comment": "NaN without valid tokens",
+    },
+    "global_freeze": {"long_name": "whether all tokens stood still, and none is invalid", **_COUNT},
+    "n_moving": {"long_name": "tokens that moved", **_COUNT},
+    "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t", **_COUNT},
+    "n_reheats": {"long_name": "tokens in a hotter phase than at the step before", **_COUNT},
+    "n_cools": {"long_name": "tokens in a colder phase than at the step before", **_COUNT},
+    "stumble_cohort": {"long_name": "tokens that first stumbled here", "formula": "first_stumble = t", **_COUNT},
+    "freeze_cohort": {
+        "long_name": "tokens that moved for the last time at this step, and were seen to stop", **_COUNT,
+        "formula": "last_motion = t and not censored",
+    },
+}  # fmt: skip
+OTHER: dict[str, dict[str, Any]] = {
+    "passages": {
+        "long_name": "how often a token was in one phase and at the next step in another", **_COUNT,
+        "formula": "pairs of steps t-1, t by the phases from_phase at t-1 and phase at t",
+    },
+    "duration_mean": {"long_name": "mean duration over tokens without NaN or infinity", **_COUNT},
+    "duration_median": {"long_name": "median duration over tokens without NaN or infinity", **_COUNT},
+    "first_freeze_range": {"long_name": "earliest, median, latest first freeze", **_STEP, "comment": _CENSORED},
+    "last_motion_range": {"long_name": "earliest, median, latest last motion", **_STEP, "comment": _CENSORED},
+    "last_step_range": {
+        "long_name": "earliest, median, latest last step in the phase or a hotter one", **_STEP, "comment": _CENSORED,
+    },
+    "n_never_moved": {"long_name": "tokens that never moved: no freeze is theirs", **_COUNT},
+    "n_censored": {"long_name": "tokens that still moved at the last step", **_COUNT},
+    "n_frozen": {"long_name": "tokens that moved, and stood still at the last step", **_COUNT},
+}  # fmt: skip
+ATTRS = {**TOKEN, **TOKEN_PHASE, **STEP, **OTHER}
+STRATIGRAPHY = {
+    "long_name": "phase in retrospect: the hottest that the token was in at this step or later",
+    "comment": "-1 where that is not known, since the token holds NaN or infinity at this step or later",
+    **_COUNT,
+}
+
+
+@analysis
+def lifecycle(
+    ds: xr.Dataset,
+    *,
+    scheme: str = "lattice",
+    variable: str = "W",
+    precision: str | None = None,
+    allow_gaps: bool = False,
+) -> Plan:
+    """Follow every token from phase to phase until it freezes.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    scheme
+        The phases: ``"lattice"``, ``"magnitude"`` or ``"cells"``, as for `phases`. Freezing and motion do not depend
+        on it: a token moved if a value changed.
+    variable, precision, allow_gaps
+        As for `motion`.
+
+    Returns
+    -------
+    Lazy dataset over t = 1..T; steps are labels, -1 is never. Per token, int64: `first_freeze`, `last_motion`,
+    `thaw_count`, `moved_steps`, `invalid_steps`, `reheats`, `cools`, `first_stumble`, `last_thrust`, `thrust_period`;
+    `censored` int8. Per (token, phase), int64: `last_step`, `last_step_or_hotter`, `duration`. Per step:
+    `frozen_fraction` float64, `global_freeze` bool, counts int64. Per (step, token): `stratigraphy` int8, the phase in
+    retrospect, which never rises. Per phase: `duration_mean`, `duration_median`, `last_step_range`; (from_phase,
+    phase): `passages`; along `order` (earliest, median, latest): `first_freeze_range`, `last_motion_range`.
+
+    A transition with NaN or infinity is neither motion nor rest, and never counted as frozen. A token that never
+    moved has no freeze, and one that still moves at the last step is `censored`.
+
+    Raises
+    ------
+    InputError, OffGridError
+        As for `motion`.
+
+    Notes
+    -----
+    Crucible 1 and 2 (last motion), token_lifecycles and Nutcracker 03 (stratigraphy, reheats, cools),
+    in_search_of_the_phase_transition (`first_stumble`, `stumble_cohort`) and thrust_period. Their steps are counted
+    from 0 there, so that their step 396 is 397 here.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
+    x = blocks.require(ds, variable, "lifecycle")
+    extra = blocks.check_steps(ds, "lifecycle", allow_gaps=allow_gaps)
+    grid = transitions.grid_name(x, precision)
+    phases, steps = SCHEMES[scheme], ds["step"].values
+    shapes = _shapes(len(steps) - 1, ds.sizes["token"], len(phases))
+
+    def finish(found: Findings) -> xr.Dataset:
+        rows = found.of_rows("transitions", _phases, scheme=scheme, n_dims=ds.sizes["dim"])
+        life = folded(rows, _follow)
+        values = blocks.at_once({"life": life}, _describe, shapes, ATTRS, steps=steps)
+        values["stratigraphy"] = _stratigraphy(life, found.array("transitions", "displacement"), phases)
+        labels = {"phase": list(phases), "from_phase": list(phases), "order": list(ORDER)}
+        attrs = blocks.result_attrs(ds, variable=variable, scheme=scheme, definition=DEFINITION[scheme], precision=grid)
+        return xr.Dataset({**values, **extra}, {**transitions.step_and_token_coords(ds), **labels}, attrs)
+
+    return transitions.plan(x, grid, finish)
+
+
+def _shapes(n_steps: int, n_tokens: int, n_phases: int) -> dict[str, Any]:
+    sizes = {"step": n_steps, "token": n_tokens, "phase": n_phases, "from_phase": n_phases, "order": len(ORDER)}
+    dims = {
+        **dict.fromkeys(TOKEN, ("token",)), **dict.fromkeys(TOKEN_PHASE, ("token", "phase")),
+        **dict.fromkeys(STEP, ("step",)), **dict.fromkeys(OTHER, ()), "passages": ("from_phase", "phase"),
+        "duration_mean": ("phase",), "duration_median": ("phase",), "first_freeze_range": ("order",),
+        "last_motion_range": ("order",), "last_step_range": ("order", "phase"),
+    }  # fmt: skip
+    floats = ("frozen_fraction", "duration_mean", "duration_median", *(n for n in ATTRS if n.endswith("_range")))
+    dtypes = {"censored": "i1", "global_freeze": "?", **dict.fromkeys(floats, "f8")}
+    return {name: (d, tuple(sizes[x] for x in d), dtypes.get(name, "i8")) for name, d in dims.items()}
+
+
+def _phases(row: Block, *, scheme: str, n_dims: int) -> dict[str, Any]:
+    """The phase of each transition of a row and how the token moved, a byte each."""
+    from deadtok_xr.kernels.numba import lifecycle as kernel  # here, so that a graph is built without numba
+
+    known = {
+        "lattice": (kernel.LATTICE, ()),
+        "magnitude": (kernel.MAGNITUDE, transitions.MAGNITUDES),
+        "cells": (kernel.CELLS, transitions.CELLS),
+    }
+    number, limits = known[scheme]
+    phase, motion = np.empty((2, *row["moved_dims"].shape), np.int8)
+    kernel.phases_of(
+        row["lattice_l1"], row["lattice_l2"], row["lattice_linf"], row["displacement_ulp"], row["moved_dims"],
+        number, np.sqrt(n_dims), np.array(limits, np.float64), phase, motion,
+    )  # fmt: skip
+    return {"phase": phase, "motion": motion, "n_phases": len(SCHEMES[scheme])}
+
+
+@dataclass(frozen=True)
+class _Life:
+    """The paths of all tokens up to some step: see `kernels.numba.lifecycle`."""
+
+    n: int
+    path: Longs
+    last: Longs
+    before: NDArray[np.int8]
+    passages: Longs
+    steps: tuple[Longs, ...]
+
+
+def _follow(life: _Life | None, row: dict[str, Any]) -> _Life:
+    from deadtok_xr.kernels.numba import lifecycle as kernel
+
+    (T, N), P = row["phase"].shape, row["n_phases"]
+    if life is None:
+        path = np.zeros((len(kernel.PATH), N), np.int64)
+        path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
+        life = _Life(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
+    path, last, before, passages = life.path.copy(), life.last.copy(), life.before.copy(), life.passages.copy()
+    steps = np.zeros((len(kernel.PER_STEP), T), np.int64)
+    kernel.follow(row["phase"], row["motion"], life.n, path, last, before, passages, steps)
+    return _Life(life.n + T, path, last, before, passages, (*life.steps, steps))
+
+
+def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> blocks.Block:
+    from deadtok_xr.kernels.numba.lifecycle import PATH, PER_STEP
+
+    (life,) = inputs["life"]
+    path = dict(zip(PATH, life.path, strict=True))
+    per_step = dict(zip(PER_STEP, np.concatenate(life.steps, axis=1), strict=True))
+    known, censored = path["invalid_steps"] == 0, life.before[1].copy()
+    censored[censored > 0] = 1
+    moved = path["last_motion"] >= 0
+    hotter = np.maximum.accumulate(life.last[:, ::-1], axis=1)[:, ::-1]
+    thrust = path["last_thrust"] >= 0
+    seconds = {name: _labels(path[name], steps) for name in ("first_freeze", "last_motion", "first_stumble")}
+    seconds["last_thrust"] = _labels(path["last_thrust"], steps)
+    return {
+        **path,
+        **seconds,
+        "censored": censored,
+        "thrust_period": np.where(thrust, seconds["last_motion"] - seconds["last_thrust"], -1),
+        "last_step": _labels(life.last, steps),
+        "last_step_or_hotter": _labels(hotter, steps),
+        "passages": life.passages,
+        **_durations(_labels(hotter, steps), known, steps),
+        **_of_steps(per_step, path, known, censored, len(known)),
+        "first_freeze_range": _range(path["first_freeze"], known & moved, path["first_freeze"] < 0, steps),
+        "last_motion_range": _range(path["last_motion"], known & moved, censored == 1, steps),
+        "last_step_range": np.stack(
+            [_range(last, known & (last >= 0), last == life.n - 1, steps) for last in hotter.T], axis=1
+        ),
+        "n_never_moved": (~moved & known).sum(),
+        "n_censored": (censored == 1).sum(),
+        "n_frozen": (moved & (censored == 0)).sum(),
+    }
+
+
+def _labels(position: Longs, steps: Longs) -> Longs:
+    return np.where(position >= 0, steps[position + 1], -1)
+
+
+def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> blocks.Block:
+    """``left`` (token, phase): the last step in the phase or a hotter one."""
+    until = np.where(left >= 0, left, steps[0])
+    duration = until - np.concatenate([until[:, 1:], np.full((len(left), 1), steps[0])], axis=1)
+    some = duration[known] if known.any() else np.full((1, left.shape[1]), np.nan)
+    mean, median = some.mean(axis=0), np.median(some, axis=0)
+    return {"duration": np.where(known[:, None], duration, -1), "duration_mean": mean, "duration_median": median}
+
+
+def _of_steps(n: dict[str, Longs], path: dict[str, Longs], known: Any, censored: Any, n_tokens: int) -> blocks.Block:
+    valid = n_tokens - n["n_invalid"]
+    still = valid - n["n_moving"]
+    stopped = known & (censored == 0)
+    return {
+        **n,
+        "frozen_fraction": np.divide(still, valid, out=np.full(len(still), np.nan), where=valid > 0),
+        "global_freeze": still == n_tokens,
+        "stumble_cohort": _cohorts(path["first_stumble"], len(still)),
+        "freeze_cohort": _cohorts(path["last_motion"][stopped], len(still)),
+    }
+
+
+def _cohorts(position: Longs, n_steps: int) -> Longs:
+    return np.bincount(position[position >= 0], minlength=n_steps)
+
+
+def _range(position: Longs, used: Any, later: Any, steps: Longs) -> NDArray[np.float64]:
+    """Earliest, median and latest label over the tokens used; those ``later`` than the last step come last."""
+    values = np.where(later, np.inf, _labels(position, steps))[used]
+    if not len(values):
+        return np.full(3, np.nan)
+    with np.errstate(invalid="ignore"):
+        found = np.array([values.min(), np.median(values), values.max()])
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _stratigraphy(life: da.Array, like: da.Array, phases: tuple[str, ...]) -> xr.Variable:
+    """The phase in retrospect, (step, token), in the chunks of steps of another result."""
+    position = da.arange(like.shape[0], chunks=(like.chunks[0],))
+    data = da.blockwise(
+        _in_retrospect, "tn", life, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
+        dtype=np.int8, meta=np.empty((0, 0), np.int8),
+    )  # fmt: skip
+    flags = {"flag_values": list(range(-1, len(phases))), "flag_meanings": " ".join(("unknown", *phases))}
+    return xr.Variable(("step", "token"), data, {**STRATIGRAPHY, **flags})
+
+
+def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]:
+    from deadtok_xr.kernels.numba.lifecycle import PATH
+
+    (whole,) = life[0] if isinstance(life[0], list) else life
+    left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :-1]  # of all phases but the coldest
+    phase = np.zeros((len(position), len(left)), np.int8)
+    for until in left.T:
+        phase += until >= position[:, None]
+    unknown = whole.path[PATH.index("last_invalid")] >= position[:, None]
+    return np.where(unknown, np.int8(-1), phase)
