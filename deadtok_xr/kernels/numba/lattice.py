@@ -133,26 +133,39 @@ def _power(exponent):
 @compiled
 def _off_grid(word, spare, largest):
     size = np.uint32(word & _SIZE)
-    return size < np.uint32(0x7F800000) and (
-        size > largest or (word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]) != 0
-    )
+    field = size >> np.uint32(23)
+    return (field < np.uint32(255)) & ((size > np.uint32(largest)) | ((word & spare[np.uint64(field)]) != 0))
+
+
+@compiled
+def _leading(word):
+    """The leading 7 bits of the mantissa."""
+    return np.uint64((word >> np.uint32(16)) & np.uint32(0x7F))
+
+
+@compiled
+def _seldom(word, smallest):
+    """Whether an element is zero, subnormal or a power of two: one in a hundred is."""
+    return (_height(word, smallest) == 0) | ((word & np.uint32(0x7FFFFF)) == 0)
 
 
 @compiled
 def _count(word, by, smallest, exponents, mantissas, counts):
     """Add an element to the running counts, or take it away."""
-    exponents[_height(word, smallest)] += by
+    height = _height(word, smallest)
+    exponents[height] += by
     size = np.uint32(word & _SIZE)
     if size == 0:
         counts[0] += by
         return
     counts[1] += by * np.int64(word >> np.uint32(31))
-    # subnormal powers of two have one bit set in their mantissa, normal ones none
-    rest = np.uint32(size & np.uint32(0x7FFFFF))
-    if _height(word, smallest):
-        mantissas[rest >> np.uint32(16)] += by
-    alone = rest == 0 if size >= np.uint32(1 << 23) else (size & (size - np.uint32(1))) == 0
-    counts[2] += by if alone else 0
+    if height:
+        mantissas[_leading(word)] += by
+    rest = np.uint32(word & np.uint32(0x7FFFFF))
+    # a float32 that is subnormal itself is a power of two if it has one bit, any other if it has none in its mantissa
+    single = size < np.uint32(1 << 23) and (size & (size - np.uint32(1))) == 0
+    if rest == 0 or single:
+        counts[2] += by
 
 
 @compiled
@@ -181,31 +194,32 @@ def _begin(steps, shift, smallest, spare, largest, broken, exponents, mantissas,
 
 @compiled
 def _transition(
-    steps, t, changed, shift, smallest, ulp_offset, spare, largest, broken, exponents, mantissas, counts, out, l1s, linfs,
-    crossings, n_valid, totals, tops, l2_over_l1, linf_over_l2, hops, regimes,
+    steps, t, changed, shift, smallest, ulp_offset, spare, largest, broken, exponents, mantissas, counts, out, l1s,
+    linfs, crossings, n_valid, totals, tops, l2_over_l1, linf_over_l2, hops, regimes,
 ):  # fmt: skip
     """All tokens of one transition; their ``broken`` and the running counts become those of its later step."""
-    N = steps.shape[1]
+    N, D = steps.shape[1:]
+    where = np.empty(D, np.int64)
+    tally = np.zeros(len(out[0]), np.int64)
     off = 0
     movers = 0
     for n in range(N):
         before = broken[n]
+        k = 0
         if changed[t, n]:
-            off += _compare(steps, t, n, shift, spare, largest, broken)
-            _recount(steps, t, n, before, broken[n], shift, smallest, exponents, mantissas, counts)
+            k = _differ(steps, t, n, where)
+            off += _check(steps, t, n, where, k, shift, spare, largest, broken)
+            _recount(steps, t, n, where, k, before, broken[n], shift, smallest, exponents, mantissas, counts)
         if before or broken[n]:
             l1s[t, n] = linfs[t, n] = crossings[t, n] = -1
             continue
         n_valid[t] += 1
-        moved = out[t, MOVED]
-        if changed[t, n]:
+        w1 = 0.0
+        if k:
             w1, w2, top, length, uneven = _step(
-                steps, t, n, shift, smallest, ulp_offset, out, l1s, linfs, crossings
+                steps, t, n, where, k, shift, smallest, ulp_offset, tally, l1s, linfs, crossings
             )
-            moved = out[t, MOVED] - moved
-        else:
-            moved = 0
-        if not moved:
+        if w1 == 0:
             hops[t, :, 0] += 1
             regimes[t, 0] += 1
             continue
@@ -218,32 +232,54 @@ def _transition(
         hops[t, 0, 1 if length <= 8 * mean else 2] += 1
         hops[t, 1, 1 if length <= 8 * upward else 2] += 1
         hops[t, 2, 1 if length <= 8 * top_ulp else 2] += 1
-        whole = steps.shape[2] - uneven
-        regimes[t, 1 if whole > 0.7 * steps.shape[2] and length < 10 * mean else 2] += 1
+        regimes[t, 1 if D - uneven > 0.7 * D and length < 10 * mean else 2] += 1
     l2_over_l1[t] = l2_over_l1[t] / movers if movers else np.nan
     linf_over_l2[t] = linf_over_l2[t] / movers if movers else np.nan
+    out[t] = tally
     return off
 
 
 @compiled
-def _compare(steps, t, n, shift, spare, largest, broken):
+def _differ(steps, t, n, where):
+    """The dims in which a token's bits differ, without a branch that depends on them; returns how many."""
+    k = 0
+    for d in range(steps.shape[2]):
+        where[k] = d
+        k += steps[t, n, d] != steps[t + 1, n, d]
+    return k
+
+
+@compiled
+def _check(steps, t, n, where, k, shift, spare, largest, broken):
     """Count a token's elements that are not finite at the later step; returns how many of them are off the grid."""
     off = 0
-    for d in range(steps.shape[2]):
-        if steps[t, n, d] != steps[t + 1, n, d]:
-            word = _word(steps, t + 1, n, d, shift)
-            broken[n] += np.int64(_not_finite(word)) - np.int64(_not_finite(_word(steps, t, n, d, shift)))
-            off += _off_grid(word, spare, largest)
+    difference = 0
+    for i in range(k):
+        d = where[i]
+        word = _word(steps, t + 1, n, d, shift)
+        difference += np.int64(_not_finite(word)) - np.int64(_not_finite(_word(steps, t, n, d, shift)))
+        off += _off_grid(word, spare, largest)
+    broken[n] += difference
     return off
 
 
 @compiled
-def _recount(steps, t, n, before, after, shift, smallest, exponents, mantissas, counts):
+def _recount(steps, t, n, where, k, before, after, shift, smallest, exponents, mantissas, counts):
     if before == 0 and after == 0:
-        for d in range(steps.shape[2]):
-            if steps[t, n, d] != steps[t + 1, n, d]:
-                _count(_word(steps, t, n, d, shift), -1, smallest, exponents, mantissas, counts)
-                _count(_word(steps, t + 1, n, d, shift), 1, smallest, exponents, mantissas, counts)
+        negative = 0
+        for i in range(k):
+            d = where[i]
+            one, two = _word(steps, t, n, d, shift), _word(steps, t + 1, n, d, shift)
+            if _seldom(one, smallest) | _seldom(two, smallest):
+                _count(one, -1, smallest, exponents, mantissas, counts)
+                _count(two, 1, smallest, exponents, mantissas, counts)
+                continue
+            exponents[np.uint64(_height(one, smallest))] -= 1
+            exponents[np.uint64(_height(two, smallest))] += 1
+            mantissas[_leading(one)] -= 1
+            mantissas[_leading(two)] += 1
+            negative += np.int64(two >> np.uint32(31)) - np.int64(one >> np.uint32(31))
+        counts[1] += negative
     elif before == 0:
         _count_row(steps, t, n, -1, shift, smallest, exponents, mantissas, counts)
     elif after == 0:
@@ -251,42 +287,47 @@ def _recount(steps, t, n, before, after, shift, smallest, exponents, mantissas, 
 
 
 @compiled
-def _step(steps, t, n, shift, smallest, ulp_offset, out, l1s, linfs, crossings):
+def _step(steps, t, n, where, k, shift, smallest, ulp_offset, tally, l1s, linfs, crossings):
     """A token's elements that moved: L1, L2 and L∞ of ΔW', ‖ΔW‖, and those that moved by no whole number of cells."""
-    w1 = 0.0
-    w2 = 0.0
-    top = 0.0
-    squares = 0.0
-    uneven = 0
-    for d in range(steps.shape[2]):
-        if steps[t, n, d] == steps[t + 1, n, d]:
-            continue
+    w1 = w2 = top = squares = 0.0
+    moved = outward = upward = half = uneven = up = down = flips = left = came = 0
+    passed = farthest = 0
+    for i in range(k):
+        d = where[i]
         one, two = _word(steps, t, n, d, shift), _word(steps, t + 1, n, d, shift)
         a, b = _value(one), _value(two)
-        if a == b:
-            continue  # -0 and +0
         low, high = _height(one, smallest), _height(two, smallest)
-        cells = abs(b - a) * _power(ulp_offset - smallest + 1 - max(low, 1))
+        step = abs(b - a)
+        cells = step * _power(ulp_offset - smallest + 1 - max(low, 1))
         w1 += cells
         w2 += cells * cells
         top = max(top, cells)
-        squares += (b - a) * (b - a)
+        squares += step * step
         part = cells - np.floor(cells)
         uneven += part != 0
+        half += part == 0.5
         distance = abs(_ordinal(two, smallest, ulp_offset) - _ordinal(one, smallest, ulp_offset))
-        l1s[t, n] += distance
-        linfs[t, n] = max(linfs[t, n], distance)
-        crossings[t, n] += low != high
-        out[t, MOVED] += 1
-        out[t, OUTWARD] += abs(b) > abs(a)
-        out[t, UPWARD] += b > a
-        out[t, HALF] += part == 0.5
-        out[t, FRACTIONAL] += part != 0
-        out[t, CROSS_UP] += high > low
-        out[t, CROSS_DOWN] += high < low
-        out[t, SIGN] += (a < 0 and b > 0) or (a > 0 and b < 0)
-        out[t, FROM_ZERO] += a == 0
-        out[t, TO_ZERO] += b == 0
+        passed += distance
+        farthest = max(farthest, distance)
+        up += high > low
+        down += high < low
+        moved += a != b  # -0 and +0 are the same
+        outward += abs(b) > abs(a)
+        upward += b > a
+        flips += ((one ^ two) >> np.uint32(31) != 0) & (a != 0) & (b != 0)
+        left += (a == 0) & (b != 0)
+        came += (b == 0) & (a != 0)
+    l1s[t, n], linfs[t, n], crossings[t, n] = passed, farthest, up + down
+    tally[MOVED] += moved
+    tally[OUTWARD] += outward
+    tally[UPWARD] += upward
+    tally[HALF] += half
+    tally[FRACTIONAL] += uneven
+    tally[CROSS_UP] += up
+    tally[CROSS_DOWN] += down
+    tally[SIGN] += flips
+    tally[FROM_ZERO] += left
+    tally[TO_ZERO] += came
     return w1, np.sqrt(w2), top, np.sqrt(squares), uneven
 
 
