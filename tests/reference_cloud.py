@@ -148,3 +148,26 @@ def spectrum(step: Array) -> dict[str, Array]:
         "eigenvalue": eigenvalue, "std_dim": np.array([math.sqrt(math.fsum(c**2) / (len(x) - 1)) for c in x.T]),
         "total_variance": eigenvalue.sum(), "participation_ratio": eigenvalue.sum() ** 2 / (eigenvalue**2).sum(),
     }  # fmt: skip
+
+
+def differences(A: Array, B: Array) -> dict[str, Array]:
+    """Two runs of the same steps and tokens; both of one dtype."""
+    bits = [np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") for x in (A, B)]
+    differ = bits[0] != bits[1]
+    a, b = A.astype(np.float64), B.astype(np.float64)
+    valid = np.isfinite(a).all(2) & np.isfinite(b).all(2)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b)
+    far = np.where(valid, np.sqrt((np.where(valid[..., None], apart, 0) ** 2).sum(2)), np.nan)
+    tokens = differ.any(2)
+    first = [int(np.flatnonzero(t)[0]) if t.any() else -1 for t in tokens.T]
+    begun = np.flatnonzero(tokens.any(1))
+    return {
+        "n_different": differ.sum((1, 2)), "n_unequal": (a != b).sum((1, 2)), "n_different_tokens": tokens.sum(1),
+        "different_fraction": tokens.mean(1), "n_invalid": (~valid).sum(1), "distance": far,
+        "frobenius": np.array([math.sqrt(np.nansum(f**2)) if v.any() else np.nan for f, v in zip(far, valid, strict=True)]),
+        "difference_max": np.array([apart[t][valid[t]].max() if valid[t].any() else np.nan for t in range(len(a))]),
+        "token_first_difference": np.array(first), "first_difference": np.array(begun[0] if begun.size else -1),
+        "n_common_prefix": np.array(begun[0] if begun.size else len(a)), "n_equal": np.array((~differ).sum()),
+        "n_elements": np.array(differ.size),
+    }  # fmt: skip

@@ -168,8 +168,9 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
     shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
 
     def finish(found: Findings) -> xr.Dataset:
-        inputs = {name: found.array("within", name) for name in _LAG}
-        inputs |= {"tokens": found.merged("within", "tokens", _join), "centroid": found.array("cloud", "centroid")}
+        inputs = {name: found.array("within", name).rechunk(-1) for name in _LAG}
+        inputs |= {"centroid": found.array("cloud", "centroid").rechunk(-1)}
+        inputs["tokens"] = found.merged("within", "tokens", _join)
         values = {**_from_the_start(found), **blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)}
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token", "dim"}}
         attrs = blocks.result_attrs(ds, variable=variable)
@@ -289,14 +290,14 @@ def _measure(inputs: dict[str, list[Any]], *, lags: int) -> blocks.Block:
     return {
         **_persistence(inputs, tokens),
         **_paths(tokens),
-        **measure_walk(np.concatenate(inputs["centroid"]), lags),
+        **measure_walk(inputs["centroid"][0], lags),
     }
 
 
 def _persistence(inputs: dict[str, list[Any]], tokens: dict[str, Any]) -> blocks.Block:
     found = {}
     for name in _LAG:
-        values = np.concatenate(inputs[name])
+        values = inputs[name][0].copy()
         unknown = -1 if values.dtype == np.int64 else np.nan
         values[0] = unknown
         for border in tokens["borders"]:

@@ -27,7 +27,7 @@ WALK_ATTRS: dict[str, dict[str, Any]] = {
     "bias": {"long_name": "mean velocity of the centroid", "units": "1/step", "formula": "(C[T] - C[0]) / T"},
     "bias_to_noise": {
         "long_name": "drift relative to a random walk of the same steps", "units": "1",
-        "formula": f"‖C[T] - C[0]‖₂ / (s·√T), {_S}",
+        "formula": f"‖C[T] - C[0]‖₂ / (s·√T), {_S}", "comment": "infinite for perfectly steady drift",
     },
     "bulk_autocorrelation": {
         "long_name": "autocorrelation of the centroid's velocity", "units": "1",
@@ -60,14 +60,14 @@ def measure_walk(C: Floats, lags: int) -> blocks.Block:
     s = np.sqrt(((v - bias) ** 2).sum() / (T - 1)) if T > 1 else np.nan
     residual = np.linalg.norm(C - C[0] - n[:, None] * bias, axis=1)
     residual[-1] *= 0  # NaN stays NaN
-    reach = s * np.sqrt(T)
+    drift, reach = np.linalg.norm(C[-1] - C[0]), s * np.sqrt(T)
     rho = autocorrelation(v, lags)
     return {
         "walk_residual": residual,
         "walk_envelope": s * np.sqrt(n),
         "walk_bridge": s * np.sqrt(n * (T - n) / T),
         "bias": bias,
-        "bias_to_noise": np.linalg.norm(C[-1] - C[0]) / reach if reach > 0 else np.nan,
+        "bias_to_noise": drift / reach if reach > 0 else np.inf if drift > 0 and reach == 0 else np.nan,
         "bulk_autocorrelation": rho,
         "half_lag": _first_at_most(rho, 0.5),
         "tenth_lag": _first_at_most(rho, 0.1),

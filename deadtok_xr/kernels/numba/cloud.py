@@ -49,8 +49,7 @@ def cloud_steps(
         earlier = before.step if t == 0 else steps[t - 1]
         speeds = np.zeros(steps.shape[1])
         bulk = np.zeros(steps.shape[2])
-        directions = np.empty((2, steps.shape[1]))
-        found = _moves(steps, t, changed, speeds, before.norms, bulk, directions)
+        found = _moves(steps, t, changed, speeds, before.norms, bulk)
         for name, value in zip(SUMS, found, strict=True):
             out[name][t] = value
         for name, value in zip(SHEAR, _shear(steps, t, speeds, bulk), strict=True):
@@ -133,14 +132,16 @@ def _sums(steps, t, n, bulk):
 
 @compiled
 def _largest(steps, t, n):
-    top = 0.0
+    """‖ΔW‖∞ of a token, by the bits of its elements: those of non-negative floats order as the floats do."""
+    top = np.int64(0)
     for d in range(steps.shape[2]):
-        top = max(top, abs(np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d])))
-    return top
+        step = abs(np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]))
+        top = max(top, np.float64(step).view(np.int64))
+    return np.int64(top).view(np.float64)
 
 
 @compiled
-def _moves(steps, t, changed, speeds, norms, bulk, directions):
+def _moves(steps, t, changed, speeds, norms, bulk):
     N = steps.shape[1]
     valid = moving = radial = outward = inward = 0
     l2 = l1 = squares = most = tops = shape = along = across = 0.0
