@@ -126,10 +126,14 @@ def walk(W: Array, lags: int) -> dict[str, Array]:
     bias = (C[-1] - C[0]) / T
     s = math.sqrt(sum(_norm(x - bias) ** 2 for x in v) / (T - 1)) if T > 1 else math.nan
     square = np.mean([float(x @ x) for x in v])
-    rho = [np.mean([float(v[t] @ v[t + k]) for t in range(T - k)]) / square for k in range(lags)] if square else [np.nan] * lags
+    rho = (
+        [np.mean([float(v[t] @ v[t + k]) for t in range(T - k)]) / square for k in range(lags)]
+        if square
+        else [np.nan] * lags
+    )
     first = {limit: next((k for k, r in enumerate(rho) if r <= limit), -1) for limit in (0.5, 0.1)}
     return {
-        "bias": bias, "walk_residual": np.array([_norm(C[n] - C[0] - n * bias) if n < T else 0.0 for n in range(T + 1)]),
+        "bias": bias, "walk_residual": np.array([*(_norm(C[n] - C[0] - n * bias) for n in range(T)), 0.0]),
         "walk_envelope": np.array([s * math.sqrt(n) for n in range(T + 1)]),
         "walk_bridge": np.array([s * math.sqrt(n * (T - n) / T) for n in range(T + 1)]),
         "bias_to_noise": np.array(_norm(C[-1] - C[0]) / (s * math.sqrt(T)) if s > 0 else math.nan),
@@ -165,7 +169,7 @@ def differences(A: Array, B: Array) -> dict[str, Array]:
     return {
         "n_different": differ.sum((1, 2)), "n_unequal": (a != b).sum((1, 2)), "n_different_tokens": tokens.sum(1),
         "different_fraction": tokens.mean(1), "n_invalid": (~valid).sum(1), "distance": far,
-        "frobenius": np.array([math.sqrt(np.nansum(f**2)) if v.any() else np.nan for f, v in zip(far, valid, strict=True)]),
+        "frobenius": np.where(valid.any(1), np.sqrt(np.nansum(far**2, axis=1)), np.nan),
         "difference_max": np.array([apart[t][valid[t]].max() if valid[t].any() else np.nan for t in range(len(a))]),
         "token_first_difference": np.array(first), "first_difference": np.array(begun[0] if begun.size else -1),
         "n_common_prefix": np.array(begun[0] if begun.size else len(a)), "n_equal": np.array((~differ).sum()),

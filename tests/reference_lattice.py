@@ -43,7 +43,7 @@ def lattice(W: Array, mantissa: int = 7, smallest: int = -126) -> dict[str, Arra
 
 
 def _transition(before: Array, after: Array, mantissa: int, smallest: int) -> dict[str, Any]:
-    N, D = before.shape
+    N = len(before)
     valid = np.isfinite(before).all(1) & np.isfinite(after).all(1)
     one, two = before[valid].ravel(), after[valid].ravel()
     cells = np.abs(two - one) / ulp(one, mantissa, smallest)
@@ -70,7 +70,9 @@ def _transition(before: Array, after: Array, mantissa: int, smallest: int) -> di
     out |= {name: np.full(N, -1) for name in names}
     for i in np.flatnonzero(valid):
         a, b = before[i], after[i]
-        passed = [abs(ordinal(q, mantissa, smallest) - ordinal(p, mantissa, smallest)) for p, q in zip(a, b, strict=True)]
+        passed = [
+            abs(ordinal(q, mantissa, smallest) - ordinal(p, mantissa, smallest)) for p, q in zip(a, b, strict=True)
+        ]
         crossed = sum(field(p, smallest) != field(q, smallest) for p, q in zip(a, b, strict=True))
         out["ordinal_l1"][i], out["ordinal_linf"][i], out["exponent_crossings"][i] = sum(passed), max(passed), crossed
         d = math.sqrt(((b - a) ** 2).sum())

@@ -12,13 +12,16 @@ import xarray as xr
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.centroid_origin import centroid_origin
+from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
 from deadtok_xr.analyses.freeze_predictors import freeze_predictors
 from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.lattice import exponents, lattice
 from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
+from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.errors import InputError
 from deadtok_xr.sweep import Plan, run
@@ -29,14 +32,27 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "phases_magnitude": partial(phases.plan, scheme="magnitude"),
     "kinematics": kinematics.plan,
     "topology": topology.plan,
+    "lattice": lattice.plan,
+    "exponents": exponents.plan,
+    "cloud": cloud.plan,
+    "spectrum": spectrum.plan,
     "mechanism": mechanism.plan,
     "coherence": coherence.plan,
     "h_persistence": h_persistence.plan,
     "centroid_origin": centroid_origin.plan,
     "freeze_predictors": freeze_predictors.plan,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism", "freeze_predictors")
-_ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
+_ON_THE_LATTICE = (
+    "motion",
+    "phases",
+    "phases_magnitude",
+    "topology",
+    "lattice",
+    "exponents",
+    "mechanism",
+    "freeze_predictors",
+)
+_ACROSS_STEPS = tuple(name for name in ANALYSES if name not in ("topology", "exponents", "spectrum"))
 
 
 def analyze(

@@ -120,7 +120,7 @@ def checkpoint(
     -----
     Works block by block of tokens, in memory of a few chunks, whatever the vocabulary. It reads them twice, since the
     reference is known after the first reading. Equal rows are found by a digest of 128 bits. L∞ distances count
-    representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two. Catalogue T6, T8, T9, T14.
+    representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
     """
     x = _one_step(blocks.require(ds, variable, "checkpoint"), step)
     grid = grid_name(x, precision)
@@ -129,17 +129,23 @@ def checkpoint(
     tokens = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
     rows = blocks.as_dask(x.data)
     rows = rows.rechunk({0: 1}) if rows.numblocks[0] != 1 else rows
-    kinds = _kinds(ds)
+    dead = ds["dead"].values if "dead" in ds.coords else None
+    kinds = ("all",) if dead is None else ("all", "dead", "live")
     named = None if isinstance(reference, str) else _positions(tokens, reference)
     if isinstance(reference, str) and reference != "largest":
         raise InputError(f"reference={reference!r}: say 'largest', or a list of token ids")
-    parts = _by_block(rows, _describe, variable, grid, kinds, named is None)
+    parts = _by_block(rows, _describe, variable, grid, dead, named is None)
     few = _gathered(parts, rows, named)
     distances = _by_block(rows, _measure, grid, few)
-    values = _made(ds, rows.shape, grid, kinds, {"parts": parts, "few": few, "distances": distances}, norm_bins, tokens,
-                   1 if named is None else len(named))  # fmt: skip
+    inputs = {"parts": _collected(parts), "few": few, "distances": _collected(distances)}
+    shapes = _shapes(rows.shape, grid, len(kinds), norm_bins, 1 if named is None else len(named))
+    values = blocks.at_once(inputs, _together, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
     coords: dict[str, Any] = {str(n): c.variable for n, c in ds.coords.items() if c.dims in (("token",), ("dim",))}
-    coords |= {"kind": list(kinds), "exponent": np.arange(get_grid(grid).max_exponent), "mantissa": np.arange(MANTISSAS)}
+    coords |= {
+        "kind": list(kinds),
+        "exponent": np.arange(get_grid(grid).max_exponent),
+        "mantissa": np.arange(MANTISSAS),
+    }
     coords["tolerance"] = np.arange(_TOLERANCES)
     attrs = blocks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
     return xr.Dataset(values, coords, attrs)
@@ -160,16 +166,8 @@ def _one_step(x: xr.DataArray, step: int | None) -> xr.DataArray:
     return x.isel(step=slice(at, at + 1))
 
 
-def _kinds(ds: xr.Dataset) -> dict[str, NDArray[np.bool_]]:
-    every = {"all": np.ones(ds.sizes["token"], bool)}
-    if "dead" not in ds.coords:
-        return every
-    dead = ds["dead"].values
-    return {**every, "dead": dead, "live": ~dead}
-
-
-def _positions(tokens: NDArray[np.int64], wanted: Sequence[int]) -> tuple[int, ...]:
-    wanted = np.atleast_1d(np.asarray(wanted))
+def _positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[int, ...]:
+    wanted = np.atleast_1d(np.asarray(named))
     missing = wanted[~np.isin(wanted, tokens)]
     if missing.size or not wanted.size:
         said = f"token {missing[0]} is not in this dataset" if missing.size else "reference= names no token"
@@ -183,7 +181,9 @@ def _by_block(x: da.Array, work: Any, *options: Any) -> da.Array:
     first = np.concatenate([[0], np.cumsum(x.chunks[1])]).tolist()
     lazy = [o for o in options if isinstance(o, da.Array)]
     keys = [(o.name, 0) if isinstance(o, da.Array) else o for o in options]
-    graph: dict[Any, Any] = {(name, j): (_work, work, (x.name, 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])}
+    graph: dict[Any, Any] = {
+        (name, j): (_work, work, (x.name, 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])
+    }
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[x, *lazy])
     return da.Array(layers, name, ((1,) * x.numblocks[1],), meta=np.empty(0, object))
 
@@ -192,35 +192,49 @@ def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
     return [work(block[0], first, *(o[0] if isinstance(o, list) else o for o in options))]
 
 
+def _collected(parts: da.Array) -> da.Array:
+    """The objects of all blocks as one block."""
+    name = f"collected-{parts.name}"
+    layers = HighLevelGraph.from_collections(
+        name, {(name, 0): (_first_of, [(parts.name, j) for j in range(parts.numblocks[0])])}, dependencies=[parts]
+    )
+    return da.Array(layers, name, ((1,),), meta=np.empty(0, object))
+
+
+def _first_of(blocks_of_one: list[Any]) -> list[Any]:
+    return [tuple(part for (part,) in blocks_of_one)]  # no list, which would be taken apart
+
+
 def _describe(
-    rows: NDArray[Any], first: int, variable: str, grid: str, kinds: dict[str, NDArray[np.bool_]], digests: bool
+    rows: NDArray[Any], first: int, variable: str, grid: str, dead: NDArray[np.bool_] | None, digests: bool
 ) -> dict[str, Any]:
-    """What a block of tokens adds up to, by kind; and of each token its norm and the digest of its row."""
+    """What a block of tokens adds up to, dead and live by themselves; of each token its norm and its row's digest."""
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba import lattice as kernel  # here, so that a graph is built without numba
 
-    words = kernels.words(rows)
-    lattice = kernels.lattice(grid)
+    words, lattice = kernels.words(rows), kernels.lattice(grid)
     values = words.astype(np.uint32) << np.uint32(kernels.word_shift(words))
     x = values.view(np.float32).astype(np.float64)
-    valid = np.isfinite(x).all(axis=1)
+    valid = np.asarray(np.isfinite(x).all(axis=1))
+    masks = [valid | True] if dead is None else [d := dead[first : first + len(rows)], ~d]
     try:
-        found = {kind: _counts(kernel, words, lattice, mask[first : first + len(rows)]) for kind, mask in kinds.items()}
+        found = [
+            {**_counts(kernel, words[m], lattice, get_grid(grid).max_exponent), "sum": x[valid & m].sum(axis=0)}
+            for m in masks
+        ]
     except OffGridError as error:
         raise OffGridError(f"{variable}: {error} of {grid}; measure recorded values, or say precision=") from None
-    for kind, mask in kinds.items():
-        found[kind]["sum"] = x[valid & mask[first : first + len(rows)]].sum(axis=0)
     norm = np.where(valid, np.sqrt(np.einsum("nd,nd->n", x, x)), np.nan)
     same = [hashlib.blake2b(row, digest_size=16).digest() for row in words] if digests else []
-    return {"kinds": found, "norm": norm, "valid": valid, "digests": same}
+    return {"found": found, "norm": norm, "valid": valid, "digests": same}
 
 
-def _counts(kernel: Any, words: NDArray[Any], lattice: Any, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    running = kernel.Running(np.ascontiguousarray(words[mask])[None], lattice)
+def _counts(kernel: Any, words: NDArray[Any], lattice: Any, n_exponents: int) -> dict[str, Any]:
+    running = kernel.Running(words[None], lattice)
     invalid = int((running.broken > 0).sum())
-    numbers = [*running.counts, mask.sum() - invalid, invalid]
+    numbers = [*running.counts, len(words) - invalid, invalid]
     return {
-        "exponent_count": running.exponents, "mantissa_count": running.mantissas,
+        "exponent_count": running.exponents[:n_exponents], "mantissa_count": running.mantissas,
         **{name: int(n) for name, n in zip(_NUMBERS, numbers, strict=True)},
     }  # fmt: skip
 
@@ -269,16 +283,14 @@ def _measure(rows: NDArray[Any], first: int, grid: str, few: dict[str, Any]) -> 
     from deadtok_xr.kernels.numba.neighbours import nearest  # here, so that a graph is built without numba
 
     finite = np.isfinite(few["rows"].astype(np.float32)).all(axis=1)
-    valid = np.isfinite(rows.astype(np.float32)).all(axis=1)
+    valid = np.asarray(np.isfinite(rows.astype(np.float32)).all(axis=1))
     return nearest(kernels.words(rows), valid, kernels.words(few["rows"][finite]), kernels.lattice(grid))
 
 
-def _made(
-    ds: xr.Dataset, shape: tuple[int, ...], grid: str, kinds: dict[str, Any], inputs: dict[str, da.Array], bins: int,
-    tokens: NDArray[Any], n_reference: int,
-) -> dict[str, xr.Variable]:  # fmt: skip
-    k, n, d = len(kinds), shape[1], shape[2]
-    shapes: dict[str, Any] = {
+def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: int) -> dict[str, Any]:
+    """Dims, shapes and dtypes of the results, for k kinds of tokens."""
+    n, d = shape[1:]
+    return {
         "norm": (("token",), (n,), "f8"),
         **{f"reference_{name}": (("token",), (n,), dtype) for name, dtype in _DISTANCES.items()},
         "reference_token": (("reference",), (n_reference,), "i8"),
@@ -290,32 +302,34 @@ def _made(
         "centroid": (("kind", "dim"), (k, d), "f8"),
         **dict.fromkeys(("norm_low", "norm_high"), (("norm_bin",), (bins,), "f8")),
     }
-    return blocks.at_once(inputs, _together, shapes, ATTRS, kinds=kinds, tokens=tokens, bins=bins,
-                          n_exponents=get_grid(grid).max_exponent)  # fmt: skip
 
 
 def _together(
-    inputs: dict[str, list[Any]], *, kinds: dict[str, NDArray[np.bool_]], tokens: NDArray[Any], bins: int, n_exponents: int
+    inputs: dict[str, list[Any]], *, dead: NDArray[np.bool_] | None, tokens: NDArray[Any], bins: int
 ) -> blocks.Block:
-    parts = inputs["parts"]
-    (few,) = inputs["few"]
-    out = {f"reference_{name}": np.concatenate([part[name] for part in inputs["distances"]]) for name in _DISTANCES}
+    ((parts,), (few,), (distances,)) = (inputs[name] for name in ("parts", "few", "distances"))
+    out = {f"reference_{name}": np.concatenate([part[name] for part in distances]) for name in _DISTANCES}
     for name in ("exponent", "ordinal"):
         far = out[f"reference_{name}"]
         out[f"{name}_neighbourhood"] = np.array([((far >= 0) & (far <= k)).sum() for k in range(_TOLERANCES)])
     out["reference_token"] = tokens[few["at"]] if few["at"] else np.array([-1])
-    total = {kind: {key: sum(part["kinds"][kind][key] for part in parts) for key in parts[0]["kinds"][kind]} for kind in kinds}
-    for name in ("exponent_count", "mantissa_count", *_NUMBERS):
-        out[name] = np.array([total[kind][name] for kind in kinds])
-    out["exponent_count"] = out["exponent_count"][:, :n_exponents]
-    with np.errstate(invalid="ignore"):  # a kind without valid tokens
-        out["centroid"] = np.array([total[kind]["sum"] / np.float64(total[kind]["n_valid"]) for kind in kinds])
+    out |= _totals([part["found"] for part in parts])
     norm = out["norm"] = np.concatenate([part["norm"] for part in parts])
     there = norm[~np.isnan(norm)]
     edges = np.histogram_bin_edges(there, bins) if there.size else np.full(bins + 1, np.nan)
     out["norm_low"], out["norm_high"] = edges[:-1], edges[1:]
-    out["norm_count"] = np.array([_histogram(norm[mask], edges) for mask in kinds.values()])
+    kinds = [norm] if dead is None else [norm, norm[dead], norm[~dead]]
+    out["norm_count"] = np.array([_histogram(kind, edges) for kind in kinds])
     return out
+
+
+def _totals(parts: list[list[dict[str, Any]]]) -> blocks.Block:
+    """Sums over blocks, of all tokens first and then of each kind."""
+    names = parts[0][0]
+    of_kinds = {name: [sum(part[k][name] for part in parts) for k in range(len(parts[0]))] for name in names}
+    total = {name: np.array([sum(v), *v] if len(v) > 1 else v) for name, v in of_kinds.items()}
+    with np.errstate(invalid="ignore"):  # a kind without valid tokens
+        return {**total, "centroid": total.pop("sum") / total["n_valid"][:, None]}
 
 
 def _histogram(norm: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -65,7 +65,9 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "total_l2": {"long_name": "sum of the lengths of all displacements", "units": "1/step", "formula": "Σ_i ‖ΔW_i‖₂"},
     "total_l1": {"long_name": "sum of the L1 norms of all displacements", "units": "1/step", "formula": "Σ_i ‖ΔW_i‖₁"},
-    "kinetic_energy": {"long_name": "kinetic energy of tokens of mass 1", "units": "1/step²", "formula": "½ Σ_i ‖ΔW_i‖₂²"},
+    "kinetic_energy": {
+        "long_name": "kinetic energy of tokens of mass 1", "units": "1/step²", "formula": "½ Σ_i ‖ΔW_i‖₂²",
+    },
     "displacement_max": {"long_name": "longest displacement", "units": "1/step", "formula": "max_i ‖ΔW_i‖₂"},
     "l2_over_linf": {
         "long_name": "mean shape of the displacements, L2 to L∞", "units": "1", "formula": "mean_i ‖ΔW_i‖₂ / ‖ΔW_i‖∞",
@@ -80,11 +82,15 @@ ATTRS: dict[str, dict[str, Any]] = {
     "lag1_mean": {"long_name": "mean persistence of the velocities", "units": "1", "formula": f"mean of {_LAG1}"},
     "lag1_low": {"long_name": "lower quartile of the persistence", "units": "1", "formula": f"25% quantile of {_LAG1}"},
     "lag1_median": {"long_name": "median persistence of the velocities", "units": "1", "formula": f"median of {_LAG1}"},
-    "lag1_high": {"long_name": "upper quartile of the persistence", "units": "1", "formula": f"75% quantile of {_LAG1}"},
+    "lag1_high": {
+        "long_name": "upper quartile of the persistence", "units": "1", "formula": f"75% quantile of {_LAG1}",
+    },
     "n_lag1": {"long_name": "tokens that moved at t - 1 and at t", "units": "1"},
     "n_lag1_one_rests": {"long_name": "tokens that moved at t - 1 or at t, not at both", "units": "1"},
     "n_lag1_both_rest": {"long_name": "tokens that moved neither at t - 1 nor at t", "units": "1"},
-    "net_displacement": {"long_name": "distance from the first step to the last", "units": "1", "formula": "‖W[T] - W[0]‖₂"},
+    "net_displacement": {
+        "long_name": "distance from the first step to the last", "units": "1", "formula": "‖W[T] - W[0]‖₂",
+    },
     "path_length": {"long_name": "length of the path", "units": "1", "formula": "Σ_t ‖ΔW[t]‖₂"},
     "path_efficiency": {
         "long_name": "distance over path: 1 for a straight line", "units": "1",
@@ -93,7 +99,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     "diffusivity": {
         "long_name": "spread relative to a random walk of the same steps", "units": "1",
         "formula": "‖W[T] - W[0]‖₂² / Σ_t ‖ΔW[t]‖₂² = ‖net‖² / (T·σ²), σ the RMS step",
-        "comment": "1 on average for a random walk, T for a straight line of equal steps; NaN for a token that never moved",
+        "comment": "1 on average for a random walk, T for a straight line; NaN for a token that never moved",
     },
     "diffusivity_class": {
         "long_name": "class of its diffusivity", "units": "1",
@@ -162,7 +168,7 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
     lags = min(max_lag, n_steps - 2) + 1
     shapes: dict[str, Any] = {
         **{name: (("step",), (n_steps,), "i8" if name.startswith("n_") else "f8") for name in _LAG},
-        **{name: (("token",), (ds.sizes["token"],), "f8") for name in _OF_TOKENS},
+        **dict.fromkeys(_OF_TOKENS, (("token",), (ds.sizes["token"],), "f8")),
         **walk_shapes(n_steps, n_dims, lags),
     }
     shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
@@ -269,9 +275,9 @@ def _across(first: NDArray[Any], second: NDArray[Any], third: NDArray[Any]) -> d
 
     steps = [_floats(x) for x in (first, second, third)]
     with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
-        lengths = [_lengths(b - a) for a, b in zip(steps, steps[1:], strict=False)]
+        lengths = _lengths(steps[1] - steps[0]), _lengths(steps[2] - steps[1])
     out = {name: np.zeros(1) for name in kernel.LAG}
-    kernel.lag_one(*steps, *lengths, out, 0)
+    kernel.lag_one(steps[0], steps[1], steps[2], *lengths, out, 0)
     return {name: x[0] for name, x in out.items()}
 
 

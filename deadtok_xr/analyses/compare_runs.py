@@ -24,15 +24,20 @@ ATTRS: dict[str, dict[str, Any]] = {
     "n_different_tokens": {"long_name": "tokens that differ in a bit", "units": "1"},
     "different_fraction": {"long_name": "share of the tokens that differ in a bit", "units": "1"},
     "frobenius": {
-        "long_name": "distance of the matrices", "units": "1", "formula": "‖W_a[t] - W_b[t]‖_F = √Σ_i ‖W_a[t,i] - W_b[t,i]‖₂²",
+        "long_name": "distance of the matrices", "units": "1",
+        "formula": "‖W_a[t] - W_b[t]‖_F = √Σ_i ‖W_a[t,i] - W_b[t,i]‖₂²",
     },
-    "difference_max": {"long_name": "largest difference of an element", "units": "1", "formula": "max |W_a[t] - W_b[t]|"},
+    "difference_max": {
+        "long_name": "largest difference of an element", "units": "1", "formula": "max |W_a[t] - W_b[t]|",
+    },
     "n_invalid": {"long_name": "tokens with NaN or infinity in either, left out of distances", "units": "1"},
     "distance": {
         "long_name": "distance of a token in one run from itself in the other", "units": "1",
         "formula": "‖W_a[t,i] - W_b[t,i]‖₂",
     },
-    "token_first_difference": {"long_name": "first step at which the token differs in a bit; -1 never", "units": "step"},
+    "token_first_difference": {
+        "long_name": "first step at which the token differs in a bit; -1 never", "units": "step",
+    },
     "first_difference": {"long_name": "first step at which the runs differ in a bit; -1 never", "units": "step"},
     "n_common_prefix": {"long_name": "steps before it, which are the same to the bit", "units": "1"},
     "n_equal": {"long_name": "elements that are the same to the bit, over all steps", "units": "1"},
@@ -89,7 +94,9 @@ def _aligned(a: xr.DataArray, b: xr.DataArray, join: str) -> tuple[xr.DataArray,
     if join not in _JOINS:
         raise InputError(f"join={join!r}: choose one of {', '.join(_JOINS)}")
     if a.sizes["dim"] != b.sizes["dim"]:
-        raise InputError(f"compare_runs: {a.sizes['dim']} dims in one and {b.sizes['dim']} in the other; needed: the same")
+        raise InputError(
+            f"compare_runs: {a.sizes['dim']} dims in one and {b.sizes['dim']} in the other; needed: the same"
+        )
     for dim in ("step", "token"):
         one, two = a[dim].values, b[dim].values
         if np.array_equal(one, two):
@@ -153,10 +160,9 @@ class _Look:
         look = np.concatenate([self.coming, piece.changed("a") | piece.changed("b")])
         self.coming = look[n : n + 1]
         out = piece.room(self.out, self.fields)
-        differences(
-            *_words(piece.values["a"][:n], piece.values["b"][:n], a, b), a, b, look, self.held, self.first,
-            self.row.first + piece.start, *(out[name] for name in _FILLED),
-        )  # fmt: skip
+        one, two = _words(piece.values["a"][:n], piece.values["b"][:n], a, b)
+        at = self.row.first + piece.start
+        differences(one, two, a, b, look, self.held, self.first, at, *(out[name] for name in _FILLED))
 
     def end(self) -> dict[str, Any]:
         self.out["frobenius"][:] = np.sqrt(self.out["frobenius"])

@@ -24,13 +24,16 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "ordinal_linf": {
         "long_name": "most representable numbers passed in a dim", "units": "1",
-        "formula": "max_d |ordinal(W[t]) - ordinal(W[t-1])|", "comment": "-1 where W[t] or W[t-1] holds NaN or infinity",
+        "formula": "max_d |ordinal(W[t]) - ordinal(W[t-1])|",
+        "comment": "-1 where W[t] or W[t-1] holds NaN or infinity",
     },
     "exponent_crossings": {
         "long_name": "dims whose exponent changed", "units": "1", "formula": "#{d: E[t] ≠ E[t-1]}",
         "comment": "-1 where W[t] or W[t-1] holds NaN or infinity",
     },
-    "moved_fraction": {"long_name": "share of the elements that moved", "units": "1", "formula": "n_moved / n_elements"},
+    "moved_fraction": {
+        "long_name": "share of the elements that moved", "units": "1", "formula": "n_moved / n_elements",
+    },
     "lattice_mean": {
         "long_name": "mean lattice displacement of the elements", "units": "ULP", "formula": f"mean |ΔW'|, {_STEP}",
         "comment": "elements that stand still count as 0",
@@ -51,15 +54,18 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "#{|W[t]| > |W[t-1]|} / n_moved",
     },
     "crossing_fraction": {
-        "long_name": "share of the elements whose exponent changed", "units": "1", "formula": "#{E[t] ≠ E[t-1]} / n_elements",
+        "long_name": "share of the elements whose exponent changed", "units": "1",
+        "formula": "#{E[t] ≠ E[t-1]} / n_elements",
     },
     "l2_over_l1": {
         "long_name": "mean shape of the moved tokens' lattice displacement, L2 to L1", "units": "1",
-        "formula": "mean_i ‖ΔW'‖₂ / ‖ΔW'‖₁", "comment": "1/√D if all dims move alike, 1 if one moves; NaN if none moved",
+        "formula": "mean_i ‖ΔW'‖₂ / ‖ΔW'‖₁",
+        "comment": "1/√D if all dims move alike, 1 if one moves; NaN if none moved",
     },
     "linf_over_l2": {
         "long_name": "mean shape of the moved tokens' lattice displacement, L∞ to L2", "units": "1",
-        "formula": "mean_i ‖ΔW'‖∞ / ‖ΔW'‖₂", "comment": "1/√D if all dims move alike, 1 if one moves; NaN if none moved",
+        "formula": "mean_i ‖ΔW'‖∞ / ‖ΔW'‖₂",
+        "comment": "1/√D if all dims move alike, 1 if one moves; NaN if none moved",
     },
     "hop_fraction": {
         "long_name": "share of the valid tokens by size of their hop", "units": "1", "formula": _HOPS,
@@ -122,8 +128,8 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
     Notes
     -----
     -0 and +0 are one place. ΔW' is formed in float64: it reaches 1e37 at W = 0, where float32 overflows and notebooks
-    that replaced what is not finite by 0 took such a step for frozen. Ordinals ascend through zero and across exponents;
-    lattice coordinates W/ULP(W) do not, and are not used here. Catalogue L2 to L4, L6, L7, L13.
+    that replaced what is not finite by 0 took such a step for frozen. Ordinals ascend through zero and across
+    exponents; lattice coordinates W/ULP(W) do not, and are not used here.
     """
     x = blocks.require(ds, variable, "lattice")
     extra = blocks.check_steps(ds, "lattice", allow_gaps=allow_gaps)
@@ -150,7 +156,8 @@ STATE_ATTRS: dict[str, dict[str, Any]] = {
     "n_zero": {"long_name": "elements that are exactly zero", "units": "1", "formula": "#{W = ±0}"},
     "n_negative": {"long_name": "elements below zero", "units": "1", "formula": "#{W < 0}"},
     "n_power_of_two": {
-        "long_name": "elements at a power of two, where cells are smaller inwards", "units": "1", "formula": "#{|W| = 2^k}",
+        "long_name": "elements at a power of two, where cells are smaller inwards", "units": "1",
+        "formula": "#{|W| = 2^k}",
     },
     "ulp_min": {"long_name": "smallest ULP of an element", "units": "1", "formula": "min ULP(W)"},
     "ulp_max": {"long_name": "largest ULP of an element", "units": "1", "formula": "max ULP(W)"},
@@ -189,7 +196,10 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
         values = found.variables("cells", STATE_ATTRS)
         at_t = found.array("cells", "n_invalid_now")
         values["n_invalid"] = xr.Variable("step", at_t, STATE_ATTRS["n_invalid"])
-        labels = {"exponent": np.arange(values["exponent_count"].sizes["exponent"]), "mantissa": np.arange(cells.MANTISSAS)}
+        labels = {
+            "exponent": np.arange(values["exponent_count"].sizes["exponent"]),
+            "mantissa": np.arange(cells.MANTISSAS),
+        }
         attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
         return xr.Dataset(values, {**cells.step_coords(ds), **labels}, attrs)
 

@@ -17,7 +17,8 @@ from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
 ATTRS: dict[str, dict[str, Any]] = {
     "eigenvalue": {
-        "long_name": "variance along a principal axis", "units": "1", "formula": f"eigenvalues λ {_COVARIANCE}, descending",
+        "long_name": "variance along a principal axis", "units": "1",
+        "formula": f"eigenvalues λ {_COVARIANCE}, descending",
     },
     "participation_ratio": {
         "long_name": "number of principal axes that matter", "units": "1", "formula": "(Σ λ)² / Σ λ²",
@@ -28,7 +29,8 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": "infinite for a cloud without extent along an axis, to rounding",
     },
     "std_dim": {
-        "long_name": "standard deviation along a dim (ddof 1)", "units": "1", "formula": "√(Σ_i (W_id - C_d)² / (N - 1))",
+        "long_name": "standard deviation along a dim (ddof 1)", "units": "1",
+        "formula": "√(Σ_i (W_id - C_d)² / (N - 1))",
     },
     "total_variance": {"long_name": "variance in all dims together", "units": "1", "formula": "Σ λ"},
 }  # fmt: skip
@@ -62,7 +64,7 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
 
     Notes
     -----
-    Catalogue K6. The spread of one dim is `std_dim`; a standard deviation over all elements of a cluster at once
+    The spread of one dim is `std_dim`; a standard deviation over all elements of a cluster at once
     mostly measures how the dims of its centre differ.
     """
     x = blocks.require(ds, variable, "spectrum")

@@ -34,8 +34,12 @@ WALK_ATTRS: dict[str, dict[str, Any]] = {
         "formula": "ρ(τ) = mean_t v[t]·v[t+τ] / mean_t ‖v[t]‖₂², v = ΔC",
         "comment": "means over the pairs, and steps, whose velocities are finite; steps at rest count as v = 0",
     },
-    "half_lag": {"long_name": "first lag at which the autocorrelation is at most 0.5; -1 never", "units": "transitions"},
-    "tenth_lag": {"long_name": "first lag at which the autocorrelation is at most 0.1; -1 never", "units": "transitions"},
+    "half_lag": {
+        "long_name": "first lag at which the autocorrelation is at most 0.5; -1 never", "units": "transitions",
+    },
+    "tenth_lag": {
+        "long_name": "first lag at which the autocorrelation is at most 0.1; -1 never", "units": "transitions",
+    },
 }  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def measure_walk(C: Floats, lags: int) -> blocks.Block:
 
 def autocorrelation(v: Floats, lags: int) -> Floats:
     """ρ at 0..lags - 1 of velocities (t, d); NaN where no pair is finite, or all of them rest."""
-    there = np.isfinite(v).all(axis=1)
+    there = np.asarray(np.isfinite(v).all(axis=1))
     v = np.where(there[:, None], v, 0.0)
     square = (v * v).sum() / max(there.sum(), 1)
     rho = np.full(lags, np.nan)

@@ -64,8 +64,8 @@ def cloud_steps(
 
 
 SUMS = (
-    "n_valid", "n_moving", "total_l2", "total_l1", "kinetic_energy", "displacement_max", "temperature_linf", "l2_over_linf",
-    "participation", "radial_mean", "tangential_mean", "outward_fraction", "inward_fraction",
+    "n_valid", "n_moving", "total_l2", "total_l1", "kinetic_energy", "displacement_max", "temperature_linf",
+    "l2_over_linf", "participation", "radial_mean", "tangential_mean", "outward_fraction", "inward_fraction",
 )  # fmt: skip
 SHEAR = ("bulk_speed", "thermal_speed_mean", "temperature", "n_aligned")
 LAG = (

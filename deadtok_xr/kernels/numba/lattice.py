@@ -74,9 +74,9 @@ def lattice_steps(
         _state(running, out, t)
         off = _transition(
             steps, t, changed, shift, lattice.smallest, lattice.ulp_offset, lattice.spare, lattice.largest,
-            running.broken, running.exponents, running.mantissas, running.counts, counts, out["ordinal_l1"], out["ordinal_linf"],
-            out["exponent_crossings"], out["n_valid"], out["lattice_sum"], out["lattice_max"], out["l2_over_l1"],
-            out["linf_over_l2"], hops, out["regimes"],
+            running.broken, running.exponents, running.mantissas, running.counts, counts, out["ordinal_l1"],
+            out["ordinal_linf"], out["exponent_crossings"], out["n_valid"], out["lattice_sum"],
+            out["lattice_max"], out["l2_over_l1"], out["linf_over_l2"], hops, out["regimes"],
         )  # fmt: skip
         _refuse(off)
     if len(out["n_zero"]) > len(changed):

@@ -14,7 +14,9 @@ from deadtok_xr.kernels.numba.words import compiled
 INVALID = -1
 
 
-def nearest(rows: NDArray[Any], valid: NDArray[np.bool_], few: NDArray[Any], lattice: Lattice) -> dict[str, NDArray[Any]]:
+def nearest(
+    rows: NDArray[Any], valid: NDArray[np.bool_], few: NDArray[Any], lattice: Lattice
+) -> dict[str, NDArray[Any]]:
     """The smallest distance of each row to any of a few, by each measure by itself.
 
     Parameters
