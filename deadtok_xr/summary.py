@@ -90,6 +90,67 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
     yield from _invalid(ds, "which have no graph")
 
 
+def _lattice(ds: xr.Dataset) -> Iterator[str]:
+    moved = int(ds["n_moved"].sum())
+    yield f"Lattice, grid {ds.attrs.get('precision')}"
+    yield (
+        f"  elements moved    {moved} times; {_of(ds['n_half'], moved)} by half cells, "
+        f"{_of(ds['n_crossings_up'] + ds['n_crossings_down'], moved)} across an exponent, "
+        f"{_of(ds['n_outward'], moved)} outwards; {int(ds['n_from_zero'].sum())} left zero"
+    )
+    yield f"  |ΔW'| in ULP      mean {_span(ds['lattice_mean'].values)}, largest {_most(ds['lattice_max'].values):.4g}"
+    hops = ds["hop_fraction"].sel(token_ulp="mean").isel(step=-1)
+    said = ", ".join(f"{name} {100 * float(hops.sel(hop=name)):.1f}%" for name in hops["hop"].values)
+    yield f"  hops, 8 mean ULP  {said} at the last step"
+    yield from _invalid(ds, "which are left out")
+
+
+def _of(counts: xr.DataArray, total: int) -> str:
+    return f"{100 * int(counts.sum()) / total:.2f}%" if total else "none"
+
+
+def _exponents(ds: xr.Dataset) -> Iterator[str]:
+    first, last = ds.isel(step=0), ds.isel(step=-1)
+    yield f"Elements on the grid {ds.attrs.get('precision')}"
+    for name, words in (("n_zero", "exactly zero"), ("n_power_of_two", "at powers of 2")):
+        yield f"  {words:17s} {int(first[name])} first, {int(last[name])} last"
+    yield f"  ULP               {_range(first)} first, {_range(last)} last"
+
+
+def _range(ds: xr.Dataset) -> str:
+    return f"[{float(ds['ulp_min']):.4g}, {float(ds['ulp_max']):.4g}]"
+
+
+def _cloud(ds: xr.Dataset) -> Iterator[str]:
+    heat, ratio = ds["temperature"].values[1:], ds["bulk_thermal_ratio"].values[1:]
+    yield "Cloud in motion"
+    yield f"  temperature       {heat[0]:.4g} first, {heat[-1]:.4g} last, {_span(heat)}; bulk to thermal {_span(ratio)}"
+    out, inward, lag = (_mean(ds[name].values) for name in ("outward_fraction", "inward_fraction", "lag1_mean"))
+    yield (
+        f"  movers            {100 * out:.1f}% outwards, {100 * inward:.1f}% inwards; cosine to the velocity before "
+        f"{lag:.3f} on average over steps"
+    )
+    kinds = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)]
+    yield (
+        f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path efficiency "
+        f"{_mean(ds['path_efficiency'].values):.3f} on average"
+    )
+    half = int(ds["half_lag"])
+    yield (
+        f"  centroid's walk   {float(ds['bias_to_noise']):.4g} times as far as a random walk; velocity halves "
+        f"{'never' if half < 0 else f'at a lag of {half}'}"
+    )
+    yield from _invalid(ds.isel(step=slice(1, None)), "which are left out, and have no temperature")
+
+
+def _spectrum(ds: xr.Dataset) -> Iterator[str]:
+    axes, ratio = ds["participation_ratio"].values, ds["eccentricity"].values
+    yield (
+        f"Shape: {axes[0]:.4g} of {ds.sizes['mode']} axes matter first, {axes[-1]:.4g} last; variance ratio of "
+        f"the axes {ratio[0]:.4g} first, {ratio[-1]:.4g} last"
+    )
+
+
 def _coherence(ds: xr.Dataset) -> Iterator[str]:
     yield "Coherence, cosines over all pairs of tokens"
     for name, words in (("displacement", "displacements"), ("update", "intended updates"), ("gradient", "gradients")):
@@ -225,6 +286,10 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "phases_magnitude": _phases,
     "kinematics": _kinematics,
     "topology": _topology,
+    "lattice": _lattice,
+    "exponents": _exponents,
+    "cloud": _cloud,
+    "spectrum": _spectrum,
     "coherence": _coherence,
     "h_persistence": _h_persistence,
     "centroid_origin": _centroid_origin,

@@ -111,7 +111,9 @@ def test_a_slice_gives_what_the_whole_gives_there(recording: Path) -> None:
 
 @pytest.mark.parametrize("steps", [slice(0, 300), slice(100, 280), slice(127, 129)])
 def test_chunks_can_be_written_as_they_are(recording: Path, steps: slice, tmp_path: Path) -> None:
-    tree = dx.analyze(dx.open_recording(recording).sel(step=steps), analyses=["cloud", "spectrum", "lattice", "exponents"])
+    tree = dx.analyze(
+        dx.open_recording(recording).sel(step=steps), analyses=["cloud", "spectrum", "lattice", "exponents"]
+    )
     saved = dx.save_results(tree, tmp_path / "r.zarr")
     assert saved["cloud"].to_dataset().sizes["step"] == len(range(*steps.indices(10**6))) + 1
 

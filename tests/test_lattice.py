@@ -100,7 +100,12 @@ class TestPitfalls:
     def test_inwards_from_a_power_of_two_is_half_a_cell(self) -> None:
         """ULP halves below a power of two: whole numbers of cells are no law (7)."""
         found = dx.lattice(bits([1.0, -1.0, 1.0], [1 - 2**-8, -1 + 2**-8, 1 + 2**-7])).compute()
-        assert [int(found[name][0]) for name in ("n_moved", "n_half", "n_fractional", "n_crossings_down")] == [3, 2, 2, 2]
+        assert [int(found[name][0]) for name in ("n_moved", "n_half", "n_fractional", "n_crossings_down")] == [
+            3,
+            2,
+            2,
+            2,
+        ]
         assert int(found.ordinal_linf[0, 0]) == 1
 
     def test_distances_ascend_across_exponents_and_signs(self) -> None:

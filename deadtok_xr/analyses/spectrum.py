@@ -19,6 +19,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     "eigenvalue": {
         "long_name": "variance along a principal axis", "units": "1",
         "formula": f"eigenvalues λ {_COVARIANCE}, descending",
+        "comment": "0 where it is no more than rounding, max(N, D)·2⁻⁵²·λ_max",
     },
     "participation_ratio": {
         "long_name": "number of principal axes that matter", "units": "1", "formula": "(Σ λ)² / Σ λ²",
@@ -26,7 +27,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "eccentricity": {
         "long_name": "largest to smallest variance", "units": "1", "formula": "λ_max / λ_min",
-        "comment": "infinite for a cloud without extent along an axis, to rounding",
+        "comment": "infinite for a cloud without extent along an axis; NaN for a single place",
     },
     "std_dim": {
         "long_name": "standard deviation along a dim (ddof 1)", "units": "1",
@@ -143,8 +144,10 @@ def _covariance(step: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
     x -= x.mean(axis=0)
     scale = np.abs(x).max() or 1.0  # squares of subnormals would vanish
     x /= scale
-    eigenvalues = np.linalg.eigvalsh(x.T @ x / (n - 1))[::-1] * scale**2
-    return np.maximum(eigenvalues, 0.0), np.sqrt((x * x).sum(axis=0) / (n - 1)) * scale
+    eigenvalues = np.linalg.eigvalsh(x.T @ x / (n - 1))[::-1]
+    rounding = max(n, d) * np.finfo(np.float64).eps * eigenvalues[0]
+    eigenvalues[eigenvalues <= rounding] = 0.0
+    return eigenvalues * scale**2, np.sqrt((x * x).sum(axis=0) / (n - 1)) * scale
 
 
 def _both(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:

@@ -17,6 +17,9 @@ from deadtok_xr.plot.centroid_origin import LAYOUT as ORIGIN_LAYOUT
 from deadtok_xr.plot.centroid_origin import NEEDED as ORIGIN
 from deadtok_xr.plot.centroid_origin import OPTIONAL as ORIGIN_TOO
 from deadtok_xr.plot.centroid_origin import centroid_origin
+from deadtok_xr.plot.cloud import LAYOUT as CLOUD_LAYOUT
+from deadtok_xr.plot.cloud import NEEDED as CLOUD
+from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
 from deadtok_xr.plot.coherence import NEEDED as COHERENCE
 from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
@@ -28,10 +31,16 @@ from deadtok_xr.plot.h_persistence import LAYOUT as PERSISTENCE_LAYOUT
 from deadtok_xr.plot.h_persistence import NEEDED as PERSISTENCE
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import speeds
+from deadtok_xr.plot.lattice import EXPONENTS, exponents, lattice
+from deadtok_xr.plot.lattice import LAYOUT as LATTICE_LAYOUT
+from deadtok_xr.plot.lattice import NEEDED as LATTICE
 from deadtok_xr.plot.mechanism import NEEDED as MECHANISM
 from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
+from deadtok_xr.plot.spectrum import LAYOUT as SPECTRUM_LAYOUT
+from deadtok_xr.plot.spectrum import NEEDED as SPECTRUM
+from deadtok_xr.plot.spectrum import spectrum
 from deadtok_xr.plot.topology import topology
 
 
@@ -59,6 +68,10 @@ _PICTURES = (
     Picture("phases_magnitude.png", "phases_magnitude", ("fraction", "transition_step"), phases),
     Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
     Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
+    Picture("lattice.png", "lattice", LATTICE, lattice, LATTICE_LAYOUT),
+    Picture("exponents.png", "exponents", EXPONENTS, exponents),
+    Picture("cloud.png", "cloud", CLOUD, cloud, CLOUD_LAYOUT),
+    Picture("spectrum.png", "spectrum", SPECTRUM, spectrum, SPECTRUM_LAYOUT, over="spectrum_step"),
     Picture("coherence.png", "coherence", COHERENCE, coherence, COHERENCE_LAYOUT, COHERENCE_TOO),
     Picture("h_persistence.png", "h_persistence", PERSISTENCE, h_persistence, PERSISTENCE_LAYOUT),
     Picture("centroid_origin.png", "centroid_origin", ORIGIN, centroid_origin, ORIGIN_LAYOUT, ORIGIN_TOO),
@@ -76,7 +89,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     ----------
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology, mechanism, coherence, h_persistence, centroid_origin,
+        phases_magnitude, kinematics, topology, lattice, exponents, cloud, spectrum, mechanism, coherence,
+        h_persistence, centroid_origin,
         freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
@@ -86,7 +100,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
+    topology.png, speeds.png, lattice.png, exponents.png, cloud.png, spectrum.png, mechanism.png, coherence.png,
+    h_persistence.png, centroid_origin.png,
     freeze_predictors.png, without those whose group is absent.
 
     Raises
