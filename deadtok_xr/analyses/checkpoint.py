@@ -315,8 +315,7 @@ def _together(
     out["reference_token"] = tokens[few["at"]] if few["at"] else np.array([-1])
     out |= _totals([part["found"] for part in parts])
     norm = out["norm"] = np.concatenate([part["norm"] for part in parts])
-    there = norm[~np.isnan(norm)]
-    edges = np.histogram_bin_edges(there, bins) if there.size else np.full(bins + 1, np.nan)
+    edges = _edges(norm[~np.isnan(norm)], bins)
     out["norm_low"], out["norm_high"] = edges[:-1], edges[1:]
     kinds = [norm] if dead is None else [norm, norm[dead], norm[~dead]]
     out["norm_count"] = np.array([_histogram(kind, edges) for kind in kinds])
@@ -330,6 +329,17 @@ def _totals(parts: list[list[dict[str, Any]]]) -> blocks.Block:
     total = {name: np.array([sum(v), *v] if len(v) > 1 else v) for name, v in of_kinds.items()}
     with np.errstate(invalid="ignore"):  # a kind without valid tokens
         return {**total, "centroid": total.pop("sum") / total["n_valid"][:, None]}
+
+
+def _edges(norm: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Ends of equal bins from the smallest norm to the largest; around them where they are all but the same."""
+    if not norm.size:
+        return np.full(bins + 1, np.nan)
+    low, high = norm.min(), norm.max()
+    if high - low <= 1e-12 * bins * high:
+        margin = 1e-6 * high or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, bins + 1)
 
 
 def _histogram(norm: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
