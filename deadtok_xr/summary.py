@@ -92,16 +92,11 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
 
 def _lattice(ds: xr.Dataset) -> Iterator[str]:
     moved = int(ds["n_moved"].sum())
-    yield f"Lattice, grid {ds.attrs.get('precision')}"
+    crossed = ds["n_crossings_up"] + ds["n_crossings_down"]
     yield (
-        f"  elements moved    {moved} times; {_of(ds['n_half'], moved)} by half cells, "
-        f"{_of(ds['n_crossings_up'] + ds['n_crossings_down'], moved)} across an exponent, "
-        f"{_of(ds['n_outward'], moved)} outwards; {int(ds['n_from_zero'].sum())} left zero"
+        f"Lattice: elements moved {moved} times, {_of(ds['n_half'], moved)} by half cells, {_of(crossed, moved)} "
+        f"across an exponent, {_of(ds['n_outward'], moved)} outwards; |ΔW'| up to {_most(ds['lattice_max'].values):.4g} ULP"
     )
-    yield f"  |ΔW'| in ULP      mean {_span(ds['lattice_mean'].values)}, largest {_most(ds['lattice_max'].values):.4g}"
-    hops = ds["hop_fraction"].sel(token_ulp="mean").isel(step=-1)
-    said = ", ".join(f"{name} {100 * float(hops.sel(hop=name)):.1f}%" for name in hops["hop"].values)
-    yield f"  hops, 8 mean ULP  {said} at the last step"
     yield from _invalid(ds, "which are left out")
 
 
@@ -111,10 +106,11 @@ def _of(counts: xr.DataArray, total: int) -> str:
 
 def _exponents(ds: xr.Dataset) -> Iterator[str]:
     first, last = ds.isel(step=0), ds.isel(step=-1)
-    yield f"Elements on the grid {ds.attrs.get('precision')}"
-    for name, words in (("n_zero", "exactly zero"), ("n_power_of_two", "at powers of 2")):
-        yield f"  {words:17s} {int(first[name])} first, {int(last[name])} last"
-    yield f"  ULP               {_range(first)} first, {_range(last)} last"
+    zeros, powers = ([int(at[name]) for at in (first, last)] for name in ("n_zero", "n_power_of_two"))
+    yield (
+        f"Elements, first and last: {zeros[0]}, {zeros[1]} exactly zero; {powers[0]}, {powers[1]} at powers of 2; ULP "
+        f"{_range(first)}, {_range(last)}"
+    )
 
 
 def _range(ds: xr.Dataset) -> str:
@@ -122,23 +118,17 @@ def _range(ds: xr.Dataset) -> str:
 
 
 def _cloud(ds: xr.Dataset) -> Iterator[str]:
-    heat, ratio = ds["temperature"].values[1:], ds["bulk_thermal_ratio"].values[1:]
-    yield "Cloud in motion"
-    yield f"  temperature       {heat[0]:.4g} first, {heat[-1]:.4g} last, {_span(heat)}; bulk to thermal {_span(ratio)}"
-    out, inward, lag = (_mean(ds[name].values) for name in ("outward_fraction", "inward_fraction", "lag1_mean"))
+    heat = ds["temperature"].values[1:]
+    out, lag = (_mean(ds[name].values) for name in ("outward_fraction", "lag1_mean"))
     yield (
-        f"  movers            {100 * out:.1f}% outwards, {100 * inward:.1f}% inwards; cosine to the velocity before "
-        f"{lag:.3f} on average over steps"
+        f"Cloud: temperature {heat[0]:.4g} first, {heat[-1]:.4g} last; {100 * out:.1f}% of the movers outwards, "
+        f"cosine to the velocity before {lag:.3f}, on average over steps"
     )
-    kinds = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)]
+    kinds, half = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)], int(ds["half_lag"])
     yield (
-        f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path efficiency "
-        f"{_mean(ds['path_efficiency'].values):.3f} on average"
-    )
-    half = int(ds["half_lag"])
-    yield (
-        f"  centroid's walk   {float(ds['bias_to_noise']):.4g} times as far as a random walk; velocity halves "
-        f"{'never' if half < 0 else f'at a lag of {half}'}"
+        f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path "
+        f"efficiency {_mean(ds['path_efficiency'].values):.3f}; centroid {float(ds['bias_to_noise']):.4g} times as far as a random "
+        f"walk, its velocity halves {'never' if half < 0 else f'at a lag of {half}'}"
     )
     yield from _invalid(ds.isel(step=slice(1, None)), "which are left out, and have no temperature")
 

@@ -171,6 +171,6 @@ class TestPictures:
 
     def test_the_summary_names_them(self, results: xr.DataTree) -> None:
         text = dx.summary(results)
-        for words in ("Lattice, grid bfloat16", "Elements on the grid", "Cloud in motion", "axes matter first"):
+        for words in ("Lattice: elements moved", "exactly zero", "Cloud: temperature", "axes matter first"):
             assert words in text
         assert "n_invalid" not in text  # nothing is invalid here
