@@ -95,7 +95,8 @@ def _lattice(ds: xr.Dataset) -> Iterator[str]:
     crossed = ds["n_crossings_up"] + ds["n_crossings_down"]
     yield (
         f"Lattice: elements moved {moved} times, {_of(ds['n_half'], moved)} by half cells, {_of(crossed, moved)} "
-        f"across an exponent, {_of(ds['n_outward'], moved)} outwards; |ΔW'| up to {_most(ds['lattice_max'].values):.4g} ULP"
+        f"across an exponent, {_of(ds['n_outward'], moved)} outwards; |ΔW'| up to "
+        f"{_most(ds['lattice_max'].values):.4g} ULP"
     )
     yield from _invalid(ds, "which are left out")
 
@@ -127,7 +128,8 @@ def _cloud(ds: xr.Dataset) -> Iterator[str]:
     kinds, half = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)], int(ds["half_lag"])
     yield (
         f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path "
-        f"efficiency {_mean(ds['path_efficiency'].values):.3f}; centroid {float(ds['bias_to_noise']):.4g} times as far as a random "
+        f"efficiency {_mean(ds['path_efficiency'].values):.3f}; centroid "
+        f"{float(ds['bias_to_noise']):.4g} times as far as a random "
         f"walk, its velocity halves {'never' if half < 0 else f'at a lag of {half}'}"
     )
     yield from _invalid(ds.isel(step=slice(1, None)), "which are left out, and have no temperature")

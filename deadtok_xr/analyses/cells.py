@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses.in_steps import SERIES
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.sweep import Field, Piece, Row, room
@@ -49,6 +50,11 @@ class Cells:
         return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
+        """Counts of exponents and mantissas, what belongs to tokens; and a `series` of all that is of steps alone."""
+        own = (*PER_TOKEN, "exponent_count", "mantissa_count")
+        return {**{name: field for name, field in self.room().items() if name in own}, SERIES: Field("row")}
+
+    def room(self) -> dict[str, Field]:
         """States: `STATES`, the counts of exponents and mantissas. Transitions: the rest."""
         heights = np.dtype(("i8", (get_grid(self.grid).max_exponent,)))
         return {
@@ -77,7 +83,7 @@ class _Look:
         from deadtok_xr import kernels
 
         self.probe, self.row, self.lattice = probe, row, kernels.lattice(probe.grid)
-        self.fields = probe.fields()
+        self.fields = probe.room()
         self.out = room(self.fields, row)
         self.running: Any = None
 
@@ -107,7 +113,9 @@ class _Look:
         out["crossing_fraction"][:] = _share(out["n_crossings_up"] + out["n_crossings_down"], out["n_elements"])
         out["lattice_max"][out["n_valid"] == 0] = np.nan
         out["ulp_min"][:], out["ulp_max"][:] = _spacings(out["exponent_count"], self.probe.grid)
-        return out
+        own = self.probe.fields()
+        series = {name: x for name, x in out.items() if name not in own}
+        return {**{name: out[name] for name in own if name in out}, SERIES: (series,)}
 
 
 def _share(above: NDArray[Any], below: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -122,6 +130,13 @@ def _spacings(counts: NDArray[np.int64], grid: str) -> tuple[NDArray[np.float64]
     none = ~there.any(axis=1)
     first, last = there.argmax(axis=1), counts.shape[1] - 1 - there[:, ::-1].argmax(axis=1)
     return np.where(none, np.nan, ulp[first]), np.where(none, np.nan, ulp[last])
+
+
+def steps_of(grid: str, n: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Dims, shapes and dtypes of results of n steps, for `blocks.at_once`."""
+    room = Cells("", grid).room()
+    fields = {name: room["n_invalid_now" if name == "n_invalid" else name] for name in names}
+    return {name: (("step", *f.inner), (n, *f.shape(0, 0)), np.dtype(f.dtype).base.str) for name, f in fields.items()}
 
 
 def step_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses import in_steps
 from deadtok_xr.analyses.kinematics import Cloud
 from deadtok_xr.analyses.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.bfloat16 import decode
@@ -167,35 +167,21 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
         raise InputError(f"cloud: max_lag={max_lag}; needed: at least 1 transition")
     lags = min(max_lag, n_steps - 2) + 1
     shapes: dict[str, Any] = {
-        **{name: (("step",), (n_steps,), "i8" if name.startswith("n_") else "f8") for name in _LAG},
+        **{name: (("step",), (n_steps,), "i8" if name.startswith("n_") else "f8") for name in (*_PER_STEP, *_LAG)},
         **dict.fromkeys(_OF_TOKENS, (("token",), (ds.sizes["token"],), "f8")),
         **walk_shapes(n_steps, n_dims, lags),
     }
     shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
 
     def finish(found: Findings) -> xr.Dataset:
-        inputs = {name: found.array("within", name).rechunk(-1) for name in _LAG}
-        inputs |= {"centroid": found.array("cloud", "centroid").rechunk(-1)}
-        inputs["tokens"] = found.merged("within", "tokens", _join)
-        values = {**_from_the_start(found), **blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)}
+        inputs = {"series": in_steps.chained(found, "within"), "tokens": found.merged("within", "tokens", _join)}
+        inputs["centroid"] = found.array("cloud", "centroid").rechunk(-1)
+        values = blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token", "dim"}}
         attrs = blocks.result_attrs(ds, variable=variable)
         return xr.Dataset({**values, **blocks.from_the_first(extra)}, {**coords, "lag": np.arange(lags)}, attrs)
 
     return Plan({variable: blocks.as_dask(x.data)}, {"within": Within(variable), "cloud": Cloud(variable)}, finish)
-
-
-def _from_the_start(found: Findings) -> dict[str, xr.Variable]:
-    """Variables over all steps; at the first one there is no transition yet."""
-    variables = {}
-    steps = found.array("within", "origin_radius").chunks[0]
-    for name in _PER_STEP:
-        data = found.array("within", name)
-        if name not in _STATES:
-            unknown = -1 if data.dtype == np.int64 else np.nan
-            data = da.concatenate([da.full(1, unknown, dtype=data.dtype), data]).rechunk({0: steps})
-        variables[name] = xr.Variable("step", data, ATTRS[name])
-    return variables
 
 
 @dataclass(frozen=True)
@@ -210,12 +196,16 @@ class Within:
         return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
-        """Per step what `cloud` has, but for lags across rows; and `tokens`, what neighbouring rows are joined by."""
+        """A `series` of what `cloud` has per step, but for lags across rows; and `tokens`, what joins these."""
+        return {in_steps.SERIES: Field("row"), "tokens": Field("row")}
+
+    def room(self) -> dict[str, Field]:
+        """What the series holds."""
         of_steps = {
             name: Field("transitions", (), "i8" if name.startswith("n_") else "f8")
             for name in (*_PER_STEP, *_LAG, "n_valid", "bulk_speed", "thermal_speed_mean")
         }
-        return {**of_steps, **dict.fromkeys(_STATES, Field("states")), "tokens": Field("row")}
+        return {**of_steps, **dict.fromkeys(_STATES, Field("states"))}
 
     def begin(self, row: Row) -> _Look:
         """Begin with a row."""
@@ -224,7 +214,7 @@ class Within:
 
 class _Look:
     def __init__(self, probe: Within, row: Row) -> None:
-        self.name, self.row, self.fields = probe.variable, row, probe.fields()
+        self.name, self.row, self.fields = probe.variable, row, probe.room()
         self.out = room(self.fields, row)
         self.before: Any = None
         self.totals = np.zeros((2, row.n_tokens))
@@ -250,7 +240,8 @@ class _Look:
         out["bulk_thermal_ratio"][:] = _ratio(out["bulk_speed"], np.sqrt(out["temperature"]))
         out["shear_ratio"][:] = _ratio(out["thermal_speed_mean"], out["bulk_speed"])
         own = {"first": self.first, "last": self.last, "totals": self.totals}
-        return {**out, "tokens": {**own, "at": self.row.first, "n": self.row.n_transitions, "borders": []}}
+        tokens = {**own, "at": self.row.first, "n": self.row.n_transitions, "borders": []}
+        return {in_steps.SERIES: (out,), "tokens": tokens}
 
 
 def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -293,22 +284,32 @@ def _lengths(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _measure(inputs: dict[str, list[Any]], *, lags: int) -> blocks.Block:
     (tokens,) = inputs["tokens"]
+    series = in_steps.joined(inputs["series"], (*_PER_STEP, *_LAG))
     return {
-        **_persistence(inputs, tokens),
+        **{name: series[name] if name in _STATES else _after_the_start(series[name]) for name in _PER_STEP},
+        **_persistence(series, tokens),
         **_paths(tokens),
         **measure_walk(inputs["centroid"][0], lags),
     }
 
 
-def _persistence(inputs: dict[str, list[Any]], tokens: dict[str, Any]) -> blocks.Block:
+def _after_the_start(values: NDArray[Any]) -> NDArray[Any]:
+    """A series of transitions over all steps: at the first one nothing is known."""
+    return np.concatenate([[_unknown(values)], values])
+
+
+def _unknown(values: NDArray[Any]) -> float:
+    return -1 if values.dtype == np.int64 else np.nan
+
+
+def _persistence(series: blocks.Block, tokens: dict[str, Any]) -> blocks.Block:
     found = {}
     for name in _LAG:
-        values = inputs[name][0].copy()
-        unknown = -1 if values.dtype == np.int64 else np.nan
-        values[0] = unknown
+        values = series[name]
+        values[0] = _unknown(values)
         for border in tokens["borders"]:
             values[border["at"]] = border[name]
-        found[name] = np.concatenate([[unknown], values])
+        found[name] = _after_the_start(values)
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from deadtok_xr import blocks
-from deadtok_xr.analyses import cells, transitions
+from deadtok_xr.analyses import cells, in_steps, transitions
 from deadtok_xr.sweep import Findings, Plan, analysis
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
@@ -92,6 +92,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     "n_elements": {"long_name": "elements of the valid tokens", "units": "1"},
     "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t, which are left out", "units": "1"},
 }  # fmt: skip
+_OF_STEPS = tuple(name for name in ATTRS if name not in cells.PER_TOKEN)
 
 
 @analysis
@@ -138,10 +139,17 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
     def finish(found: Findings) -> xr.Dataset:
         labels = {"token_ulp": list(cells.TOKEN_ULPS), "hop": list(cells.HOPS), "regime": list(cells.REGIMES)}
         attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
-        values = {**found.variables("cells", ATTRS), **extra}
+        inputs = {"series": in_steps.chained(found, "cells")}
+        shapes = cells.steps_of(grid, ds.sizes["step"] - 1, _OF_STEPS)
+        small = blocks.at_once(inputs, _transitions, shapes, ATTRS)
+        values = {**found.variables("cells", ATTRS), **small, **extra}
         return xr.Dataset(values, {**transitions.step_and_token_coords(ds), **labels}, attrs)
 
     return Plan(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
+
+
+def _transitions(inputs: dict[str, list[Any]]) -> blocks.Block:
+    return in_steps.joined(inputs["series"], _OF_STEPS)
 
 
 STATE_ATTRS: dict[str, dict[str, Any]] = {
@@ -163,6 +171,7 @@ STATE_ATTRS: dict[str, dict[str, Any]] = {
     "ulp_max": {"long_name": "largest ULP of an element", "units": "1", "formula": "max ULP(W)"},
     "n_invalid": {"long_name": "tokens with NaN or infinity at t, which are left out", "units": "1"},
 }  # fmt: skip
+_OF_STATES = tuple(STATE_ATTRS)[2:]
 
 
 @analysis
@@ -194,8 +203,9 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
 
     def finish(found: Findings) -> xr.Dataset:
         values = found.variables("cells", STATE_ATTRS)
-        at_t = found.array("cells", "n_invalid_now")
-        values["n_invalid"] = xr.Variable("step", at_t, STATE_ATTRS["n_invalid"])
+        inputs = {"series": in_steps.chained(found, "cells")}
+        shapes = cells.steps_of(grid, ds.sizes["step"], _OF_STATES)
+        values |= blocks.at_once(inputs, _states, shapes, STATE_ATTRS)
         labels = {
             "exponent": np.arange(values["exponent_count"].sizes["exponent"]),
             "mantissa": np.arange(cells.MANTISSAS),
@@ -204,3 +214,9 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
         return xr.Dataset(values, {**cells.step_coords(ds), **labels}, attrs)
 
     return Plan(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
+
+
+def _states(inputs: dict[str, list[Any]]) -> blocks.Block:
+    names = tuple("n_invalid_now" if name == "n_invalid" else name for name in _OF_STATES)
+    found = in_steps.joined(inputs["series"], names)
+    return {name: found[key] for name, key in zip(_OF_STATES, names, strict=True)}
