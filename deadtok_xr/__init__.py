@@ -15,31 +15,39 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Recorder": "deadtok_xr.record",
     "analyze": "deadtok_xr.analyses",
     "census": "deadtok_xr.analyses.census",
     "centroid_origin": "deadtok_xr.analyses.centroid_origin",
+    "checkpoint": "deadtok_xr.analyses.checkpoint",
+    "cloud": "deadtok_xr.analyses.cloud",
     "coherence": "deadtok_xr.analyses.coherence",
+    "compare_runs": "deadtok_xr.analyses.compare_runs",
     "concat_runs": "deadtok_xr.runs",
     "convert": "deadtok_xr.conversion",
     "critical_boundary": "deadtok_xr.analyses.critical_boundary",
+    "elements": "deadtok_xr.analyses.elements",
     "epochs": "deadtok_xr.analyses.epochs",
+    "exponents": "deadtok_xr.analyses.lattice",
     "export": "deadtok_xr.exporting",
+    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "freeze_predictors": "deadtok_xr.analyses.freeze_predictors",
     "freezing": "deadtok_xr.analyses.freezing",
+    "grid_test": "deadtok_xr.analyses.grid_test",
     "h_persistence": "deadtok_xr.analyses.h_persistence",
-    "find_arithmetic": "deadtok_xr.analyses.find_arithmetic",
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
+    "lattice": "deadtok_xr.analyses.lattice",
     "lifecycle": "deadtok_xr.analyses.lifecycle",
     "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
+    "Recorder": "deadtok_xr.record",
     "replay_open_loop": "deadtok_xr.analyses.open_loop",
     "report": "deadtok_xr.reporting",
     "save_results": "deadtok_xr.results",
+    "spectrum": "deadtok_xr.analyses.spectrum",
     "summary": "deadtok_xr.summary",
     "topology": "deadtok_xr.analyses.topology",
     "verify": "deadtok_xr.conversion.verify",
@@ -53,19 +61,26 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses import analyze
     from deadtok_xr.analyses.census import census
     from deadtok_xr.analyses.centroid_origin import centroid_origin
+    from deadtok_xr.analyses.checkpoint import checkpoint
+    from deadtok_xr.analyses.cloud import cloud
     from deadtok_xr.analyses.coherence import coherence
+    from deadtok_xr.analyses.compare_runs import compare_runs
     from deadtok_xr.analyses.critical_boundary import critical_boundary
+    from deadtok_xr.analyses.elements import elements
     from deadtok_xr.analyses.epochs import epochs
     from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.freeze_predictors import freeze_predictors
     from deadtok_xr.analyses.freezing import freezing
+    from deadtok_xr.analyses.grid_test import grid_test
     from deadtok_xr.analyses.h_persistence import h_persistence
     from deadtok_xr.analyses.kinematics import kinematics
+    from deadtok_xr.analyses.lattice import exponents, lattice
     from deadtok_xr.analyses.lifecycle import lifecycle
     from deadtok_xr.analyses.mechanism import mechanism
     from deadtok_xr.analyses.motion import motion
     from deadtok_xr.analyses.open_loop import replay_open_loop
     from deadtok_xr.analyses.phases import phases
+    from deadtok_xr.analyses.spectrum import spectrum
     from deadtok_xr.analyses.topology import topology
     from deadtok_xr.conversion import convert
     from deadtok_xr.conversion.verify import verify

@@ -192,6 +192,22 @@ def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -
         return (after.astype(np.float64) - before.astype(np.float64)) / ulp(before, grid)
 
 
+def lattice_coordinate(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
+    """The lattice coordinate U = x / ULP(x), signed: ±(2^m + mantissa) for normal numbers of m mantissa bits.
+
+    Coordinates can be compared within one exponent alone: at the next power of two they jump back from 2^(m+1) - 1 to
+    2^m. For distances take `ordinal`, which ascends across exponents and through zero.
+
+    Examples
+    --------
+    >>> lattice_coordinate(np.array([0.5, -0.25, 0.125], "f4"), "bfloat16").tolist()
+    [128.0, -128.0, 128.0]
+    """
+    x = np.asarray(x)
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.float64) / ulp(x, grid)
+
+
 def on_grid(x: ArrayLike, grid: str = "bfloat16") -> NDArray[np.bool_]:
     """Which values the format represents exactly; NaN and infinity count as representable."""
     x = np.asarray(x)

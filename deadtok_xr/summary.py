@@ -147,6 +147,59 @@ def _critical_boundary(ds: xr.Dataset) -> Iterator[str]:
     )
 
 
+def _lattice(ds: xr.Dataset) -> Iterator[str]:
+    moved = int(ds["n_moved"].sum())
+    crossed = ds["n_crossings_up"] + ds["n_crossings_down"]
+    yield (
+        f"Lattice: elements moved {moved} times, {_of(ds['n_half'], moved)} by half cells, {_of(crossed, moved)} "
+        f"across an exponent, {_of(ds['n_outward'], moved)} outwards; |ΔW'| up to "
+        f"{_most(ds['lattice_max'].values):.4g} ULP"
+    )
+    yield from _invalid(ds, "which are left out")
+
+
+def _of(counts: xr.DataArray, total: int) -> str:
+    return f"{100 * int(counts.sum()) / total:.2f}%" if total else "none"
+
+
+def _exponents(ds: xr.Dataset) -> Iterator[str]:
+    first, last = ds.isel(step=0), ds.isel(step=-1)
+    zeros, powers = ([int(at[name]) for at in (first, last)] for name in ("n_zero", "n_power_of_two"))
+    yield (
+        f"Elements, first and last: {zeros[0]}, {zeros[1]} exactly zero; {powers[0]}, {powers[1]} at powers of 2; ULP "
+        f"{_gaps(first)}, {_gaps(last)}"
+    )
+
+
+def _gaps(ds: xr.Dataset) -> str:
+    return f"[{float(ds['ulp_min']):.4g}, {float(ds['ulp_max']):.4g}]"
+
+
+def _cloud(ds: xr.Dataset) -> Iterator[str]:
+    heat = ds["temperature"].values[1:]
+    out, lag = (_mean(ds[name].values) for name in ("outward_fraction", "lag1_mean"))
+    yield (
+        f"Cloud: temperature {heat[0]:.4g} first, {heat[-1]:.4g} last; {100 * out:.1f}% of the movers outwards, "
+        f"cosine to the velocity before {lag:.3f}, on average over steps"
+    )
+    kinds, half = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)], int(ds["half_lag"])
+    yield (
+        f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path "
+        f"efficiency {_mean(ds['path_efficiency'].values):.3f}; centroid "
+        f"{float(ds['bias_to_noise']):.4g} times as far as a random "
+        f"walk, its velocity halves {'never' if half < 0 else f'at a lag of {half}'}"
+    )
+    yield from _invalid(ds.isel(step=slice(1, None)), "which are left out, and have no temperature")
+
+
+def _spectrum(ds: xr.Dataset) -> Iterator[str]:
+    axes, ratio = ds["participation_ratio"].values, ds["eccentricity"].values
+    yield (
+        f"Shape: {axes[0]:.4g} of {ds.sizes['mode']} axes matter first, {axes[-1]:.4g} last; variance ratio of "
+        f"the axes {ratio[0]:.4g} first, {ratio[-1]:.4g} last"
+    )
+
+
 def _coherence(ds: xr.Dataset) -> Iterator[str]:
     yield "Coherence, cosines over all pairs of tokens"
     for name, words in (("displacement", "displacements"), ("update", "intended updates"), ("gradient", "gradients")):
@@ -286,6 +339,10 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "epochs": _epochs,
     "topology": _topology,
     "census": _census,
+    "lattice": _lattice,
+    "exponents": _exponents,
+    "cloud": _cloud,
+    "spectrum": _spectrum,
     "coherence": _coherence,
     "h_persistence": _h_persistence,
     "centroid_origin": _centroid_origin,

@@ -13,6 +13,7 @@ import xarray as xr
 from deadtok_xr import blocks
 from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
+from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
 from deadtok_xr.analyses.critical_boundary import critical_boundary
 from deadtok_xr.analyses.epochs import epochs
@@ -20,10 +21,12 @@ from deadtok_xr.analyses.freeze_predictors import freeze_predictors
 from deadtok_xr.analyses.freezing import freezing
 from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.lattice import exponents, lattice
 from deadtok_xr.analyses.lifecycle import lifecycle
 from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
+from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.errors import InputError
 from deadtok_xr.sweep import Plan, run
@@ -39,6 +42,10 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "epochs": epochs.plan,
     "topology": topology.plan,
     "census": census.plan,
+    "lattice": lattice.plan,
+    "exponents": exponents.plan,
+    "cloud": cloud.plan,
+    "spectrum": spectrum.plan,
     "mechanism": mechanism.plan,
     "critical_boundary": critical_boundary.plan,
     "coherence": coherence.plan,
@@ -47,10 +54,11 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "freeze_predictors": freeze_predictors.plan,
 }
 _ON_THE_LATTICE = (
-    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "topology", "mechanism",
-    "critical_boundary", "freeze_predictors",
+    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "topology", "lattice", "exponents",
+    "mechanism", "critical_boundary", "freeze_predictors",
 )  # fmt: skip
-_ACROSS_STEPS = tuple(name for name in ANALYSES if name not in ("topology", "census"))
+_OF_STATES = ("topology", "census", "exponents", "spectrum")
+_ACROSS_STEPS = tuple(name for name in ANALYSES if name not in _OF_STATES)
 
 
 def analyze(

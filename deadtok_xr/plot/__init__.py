@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from deadtok_xr.plot.census import census
 from deadtok_xr.plot.centroid_origin import centroid_origin
+from deadtok_xr.plot.checkpoint import checkpoint
+from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import coherence
 from deadtok_xr.plot.critical_boundary import critical_boundary
 from deadtok_xr.plot.epochs import epochs
@@ -16,28 +18,35 @@ from deadtok_xr.plot.freeze_predictors import freeze_predictors
 from deadtok_xr.plot.freezing import freezing
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import radius, speeds
+from deadtok_xr.plot.lattice import exponents, lattice
 from deadtok_xr.plot.lifecycle import lifecycle
 from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
+from deadtok_xr.plot.spectrum import spectrum
 from deadtok_xr.plot.topology import topology
 
 __all__ = [
     "census",
     "centroid_origin",
+    "checkpoint",
+    "cloud",
     "coherence",
     "critical_boundary",
     "displacement",
     "epochs",
+    "exponents",
     "freeze_predictors",
     "freezing",
     "h_persistence",
+    "lattice",
     "lifecycle",
     "mechanism",
     "phases",
     "radius",
     "save_figures",
+    "spectrum",
     "speeds",
     "topology",
     "trajectories",

@@ -20,6 +20,9 @@ from deadtok_xr.plot.centroid_origin import LAYOUT as ORIGIN_LAYOUT
 from deadtok_xr.plot.centroid_origin import NEEDED as ORIGIN
 from deadtok_xr.plot.centroid_origin import OPTIONAL as ORIGIN_TOO
 from deadtok_xr.plot.centroid_origin import centroid_origin
+from deadtok_xr.plot.cloud import LAYOUT as CLOUD_LAYOUT
+from deadtok_xr.plot.cloud import NEEDED as CLOUD
+from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
 from deadtok_xr.plot.coherence import NEEDED as COHERENCE
 from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
@@ -39,12 +42,18 @@ from deadtok_xr.plot.h_persistence import LAYOUT as PERSISTENCE_LAYOUT
 from deadtok_xr.plot.h_persistence import NEEDED as PERSISTENCE
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import speeds
+from deadtok_xr.plot.lattice import EXPONENTS, exponents, lattice
+from deadtok_xr.plot.lattice import LAYOUT as LATTICE_LAYOUT
+from deadtok_xr.plot.lattice import NEEDED as LATTICE
 from deadtok_xr.plot.lifecycle import NEEDED as LIFE
 from deadtok_xr.plot.lifecycle import lifecycle
 from deadtok_xr.plot.mechanism import NEEDED as MECHANISM
 from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
+from deadtok_xr.plot.spectrum import LAYOUT as SPECTRUM_LAYOUT
+from deadtok_xr.plot.spectrum import NEEDED as SPECTRUM
+from deadtok_xr.plot.spectrum import spectrum
 from deadtok_xr.plot.topology import topology
 
 
@@ -77,6 +86,10 @@ _PICTURES = (
     Picture("census.png", "census", CENSUS, census, CENSUS_LAYOUT),
     Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
     Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
+    Picture("lattice.png", "lattice", LATTICE, lattice, LATTICE_LAYOUT),
+    Picture("exponents.png", "exponents", EXPONENTS, exponents),
+    Picture("cloud.png", "cloud", CLOUD, cloud, CLOUD_LAYOUT),
+    Picture("spectrum.png", "spectrum", SPECTRUM, spectrum, SPECTRUM_LAYOUT, over="spectrum_step"),
     Picture("coherence.png", "coherence", COHERENCE, coherence, COHERENCE_LAYOUT, COHERENCE_TOO),
     Picture("h_persistence.png", "h_persistence", PERSISTENCE, h_persistence, PERSISTENCE_LAYOUT),
     Picture("centroid_origin.png", "centroid_origin", ORIGIN, centroid_origin, ORIGIN_LAYOUT, ORIGIN_TOO),
@@ -94,9 +107,8 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Parameters
     ----------
     tree
-        Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases, phases_magnitude,
-        phases_cells, lifecycle, freezing, kinematics, epochs, topology, census, mechanism, critical_boundary,
-        coherence, h_persistence, centroid_origin, freeze_predictors. What is lazy is computed once for all pictures.
+        Results, lazy or computed, as `deadtok_xr.analyze` makes them, with all their groups or some. What is lazy
+        is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi

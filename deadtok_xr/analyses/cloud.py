@@ -1,0 +1,329 @@
+"""The cloud in motion: how hot it is, how it shears and spreads, how long tokens keep going the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import in_steps
+from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.analyses.walk import WALK_ATTRS, measure_walk, walk_shapes
+from deadtok_xr.bfloat16 import decode
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+
+_MOVERS = "over the tokens that moved; NaN if none did. A token that stands still has no direction, and counts as none"
+_LAG1 = "cos(ΔW[t-1], ΔW[t]) over tokens that moved at both steps; NaN if none did"
+ATTRS: dict[str, dict[str, Any]] = {
+    "origin_radius": {
+        "long_name": "mean distance from the origin", "units": "1", "formula": "mean_i ‖W[t,i]‖₂",
+        "comment": "not from the centroid: that is `radius` of kinematics",
+    },
+    "origin_radius_max": {"long_name": "largest distance from the origin", "units": "1", "formula": "max_i ‖W[t,i]‖₂"},
+    "temperature": {
+        "long_name": "temperature, in the centre-of-mass frame", "units": "1/step²", "formula": "mean_i ‖ΔW_i - ΔC‖₂²",
+    },
+    "temperature_effective": {
+        "long_name": "effective temperature, the drift included", "units": "1/step²", "formula": "mean_i ‖ΔW_i‖₂²",
+    },
+    "temperature_l2": {"long_name": "mean length of the displacements", "units": "1/step", "formula": "mean_i ‖ΔW_i‖₂"},
+    "temperature_linf": {
+        "long_name": "mean of the displacements' largest element", "units": "1/step", "formula": "mean_i ‖ΔW_i‖∞",
+    },
+    "bulk_thermal_ratio": {
+        "long_name": "speed of the centroid to the speed within the cloud", "units": "1",
+        "formula": "‖ΔC‖₂ / √mean_i ‖ΔW_i - ΔC‖₂²", "comment": "NaN if nothing moved, inf if all moved alike",
+    },
+    "shear_ratio": {
+        "long_name": "mean speed within the cloud to the speed of the centroid", "units": "1",
+        "formula": "mean_i ‖ΔW_i - ΔC‖₂ / ‖ΔC‖₂", "comment": "NaN if nothing moved, inf if the centroid stands still",
+    },
+    "n_aligned": {
+        "long_name": "tokens that go along with the centroid", "units": "1", "formula": "#{i: cos(ΔW_i, ΔC) > 0.9}",
+        "comment": "-1 where a token holds NaN or infinity",
+    },
+    "radial_mean": {
+        "long_name": "mean radial part of the displacements", "units": "1",
+        "formula": "mean_i cos(ΔW[t,i], W[t-1,i])", "comment": _MOVERS,
+    },
+    "tangential_mean": {
+        "long_name": "mean tangential part of the displacements", "units": "1",
+        "formula": "mean_i sin(ΔW[t,i], W[t-1,i])", "comment": _MOVERS,
+    },
+    "outward_fraction": {
+        "long_name": "share of the moved tokens that moved away from the origin", "units": "1",
+        "formula": "#{i: ΔW[t,i]·W[t-1,i] > 0} / n_moving", "comment": _MOVERS,
+    },
+    "inward_fraction": {
+        "long_name": "share of the moved tokens that moved towards the origin", "units": "1",
+        "formula": "#{i: ΔW[t,i]·W[t-1,i] < 0} / n_moving", "comment": _MOVERS,
+    },
+    "total_l2": {"long_name": "sum of the lengths of all displacements", "units": "1/step", "formula": "Σ_i ‖ΔW_i‖₂"},
+    "total_l1": {"long_name": "sum of the L1 norms of all displacements", "units": "1/step", "formula": "Σ_i ‖ΔW_i‖₁"},
+    "kinetic_energy": {
+        "long_name": "kinetic energy of tokens of mass 1", "units": "1/step²", "formula": "½ Σ_i ‖ΔW_i‖₂²",
+    },
+    "displacement_max": {"long_name": "longest displacement", "units": "1/step", "formula": "max_i ‖ΔW_i‖₂"},
+    "l2_over_linf": {
+        "long_name": "mean shape of the displacements, L2 to L∞", "units": "1", "formula": "mean_i ‖ΔW_i‖₂ / ‖ΔW_i‖∞",
+        "comment": "1 if one element moves, √D if all move alike; " + _MOVERS,
+    },
+    "participation": {
+        "long_name": "share of the tokens that carry the motion", "units": "1",
+        "formula": "(Σ_i ‖ΔW_i‖₂)² / (N·Σ_i ‖ΔW_i‖₂²)", "comment": "1 if all move alike; NaN if none moved",
+    },
+    "n_moving": {"long_name": "tokens that moved", "units": "1", "formula": "#{i: W[t,i] ≠ W[t-1,i]}"},
+    "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t, which are left out", "units": "1"},
+    "lag1_mean": {"long_name": "mean persistence of the velocities", "units": "1", "formula": f"mean of {_LAG1}"},
+    "lag1_low": {"long_name": "lower quartile of the persistence", "units": "1", "formula": f"25% quantile of {_LAG1}"},
+    "lag1_median": {"long_name": "median persistence of the velocities", "units": "1", "formula": f"median of {_LAG1}"},
+    "lag1_high": {
+        "long_name": "upper quartile of the persistence", "units": "1", "formula": f"75% quantile of {_LAG1}",
+    },
+    "n_lag1": {"long_name": "tokens that moved at t - 1 and at t", "units": "1"},
+    "n_lag1_one_rests": {"long_name": "tokens that moved at t - 1 or at t, not at both", "units": "1"},
+    "n_lag1_both_rest": {"long_name": "tokens that moved neither at t - 1 nor at t", "units": "1"},
+    "net_displacement": {
+        "long_name": "distance from the first step to the last", "units": "1", "formula": "‖W[T] - W[0]‖₂",
+    },
+    "path_length": {"long_name": "length of the path", "units": "1", "formula": "Σ_t ‖ΔW[t]‖₂"},
+    "path_efficiency": {
+        "long_name": "distance over path: 1 for a straight line", "units": "1",
+        "formula": "‖W[T] - W[0]‖₂ / Σ_t ‖ΔW[t]‖₂", "comment": "NaN for a token that never moved",
+    },
+    "diffusivity": {
+        "long_name": "spread relative to a random walk of the same steps", "units": "1",
+        "formula": "‖W[T] - W[0]‖₂² / Σ_t ‖ΔW[t]‖₂² = ‖net‖² / (T·σ²), σ the RMS step",
+        "comment": "1 on average for a random walk, T for a straight line; NaN for a token that never moved",
+    },
+    "diffusivity_class": {
+        "long_name": "class of its diffusivity", "units": "1",
+        "formula": "subdiffusive < 0.5 <= Brownian <= 2 < superdiffusive; unknown: never moved, or NaN",
+        "flag_values": [-1, 0, 1, 2], "flag_meanings": "unknown subdiffusive brownian superdiffusive",
+    },
+    **WALK_ATTRS,
+}  # fmt: skip
+_STATES = ("origin_radius", "origin_radius_max")
+_MADE = ("temperature_effective", "temperature_l2", "bulk_thermal_ratio", "shear_ratio", "n_invalid")
+_LAG = tuple(name for name in ATTRS if "lag1" in name)
+_OF_TOKENS = ("net_displacement", "path_length", "path_efficiency", "diffusivity", "diffusivity_class")
+_PER_STEP = (*tuple(ATTRS)[: list(ATTRS).index("lag1_mean")],)
+
+
+@analysis
+def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps: bool = False) -> Plan:
+    """Measure the cloud in motion: temperatures, shear, radial motion, persistence, diffusion, and its walk.
+
+    Centroid, radius and thermal speed are in `kinematics`, drift and path of the centroid in `centroid_origin`, its
+    extent along the principal axes in `spectrum`, and the distance of dead and live tokens in `coherence`. No lattice
+    is needed.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    variable
+        The weights to follow.
+    max_lag
+        Largest lag of `bulk_autocorrelation`, in transitions.
+    allow_gaps
+        Measure transitions that span several updates; adds `step_span`. Lags then count transitions.
+
+    Returns
+    -------
+    Lazy dataset over t = 0..T; what is of a transition is NaN (counts: -1) at the first step. float64 (step):
+    `origin_radius`, `origin_radius_max`; `temperature`, `temperature_effective`, `temperature_l2`, `temperature_linf`;
+    `bulk_thermal_ratio`, `shear_ratio`; `radial_mean`, `tangential_mean`, `outward_fraction`, `inward_fraction`;
+    `total_l2`, `total_l1`, `kinetic_energy`, `displacement_max`, `l2_over_linf`, `participation`; `lag1_mean`,
+    `lag1_low`, `lag1_median`, `lag1_high`, the cosine of each token's velocity to that of the step before, NaN at the
+    first two steps; `walk_residual`, `walk_envelope`, `walk_bridge`. int64: `n_aligned`, `n_moving`, `n_invalid`,
+    `n_lag1`, `n_lag1_one_rests`, `n_lag1_both_rest`. Per token: `net_displacement`, `path_length`, `path_efficiency`,
+    `diffusivity`, and `diffusivity_class` int8. Of the centroid: `bias` (dim), `bias_to_noise`, `bulk_autocorrelation`
+    (lag), and int64 `half_lag`, `tenth_lag`, -1 for never.
+
+    Raises
+    ------
+    InputError
+        For fewer than two steps, gaps, or a recording without absolute positions.
+
+    Notes
+    -----
+    Tokens with NaN or infinity are left out; where the centroid takes part (temperature, ratios, n_aligned, the walk)
+    their step is NaN. Tokens that stand still have no direction and are no part of means of cosines: counted as 0, as
+    notebook 1.22a did, they would make a frozen cloud look tangential, and the mean of 1.31d .108 instead of .955.
+
+    A random walk whose steps have the variance s² is s·√n away after n of them: s is the length of a step in all dims,
+    so D does not enter again. With the mean step taken out, the walk ends where it began, and is s·√(n·(T - n)/T) away.
+    """
+    x = blocks.require(ds, variable, "cloud")
+    extra = blocks.check_steps(ds, "cloud", allow_gaps=allow_gaps)
+    n_steps, n_dims = ds.sizes["step"], ds.sizes["dim"]
+    if max_lag < 1:
+        raise InputError(f"cloud: max_lag={max_lag}; needed: at least 1 transition")
+    lags = min(max_lag, n_steps - 2) + 1
+    shapes: dict[str, Any] = {
+        **{name: (("step",), (n_steps,), "i8" if name.startswith("n_") else "f8") for name in (*_PER_STEP, *_LAG)},
+        **dict.fromkeys(_OF_TOKENS, (("token",), (ds.sizes["token"],), "f8")),
+        **walk_shapes(n_steps, n_dims, lags),
+    }
+    shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
+
+    def finish(found: Findings) -> xr.Dataset:
+        inputs = {"series": in_steps.chained(found, "within"), "tokens": found.merged("within", "tokens", _join)}
+        inputs["centroid"] = found.array("cloud", "centroid").rechunk(-1)
+        values = blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)
+        coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token", "dim"}}
+        attrs = blocks.result_attrs(ds, variable=variable)
+        return xr.Dataset({**values, **blocks.from_the_first(extra)}, {**coords, "lag": np.arange(lags)}, attrs)
+
+    return Plan({variable: blocks.as_dask(x.data)}, {"within": Within(variable), "cloud": Cloud(variable)}, finish)
+
+
+@dataclass(frozen=True)
+class Within:
+    """The probe of tokens in motion."""
+
+    variable: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """A `series` of what `cloud` has per step, but for lags across rows; and `tokens`, what joins these."""
+        return {in_steps.SERIES: Field("row"), "tokens": Field("row")}
+
+    def room(self) -> dict[str, Field]:
+        """What the series holds."""
+        of_steps = {
+            name: Field("transitions", (), "i8" if name.startswith("n_") else "f8")
+            for name in (*_PER_STEP, *_LAG, "n_valid", "bulk_speed", "thermal_speed_mean")
+        }
+        return {**of_steps, **dict.fromkeys(_STATES, Field("states"))}
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Within, row: Row) -> None:
+        self.name, self.row, self.fields = probe.variable, row, probe.room()
+        self.out = room(self.fields, row)
+        self.before: Any = None
+        self.totals = np.zeros((2, row.n_tokens))
+        self.first: Any = None  # the first two steps and the last two, as recorded
+        self.last: Any = None
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba import cloud as kernel  # here, so that a graph is built without numba
+
+        recorded = piece.values[self.name]
+        self.first = recorded[:2].copy() if self.first is None else self.first
+        self.last = recorded[-2:].copy()
+        steps = piece.floats(self.name)
+        self.before = self.before or kernel.Before(steps)
+        kernel.cloud_steps(steps, piece.changed(self.name), self.before, self.totals, piece.room(self.out, self.fields))
+
+    def end(self) -> dict[str, Any]:
+        out = self.out
+        valid = np.where(out["n_valid"] > 0, out["n_valid"], np.nan)
+        out["n_invalid"][:] = self.row.n_tokens - out["n_valid"]
+        out["temperature_effective"][:] = 2 * out["kinetic_energy"] / valid
+        out["temperature_l2"][:] = out["total_l2"] / valid
+        out["bulk_thermal_ratio"][:] = _ratio(out["bulk_speed"], np.sqrt(out["temperature"]))
+        out["shear_ratio"][:] = _ratio(out["thermal_speed_mean"], out["bulk_speed"])
+        own = {"first": self.first, "last": self.last, "totals": self.totals}
+        tokens = {**own, "at": self.row.first, "n": self.row.n_transitions, "borders": []}
+        return {in_steps.SERIES: (out,), "tokens": tokens}
+
+
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """a / b; infinite where b alone is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return a / b
+
+
+def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two neighbouring rows as one: sums, ends, and the persistence across their border."""
+    if not b["n"]:  # the last row may be a single step, which is the last of the row before
+        return {**a, "totals": a["totals"] + b["totals"]}
+    border = {"at": b["at"], **_across(a["last"][0], *b["first"])}
+    return {
+        "first": a["first"], "last": b["last"], "at": a["at"], "n": a["n"] + b["n"],
+        "totals": a["totals"] + b["totals"], "borders": [*a["borders"], border, *b["borders"]],
+    }  # fmt: skip
+
+
+def _across(first: NDArray[Any], second: NDArray[Any], third: NDArray[Any]) -> dict[str, Any]:
+    from deadtok_xr.kernels.numba import cloud as kernel  # here, so that a graph is built without numba
+
+    steps = [_floats(x) for x in (first, second, third)]
+    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
+        lengths = _lengths(steps[1] - steps[0]), _lengths(steps[2] - steps[1])
+    out = {name: np.zeros(1) for name in kernel.LAG}
+    kernel.lag_one(steps[0], steps[1], steps[2], *lengths, out, 0)
+    return {name: x[0] for name, x in out.items()}
+
+
+def _floats(x: NDArray[Any]) -> NDArray[np.float64]:
+    return (x if x.dtype == np.float64 else decode(x)).astype(np.float64)
+
+
+def _lengths(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The length of each row, NaN where it is not finite."""
+    length = np.sqrt((x * x).sum(axis=1))
+    return np.where(np.isfinite(length), length, np.nan)
+
+
+def _measure(inputs: dict[str, list[Any]], *, lags: int) -> blocks.Block:
+    (tokens,) = inputs["tokens"]
+    series = in_steps.joined(inputs["series"], (*_PER_STEP, *_LAG))
+    return {
+        **{name: series[name] if name in _STATES else _after_the_start(series[name]) for name in _PER_STEP},
+        **_persistence(series, tokens),
+        **_paths(tokens),
+        **measure_walk(inputs["centroid"][0], lags),
+    }
+
+
+def _after_the_start(values: NDArray[Any]) -> NDArray[Any]:
+    """A series of transitions over all steps: at the first one nothing is known."""
+    return np.concatenate([[_unknown(values)], values])
+
+
+def _unknown(values: NDArray[Any]) -> float:
+    return -1 if values.dtype == np.int64 else np.nan
+
+
+def _persistence(series: blocks.Block, tokens: dict[str, Any]) -> blocks.Block:
+    found = {}
+    for name in _LAG:
+        values = series[name]
+        values[0] = _unknown(values)
+        for border in tokens["borders"]:
+            values[border["at"]] = border[name]
+        found[name] = _after_the_start(values)
+    return found
+
+
+def _paths(tokens: dict[str, Any]) -> blocks.Block:
+    path, squares = tokens["totals"]
+    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
+        net = _lengths(_floats(tokens["last"][-1]) - _floats(tokens["first"][0]))
+    moved = squares > 0
+    diffusivity = np.where(moved, net**2 / np.where(moved, squares, 1.0), np.nan)
+    kind = np.select([np.isnan(diffusivity), diffusivity < 0.5, diffusivity <= 2], [-1, 0, 1], 2)
+    return {
+        "net_displacement": np.where(np.isnan(path), np.nan, net),
+        "path_length": path,
+        "path_efficiency": np.where(moved, net / np.where(moved, path, 1.0), np.nan),
+        "diffusivity": diffusivity,
+        "diffusivity_class": kind,
+    }

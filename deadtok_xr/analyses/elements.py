@@ -1,0 +1,98 @@
+"""Every element on its lattice, lazily: for slices, and for what no other analysis has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import bfloat16, blocks
+from deadtok_xr.analyses.transitions import grid_name
+
+ATTRS: dict[str, dict[str, Any]] = {
+    "lattice_displacement": {
+        "long_name": "lattice displacement ΔW'", "units": "ULP", "formula": "(W[t] - W[t-1]) / ULP(W[t-1])",
+        "comment": "signed; fractional inwards from a power of two; up to 1e37 from zero",
+    },
+    "ordinal_distance": {
+        "long_name": "representable numbers passed", "units": "1", "formula": "ordinal(W[t]) - ordinal(W[t-1])",
+        "comment": "signed",
+    },
+    "ordinal": {
+        "long_name": "position on the lattice, counted from zero", "units": "1",
+        "comment": "ascends with the value, through zero and across exponents",
+    },
+    "coordinate": {
+        "long_name": "lattice coordinate U", "units": "ULP", "formula": "W / ULP(W)",
+        "comment": "±(128 + mantissa) in bfloat16; comparable only within one exponent: at the next it jumps from 255 "
+        "to 128. For distances take `ordinal`",
+    },
+    "exponent": {"long_name": "exponent field E", "units": "1", "comment": "0 for zero and subnormals"},
+    "ulp": {"long_name": "gap to the next number away from zero", "units": "1", "formula": "ULP(W)"},
+}  # fmt: skip
+_OF_TWO = ("lattice_displacement", "ordinal_distance")
+
+
+def elements(
+    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
+) -> xr.Dataset:
+    """The lattice of every element, lazily; 48 bytes for each if all is computed, so select first or reduce.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    variable, precision, allow_gaps
+        As for `motion`.
+
+    Returns
+    -------
+    Lazy dataset (step, token, dim) over t = 0..T, float64, which holds every one of these exactly:
+    `lattice_displacement` and `ordinal_distance`, NaN at the first step; `ordinal`, `coordinate`, `exponent`, `ulp`.
+    NaN where an element is not finite, here or, for the first two, at the step before.
+
+    Raises
+    ------
+    InputError
+        For gaps, or a recording without absolute positions or without a lattice.
+    OffGridError
+        When computed, if a value is not on the grid.
+
+    Notes
+    -----
+    It is no part of `analyze`.
+    """
+    x = blocks.require(ds, variable, "elements")
+    extra = blocks.check_steps(ds, "elements", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
+    grid = grid_name(x, precision)
+    now = blocks.as_dask(x.data)
+    before = blocks.neighbour(now, -1)
+    values: dict[str, Any] = {}
+    for name, attrs in ATTRS.items():
+        pairs = (now, "tnd", before, "tnd") if name in _OF_TWO else (now, "tnd")
+        data = da.blockwise(_measure, "tnd", *pairs, name_of=name, grid=grid, dtype=np.float64, align_arrays=False)
+        values[name] = xr.Variable(("step", "token", "dim"), data, attrs)
+    attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+    return xr.Dataset({**values, **blocks.from_the_first(extra)}, ds.coords, attrs)
+
+
+def _measure(x: NDArray[Any], before: NDArray[Any] | None = None, *, name_of: str, grid: str) -> NDArray[np.float64]:
+    measures: dict[str, Callable[..., NDArray[Any]]] = {
+        "lattice_displacement": bfloat16.lattice_step, "ordinal_distance": bfloat16.ordinal_distance,
+        "ordinal": bfloat16.ordinal, "coordinate": bfloat16.lattice_coordinate, "exponent": bfloat16.exponent,
+        "ulp": bfloat16.ulp,
+    }  # fmt: skip
+    measure = measures[name_of]
+    if before is None:
+        return _where_finite(measure(x, grid), x)
+    earlier = np.concatenate([before, x[:-1]])
+    return _where_finite(measure(x, earlier, grid), x, earlier)
+
+
+def _where_finite(values: NDArray[Any], *of: NDArray[Any]) -> NDArray[np.float64]:
+    finite = np.logical_and.reduce([np.isfinite(bfloat16.decode(x)) for x in of])
+    return np.where(finite, values, np.nan).astype(np.float64)

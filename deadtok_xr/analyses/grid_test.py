@@ -1,0 +1,137 @@
+"""On which grid do the values of a recording lie?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.bfloat16 import GRIDS, on_grid
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
+
+ATTRS: dict[str, dict[str, Any]] = {
+    "n_on_grid": {"long_name": "values that the format holds exactly", "units": "1",
+                  "comment": "NaN and infinity among them"},
+    "fraction_on_grid": {"long_name": "share of the values that the format holds exactly", "units": "1"},
+    "n_values": {"long_name": "values", "units": "1"},
+    "n_not_finite": {"long_name": "values that are NaN or infinite", "units": "1"},
+    "lives_on": {"long_name": "first of the formats that holds every value; none if no one does", "units": "1",
+                 "comment": "in the order bfloat16, float16, float32"},
+}  # fmt: skip
+
+
+@analysis
+def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan:
+    """Count, for each variable and number format, the values that lie on the format's grid.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    variables
+        Which variables to test. None: every one that has (step, token, dim).
+
+    Returns
+    -------
+    Lazy dataset. `n_on_grid` int64 and `fraction_on_grid` float64 (variable, grid), the grids being bfloat16, float16
+    and float32; `n_values`, `n_not_finite` int64 and `lives_on` text (variable). -0 is on every grid.
+
+    Weights that were trained in float32, or under autocast, fill their grid, and one in 65,536 of them lies on that
+    of bfloat16: analyses of the lattice do not apply to them.
+
+    Raises
+    ------
+    InputError
+        If there is no such variable.
+    """
+    if not isinstance(ds, xr.Dataset):
+        blocks.require(ds, "W", "grid_test")  # says what is needed
+    dims = {"step", "token", "dim"}
+    names = [str(n) for n, v in ds.data_vars.items() if set(v.dims) == dims] if variables is None else list(variables)
+    if not names:
+        raise InputError(
+            f"grid_test: no variable of this dataset has the dimensions (step, token, dim) "
+            f"(found: {', '.join(map(str, ds.data_vars)) or 'none'}); of several runs select one with .isel(run=0)"
+        )
+    matrices = {name: blocks.as_dask(blocks.require(ds, name, "grid_test").data) for name in names}
+    pair, one = (len(names), len(GRIDS)), (len(names),)
+    shapes: dict[str, Any] = {
+        "n_on_grid": (("variable", "grid"), pair, "i8"), "fraction_on_grid": (("variable", "grid"), pair, "f8"),
+        "n_values": (("variable",), one, "i8"), "n_not_finite": (("variable",), one, "i8"),
+        "lives_on": (("variable",), one, "U8"),
+    }  # fmt: skip
+
+    def finish(found: Findings) -> xr.Dataset:
+        inputs = {name: found.merged(name, "counts", np.add) for name in names}
+        sizes = tuple(int(x.size) for x in matrices.values())
+        values = blocks.at_once(inputs, _measure, shapes, ATTRS, sizes=sizes)
+        return xr.Dataset(values, {"variable": names, "grid": list(GRIDS)}, blocks.result_attrs(ds))
+
+    return Plan(matrices, {name: Grids(name) for name in names}, finish)
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The probe of a variable's values."""
+
+    variable: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
+
+    def fields(self) -> dict[str, Field]:
+        """One `counts` per row: values that are not finite, and those off each grid."""
+        return {"counts": Field("row")}
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self.variable, row)
+
+
+class _Look:
+    def __init__(self, variable: str, row: Row) -> None:
+        from deadtok_xr import kernels
+
+        self.name, self.grids = variable, [kernels.lattice(name) for name in GRIDS]
+        self.counts = np.zeros(1 + len(GRIDS), np.int64)
+        self.held = np.zeros((row.n_tokens, 1 + len(GRIDS)), np.int64)
+        self.coming = np.ones((1, row.n_tokens), bool)  # which tokens to look at in the next step
+
+    def piece(self, piece: Piece) -> None:
+        from deadtok_xr.kernels.numba.grids import count_off_grid  # here, so that a graph is built without numba
+
+        n = piece.n_states
+        values = piece.floats(self.name)[:n]
+        if values.dtype == np.float64:
+            self.counts += _count(values)
+            return
+        look = np.concatenate([self.coming, piece.changed(self.name)])
+        self.coming = look[n : n + 1]
+        count_off_grid(values.view(np.uint32), look[:n], self.grids, self.held, self.counts)
+
+    def end(self) -> dict[str, Any]:
+        return {"counts": self.counts}
+
+
+def _count(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    with np.errstate(over="ignore"):
+        return np.array([(~np.isfinite(values)).sum(), *((~on_grid(values, name)).sum() for name in GRIDS)])
+
+
+def _measure(inputs: dict[str, list[Any]], *, sizes: tuple[int, ...]) -> blocks.Block:
+    counts = np.stack([found[0] for found in inputs.values()])
+    n = np.array(sizes)
+    on = n[:, None] - counts[:, 1:]
+    whole = np.concatenate([on == n[:, None], np.ones((len(n), 1), bool)], axis=1)
+    return {
+        "n_on_grid": on, "fraction_on_grid": on / n[:, None], "n_values": n, "n_not_finite": counts[:, 0],
+        "lives_on": np.array([*GRIDS, "none"])[whole.argmax(axis=1)],
+    }  # fmt: skip

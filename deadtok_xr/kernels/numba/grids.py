@@ -1,0 +1,38 @@
+"""Which number formats hold values exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.kernels import Lattice
+from deadtok_xr.kernels.numba.lattice import _not_finite, _off_grid
+from deadtok_xr.kernels.numba.words import compiled
+
+
+def count_off_grid(words: NDArray[np.uint32], changed: NDArray[np.bool_], grids: Sequence[Lattice],
+                   held: NDArray[np.int64], totals: NDArray[np.int64]) -> None:  # fmt: skip
+    """Add to ``totals`` (1 + g,) the values of steps that are not finite, and those off each of g grids.
+
+    ``words`` are float32 words (t, n, d); ``changed`` (t, n) says at which rows to look, and of the others ``held``
+    (n, 1 + g), updated, has the counts.
+    """
+    spare = np.stack([grid.spare for grid in grids])
+    _count(words, changed, spare, np.array([grid.largest for grid in grids], np.uint32), held, totals)
+
+
+@compiled
+def _count(words, changed, spare, largest, held, totals):
+    T, N, D = words.shape
+    for t in range(T):
+        for n in range(N):
+            if changed[t, n]:
+                held[n] = 0
+                for d in range(D):
+                    held[n, 0] += _not_finite(words[t, n, d])
+                    for g in range(len(largest)):
+                        held[n, 1 + g] += _off_grid(words[t, n, d], spare[g], largest[g])
+            for k in range(len(totals)):
+                totals[k] += held[n, k]
