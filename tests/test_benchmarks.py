@@ -42,6 +42,17 @@ def test_motion_and_phases_agree(recording: Path, folder: Path) -> None:
     np.testing.assert_allclose(phases.fraction, theirs["fraction"], **FLOAT32)
 
 
+def test_plain_xarray_agrees(recording: Path, folder: Path) -> None:
+    ratio, mean, std, shares = side_by_side.xarray_and_dask(folder)()  # type: ignore[misc]
+    rec = dx.open_recording(recording, tokens="dead")
+    motion = dx.motion(rec).compute()
+    np.testing.assert_allclose(ratio, motion.displacement_ulp, **FLOAT32)
+    np.testing.assert_allclose(mean, motion.displacement_ulp_mean, **FLOAT32)
+    np.testing.assert_allclose(std, motion.displacement_ulp_std, **FLOAT32)
+    phases = [dx.phases(rec, scheme=scheme).fraction for scheme in ("magnitude", "lattice")]
+    np.testing.assert_allclose(np.stack(shares, axis=1), np.concatenate(phases, axis=1), **FLOAT32)
+
+
 def decided(W: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """The steps at which no pair's distance is within 1% of the threshold.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 _ALWAYS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 compiled = njit(**_ALWAYS)
@@ -20,6 +21,18 @@ inlined_sums = njit(**_ALWAYS, fastmath=_REORDERED, forceinline=True)
 
 INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
+
+
+def value(x):
+    """An element as float64: a word of 16 bits is a bfloat16, a float is itself. For compiled loops alone."""
+    raise NotImplementedError
+
+
+@overload(value)
+def _value_of(x):
+    if x == types.uint16:
+        return lambda x: np.float64(np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32))
+    return lambda x: np.float64(x)
 
 
 # Rows are named by block and indices: a view of each row would cost more than the work on it.
@@ -52,7 +65,7 @@ def _difference(steps, t, n):
 def last_motion(steps, changed, labels, invalid, out):
     """Update ``out`` (n,), the label of each token's last motion; ``invalid`` where a value is not finite.
 
-    ``steps`` are floats (t + 1, n, d), and ``labels`` (t,) those of the transitions.
+    ``steps`` (t + 1, n, d) are floats or bfloat16 words, and ``labels`` (t,) those of the transitions.
     """
     _last_motion(steps, changed, labels, invalid, out)
 
@@ -61,17 +74,33 @@ def last_motion(steps, changed, labels, invalid, out):
 def _last_motion(steps, changed, labels, invalid, out):
     T, N = changed.shape
     for n in range(N):
-        if not np.isfinite(steps[0, n]).all():
+        if not finite_row(steps, 0, n):
             out[n] = invalid
-        for t in range(T):
-            if not changed[t, n] or out[n] == invalid:
-                continue
-            moved = False
-            finite = True
-            for d in range(steps.shape[2]):
-                moved |= steps[t + 1, n, d] != steps[t, n, d]
-                finite &= np.isfinite(steps[t + 1, n, d])
-            if not finite:
+    for t in range(T):
+        for n in range(N):
+            if changed[t, n] and not finite_row(steps, t + 1, n):
                 out[n] = invalid
-            elif moved:
+    for n in range(N):
+        if out[n] == invalid:
+            continue
+        for t in range(T - 1, -1, -1):
+            if changed[t, n] and _moved(steps, t, n):
                 out[n] = labels[t]
+                break
+
+
+@inlined_sums
+def finite_row(steps, t, n):
+    total = 0.0
+    for d in range(steps.shape[2]):
+        x = value(steps[t, n, d])
+        total += x - x  # 0, or NaN of what is not finite
+    return total == 0
+
+
+@compiled
+def _moved(steps, t, n):
+    for d in range(steps.shape[2]):
+        if value(steps[t + 1, n, d]) != value(steps[t, n, d]):
+            return True
+    return False
