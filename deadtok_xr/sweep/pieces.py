@@ -12,8 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 from deadtok_xr.bfloat16 import BFLOAT16, decode
 from deadtok_xr.stored import RowReader, Stored
 
-PIECE_BYTES = 2**21
-"""Bytes of a piece: enough to make Python's part small, few enough to stay in a core's cache."""
+PIECE_BYTES = 2**22
+"""Bytes of a piece: enough that decompressors, which take turns, are seldom pushed out of a core's cache by each other,
+few enough to stay in the shared one."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ _ALWAYS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 compiled = njit(**_ALWAYS)
 # Sums may be reordered and NaN does not occur: for finite values only. It lets loops use vector units.
 compiled_finite = njit(**_ALWAYS, fastmath=True)
-# Sums may be reordered, NaN and infinity keep their meaning.
-_REORDERED = {"reassoc", "contract"}  # no nsz: with it, b - a - c becomes b - (a + c), which cancels
-compiled_sums = njit(**_ALWAYS, fastmath=_REORDERED)
-# The same for one row, inside a loop over rows: a call would cost as much as the work on 64 elements.
+# For one row, inside a loop over rows: a call would cost as much as the work on 64 elements. numba's cache looks at the
+# file of the loop alone: after a change here, delete the *.nbi files beside those that inline from it.
 inlined = njit(**_ALWAYS, forceinline=True)
-inlined_sums = njit(**_ALWAYS, fastmath=_REORDERED, forceinline=True)
+# Sums may be reordered, NaN and infinity keep their meaning. No nsz: b - a - c would become b - (a + c), and cancel.
+inlined_sums = njit(**_ALWAYS, fastmath={"reassoc", "contract"}, forceinline=True)
 
 INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
