@@ -12,11 +12,13 @@ _ALWAYS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 compiled = njit(**_ALWAYS)
 # Sums may be reordered and NaN does not occur: for finite values only. It lets loops use vector units.
 compiled_finite = njit(**_ALWAYS, fastmath=True)
+# Sums may be reordered, NaN and infinity keep their meaning. No nsz: b - a - c would become b - (a + c), and cancel.
+_REORDERED = {"reassoc", "contract"}
+compiled_sums = njit(**_ALWAYS, fastmath=_REORDERED)
 # For one row, inside a loop over rows: a call would cost as much as the work on 64 elements. numba's cache looks at the
 # file of the loop alone: after a change here, delete the *.nbi files beside those that inline from it.
 inlined = njit(**_ALWAYS, forceinline=True)
-# Sums may be reordered, NaN and infinity keep their meaning. No nsz: b - a - c would become b - (a + c), and cancel.
-inlined_sums = njit(**_ALWAYS, fastmath={"reassoc", "contract"}, forceinline=True)
+inlined_sums = njit(**_ALWAYS, fastmath=_REORDERED, forceinline=True)
 
 INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
@@ -35,6 +37,17 @@ def _value_of(x):
 
 
 # Rows are named by block and indices: a view of each row would cost more than the work on it.
+
+
+@compiled
+def same_row(a, t, b, u, n):
+    """Whether row n is the same, bit by bit, at step t of one block and step u of another."""
+    if a[t, n, 0] != b[u, n, 0]:
+        return False  # most rows that move at all move here
+    difference = a[t, n, 0] ^ b[u, n, 0]
+    for d in range(1, a.shape[2]):
+        difference |= a[t, n, d] ^ b[u, n, d]
+    return difference == 0
 
 
 def changed_rows(steps):
