@@ -1,4 +1,4 @@
-"""Our way beside the notebooks' way and the cost of decoding alone, in one run, as ratios.
+"""Our way beside the notebooks' way, plain xarray with Dask, and the cost of decoding alone, in one run, as ratios.
 
     python -m benchmarks.recording DIR          # once, about 10 minutes on one core
     python -m benchmarks.side_by_side DIR
@@ -28,6 +28,48 @@ def notebook(folder: Path) -> Callable[[], object]:
     return lambda: motion_and_phases(folder / "recording.h5")
 
 
+def xarray_and_dask(folder: Path) -> Callable[[], object]:
+    """The same results by a good user of xarray and Dask, on the same store: lazy, in the store's chunks.
+
+    The store is opened and decoded by us, which is quicker than `xarray.open_zarr`; no kernel of ours computes.
+    """
+    import dask
+    import numpy as np
+    import xarray as xr
+
+    import deadtok_xr as dx
+
+    def analyse(rec: xr.Dataset) -> object:
+        W = rec.W
+        step = W.diff("step")  # float32, exact; labelled with the later step
+        before = W.isel(step=slice(None, -1)).assign_coords(step=W.step[1:])
+        length = np.sqrt((step**2).sum("dim"))
+        gap = np.maximum(np.sqrt((before**2).sum("dim")) * 2.0**-7, 1e-10)
+        ratio = length / gap
+        regimes = [(ratio >= a) & (ratio < b) for a, b in ((0, 0.1), (0.1, 10), (10, 100), (100, np.inf))]
+        ulp = xr.apply_ufunc(
+            dx.bfloat16.ulp, before, kwargs={"grid": "bfloat16"}, dask="parallelized", output_dtypes=["f8"]
+        )
+        cells = abs(step) / ulp
+        frozen, late = (cells == 0).all("dim"), cells.max("dim") <= 1
+        midlife = np.sqrt((cells**2).sum("dim")) <= np.sqrt(rec.sizes["dim"])
+        phases = [frozen, late & ~frozen, midlife & ~late, ~midlife & ~late]
+        shares = [part.mean("token") for part in (*regimes, *phases)]
+        return dask.compute(ratio, ratio.mean("token"), ratio.std("token", ddof=1), shares)
+
+    analyse(dx.open_recording(_warm(folder)))
+    return lambda: analyse(dx.open_recording(folder / "recording.zarr", tokens="dead"))
+
+
+def _warm(folder: Path) -> Path:
+    """A tiny recording, on which a way imports what it needs."""
+    import deadtok_xr as dx
+
+    if not (folder / "warm.zarr").exists():
+        dx.testing.synthetic_recording(folder / "warm.zarr", steps=3, tokens=4)
+    return folder / "warm.zarr"
+
+
 def ours(folder: Path) -> Callable[[], object]:
     """What the notebook computes, and the phases on the lattice beside its own."""
     return _ours(folder, ["displacement_ulp", "displacement_ulp_mean", "displacement_ulp_std", "n_invalid"])
@@ -48,9 +90,7 @@ def _ours(folder: Path, names: list[str] | None) -> Callable[[], object]:
         motion = dx.motion(rec)
         return dask.compute(motion[names or list(motion)], dx.phases(rec), dx.phases(rec, scheme="magnitude"))
 
-    if not (folder / "warm.zarr").exists():
-        dx.testing.synthetic_recording(folder / "warm.zarr", steps=3, tokens=4)
-    analyse(dx.open_recording(folder / "warm.zarr"))  # imports, and loads the compiled kernels
+    analyse(dx.open_recording(_warm(folder)))  # imports, and loads the compiled kernels
     return lambda: analyse(dx.open_recording(folder / "recording.zarr", tokens="dead"))
 
 
@@ -69,7 +109,7 @@ def decode_only(folder: Path) -> Callable[[], object]:
     return work
 
 
-WAYS = {"notebook": notebook, "ours": ours, "ours_all": ours_all, "decode_only": decode_only}
+WAYS = {"notebook": notebook, "xarray": xarray_and_dask, "ours": ours, "ours_all": ours_all, "decode_only": decode_only}
 
 
 def _measure(way: str, folder: Path) -> dict[str, float]:
@@ -108,14 +148,20 @@ def main(folder: Path, runs: int, way: str | None) -> None:
     for _ in range(runs):
         for name in WAYS:
             figures[name].append(_measure(name, folder))
-    click.echo(
-        f"{'':12s}{'work s':>10s}{'cpu s':>10s}{'process s':>11s}{'peak MB':>10s}   notebook / this, work and peak"
-    )
     medians = {n: {k: statistics.median(f[k] for f in fs) for k in fs[0]} for n, fs in figures.items()}
-    base = medians["notebook"]
+    click.echo(
+        f"{'':12s}{'work s':>9s}{'CPU s':>9s}{'process s':>11s}{'peak MB':>9s}   times as long, CPU, and as large:"
+    )
+    click.echo(f"{'':53s}{'notebook':>17s}{'xarray':>20s}{'decode_only':>20s}")
     for name, m in medians.items():
-        ratio = f"{base['work'] / m['work']:.1f}x  {base['peak_mb'] / m['peak_mb']:.1f}x"
-        click.echo(f"{name:12s}{m['work']:10.2f}{m['cpu']:10.2f}{m['process']:11.2f}{m['peak_mb']:10.0f}   {ratio}")
+        ratios = [_ratios(medians[base], m) for base in ("notebook", "xarray", "decode_only")]
+        click.echo(
+            f"{name:12s}{m['work']:9.2f}{m['cpu']:9.2f}{m['process']:11.2f}{m['peak_mb']:9.0f}   {'  '.join(ratios)}"
+        )
+
+
+def _ratios(base: dict[str, float], m: dict[str, float]) -> str:
+    return " ".join(f"{base[k] / m[k]:5.2f}x" for k in ("work", "cpu", "peak_mb"))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,10 @@ class RowReader:
             self.finish()
 
     def finish(self) -> None:
-        """Read what is left of the chunks, so that their checksums are checked."""
+        """Read what is left of the chunks, so that their checksums are checked, and let go of them."""
         for part in self._parts:
             part.chunk.finish()
+            part.chunk.close()
 
     def close(self) -> None:
         """Let go of the files."""
@@ -139,15 +140,19 @@ class _Part:
         self._into = into
         self._whole = len(rows) == reader.array.chunks[-2]
         self._rows: Any = slice(int(rows[0]), int(rows[-1]) + 1) if (np.diff(rows) == 1).all() else rows
-        self._room = None if self._whole else np.empty(reader.array.chunks[-2:], reader.array.dtype)
+        self._room = None if self._whole else np.empty((1, *reader.array.chunks[-2:]), reader.array.dtype)
 
     def read(self, out: NDArray[Any]) -> None:
-        for t in range(len(out)):
-            if self._whole:
-                self.chunk.step(out[t, self._into])
-            else:
-                self.chunk.step(self._room)
-                out[t, self._into] = self._room[self._rows]  # type: ignore[index]
+        if self._room is None:
+            self.chunk.read(out, self._into)
+            return
+        for step in out:
+            self.chunk.read(self._room, slice(0, self._room.shape[1]))
+            step[self._into] = self._room[0, self._rows]
+
+
+_idle: list[ZstdDecompressor] = []
+"""Decompressors between two chunks: their windows of half a megabyte are not given back and taken anew."""
 
 
 class _Stream:
@@ -156,34 +161,41 @@ class _Stream:
     def __init__(self, reader: ChunkReader, block_id: tuple[int, ...]) -> None:
         self._reader, self._id = reader, block_id
         self._source: Any = None
+        self._decompressor: ZstdDecompressor | None = None
 
-    def step(self, out: Any) -> None:
-        """Fill ``out``, contiguous (n, d), with the next step."""
-        rest = memoryview(out.view(np.uint8).reshape(-1))
+    def read(self, out: NDArray[Any], rows: slice) -> None:
+        """Fill these rows of ``out``, contiguous (t, n, d), with the next steps."""
+        room = out.view(np.uint8).reshape(-1).data
+        begin, size = rows.start * out.strides[1], (rows.stop - rows.start) * out.strides[1]
         try:
-            if self._source is None:
-                file: Any = _Ended(self._reader.open(self._id))
-                self._source = ZstdDecompressor().stream_reader(file, read_size=2**17)
-            while len(rest):
-                n = self._source.readinto(rest)
-                if not n:
+            source = self._open()
+            for at in range(begin, len(room), out.strides[0]):
+                if source.readinto(room[at : at + size]) != size:
                     raise ValueError("the chunk ends too early")
-                rest = rest[n:]
         except _BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
+
+    def _open(self) -> Any:
+        if self._source is None:
+            file: Any = _Ended(self._reader.open(self._id))
+            self._decompressor = _idle.pop() if _idle else ZstdDecompressor()
+            self._source = self._decompressor.stream_reader(file, read_size=2**17)
+        return self._source
 
     def finish(self) -> None:
         """Read to the end: the checksum is there."""
         try:
-            while self._source is not None and self._source.read(2**20):
+            while self._source is not None and self._source.read(2**17):
                 pass
         except _BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._source is not None:
+        if self._source is not None and self._decompressor is not None:
             self._source.close()
+            _idle.append(self._decompressor)
+            self._source = self._decompressor = None
 
 
 class _Whole:
@@ -193,12 +205,13 @@ class _Whole:
         self._reader, self._id = reader, block_id
         self._steps: Any = None
 
-    def step(self, out: Any) -> None:
+    def read(self, out: NDArray[Any], rows: slice) -> None:
         if self._steps is None:
             block = self._reader(self._id)
             self._steps = iter(block[0] if block.ndim == 4 else block)
-        step = next(self._steps)
-        out[: len(step)] = step  # the last chunk of an array ends with it
+        for step in out[:, rows]:
+            values = next(self._steps)
+            step[: len(values)] = values  # the last chunk of an array ends with it
 
     def finish(self) -> None:
         pass

@@ -102,13 +102,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     """How many steps are decoded of the chunks of each variable and row of chunks, for one chunk of tokens."""
     counts: Counter[tuple[str, int]] = Counter()
-    step = stored._Stream.step
+    read = stored._Stream.read
 
-    def counted(self: stored._Stream, out: Any) -> None:
-        counts[self._reader.array.basename, self._id[-3]] += self._id[-2] == 0
-        step(self, out)
+    def counted(self: stored._Stream, out: Any, rows: slice) -> None:
+        counts[self._reader.array.basename, self._id[-3]] += len(out) if self._id[-2] == 0 else 0
+        read(self, out, rows)
 
-    monkeypatch.setattr(stored._Stream, "step", counted)
+    monkeypatch.setattr(stored._Stream, "read", counted)
     return counts
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from benchmarks import coherence, conversion, mechanism, notebook, recorder, side_by_side
+from benchmarks import coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
 
@@ -42,6 +42,17 @@ def test_motion_and_phases_agree(recording: Path, folder: Path) -> None:
     np.testing.assert_allclose(phases.fraction, theirs["fraction"], **FLOAT32)
 
 
+def test_plain_xarray_agrees(recording: Path, folder: Path) -> None:
+    ratio, mean, std, shares = side_by_side.xarray_and_dask(folder)()  # type: ignore[misc]
+    rec = dx.open_recording(recording, tokens="dead")
+    motion = dx.motion(rec).compute()
+    np.testing.assert_allclose(ratio, motion.displacement_ulp, **FLOAT32)
+    np.testing.assert_allclose(mean, motion.displacement_ulp_mean, **FLOAT32)
+    np.testing.assert_allclose(std, motion.displacement_ulp_std, **FLOAT32)
+    phases = [dx.phases(rec, scheme=scheme).fraction for scheme in ("magnitude", "lattice")]
+    np.testing.assert_allclose(np.stack(shares, axis=1), np.concatenate(phases, axis=1), **FLOAT32)
+
+
 def decided(W: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """The steps at which no pair's distance is within 1% of the threshold.
 
@@ -67,6 +78,24 @@ def test_topology_agrees_where_rounding_cannot_decide(atom: Path) -> None:
 @pytest.mark.parametrize("way", side_by_side.WAYS)
 def test_each_way_runs(folder: Path, way: str) -> None:
     assert side_by_side.WAYS[way](folder)() is not None
+
+
+@pytest.mark.parametrize("way", engines.ways())
+def test_each_engine_reads_the_same_values(folder: Path, way: str) -> None:
+    expected = dx.open_recording(folder / "recording.zarr", tokens="dead", raw=True).W.values.view(np.uint16)
+    reading = engines.Reading()
+    reading.setup(way, folder)
+    blocks = [np.array(block)[:, :16].view(np.uint16) for block in reading.read()]  # pieces use their room again
+    np.testing.assert_array_equal(blocks[0], expected[: len(blocks[0]), :16])
+    assert reading.time_read() >= expected.size
+    if way not in ("direct", "pieces", "pieces_prefetched"):  # these give chunks or pieces, not rows of chunks
+        np.testing.assert_array_equal(np.concatenate(blocks), expected[:, :16])
+
+
+def test_engines_are_measured(folder: Path) -> None:
+    found = engines.measure(folder, 1, cold=True)
+    assert set(found) == set(engines.ways())
+    assert min(cpu for _, cpu in found.values()) > 0
 
 
 def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, tmp_path: Path) -> None:

@@ -249,24 +249,28 @@ class _Look:
         self.series = {"step": probe.steps[row.later]}
         self.series |= {name: series.values()[row.later] for name, series in probe.series.items()}
         shape = (row.n_tokens, row.n_dims)
-        self.before, self.after, self.step, self.unit = np.empty((4, *shape))
+        self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # memory is taken when they are filled
         self.room = {name: np.empty(shape) for name in _MATRICES if name in probe.matrices}
 
     def piece(self, piece: Piece) -> None:
         from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
 
-        values = {name: _readable(piece.values[name]) for name in self.probe.matrices}
-        kernel.spread(values["W"], 0, self.after)
+        values = {name: piece.readable(name) for name in self.probe.matrices}
+        W = values["W"]
         for t in range(piece.n_transitions):
-            self.before, self.after = self.after, self.before
-            for name, room_of in (("W", self.after), *self.room.items()):
+            kernel.differences(W, t, self.step)
+            if "separation" in self.out:
+                kernel.spread(W, t + 1, self.after)
+            if "step1_deviation" in self.out and self.series["step"][piece.start + t] == 1:
+                kernel.spread(W, t, self.before)
+            for name, room_of in self.room.items():
                 kernel.spread(values[name], t + 1, room_of)
             found = self._transition(kernel, piece.start + t)
             for name, out in self.out.items():
                 out[piece.start + t] = found[name]
 
     def _transition(self, kernel: Any, i: int) -> dict[str, Any]:
-        step, unit, dead = np.subtract(self.after, self.before, out=self.step), self.unit, self.probe.dead
+        step, unit, dead = self.step, self.unit, self.probe.dead
         moved = kernel.directions(step, unit)
         at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
         found = _cosine_fields("displacement", moved) | {
@@ -294,10 +298,6 @@ class _Look:
 
     def end(self) -> dict[str, Any]:
         return self.out
-
-
-def _readable(steps: NDArray[Any]) -> NDArray[Any]:
-    return steps.astype(np.float32) if steps.dtype == np.float16 else steps
 
 
 def _cosine_fields(name: str, found: dict[str, Any]) -> dict[str, Any]:

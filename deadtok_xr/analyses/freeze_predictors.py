@@ -167,7 +167,7 @@ class _Look:
         self.first = steps[0].copy() if self.first is None else self.first
         self.last = steps[-1].copy()
         labels = self.labels[piece.start : piece.start + piece.n_transitions]
-        last_motion(piece.floats(self.name), piece.changed(self.name), labels, _INVALID, self.moved)
+        last_motion(piece.readable(self.name), piece.changed(self.name), labels, _INVALID, self.moved)
 
     def end(self) -> dict[str, Any]:
         return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}

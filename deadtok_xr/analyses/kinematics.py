@@ -147,7 +147,7 @@ class _Look:
     def piece(self, piece: Piece) -> None:
         from deadtok_xr.kernels.numba import kinematics as kernel  # here, so that a graph is built without numba
 
-        steps, changed = piece.floats(self.variable), piece.changed(self.variable)
+        steps, changed = piece.readable(self.variable), piece.changed(self.variable)
         self.centre = kernel(steps, changed, self.centre, piece.room(self.out, FIELDS))
 
     def end(self) -> dict[str, Any]:

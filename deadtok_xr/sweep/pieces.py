@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deadtok_xr.bfloat16 import decode
+from deadtok_xr.bfloat16 import BFLOAT16, decode
 from deadtok_xr.stored import RowReader, Stored
 
-PIECE_BYTES = 2**21
-"""Bytes of a piece: enough to make Python's part small, few enough to stay in a core's cache."""
+PIECE_BYTES = 2**22
+"""Bytes of a piece: enough that decompressors, which take turns, are seldom pushed out of a core's cache by each other,
+few enough to stay in the shared one."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class Piece:
             values = self.values[name]
             self._decoded[name] = np.ascontiguousarray(values if values.dtype == np.float64 else decode(values))
         return self._decoded[name]
+
+    def readable(self, name: str) -> NDArray[Any]:
+        """What kernels read as floats: bfloat16 as its words of 16 bits, which need no copy, others as floats."""
+        values = self.values[name]
+        return values.view(np.uint16) if values.dtype == BFLOAT16 else self.floats(name)
 
     def changed(self, name: str) -> NDArray[np.bool_]:
         """Which rows of a variable differ in a bit from the step before, (t - 1, n)."""

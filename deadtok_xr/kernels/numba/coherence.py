@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.kernels.numba.words import compiled, compiled_finite, compiled_sums
+from deadtok_xr.kernels.numba.words import compiled, compiled_finite, inlined_sums, value
 
 Rows = NDArray[np.float64]
 
 
-def spread(block: NDArray[Any], t: int, out: Rows) -> None:
-    """Write step t of a block (t, n, d), of any recorded dtype, as float64 rows (n, d)."""
-    if block.dtype == BFLOAT16:
-        _spread_words(block.view(np.uint16), t, out)
-    else:
-        out[...] = block[t]
+@compiled
+def spread(block, t, out):
+    """Write step t of a block (t, n, d), floats or bfloat16 words, as float64 rows (n, d)."""
+    for n in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[n, d] = value(block[t, n, d])
 
 
 @compiled
-def _spread_words(block, t, out):
+def differences(block, t, out):
+    """Write what changed from step t to t + 1 of a block (t, n, d), floats or bfloat16 words, as rows (n, d)."""
     for n in range(out.shape[0]):
         for d in range(out.shape[1]):
-            out[n, d] = np.uint32(np.uint32(block[t, n, d]) << np.uint32(16)).view(np.float32)
+            out[n, d] = value(block[t + 1, n, d]) - value(block[t, n, d])
 
 
 def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@compiled_sums
+@inlined_sums
 def _squares(rows, n):
     total = 0.0
     for d in range(rows.shape[1]):
@@ -81,17 +81,23 @@ def _unit(rows, unit, mean, direction):
         n_valid += 1
         if squares == 0.0:
             continue
-        norm = np.sqrt(squares)
-        length += norm
-        for d in range(D):
-            mean[d] += rows[n, d]
-            unit[used, d] = rows[n, d] / norm
-            direction[d] += unit[used, d]
+        length += np.sqrt(squares)
+        _put_unit(rows, n, np.sqrt(squares), unit, used, mean, direction)
         used += 1
     for d in range(D):
         mean[d] = mean[d] / n_valid
         direction[d] = direction[d] / used
     return n_valid, used, length / n_valid
+
+
+@inlined_sums
+def _put_unit(rows, n, norm, unit, used, mean, direction):
+    for d in range(rows.shape[1]):
+        x = rows[n, d]
+        y = x / norm
+        unit[used, d] = y
+        mean[d] += x
+        direction[d] += y
 
 
 @compiled
@@ -178,7 +184,7 @@ def mean_cosine(a, b):
     return total / count if count else np.nan
 
 
-@compiled_sums
+@inlined_sums
 def _product(a, b, n):
     total = 0.0
     for d in range(a.shape[1]):

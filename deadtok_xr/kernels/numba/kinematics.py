@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled, compiled_sums
+from deadtok_xr.kernels.numba.words import compiled, finite_row, inlined_sums, value
 
 
 def centroid(steps: NDArray[Any]) -> NDArray[np.float64]:
@@ -25,7 +25,7 @@ def kinematics(
     Parameters
     ----------
     steps
-        (t, n, d), float32 or float64.
+        (t, n, d), floats, or words of 16 bits: bfloat16.
     changed
         Which rows differ from the step before, (t - 1, n).
     before
@@ -73,7 +73,7 @@ def _mean(steps, t, out):
     out[t] = 0.0
     for n in range(steps.shape[1]):
         for d in range(steps.shape[2]):
-            out[t, d] += steps[t, n, d]
+            out[t, d] += value(steps[t, n, d])
     for d in range(steps.shape[2]):
         out[t, d] = out[t, d] / steps.shape[1] if np.isfinite(out[t, d]) else np.nan
 
@@ -95,14 +95,14 @@ def _spread(steps, anything, centre, radius, radius_max, n_invalid):
         radius[t], radius_max[t], n_invalid[t] = total / N, largest, 0
         if not np.isfinite(centre[t]).all():  # a mean is finite only if everything in it is
             for n in range(N):
-                n_invalid[t] += not np.isfinite(steps[t, n]).all()
+                n_invalid[t] += not finite_row(steps, t, n)
 
 
-@compiled_sums
+@inlined_sums
 def _squares(steps, t, n, centre):
     total = 0.0
     for d in range(steps.shape[2]):
-        off = np.float64(steps[t, n, d]) - centre[t, d]
+        off = value(steps[t, n, d]) - centre[t, d]
         total += off * off
     return total
 
@@ -135,11 +135,11 @@ def _heat(steps, changed, bulk, rms, residual):
         residual[t] = np.sqrt(squares)
 
 
-@compiled_sums
+@inlined_sums
 def _own(steps, t, n, bulk, sums):
     heat = 0.0
     for d in range(steps.shape[2]):
-        own = np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]) - bulk[t, d]
+        own = value(steps[t + 1, n, d]) - value(steps[t, n, d]) - bulk[t, d]
         heat += own * own
         sums[d] += own
     return heat
