@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from click.testing import CliRunner
 
 import deadtok_xr as dx
 from deadtok_xr import device as devices
-from deadtok_xr.cli import main
+from deadtok_xr.cli import cli
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.torch import changed_rows, to_device
 from deadtok_xr.kernels.torch.parts import own_turn
@@ -24,6 +24,7 @@ from deadtok_xr.sweep import Piece, Row
 from deadtok_xr.sweep.ahead import ahead
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+QUIET = {"dashboard_address": None, "n_workers": 1, "threads_per_worker": 2, "processes": False}
 DENSE = ("motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism")
 
 
@@ -75,6 +76,10 @@ def test_the_kernels_in_torch_are_the_ones_that_run(recording: Path, monkeypatch
     assert not any(on_device for _, on_device in asked)
 
 
+def deadtok(*words: str | Path) -> None:
+    cli([str(word) for word in words], prog_name="deadtok", standalone_mode=False)
+
+
 def test_lazy(recording: Path, lazily: Any) -> None:
     with lazily():
         dx.analyze(recording, device="torch-cpu")
@@ -93,15 +98,13 @@ class TestNames:
 
     @WITHOUT_CUDA
     def test_missing_is_a_sentence_before_any_work(self, recording: Path, tmp_path: Path) -> None:
-        said = CliRunner().invoke(main, ["analyze", str(recording), "-o", str(tmp_path / "r.zarr"), "--device", "cuda"])
-        assert said.exit_code != 0
+        with pytest.raises(InputError, match="finds none on this machine"):
+            deadtok("analyze", recording, "-o", tmp_path / "r.zarr", "--device", "cuda")
         assert not (tmp_path / "r.zarr").exists()
 
     def test_command_line(self, recording: Path, tmp_path: Path) -> None:
         path = tmp_path / "r.zarr"
-        options = ["--only", "motion", "--device", "torch-cpu", "-q"]
-        said = CliRunner().invoke(main, ["analyze", str(recording), "-o", str(path), *options])
-        assert said.exit_code == 0, said.output
+        deadtok("analyze", recording, "-o", path, "--only", "motion", "--device", "torch-cpu", "-q")
         expected = dx.analyze(recording, analyses=["motion"], device="cpu").compute()
         agree(dx.open_results(path), expected)
 
@@ -147,24 +150,21 @@ class TestCluster:
 
         monkeypatch.setattr(devices, "resources", lambda name: {"resources": {"GPU": 1}})
         tree = dx.analyze(recording, analyses=["motion", "phases"], device="torch-cpu")
-        quiet = {"dashboard_address": None, "n_workers": 1, "threads_per_worker": 2, "processes": False}
-        with LocalCluster(**quiet) as without, Client(without):  # type: ignore[no-untyped-call]
-            future = tree["motion"].n_invalid.data.persist()
+        with dask.config.set({"optimization.fuse.active": False}), LocalCluster(**QUIET) as without, Client(without):  # type: ignore[no-untyped-call]
+            future = next(iter(tree["motion"].n_invalid.data.persist().__dask_graph__().values()))
             time.sleep(1)
-            assert next(iter(future.__dask_graph__().values())).status == "pending"  # nobody may have it
-        with LocalCluster(**quiet, resources={"GPU": 1}) as cluster, Client(cluster):  # type: ignore[no-untyped-call]
+            assert future.status == "pending"  # nobody may have it
+        with LocalCluster(**QUIET, resources={"GPU": 1}) as cluster, Client(cluster):  # type: ignore[no-untyped-call]
             saved = dx.save_results(tree, tmp_path / "r.zarr")
         agree(saved.compute(), dx.analyze(recording, analyses=["motion", "phases"], device="cpu").compute())
 
     def test_waiting_for_ever_is_refused(self, recording: Path, tmp_path: Path) -> None:
         from distributed import LocalCluster
 
-        with LocalCluster(dashboard_address=None, n_workers=1, threads_per_worker=1, processes=False) as cluster:  # type: ignore[no-untyped-call]
+        with LocalCluster(**QUIET) as cluster:  # type: ignore[no-untyped-call]
             options = ["--scheduler", cluster.scheduler_address, "--device", "cuda"]
-            said = CliRunner().invoke(main, ["analyze", str(recording), "-o", str(tmp_path / "r.zarr"), *options])
-        assert isinstance(said.exception, InputError)
-        assert "none of the 1 workers" in str(said.exception)
-        assert "--resources GPU=1" in str(said.exception)
+            with pytest.raises(InputError, match="none of the 1 workers .* has the resource GPU: .* --resources GPU=1"):
+                deadtok("analyze", recording, "-o", tmp_path / "r.zarr", *options)
 
 
 class TestOwner:
@@ -228,34 +228,32 @@ class TestLargeTensors:
 
 
 class TestAhead:
-    def pieces(self, done: list[str], error: bool = False) -> Any:
+    def pieces(self, error: bool = False) -> Any:
         row = Row(0, 4, 4, 1, 1, devices.resolve("torch-cpu", 0))
         buffer = np.zeros((2, 1, 1), np.float32)
-        try:
-            for i in range(4):
-                buffer[:] = i  # used again, as by `pieces`
-                yield Piece(row, i, {"W": buffer}, 1)
-            if error:
-                raise OSError("the chunk is damaged")
-        finally:
-            done.append("closed")
+        for i in range(4):
+            buffer[:] = i  # used again, as by `pieces`
+            yield Piece(row, i, {"W": buffer}, 1)
+        if error:
+            raise OSError("the chunk is damaged")
 
     def test_each_piece_keeps_its_values_while_the_next_is_decoded(self) -> None:
-        for i, piece in enumerate(ahead(self.pieces([]))):
+        for i, piece in enumerate(ahead(self.pieces())):
             time.sleep(0.01)
             assert (piece.values["W"] == i).all()
             assert (piece.tensor("W") == i).all()
 
     def test_an_error_of_the_reader_arrives(self) -> None:
         with pytest.raises(OSError, match="damaged"):
-            list(ahead(self.pieces([], error=True)))
+            list(ahead(self.pieces(error=True)))
 
     def test_closing_waits_for_the_reader(self) -> None:
-        done: list[str] = []
-        parts = ahead(self.pieces(done))
+        before = set(threading.enumerate())
+        parts = ahead(self.pieces())
         next(parts)
+        assert set(threading.enumerate()) - before
         parts.close()
-        assert [t.name for t in threading.enumerate() if "ThreadPool" in t.name] == []
+        assert not set(threading.enumerate()) - before
 
 
 def test_a_tensor_is_made_once_and_has_the_bits(recording: Path) -> None:
@@ -265,3 +263,33 @@ def test_a_tensor_is_made_once_and_has_the_bits(recording: Path) -> None:
     assert piece.tensor("W") is tensor
     np.testing.assert_array_equal(tensor.view(torch.int16).numpy(), values.view(np.int16))
     np.testing.assert_array_equal(piece.changed("W"), (values[1:] != values[:-1]).any(-1))
+
+
+def test_a_replay_stays_on_the_kind_of_device_that_made_the_recording() -> None:
+    """Operations of the same name round differently on CPUs and GPUs: the bits of a replay would be others."""
+    from deadtok_xr.analyses.replayed import Replay
+    from deadtok_xr.replay.settings import Settings
+    from deadtok_xr.series import Series
+
+    gpu = devices.Device("cuda", frozenset({"mechanism"}))
+    for made_on_gpu, device, there in ((False, gpu, False), (True, gpu, True), (True, devices.CPU, False)):
+        settings = Settings("SGD", on_accelerator=made_on_gpu)
+        series = {name: Series(da.arange(3.0)) for name in ("t", "lr", "step")}
+        look = Replay(settings, "single", {"W": "bfloat16"}, series).begin(Row(0, 3, 2, 1, 1, device))
+        assert look.on_device == there
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_benchmark_checks_and_measures() -> None:
+    from benchmarks import gpu
+
+    found = gpu.report("torch-cpu", (9, 40, 8), 1)
+    assert found["agrees"] == ["changed_rows", "motion", "kinematics", "topology", "census", "mechanism"]
+    for kind in ("moving", "frozen"):
+        kernels = {name: value for name, value in found[kind].items() if isinstance(value, dict)}
+        assert {"motion_eager", "changed_rows", "kinematics"} <= kernels.keys()
+        assert all(value["of_copy"] > 0 for value in kernels.values())
+    assert found["analyze"]["faster"] > 0
+    wrong = {"a": np.array([1, 2])}
+    with pytest.raises(AssertionError, match="motion: a"):
+        gpu.same("motion", {"a": np.array([1, 3])}, wrong)

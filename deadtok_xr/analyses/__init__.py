@@ -83,7 +83,9 @@ def analyze(
     device
         Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``, which is CUDA where there is one
         and chunks are large enough for it to win. It is looked for where a task runs; under dask.distributed,
-        ``"cuda"`` asks for workers with the resource ``GPU``. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
+        ``"cuda"`` asks for workers with the resource ``GPU``, as `save_results` and the command line pass it on; who
+        computes by hand sets Dask's ``optimization.fuse.active`` to False, which else loses it. ``"torch-cpu"``
+        runs the kernels for GPUs on the CPU.
 
     Returns
     -------

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.parts import bits, float32_words, latest, over, own_turn, parts, unsigned_zeros
+from deadtok_xr.kernels.torch.parts import float32_words, latest, over, own_turn, parts, unsigned_zeros, words
 
 INFINITY = 0x7F800000
 FIGURES = ("n_unique", "n_black_holes", "population", "largest", "n_singletons", "n_invalid")
@@ -40,11 +40,11 @@ def census(
     """
     fresh = np.append(True, changed[: len(steps) - 1].any(axis=1))
     found = np.zeros((len(steps), len(FIGURES)), np.int64)
-    words = bits(steps)
+    rows = words(steps)
 
     def work(part: slice) -> None:
         for t in np.flatnonzero(fresh[part]) + part.start:
-            found[t] = _figures(places(words[t], signed_zero=signed_zero))
+            found[t] = _figures(places(rows[t], signed_zero=signed_zero))
 
     over(len(steps), len(steps), work)
     found = found[latest(fresh)]
@@ -61,25 +61,25 @@ def _figures(label: Tensor) -> NDArray[np.int64]:
     return np.array([int(x) for x in found])
 
 
-def places(words: Tensor, *, signed_zero: bool = False) -> Tensor:
+def places(bits: Tensor, *, signed_zero: bool = False) -> Tensor:
     """For each row of bits (n, d) the first row that is the same, int64 (n,); -1 where a value is not finite."""
-    valid, hashes = _hashed(words, signed_zero)
+    valid, hashes = _hashed(bits, signed_zero)
     rows = torch.nonzero(valid)[:, 0]
-    label = torch.full((len(words),), -1, dtype=torch.int64, device=words.device)
+    label = torch.full((len(bits),), -1, dtype=torch.int64, device=bits.device)
     if not len(rows):
         return label
     _, group = torch.unique(hashes[rows], return_inverse=True)
     first = _first(group, rows)
-    if not _alike(words, rows, first, signed_zero):
-        _, group = torch.unique(_plain(words[rows], signed_zero), dim=0, return_inverse=True)
+    if not _alike(bits, rows, first, signed_zero):
+        _, group = torch.unique(_plain(bits[rows], signed_zero), dim=0, return_inverse=True)
         first = _first(group, rows)
     label[rows] = first
     return label
 
 
-def _plain(words: Tensor, signed_zero: bool) -> Tensor:
-    words = float32_words(words)
-    return words if signed_zero else unsigned_zeros(words)
+def _plain(bits: Tensor, signed_zero: bool) -> Tensor:
+    w = float32_words(bits)
+    return w if signed_zero else unsigned_zeros(w)
 
 
 def _first(group: Tensor, rows: Tensor) -> Tensor:
@@ -93,21 +93,21 @@ def _keys(n_dims: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0x5EED).integers(-(2**63), 2**63 - 1, n_dims) | 1)
 
 
-def _hashed(words: Tensor, signed_zero: bool) -> tuple[Tensor, Tensor]:
+def _hashed(bits: Tensor, signed_zero: bool) -> tuple[Tensor, Tensor]:
     """Which rows are finite, and a hash of each, int64 (n,): a sum of products that may overflow."""
-    keys = _keys(words.shape[1]).to(words.device)
-    valid = torch.empty(len(words), dtype=torch.bool, device=words.device)
-    hashes = torch.empty(len(words), dtype=torch.int64, device=words.device)
-    for rows in parts(len(words), words.shape[1]):
-        w = _plain(words[rows], signed_zero)
+    keys = _keys(bits.shape[1]).to(bits.device)
+    valid = torch.empty(len(bits), dtype=torch.bool, device=bits.device)
+    hashes = torch.empty(len(bits), dtype=torch.int64, device=bits.device)
+    for rows in parts(len(bits), bits.shape[1]):
+        w = _plain(bits[rows], signed_zero)
         valid[rows] = (w & 0x7FFFFFFF).amax(dim=1) < INFINITY
         hashes[rows] = (w.long() * keys).sum(1)
     return valid, hashes
 
 
-def _alike(words: Tensor, rows: Tensor, first: Tensor, signed_zero: bool) -> bool:
+def _alike(bits: Tensor, rows: Tensor, first: Tensor, signed_zero: bool) -> bool:
     """Whether every row is the same as the first one of its group."""
-    for part in parts(len(rows), words.shape[1]):
-        if not torch.equal(_plain(words[rows[part]], signed_zero), _plain(words[first[part]], signed_zero)):
+    for part in parts(len(rows), bits.shape[1]):
+        if not torch.equal(_plain(bits[rows[part]], signed_zero), _plain(bits[first[part]], signed_zero)):
             return False
     return True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.torch.parts import TILE, bits, fill, float32_words, has_float64, over, own_turn, steps_of
+from deadtok_xr.kernels.torch.parts import TILE, fill, float32_words, has_float64, over, own_turn, steps_of, words
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 INFINITY = 0x7F800000
@@ -46,7 +46,7 @@ def motion(
 
     found = fused.motion(steps, lattice, magnitudes)
     if found is None:
-        status = row_status(bits(steps), lattice)
+        status = row_status(words(steps), lattice)
         _refuse_off_grid(status, changed, first=state is None)
         found = measured(steps, changed, status, lattice)
         found |= per_step(found, magnitudes, np.sqrt(steps.shape[2]))
@@ -54,21 +54,21 @@ def motion(
     return True
 
 
-def row_status(words: Tensor, lattice: Lattice) -> Tensor:
+def row_status(bits: Tensor, lattice: Lattice) -> Tensor:
     """What each row is, uint8 (t, n), by its bits (t, n, d)."""
-    status = torch.empty(words.shape[:2], dtype=torch.uint8, device=words.device)
-    spare = torch.from_numpy(lattice.spare.view(np.int32)).to(words.device)
-    shared = int(lattice.spare[255]) & (0xFFFF0000 if words.dtype == torch.int16 else 0xFFFFFFFF)
+    status = torch.empty(bits.shape[:2], dtype=torch.uint8, device=bits.device)
+    spare = torch.from_numpy(lattice.spare.view(np.int32)).to(bits.device)
+    shared = int(lattice.spare[255]) & (0xFFFF0000 if bits.dtype == torch.int16 else 0xFFFFFFFF)
 
     def work(part: slice) -> None:
-        w = float32_words(words[part])
+        w = float32_words(bits[part])
         top = (w & 0x7FFFFFFF).amax(dim=2)
         off = top > lattice.largest
         if shared:  # of words of 16 bits on bfloat16's own grid, no bit could be off it
             off |= ((spare[((w >> 23) & 0xFF).long()] & w) != 0).any(dim=2)
         status[part] = torch.where(top >= INFINITY, NOT_FINITE, torch.where(off, OFF_GRID, USABLE)).to(torch.uint8)
 
-    over(len(words), steps_of(words), work)
+    over(len(bits), steps_of(bits), work)
     return status
 
 
@@ -81,20 +81,20 @@ def _refuse_off_grid(status: Tensor, changed: NDArray[np.bool_], *, first: bool)
 
 def measured(steps: Tensor, changed: NDArray[np.bool_], status: Tensor, lattice: Lattice) -> dict[str, Tensor]:
     """Per transition and token, (t, n), what moved: 0 where a row did not change, NaN and -1 where it is not finite."""
-    words = bits(steps)
+    rows = words(steps)
     home = steps.device if has_float64(steps.device) else torch.device("cpu")
     usable = (status[:-1] == USABLE) & (status[1:] == USABLE)
     found = {name: torch.zeros(usable.shape, dtype=dtype, device=home) for name, dtype in _FOUND.items()}
     t, n = torch.nonzero(torch.from_numpy(changed).to(steps.device) & usable, as_tuple=True)
 
     def work(part: slice) -> None:
-        rows, tokens = t[part], n[part]
-        a, b = (float32_words(words[at, tokens]) for at in (rows, rows + 1))
-        sums = row_sums(a, b, lattice) if has_float64(words.device) else row_sums_float32(a, b, lattice)
+        first, tokens = t[part], n[part]
+        a, b = (float32_words(rows[at, tokens]) for at in (first, first + 1))
+        sums = row_sums(a, b, lattice) if has_float64(rows.device) else row_sums_float32(a, b, lattice)
         for name, x in sums.items():
-            found[name][rows.to(home), tokens.to(home)] = x.to(_FOUND[name])
+            found[name][first.to(home), tokens.to(home)] = x.to(_FOUND[name])
 
-    over(len(t), TILE // words.shape[2], work)
+    over(len(t), TILE // rows.shape[2], work)
     unusable = ~usable.to(home)
     for name, x in found.items():
         x[unusable] = -1 if name == "moved_dims" else torch.nan
@@ -137,8 +137,8 @@ def row_sums_float32(a: Tensor, b: Tensor, lattice: Lattice) -> dict[str, Tensor
 def in_reach(a: Tensor, b: Tensor) -> Tensor:
     """Rows (k,) in which no number is so small or large that float32 loses a part, nor leaves zero."""
     near = []
-    for words in (a, b):
-        e = (words >> 23) & 0xFF
+    for w in (a, b):
+        e = (w >> 23) & 0xFF
         near.append((e > 127 - _REACH) & (e < 127 + _REACH))
     no_a, no_b = (a & 0x7FFFFFFF) == 0, (b & 0x7FFFFFFF) == 0
     return ((near[0] & (near[1] | no_b)) | (no_a & no_b)).all(dim=1)

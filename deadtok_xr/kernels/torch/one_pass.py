@@ -43,7 +43,10 @@ def _motion(
     rows = tile * ROWS + tl.arange(0, ROWS)
     there = rows < n_tokens
     lanes = tl.arange(0, LANES)
-    limit0, limit1, limit2, root = tl.load(limits), tl.load(limits + 1), tl.load(limits + 2), tl.load(limits + 3)
+    limit0 = tl.load(limits)
+    limit1 = tl.load(limits + 1)
+    limit2 = tl.load(limits + 2)
+    root = tl.load(limits + 3)
     # int64: a piece may have more elements than an int32 counts
     places = words + first.to(tl.int64) * stride + rows.to(tl.int64)[:, None] * D + lanes[None, :]
     at = first.to(tl.int64) * n_tokens + rows
@@ -53,9 +56,13 @@ def _motion(
         inside = there[:, None] & (d + lanes < D)[None, :]
         x = _floats(tl.load(places + d, mask=inside, other=0).to(tl.int32))
         norm += tl.sum(x * x, axis=1)
-    for _ in range(first, tl.minimum(first + STEPS, n_transitions)):
-        square, next_norm, l1 = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
-        l2, linf, count = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.int32)
+    for _t in range(first, tl.minimum(first + STEPS, n_transitions)):
+        square = tl.zeros([ROWS], tl.float64)
+        next_norm = tl.zeros([ROWS], tl.float64)
+        l1 = tl.zeros([ROWS], tl.float64)
+        l2 = tl.zeros([ROWS], tl.float64)
+        linf = tl.zeros([ROWS], tl.float64)
+        count = tl.zeros([ROWS], tl.int32)
         for d in range(0, D, LANES):
             inside = there[:, None] & (d + lanes < D)[None, :]
             before = tl.load(places + d, mask=inside, other=0).to(tl.int32)
@@ -72,7 +79,8 @@ def _motion(
             count += tl.sum((step != 0).to(tl.int32), axis=1)
         usable = (norm < float("inf")) & (next_norm < float("inf"))  # neither for NaN
         nan = float("nan")
-        length, l2 = tl.sqrt(square), tl.sqrt(l2)
+        length = tl.sqrt(square)
+        l2 = tl.sqrt(l2)
         relative = length / tl.maximum(tl.sqrt(norm) * 0.0078125, 1e-10)
         in_ulp = tl.where(usable, relative, nan).to(tl.float32)
         tl.store(displacement + at, tl.where(usable, length, nan).to(tl.float32), mask=there)

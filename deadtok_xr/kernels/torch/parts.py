@@ -116,9 +116,13 @@ def steps_of(x: Tensor, size: int = 0) -> int:
 
 
 def bits(x: Tensor) -> Tensor:
-    """The bits of values as signed integers, without a copy; those of float16 as float32, which holds them exactly."""
-    x = x.float() if x.dtype == torch.float16 else x
+    """The bits of values as signed integers, without a copy."""
     return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def words(x: Tensor) -> Tensor:
+    """The bits of values; those of float16 as float32, which holds them exactly."""
+    return bits(x.float() if x.dtype == torch.float16 else x)
 
 
 def float32_words(bits: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +26,5 @@ def changed_rows(steps: Tensor) -> NDArray[np.bool_]:
 
 def _wide(steps: Tensor) -> Tensor:
     """Bits in as few integers as possible."""
-    words: Any = bits(steps)
-    per = 8 // words.element_size()
-    return words.view(torch.int64) if words.shape[2] % per == 0 else words
+    x = bits(steps)
+    return x.view(torch.int64) if x.shape[2] % (8 // x.element_size()) == 0 else x
