@@ -27,9 +27,9 @@ and one being decoded."""
 MPS_ELEMENTS = 2**31
 """Tensors of more elements have come back as zeros from MPS, without a word."""
 
-_ALL = frozenset({"motion", "kinematics", "topology", "mechanism", "census"})
+_ALL = frozenset({"motion", "kinematics", "topology", "mechanism"})
 _KERNELS = {
-    "auto": frozenset({"motion", "kinematics", "census"}),  # the others make many launches for each step
+    "auto": frozenset({"motion", "kinematics"}),  # the others make many launches for each step
     "cpu": frozenset[str](),
     "cuda": _ALL,
     "mps": frozenset({"motion"}),  # the others are float64 throughout or sort, which MPS does not have
@@ -78,7 +78,7 @@ def resolve(name: str, row_bytes: int) -> Device:
     """The device of that name on the machine that this runs on.
 
     "auto" is CUDA where torch has it and the largest variable of a row of chunks fills a piece (`PIECE_BYTES`), with
-    the kernels that take many steps at once: motion, kinematics, census. For less, and where each step takes some
+    the kernels that take many steps at once, motion and kinematics. For less, and where each step takes some
     sixty launches, they cost more than the work does on all cores of a CPU. It is never MPS, which has no float64.
 
     Raises

@@ -85,6 +85,19 @@ def test_lazy(recording: Path, lazily: Any) -> None:
         dx.analyze(recording, device="torch-cpu")
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_derived_values_are_refused_alike(recording: Path, device: str) -> None:
+    ds = dx.open_recording(recording).isel(step=slice(0, 4))
+    wide = ds.assign(W=ds.W.astype("f8").assign_attrs(precision="bfloat16"))
+    with pytest.raises(InputError, match="the values have the dtype float64; needed: bfloat16, float16 or float32"):
+        dx.analyze(wide, analyses=["motion"], device=device).compute()
+    with pytest.raises(InputError, match="the values have the dtype float64"):
+        to_device(wide.W.values, "mps")
+    mean = ds.assign(W=((ds.W + ds.W.shift(token=1, fill_value=0)) / 3).assign_attrs(precision="bfloat16"))
+    with pytest.raises(InputError, match="hold values that are not on the grid of bfloat16"):
+        dx.analyze(mean, analyses=["motion"], device=device).compute()
+
+
 class TestNames:
     def test_unknown(self, recording: Path) -> None:
         with pytest.raises(InputError, match="device='abacus': choose one of auto, cpu, cuda, mps, torch-cpu"):

@@ -80,7 +80,7 @@ class _Look:
             raise OffGridError(
                 f"{name}: {error} of {grid}; measure the recorded values, not derived ones, or say precision="
             ) from None
-        root = np.sqrt(words.shape[2])
+        root = np.sqrt(piece.row.n_dims)
         cells(out["lattice_l1"], out["lattice_l2"], out["moved_dims"], root, CELLS, out["cells"])
 
     def end(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which rows are bitwise the same at each step.
 
 Rows are hashed, and every row is compared with the first one of its hash, so that the answer does not rest on the
-hash; where two different rows share one, all rows are sorted instead.
+hash; where two different rows share one, all rows are sorted instead. What becomes of the places is numba's kernel's.
 """
 
 from __future__ import annotations

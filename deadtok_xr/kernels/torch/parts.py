@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
 from deadtok_xr.device import check_size, owned
+from deadtok_xr.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +45,8 @@ def to_device(x: NDArray[Any], device: str) -> Tensor:
     What runs there afterwards waits for the copy; the array must stay as it is until then.
     """
     check_size(x.shape, device)
+    if device == "mps":
+        refuse_derived(x.dtype.name)  # it has no float64
     with owned(device):
         return _or_freed(lambda: host(x).to(device, non_blocking=device == "cuda"))
 
@@ -120,8 +123,21 @@ def bits(x: Tensor) -> Tensor:
     return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
+def refuse_derived(dtype: str) -> None:
+    """Refuse what has no bits of a recording."""
+    if dtype not in GRIDS:
+        raise InputError(f"the values have the dtype {dtype}; needed: bfloat16, float16 or float32 as recorded")
+
+
 def words(x: Tensor) -> Tensor:
-    """The bits of values; those of float16 as float32, which holds them exactly."""
+    """The bits of values; those of float16 as float32, which holds them exactly.
+
+    Raises
+    ------
+    InputError
+        If the dtype is none that a recording can have: derived arrays are often float64.
+    """
+    refuse_derived(str(x.dtype).removeprefix("torch."))
     return bits(x.float() if x.dtype == torch.float16 else x)
 
 
