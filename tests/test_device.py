@@ -24,7 +24,7 @@ from deadtok_xr.sweep import Piece, Row
 from deadtok_xr.sweep.ahead import ahead
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-QUIET = {"dashboard_address": None, "n_workers": 1, "threads_per_worker": 2, "processes": False}
+QUIET = {"dashboard_address": ":0", "n_workers": 1, "threads_per_worker": 2, "processes": False}
 DENSE = ("motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism")
 
 
