@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -181,5 +182,10 @@ def open_results(path: str | Path) -> xr.DataTree:
 
 
 def _store(pairs: list[tuple[Any, Any]]) -> None:
-    if pairs:
+    if not pairs:
+        return
+    lazy = [source for source, _ in pairs if isinstance(source, da.Array)]
+    # fused tasks forget which workers may have them (dask/dask#10325)
+    annotated = any(layer.annotations for source in lazy for layer in source.dask.layers.values())
+    with dask.config.set({"optimization.fuse.active": False}) if annotated else nullcontext():
         da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)

@@ -437,7 +437,7 @@ def test_a_conversion_never_replaces_results(
     [
         (["--tokens", "undead"], "'undead' is not one of 'all', 'live', 'dead'"),
         (["--device", "abacus"], "'abacus' is not one of"),
-        (["--device", "cuda"], "run on the CPU"),
+        (["--device", "cuda"], "finds none on this machine; say cpu or auto"),
         (["--only", "motion,entropy"], "unknown analysis 'entropy': choose from motion, phases"),
         (["--only", "motion," * 30_000 + "x"], "unknown analysis 'x'"),
         (["--only", " , "], "names no analysis"),

@@ -68,6 +68,7 @@ def analyze(
     allow_gaps: bool = False,
     precision: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
     **opening: Any,
 ) -> xr.DataTree:
     """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
@@ -87,6 +88,12 @@ def analyze(
     options
         Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
         analysis with options must be possible, as one that is named.
+    device
+        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``, which is CUDA where there is one
+        and chunks are large enough for it to win. It is looked for where a task runs; under dask.distributed,
+        ``"cuda"`` asks for workers with the resource ``GPU``, as `save_results` and the command line pass it on; who
+        computes by hand sets Dask's ``optimization.fuse.active`` to False, which else loses it. ``"torch-cpu"``
+        runs the kernels for GPUs on the CPU.
 
     Returns
     -------
@@ -120,7 +127,9 @@ def analyze(
         **blocks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
-    found = {name: ds for group in _alike(plans) for name, ds in zip(group, run(list(group.values())), strict=True)}
+    found: dict[str, xr.Dataset] = {}
+    for group in _alike(plans):
+        found |= zip(group, run(list(group.values()), device), strict=True)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: found[name] for name in plans}})
 
 
@@ -165,7 +174,7 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
     if opening:
         raise InputError(
             f"analyze does not know {', '.join(f'{k}=' for k in opening)} for a dataset that is open: it takes "
-            "analyses=, allow_gaps=, precision= and options=; the rest belongs to open_recording"
+            "analyses=, allow_gaps=, precision=, options= and device=; the rest belongs to open_recording"
         )
     return recording
 

@@ -145,10 +145,12 @@ class _Look:
         self.centre: NDArray[np.float64] | None = None
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba import kinematics as kernel  # here, so that a graph is built without numba
+        from deadtok_xr import kernels
 
-        steps, changed = piece.readable(self.variable), piece.changed(self.variable)
-        self.centre = kernel(steps, changed, self.centre, piece.room(self.out, FIELDS))
+        on_device = piece.row.device.runs("kinematics")
+        steps = piece.tensor(self.variable) if on_device else piece.readable(self.variable)
+        kernel = kernels.engine("kinematics", on_device).kinematics
+        self.centre = kernel(steps, piece.changed(self.variable), self.centre, piece.room(self.out, FIELDS))
 
     def end(self) -> dict[str, Any]:
         return self.out

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import kernels
 from deadtok_xr.analyses.updates import PIECE, held
+from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
 from deadtok_xr.series import Series
@@ -77,9 +78,16 @@ class Replay:
         return _Look(self, row)
 
 
+_ON_DEVICE = 2**22
+"""Elements on which a device works at once, in some ten temporaries of float64."""
+
+
 class _Look:
     def __init__(self, probe: Replay, row: Row) -> None:
         self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+        # the bits of a replay are those of the device: what a CPU recorded stays on the CPU
+        made_there = probe.settings.on_accelerator or row.device.name == "cpu"
+        self.on_device = row.device.runs("mechanism") and made_there
         self.lattice = kernels.lattice(probe.grids["W"])
         self.partial = np.zeros(row.n_transitions, PARTIAL)
         self.net = np.zeros((row.n_tokens, 2, row.n_dims))
@@ -87,7 +95,7 @@ class _Look:
         self.t, self.lr, self.steps = (probe.series[n].values()[at] for n in ("t", "lr", "step"))
 
     def piece(self, piece: Piece) -> None:
-        height = max(1, PIECE // self.row.n_dims)
+        height = max(1, (_ON_DEVICE if self.on_device else PIECE) // self.row.n_dims)
         for first in range(0, self.row.n_tokens, height):
             rows = slice(first, first + height)
             before = self._tensors(piece, 0, rows)
@@ -97,15 +105,22 @@ class _Look:
                 before = after
 
     def _tensors(self, piece: Piece, i: int, rows: slice) -> Tensors:
-        grids = self.probe.grids
-        return {name: arithmetics.to_tensor(held(piece.values[name][i, rows], grids[name])) for name in grids}
+        return {name: self._tensor(piece, name, i, rows) for name in self.probe.grids}
+
+    def _tensor(self, piece: Piece, name: str, i: int, rows: slice) -> Any:
+        grid, values = self.probe.grids[name], piece.values[name]
+        if self.on_device and values.dtype == get_grid(grid).dtype:
+            return piece.tensor(name)[i, rows]
+        tensor = arithmetics.to_tensor(held(values[i, rows], grid))
+        return tensor.to(self.row.device.name) if self.on_device else tensor
 
     def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
         made = self.t[i + 1] - self.t[i]
         t = int(self.t[i + 1]) if made == 1 else LEFT_OUT if made == 0 else 0
         out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
         s, arithmetic, lr = self.probe.settings, self.probe.arithmetic, float(self.lr[i + 1])
-        _one(s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
+        engine = kernels.engine("mechanism", self.on_device)
+        _one(engine, s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
 
     def end(self) -> Block:
         out = {**self.out, **of_steps(self.partial)}
@@ -113,22 +128,22 @@ class _Look:
         return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, made)}
 
 
-def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors, after: Tensors,
-         out: Block, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
-    from deadtok_xr.kernels.numba.mechanism import mechanism
+def _one(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors,
+         after: Tensors, out: Block, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
+    import torch
 
-    shape = tuple(before["W"].shape)
+    w = before["W"]
     single = t > 0 and not np.isnan(lr)  # else the transition is not one update, or its rate is not known
-    nothing = np.full(shape, 0.0 if t == LEFT_OUT else np.nan)
-    u = arithmetics.unrounded(arithmetic, s, t, lr, before, after) if single else nothing
-    predicted = arithmetics.update(arithmetic, s, t, lr, before, after) if single else before["W"]
+    nothing = torch.full_like(w, 0.0 if t == LEFT_OUT else np.nan, dtype=torch.float64)
+    u = arithmetics.intended(arithmetic, s, t, lr, before, after) if single else nothing
+    predicted = arithmetics.update(arithmetic, s, t, lr, before, after).to(w.dtype) if single else w
     has_gradient = "grad" in after or t == LEFT_OUT
-    g = after["grad"].float().numpy() if "grad" in after and t != LEFT_OUT else np.zeros(shape, np.float32)
+    g = after["grad"] if "grad" in after and t != LEFT_OUT else torch.zeros_like(w)
     counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
-    mechanism(
-        before["W"].float().numpy(), after["W"].float().numpy(), predicted.to(before["W"].dtype).float().numpy(),
-        single, g, has_gradient, u, lattice.smallest, lattice.ulp_offset, out["cause"], out["margin"],
-        out["intended"], net, counts, sums,
+    floats = [_given(engine, x.float()) for x in (w, after["W"], predicted, g)]
+    engine.mechanism(
+        *floats[:3], single, floats[3], has_gradient, _given(engine, u), lattice.smallest, lattice.ulp_offset,
+        out["cause"], out["margin"], out["intended"], net, counts, sums,
     )  # fmt: skip
     for name, value in zip(COUNTS, counts, strict=True):
         partial[name] += value
@@ -137,7 +152,12 @@ def _one(s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: flo
     partial["lr"] = lr
     if single:
         _decay(s, arithmetic, t, lr, before, after, partial)
-        _moments(s, arithmetic, t, before, after, partial)
+        _moments(engine, s, arithmetic, t, before, after, partial)
+
+
+def _given(engine: Any, x: Any) -> Any:
+    """A tensor as the kernels take it."""
+    return x if engine.__name__.startswith("deadtok_xr.kernels.torch") else x.numpy()
 
 
 def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, after: Tensors, partial: Any) -> None:
@@ -152,26 +172,21 @@ def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, aft
         partial["decay_only"] += int((moved & finite & (without == before["W"])).sum())
 
 
-def _moments(s: Settings, arithmetic: str, t: int, before: Tensors, after: Tensors, partial: Any) -> None:
+def _moments(engine: Any, s: Settings, arithmetic: str, t: int, before: Tensors, after: Tensors, partial: Any) -> None:
     """Count moments that follow from those before, and second moments that stand still for good."""
-    from deadtok_xr.kernels.numba.mechanism import same, stalled
-
     if not s.is_adam or not {"grad", "exp_avg", "exp_avg_sq"} <= after.keys():
         return
     if len({after[n].dtype for n in ("W", "grad", "exp_avg", "exp_avg_sq")}) == 1:
         found = arithmetics.moments(arithmetic, s, t, before, after)
         for short, name in (("m", "exp_avg"), ("v", "exp_avg_sq")):
-            n_same, n = same(_flat(found[name]), _flat(after[name]))
+            n_same, n = engine.same(*(_given(engine, x[name].reshape(-1).float()) for x in (found, after)))
             partial[f"{short}_equal"] += n_same
             partial[f"{short}_compared"] += n
     g = arithmetics.gradient(s, before, after)
-    n_stalled, n = stalled(_flat(before["exp_avg_sq"]), _flat(after["exp_avg_sq"]), _flat(g))
+    moments = (before["exp_avg_sq"], after["exp_avg_sq"], g)
+    n_stalled, n = engine.stalled(*(_given(engine, x.reshape(-1).float()) for x in moments))
     partial["stalled"] += n_stalled
     partial["v_known"] += n
-
-
-def _flat(x: Any) -> NDArray[np.float32]:
-    return x.reshape(-1).float().numpy()
 
 
 def of_steps(n: NDArray[Any]) -> Block:

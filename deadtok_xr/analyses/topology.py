@@ -116,13 +116,16 @@ class _Look:
         self.probe, self.out = probe, room(FIELDS, row)
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba import centroid
-        from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
+        from deadtok_xr import kernels
 
-        grid, out = self.probe.grid, piece.room(self.out, FIELDS)
-        steps = piece.floats(self.probe.variable)[: piece.n_states]
-        out["mean_ulp"][:] = ulp(centroid(steps).astype(np.float32).astype(get_grid(grid).dtype), grid).mean(axis=1)
-        kernel(steps, piece.changed(self.probe.variable), out["mean_ulp"], self.probe.linked, out)
+        name, grid, out = self.probe.variable, self.probe.grid, piece.room(self.out, FIELDS)
+        on_device = piece.row.device.runs("topology")
+        steps = (piece.tensor(name) if on_device else piece.floats(name))[: piece.n_states]
+        centroid = kernels.engine("kinematics", on_device).centroid
+        centre = centroid(steps).astype(np.float32).astype(get_grid(grid).dtype)
+        out["mean_ulp"][:] = ulp(centre, grid).mean(axis=1)
+        kernel = kernels.engine("topology", on_device).topology
+        kernel(steps, piece.changed(name), out["mean_ulp"], self.probe.linked, out)
 
     def end(self) -> dict[str, Any]:
         return self.out

@@ -66,19 +66,21 @@ class _Look:
 
     def piece(self, piece: Piece) -> None:
         from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba import motion  # here, so that a graph is built without numba
-        from deadtok_xr.kernels.numba.lifecycle import cells
+        from deadtok_xr.kernels.numba.lifecycle import cells  # here, so that a graph is built without numba
 
         name, grid = self.probe.variable, self.probe.grid
-        words, changed, out = kernels.words(piece.values[name]), piece.changed(name), piece.room(self.out, FIELDS)
+        on_device = piece.row.device.runs("motion")
+        steps = piece.tensor(name) if on_device else kernels.words(piece.values[name])
+        motion = kernels.engine("motion", on_device).motion
+        changed, out = piece.changed(name), piece.room(self.out, FIELDS)
         out["changed"][:] = changed
         try:
-            self.state = motion(words, changed, self.state, self.lattice, MAGNITUDES, out)
+            self.state = motion(steps, changed, self.state, self.lattice, MAGNITUDES, out)
         except OffGridError as error:
             raise OffGridError(
                 f"{name}: {error} of {grid}; measure the recorded values, not derived ones, or say precision="
             ) from None
-        root = np.sqrt(words.shape[2])
+        root = np.sqrt(piece.row.n_dims)
         cells(out["lattice_l1"], out["lattice_l2"], out["moved_dims"], root, CELLS, out["cells"])
 
     def end(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import click
 
 from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
+from deadtok_xr.device import NAMES, resolve, resources
 from deadtok_xr.errors import InputError
 
 _PATIENCE = "10s"  # for a scheduler to answer
+_HERE = ("threads", "processes", "synchronous")
 
 
 @click.command()
@@ -31,7 +33,13 @@ _PATIENCE = "10s"  # for a scheduler to answer
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(NAMES),
+    default="auto",
+    show_default=True,
+    help="Where dense kernels run: auto is CUDA where it wins; torch-cpu tries the kernels for GPUs.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["bfloat16", "float16", "float32"]),
@@ -61,8 +69,8 @@ def analyze(
     from deadtok_xr import store as stores
     from deadtok_xr.progress import dask_progress
 
-    if device in ("cuda", "mps"):
-        raise InputError(f"--device {device}: the kernels of this version run on the CPU; say --device cpu")
+    if scheduler in _HERE and device != "auto":
+        resolve(device, 0)  # now, not in the first task
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if names == []:
         raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")
@@ -74,9 +82,9 @@ def analyze(
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     tree = dx.analyze(
         store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial,
-        options={"mechanism": options} if options else None,
+        options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
-    with _scheduler(scheduler):
+    with _scheduler(scheduler, device):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))
     if figures:
@@ -85,10 +93,10 @@ def analyze(
 
 
 @contextmanager
-def _scheduler(name: str) -> Iterator[None]:
+def _scheduler(name: str, device: str) -> Iterator[None]:
     import dask
 
-    if name in ("threads", "processes", "synchronous"):
+    if name in _HERE:
         with dask.config.set(scheduler=name):
             yield
         return
@@ -101,4 +109,15 @@ def _scheduler(name: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
     with client:
+        _check_workers(client.scheduler_info()["workers"], name, device)
         yield
+
+
+def _check_workers(workers: Mapping[str, Any], scheduler: str, device: str) -> None:
+    """Refuse what would wait for ever: tasks for workers with a resource that none has."""
+    for resource in resources(device).get("resources", {}):
+        if not any(worker.get("resources", {}).get(resource) for worker in workers.values()):
+            raise InputError(
+                f"--device {device}: none of the {len(workers)} workers of {scheduler} has the resource {resource}: "
+                f"start those with a GPU as `dask worker {scheduler} --resources {resource}=1`, or say --device cpu"
+            )

@@ -9,6 +9,7 @@ n tokens, d dims.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16, get_grid
 from deadtok_xr.errors import InputError
+
+
+def engine(part: str, on_device: bool) -> Any:
+    """A file of kernels, torch's or numba's; imported when it is wanted, since a graph is built without either."""
+    return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{part}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The arithmetics of torch's optimizers, operation by operation, on the CPU.
+"""The arithmetics of torch's optimizers, operation by operation, on the device that the tensors are on.
 
 Where torch rounds every operation to the dtype of the parameter, torch's own operations are called on tensors of
 that dtype, so the roundings (and the fused multiply-adds inside lerp and addcmul) are its own; where it computes
@@ -16,6 +16,9 @@ Formulas follow torch 2.13, torch/optim/{adam,adamw,sgd}.py; t counts updates, b
     float32_once       from m and v at t as recorded, in float32, with one rounding of W
 
 ``capturable`` needs an accelerator, where its arithmetic has not been confirmed; the others are confirmed on CPUs.
+
+Operations of the same name round differently on CPUs and accelerators (scalars of foreach, multiply-adds that are
+fused or not), so a recording is only ever replayed on the kind of device that made it, or on a CPU.
 """
 
 from __future__ import annotations
@@ -125,10 +128,15 @@ def unrounded(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, 
     u = -lr·wd·W - lr/(1-b1ᵗ)·m/d for Adam, with the arithmetic's own d, so that what it rounds to zero on the
     way is zero here too; u = -lr·(gradient or momentum buffer) for SGD.
     """
+    return intended(arithmetic, s, t, lr, before, after).cpu().numpy()
+
+
+def intended(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
+    """The same, where the tensors are."""
     u = -lr * _direction(arithmetic, s, t, before, after)
     if s.decoupled_decay:
         u -= lr * s.decoupled_decay * before["W"].double()
-    return u.numpy()
+    return u
 
 
 def _direction(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensors) -> Tensor:
@@ -195,7 +203,7 @@ def _capturable_adam(s: Settings, t: int, lr: float, before: Tensors, after: Ten
     import torch
 
     b1, b2 = s.betas
-    step = torch.tensor(float(t))
+    step = torch.tensor(float(t), device=before["W"].device)
     size = ((torch.pow(b1, step) - 1) / lr).reciprocal()
     d = (_second(s, after).sqrt() / (1 - torch.pow(b2, step)).sqrt()).add_(s.eps).div_(size)
     return _decayed(s, lr, before["W"]).addcdiv(after["exp_avg"], d)
@@ -205,7 +213,7 @@ def _capturable_single_adam(s: Settings, t: int, lr: float, before: Tensors, aft
     import torch
 
     b1, b2 = s.betas
-    step = torch.tensor(float(t))
+    step = torch.tensor(float(t), device=before["W"].device)
     size = -(lr / (1 - b1**step))
     d = (_second(s, after).sqrt() / ((1 - b2**step).sqrt() * size)).add_(s.eps / size)
     return _decayed(s, lr, before["W"]).addcdiv(after["exp_avg"], d)
@@ -221,8 +229,9 @@ def _fused_adam(s: Settings, t: int, lr: float, before: Tensors, after: Tensors)
     )  # fmt: skip
     largest = [_padded(before["max_exp_avg_sq"])] if s.amsgrad else []
     operation = torch._fused_adamw_ if s.optimizer == "AdamW" else torch._fused_adam_
+    step = torch.tensor(float(t), device=w.device)
     operation(
-        [w], [g], [m], [v], largest, [torch.tensor(float(t))], lr=lr, beta1=s.betas[0], beta2=s.betas[1],
+        [w], [g], [m], [v], largest, [step], lr=lr, beta1=s.betas[0], beta2=s.betas[1],
         weight_decay=s.weight_decay, eps=s.eps, amsgrad=s.amsgrad, maximize=s.maximize,
     )  # fmt: skip
     return [x[: shape.numel()].view(shape) for x in (w, m, v)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16, decode
+from deadtok_xr.device import CPU, Device
 from deadtok_xr.stored import RowReader, Stored
 
 PIECE_BYTES = 2**22
@@ -81,7 +82,7 @@ class Row:
     n_tokens, n_dims
         The size of a step.
     device
-        The torch device that dense kernels run on, or "cpu" for the compiled ones.
+        Where dense kernels run.
     """
 
     first: int
@@ -89,7 +90,7 @@ class Row:
     n_transitions: int
     n_tokens: int
     n_dims: int
-    device: str = "cpu"
+    device: Device = CPU
 
     @property
     def states(self) -> slice:
@@ -124,6 +125,7 @@ class Piece:
     n_states: int
     _decoded: dict[str, NDArray[Any]] = field(default_factory=dict)
     _changed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    _tensors: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_transitions(self) -> int:
@@ -147,17 +149,32 @@ class Piece:
         values = self.values[name]
         return values.view(np.uint16) if values.dtype == BFLOAT16 else self.floats(name)
 
+    def tensor(self, name: str) -> Any:
+        """A variable as recorded, on the row's device; copied there once."""
+        from deadtok_xr.kernels.torch import to_device
+
+        if name not in self._tensors:
+            self._tensors[name] = to_device(self.values[name], self.row.device.name)
+        return self._tensors[name]
+
     def changed(self, name: str) -> NDArray[np.bool_]:
         """Which rows of a variable differ in a bit from the step before, (t - 1, n)."""
-        from deadtok_xr.kernels.numba import changed_rows  # here, so that a graph is built without numba
-
         if name not in self._changed:
-            values = self.values[name]
-            self._changed[name] = changed_rows(values.view(np.dtype(f"u{values.dtype.itemsize}")))
+            self._changed[name] = self._find_changed(name)
         return self._changed[name]
 
+    def _find_changed(self, name: str) -> NDArray[np.bool_]:
+        if name in self._tensors:
+            from deadtok_xr.kernels import torch
 
-def pieces(row: Row, sources: Mapping[str, Steps], at_once: int) -> Iterator[Piece]:
+            return torch.changed_rows(self._tensors[name])
+        from deadtok_xr.kernels.numba import changed_rows  # here, so that a graph is built without numba
+
+        values = self.values[name]
+        return changed_rows(values.view(np.dtype(f"u{values.dtype.itemsize}")))
+
+
+def pieces(row: Row, sources: Mapping[str, Steps], at_once: int) -> Generator[Piece, None, None]:
     """The steps of a row, ``at_once`` at a time, each piece beginning with the last step of the one before."""
     total = row.n_transitions + 1 if row.n_transitions == row.n_states else row.n_states
     shape = (min(at_once + 1, total), row.n_tokens, row.n_dims)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -13,9 +15,12 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from deadtok_xr import device as devices
 from deadtok_xr.blocks import fitting, neighbour, uniform
+from deadtok_xr.device import Device
 from deadtok_xr.reader import recorded
 from deadtok_xr.stored import Stored, place_of
+from deadtok_xr.sweep.ahead import ahead
 from deadtok_xr.sweep.pieces import PIECE_BYTES, Field, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
 
 Block = dict[str, Any]
@@ -81,20 +86,22 @@ class _Table:
     def transitions(self) -> tuple[int, ...]:
         return (*self.steps[:-1], self.steps[-1] - 1)
 
-    def row(self, i: int, device: str) -> Row:
+    def row(self, i: int, device: Device) -> Row:
         return Row(sum(self.steps[:i]), self.steps[i], self.transitions[i], *self.shape[1:], device)
 
 
-def run(plans: Sequence[Plan]) -> list[xr.Dataset]:
+def run(plans: Sequence[Plan], device: str = "auto") -> list[xr.Dataset]:
     """Answer plans together: one pass for all whose arrays are cut into the same steps.
 
-    Their matrices are of one dataset: the same name means the same array.
+    Their matrices are of one dataset: the same name means the same array. ``device`` is resolved where a task runs,
+    which may be another machine; see `deadtok_xr.device`.
     """
+    devices.check(device)
     matrices: dict[str, da.Array] = {}
     for plan in plans:
         matrices.update(plan.matrices)
     probes = {_name(probe): probe for plan in plans for probe in plan.probes.values()}
-    layer = _layer(matrices, probes) if probes else None
+    layer = _layer(matrices, probes, device) if probes else None
     return [plan.finish(Findings(layer, {k: _name(p) for k, p in plan.probes.items()}, probes)) for plan in plans]
 
 
@@ -110,7 +117,7 @@ class _Layer:
     table: _Table
 
 
-def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe]) -> _Layer:
+def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe], device: str) -> _Layer:
     used = {name for probe in probes.values() for name in probe.matrices}
     arrays = {name: x for name, x in matrices.items() if name in used}
     first = next(iter(arrays.values()))
@@ -119,15 +126,16 @@ def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe]) -> _Layer:
     stored = {name: place_of(x) for name, x in arrays.items()}
     places = {name: p for name, p in stored.items() if p is not None and p.chunk_steps == first.chunks[0][0]}
     held = {name: x for name, x in arrays.items() if name not in places}
-    name = f"sweep-{tokenize({n: x.name for n, x in arrays.items()}, sorted(probes))}"
+    name = f"sweep-{tokenize({n: x.name for n, x in arrays.items()}, sorted(probes), device)}"
     edges = {n: (x, neighbour(x, 1)) for n, x in held.items()}
     graph: dict[Any, Any] = {}
-    job = _Sweep(places, tuple(probes.items()), table, tuple(held))
+    job = _Sweep(places, tuple(probes.items()), table, tuple(held), device)
     for i in range(len(table.steps)):
         blocks = [[_keys(x, i) for x in pair] for pair in edges.values()]
         graph[name, i] = (job, i, blocks)
     dependencies = [x for pair in edges.values() for x in pair]
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=dependencies)
+    with dask.annotate(**devices.resources(device)):
+        layers = HighLevelGraph.from_collections(name, graph, dependencies=dependencies)
     rows = da.Array(layers, name, ((1,) * len(table.steps),), meta=np.empty(0, object))
     return _Layer(rows, table)
 
@@ -140,24 +148,39 @@ class _Sweep:
     """One task: a row, gone through once for all probes."""
 
     def __init__(
-        self, places: dict[str, Stored], probes: tuple[tuple[str, Probe], ...], table: _Table, held: tuple[str, ...]
-    ) -> None:
-        self.places, self.probes, self.table, self.held = places, probes, table, held
+        self, places: dict[str, Stored], probes: tuple[tuple[str, Probe], ...], table: _Table, held: tuple[str, ...],
+        device: str,
+    ) -> None:  # fmt: skip
+        self.places, self.probes, self.table, self.held, self.device = places, probes, table, held, device
 
     def __call__(self, i: int, blocks: list[Any]) -> Block:
-        row = self.table.row(i, "cpu")
-        sources: dict[str, Steps] = {name: StoredSteps(place, row.first) for name, place in self.places.items()}
+        first = sum(self.table.steps[:i])
+        sources: dict[str, Steps] = {name: StoredSteps(place, first) for name, place in self.places.items()}
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
-        looks = {name: probe.begin(row) for name, probe in self.probes}
-        step = row.n_tokens * row.n_dims * sum(source.dtype.itemsize for source in sources.values())
         try:
-            for piece in pieces(row, sources, max(1, PIECE_BYTES // max(1, step))):
-                for look in looks.values():
-                    look.piece(piece)
+            row = self.table.row(i, devices.resolve(self.device, self._bytes(i, sources)))
+            looks = {name: probe.begin(row) for name, probe in self.probes}
+            with closing(_cut(row, sources)) as parts:
+                for piece in parts:
+                    for look in looks.values():
+                        look.piece(piece)
         finally:
             for source in sources.values():
                 source.close()
         return {name: look.end() for name, look in looks.items()}
+
+    def _bytes(self, i: int, sources: Mapping[str, Steps]) -> int:
+        """Of the largest variable in a row."""
+        _, n, d = self.table.shape
+        return self.table.steps[i] * n * d * max(source.dtype.itemsize for source in sources.values())
+
+
+def _cut(row: Row, sources: Mapping[str, Steps]) -> Generator[Piece, None, None]:
+    """A row in pieces: small ones that stay in a core's cache, or large ones for a device, each decoded ahead."""
+    step = row.n_tokens * row.n_dims * sum(source.dtype.itemsize for source in sources.values())
+    size = devices.PIECE_BYTES if row.device.kernels else PIECE_BYTES
+    parts = pieces(row, sources, max(1, size // max(1, step)))
+    return ahead(parts) if row.device.kernels else parts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""Whether the kernel of one pass can be had here."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deadtok_xr.kernels import Lattice
+
+_BROKEN: list[str] = []
+
+
+def motion(steps: Tensor, lattice: Lattice, magnitudes: tuple[float, float, float]) -> dict[str, Tensor] | None:
+    """What one pass finds of steps (t + 1, n, d); None where it cannot be had, or is not for such steps."""
+    if steps.dtype != torch.bfloat16 or lattice.ulp_offset != 134 or not steps.is_cuda or _BROKEN:
+        return None
+    one_pass = _triton()
+    if one_pass is None or len(steps) < 2:
+        return None
+    try:
+        found: dict[str, Tensor] = one_pass.motion(steps.view(torch.int16), magnitudes, float(steps.shape[2]) ** 0.5)
+    except torch.OutOfMemoryError:
+        return None  # the eager kernel takes less at once
+    except Exception as error:  # whatever compilers throw
+        _BROKEN.append(repr(error))
+        warnings.warn(f"motion runs without Triton, slower, since that failed: {error!r}", stacklevel=2)
+        return None
+    return found
+
+
+@functools.cache
+def _triton() -> Any:
+    try:
+        from deadtok_xr.kernels.torch import one_pass
+    except ImportError:
+        return None
+    return one_pass
