@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import dask.array as da
@@ -17,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zstandard import ZstdDecompressor, ZstdError
 
+from deadtok_xr import motion_bounds
 from deadtok_xr.reader import ChunkReader, chunk_reader
 
 _KEPT = 4096
@@ -103,7 +105,7 @@ class RowReader:
     def finish(self) -> None:
         """Read what is left of the chunks, so that their checksums are checked, and let go of them."""
         for part in self._parts:
-            part.chunk.finish()
+            part.finish()
             part.chunk.close()
 
     def close(self) -> None:
@@ -141,8 +143,34 @@ class _Part:
         self._whole = len(rows) == reader.array.chunks[-2]
         self._rows: Any = slice(int(rows[0]), int(rows[-1]) + 1) if (np.diff(rows) == 1).all() else rows
         self._room = None if self._whole else np.empty((1, *reader.array.chunks[-2:]), reader.array.dtype)
+        self._where, self._wanted = (reader.array, block_id), rows
+        self._height, self._at = reader.array.chunks[-3], 0
+        self._still: NDArray[Any] | None = None
 
     def read(self, out: NDArray[Any]) -> None:
+        """Fill these rows of ``out`` with the next steps; those after the last motion without decoding them."""
+        stop = self._at + len(out)
+        n = len(out) if stop == 1 else max(0, min(stop, self._n_moving) - self._at)
+        if n:
+            self._decode(out[:n])
+            if stop == 1 or stop >= self._n_moving:
+                self._still = out[n - 1, self._into].copy()
+        if n < len(out):
+            out[n:, self._into] = self._still
+        self._at = stop
+
+    @cached_property
+    def _n_moving(self) -> int:
+        """How many steps there are up to the last motion of a wanted row; all, where nothing is kept of that."""
+        bounds = motion_bounds.read(*self._where)
+        return self._height if bounds is None else int(bounds[1, self._wanted].max()) + 1
+
+    def finish(self) -> None:
+        """Look at the checksum at the end, unless the end was not needed."""
+        if self._n_moving == self._height:
+            self.chunk.finish()
+
+    def _decode(self, out: NDArray[Any]) -> None:
         if self._room is None:
             self.chunk.read(out, self._into)
             return

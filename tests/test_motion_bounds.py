@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import dask
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr import motion_bounds, zarr_dtype
+from deadtok_xr import motion_bounds, store, stored, zarr_dtype
+from deadtok_xr.recorder.appending import begin
 
 
 def reference(steps: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -93,3 +98,54 @@ def test_what_is_wrong_is_found(recording: Path, tmp_path: Path) -> None:
     (path / "motion/W/c/0/0/0").write_bytes(data)
     (problem,) = dx.verify(path).problems
     assert "the motion that is kept of the chunk (0, 0, 0)" in problem
+
+
+def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
+    """The recording cut to its first steps, and then nothing moves: two more rows of chunks."""
+    rec = dx.open_recording(recording, raw=True)
+    W = rec.W.values[np.minimum(np.arange(300), steps)]
+    rows = store.Rows(rec.token.values, rec.dead.values)
+    appender = begin(path, rows, {"optimizer": "AdamW"}, 128, overwrite=False)
+    for first in range(0, 300, 100):
+        appender.append(np.arange(first, first + 100), {"W": (W[first : first + 100], np.nan)}, {})
+    appender.finish()
+    return path
+
+
+@pytest.mark.parametrize("tokens", ["dead", "live", "all"])
+def test_what_stands_still_is_not_decoded_and_nothing_changes(
+    recording: Path, tmp_path: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = still_at_the_end(recording, tmp_path / "run.zarr", 50)
+    check(path)
+    decoded = count_steps(monkeypatch)
+    found = computed(path, tokens)
+    n_chunks = len({key[-1] for key in decoded})
+    # the first row to step 50; of the two rows after it the first step, for themselves and for the row before
+    assert sum(decoded.values()) <= n_chunks * (51 + 2 + 2)
+    decoded.clear()
+    monkeypatch.setattr(motion_bounds, "read", lambda array, position: None)
+    expected = computed(path, tokens)
+    assert sum(decoded.values()) == n_chunks * (300 + 2)
+    assert len(found) == len(expected) > 8
+    for a, b in zip(found, expected, strict=True):
+        xr.testing.assert_identical(a, b)
+
+
+def computed(path: Path, tokens: Any) -> tuple[xr.Dataset, ...]:
+    datasets = [node.to_dataset() for node in dx.analyze(path, tokens=tokens).values()]
+    small = [ds.drop_vars(["position", "thermal_velocity"], errors="ignore") for ds in datasets]
+    found: tuple[xr.Dataset, ...] = dask.compute(*small)
+    return found
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    counts: Counter[Any] = Counter()
+    read = stored._Stream.read
+
+    def counted(self: stored._Stream, out: NDArray[Any], rows: slice) -> None:
+        counts[self._id[-3:-1]] += len(out)
+        read(self, out, rows)
+
+    monkeypatch.setattr(stored._Stream, "read", counted)
+    return counts
