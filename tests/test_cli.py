@@ -119,8 +119,10 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert (done.status, done.err) == (0, "")
     assert "14 dead tokens" in done.out
     assert "results: Δ.zarr" in done.out
-    assert groups(tmp_path / "Δ.zarr") == [g for g in GROUPS if g not in ("mechanism", "h_persistence")]
-    assert len(list((tmp_path / "figs").glob("*.png"))) == 9
+    assert groups(tmp_path / "Δ.zarr") == [
+        g for g in GROUPS if g not in ("mechanism", "critical_boundary", "h_persistence")
+    ]
+    assert len(list((tmp_path / "figs").glob("*.png"))) == 14
     again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
@@ -333,7 +335,7 @@ def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: 
     assert groups(tmp_path / "a.zarr") == ["freezing", "kinematics", "epochs", "census", "coherence", "centroid_origin"]
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
-    assert len(groups(tmp_path / "b.zarr")) == 8
+    assert len(groups(tmp_path / "b.zarr")) == 13
 
 
 def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
