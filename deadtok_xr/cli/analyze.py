@@ -13,8 +13,6 @@ from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.errors import InputError
 
-_PATIENCE = "10s"  # for a scheduler to answer
-
 
 @click.command()
 @STORE
@@ -31,6 +29,7 @@ _PATIENCE = "10s"  # for a scheduler to answer
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
+@click.option("--workers", type=int, help="Work in so many processes of this machine (dask.distributed).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option(
     "--precision",
@@ -44,8 +43,8 @@ _PATIENCE = "10s"  # for a scheduler to answer
 @QUIET
 def analyze(
     store: Path, results: Path, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
-    scheduler: str, device: str, precision: str | None, allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
-    **replay: Any,
+    scheduler: str, workers: int | None, device: str, precision: str | None, allow_gaps: bool, partial: bool,
+    overwrite: bool, quiet: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -58,7 +57,7 @@ def analyze(
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
     import deadtok_xr as dx
-    from deadtok_xr import store as stores
+    from deadtok_xr import destination
     from deadtok_xr.progress import dask_progress
 
     if device in ("cuda", "mps"):
@@ -70,13 +69,13 @@ def analyze(
     if options and names and "mechanism" not in names:
         raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
     if figures:
-        stores.refuse_inside(figures / "figure.png")
+        destination.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     tree = dx.analyze(
         store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial,
         options={"mechanism": options} if options else None,
     )  # fmt: skip
-    with _scheduler(scheduler):
+    with _scheduler(scheduler, workers, quiet=quiet):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     click.echo(dx.summary(saved))
     if figures:
@@ -85,20 +84,19 @@ def analyze(
 
 
 @contextmanager
-def _scheduler(name: str) -> Iterator[None]:
-    import dask
+def _scheduler(name: str, workers: int | None, *, quiet: bool) -> Iterator[None]:
+    """Dask's scheduler for what is computed inside."""
+    if workers is None and name in ("threads", "processes", "synchronous"):
+        import dask
 
-    if name in ("threads", "processes", "synchronous"):
         with dask.config.set(scheduler=name):
             yield
         return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'") from None
-    try:
-        client = Client(name, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
-    with client:
+    from deadtok_xr import cluster
+
+    if workers is not None and name != "threads":
+        raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")
+    with cluster.connected(name) if workers is None else cluster.of_this_machine(workers) as client:
+        if client.dashboard_link and not quiet:
+            click.echo(f"dashboard: {client.dashboard_link}", err=True)
         yield

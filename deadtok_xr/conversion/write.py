@@ -18,7 +18,7 @@ import zarr
 from blake3 import blake3
 from numcodecs.zstd import Zstd
 
-from deadtok_xr import motion_bounds, store, zarr_dtype
+from deadtok_xr import destination, motion_bounds, storage, store, zarr_dtype
 from deadtok_xr.conversion import skeleton
 from deadtok_xr.conversion.markers import Markers, folder_of
 from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
@@ -56,7 +56,7 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
             if not (markers.folder / "plan.json").exists():
                 markers.remove()  # what is left where the very removal was broken off
     if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
-        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
+        destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
 def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
@@ -138,14 +138,14 @@ def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *,
             f"{dest} holds an unfinished conversion that differs in {' and '.join(differs or ())}: give the command "
             "that began it again to go on, or say --overwrite (overwrite=True) to begin anew"
         )
-    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
+    destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
     skeleton.make(plan, dest, markers)
 
 
 def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room: int, counts: _Progress) -> None:
     """Read units one after the other, while the one before is compressed and written."""
-    group = zarr.open_group(store.absolute(dest), mode="r")
+    group = zarr.open_group(storage.opened(dest), mode="r")
     buffers: SimpleQueue[Words] = SimpleQueue()
     largest = max(unit.nbytes for unit in divide(plan, room))
     for _ in range(IN_FLIGHT):
