@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deadtok_xr import __version__, storage
 from deadtok_xr.errors import InputError
+from deadtok_xr.machine import workers
 
 if TYPE_CHECKING:
     from distributed import Client
 
+T = TypeVar("T")
+R = TypeVar("R")
 _PATIENCE = "10s"  # for a scheduler to answer
 _INSTALL = "pip install 'deadtok_xr[cluster]'"
 
@@ -71,15 +75,9 @@ def of_this_machine(n_workers: int) -> Iterator[Client]:
         from distributed import Client, LocalCluster
     except ImportError:
         raise InputError(f"--workers N needs dask.distributed: {_INSTALL}") from None
-    options: dict[str, Any] = {"dashboard_address": ":0" if _has_dashboard() else None, "silence_logs": "CRITICAL"}
+    options: dict[str, Any] = {"dashboard_address": ":0", "silence_logs": "CRITICAL"}  # any port; failures are raised
     with LocalCluster(n_workers=n_workers, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
         yield client
-
-
-def _has_dashboard() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("bokeh") is not None
 
 
 def _check_workers(client: Client, address: str) -> None:
@@ -142,3 +140,20 @@ def check_places(results: str | Path, recording: str | Path | None) -> None:
                     f"the worker {worker} sees {other} at {place}, where {what} lie: workers need the same disk or an "
                     "object store, such as s3://bucket/run.zarr; see docs/cluster.md"
                 )
+
+
+def each(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """What ``work`` makes of each item, in order: on a cluster if Dask computes with one, else on this machine's cores.
+
+    ``work`` can be sent to other processes, has no effects, and gives little back.
+    """
+    client = current()
+    if client is not None:
+        for future in client.map(work, items, pure=False):
+            yield future.result()
+        return
+    with ThreadPoolExecutor(workers()) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)

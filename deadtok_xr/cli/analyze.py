@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,6 @@ def _scheduler(name: str, workers: int | None, *, quiet: bool) -> Iterator[None]
     if workers is not None and name != "threads":
         raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")
     with cluster.connected(name) if workers is None else cluster.of_this_machine(workers) as client:
-        if client.dashboard_link and not quiet:
+        if find_spec("bokeh") and not quiet:  # without it there is none
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
         yield
