@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -64,6 +65,24 @@ def open_chunk(array: zarr.Array[Any], position: tuple[int, ...]) -> BinaryIO:
     return _open(array, key, start, length)
 
 
+def file_key(array: zarr.Array[Any], position: tuple[int, ...]) -> str:
+    """The key, within its array, of the file or object that holds the chunk at a position of the grid."""
+    if array.shards is not None:
+        position = tuple(i // k for i, k in zip(position, _per_shard(array), strict=True))
+    return str(array.metadata.encode_chunk_key(position))
+
+
+def shard_of(chunks: Sequence[bytes], n: int) -> bytes:
+    """A shard with room for so many chunks: those given, in order, and the index with its checksum."""
+    import google_crc32c
+
+    index = np.full((n, 2), _ABSENT, "<u8")
+    starts = np.cumsum([0, *map(len, chunks)])
+    index[: len(chunks), 0], index[: len(chunks), 1] = starts[:-1], np.diff(starts)
+    end = index.tobytes()
+    return b"".join([*chunks, end, struct.pack("<I", google_crc32c.value(end))])
+
+
 def _per_shard(array: zarr.Array[Any]) -> tuple[int, ...]:
     assert array.shards is not None
     return tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
@@ -89,7 +108,7 @@ def _open(array: zarr.Array[Any], key: str, start: int, length: int | None) -> B
     if isinstance(array.store, LocalStore):
         file = _path(array, key).open("rb", buffering=0)
         return file if length is None else cast(BinaryIO, _Part(file, start, length))
-    return cast(BinaryIO, _Fetched(array.store, _name(array, key), start, length))
+    return cast(BinaryIO, _Fetched(cast("ObjectStore[Any]", array.store), _name(array, key), start, length))
 
 
 def _end(array: zarr.Array[Any], key: str, n: int) -> bytes:
@@ -154,13 +173,13 @@ class _Fetched:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        parts = []
-        while size and (len(self._data) or self._fetch()):
-            part = self._data if size < 0 else self._data[:size]
-            self._data = self._data[len(part) :]
-            size -= len(part) if size > 0 else 0
-            parts.append(part)
-        return b"".join(parts)
+        """So many bytes, or fewer where more would mean to wait; everything if no size is given."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(_MOST), b""))
+        if not len(self._data) and not self._fetch():
+            return b""
+        part, self._data = self._data[:size], self._data[size:]
+        return bytes(part)
 
     def close(self) -> None:
         if self._next is not None:

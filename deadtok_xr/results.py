@@ -76,10 +76,10 @@ def save_results(
 
 
 def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
-    if storage.is_address(path) or storage.is_address(tree.attrs.get("source", "")):
-        recording, results = (PurePosixPath(str(p).rstrip("/")) for p in (tree.attrs.get("source", ""), path))
-    else:
-        recording, results = Path(tree.attrs.get("source", "")).resolve(), Path(path).resolve()
+    source = str(tree.attrs.get("source", ""))
+    if storage.is_address(path) != storage.is_address(source):
+        return
+    recording, results = (PurePosixPath(p) if storage.is_address(p) else Path(p).resolve() for p in (source, str(path)))
     if "source" in tree.attrs and (recording == results or recording in results.parents):
         raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
 

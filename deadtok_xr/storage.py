@@ -45,9 +45,9 @@ def absolute(path: str | Path) -> str:
     return str(path) if is_address(path) else str(Path(path).absolute())
 
 
-def join(path: str | Path, name: str) -> str | Path:
-    """The place of something within a store."""
-    return f"{str(path).rstrip('/')}/{name}" if is_address(path) else Path(path) / name
+def place_for(path: str | Path) -> Path | str:
+    """A path as a Path, an address as it is: a Path would lose one of its slashes."""
+    return str(path) if is_address(path) else Path(path)
 
 
 def opened(path: str | Path) -> Any:
@@ -145,14 +145,14 @@ def write(path: str | Path, name: str, data: bytes) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a store, its root first: what is left of it by a kill does not open."""
+    """Remove a store, what names its kind first: what a kill leaves of it is nothing to anybody."""
     if not is_address(path):
         shutil.rmtree(path)
         return
     import obstore
 
     store = opened(path)
-    names = sorted(objects(store), key=lambda name: name != "zarr.json")
+    names = sorted(objects(store), key=lambda name: name not in ("zarr.json", "plan.json"))
     with reaching(path):
         for start in range(0, len(names), 1000):
             obstore.delete(store.store, names[start : start + 1000])

@@ -69,14 +69,16 @@ class Rows:
 
 
 def create_array(
-    group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto"
-) -> zarr.Array[Any]:
+    group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto",
+    shards: tuple[int, ...] | None = None,
+) -> zarr.Array[Any]:  # fmt: skip
     """An array as all our stores have them: zstd with a checksum, every chunk written, NaN where unwritten."""
     floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype) == BFLOAT16)
     return group.create_array(
         name,
         shape=tuple(shape),
         chunks=chunks,
+        shards=shards,
         dtype=dtype,
         dimension_names=tuple(dims),
         compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),  # without it a flipped bit is returned as data
@@ -100,12 +102,12 @@ def create_coordinate(
 
 def declare_array(
     group: zarr.Group, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
-    attrs: Mapping[str, Any] = {}, *, coordinates: Sequence[str] = (),
+    attrs: Mapping[str, Any] = {}, *, coordinates: Sequence[str] = (), shards: tuple[int, ...] | None = None,
 ) -> zarr.Array[Any]:  # fmt: skip
     """A variable with the attributes that every one has; ``coordinates`` are those of tokens that the store has."""
     dtype = np.dtype(dtype)
     schema.check_variable(name, dims, dtype.name, where=place(group))
-    array = create_array(group, name, shape, dims, dtype, tuple(chunks))
+    array = create_array(group, name, shape, dims, dtype, tuple(chunks), shards)
     array.attrs.update(
         {
             **schema.attributes(name),
@@ -178,11 +180,11 @@ class StoreWriter:
 
     def declare(
         self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
-        attrs: Mapping[str, Any] = {},
+        attrs: Mapping[str, Any] = {}, *, shards: tuple[int, ...] | None = None,
     ) -> zarr.Array[Any]:  # fmt: skip
-        """Declare a variable of any dimensions, with its shape and chunks along all of them."""
+        """Declare a variable of any dimensions, with its shape, chunks and perhaps shards along all of them."""
         known = [c for c in schema.OF_TOKENS if c in self._arrays]
-        array = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known)
+        array = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known, shards=shards)
         self._arrays[name] = array
         return array
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
+from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, draw
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.errors import InputError
 
 
 @click.command()
-@STORE
+@STORE_ANYWHERE
 @click.option(
     "-o",
     "--output",
     "results",
     required=True,
-    type=PATH,
+    type=PLACE,
     help="Results store to write.",
 )
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
@@ -43,7 +43,7 @@ from deadtok_xr.errors import InputError
 @OVERWRITE
 @QUIET
 def analyze(
-    store: Path, results: Path, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
+    store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
     scheduler: str, workers: int | None, device: str, precision: str | None, allow_gaps: bool, partial: bool,
     overwrite: bool, quiet: bool, **replay: Any,
 ) -> None:  # fmt: skip
