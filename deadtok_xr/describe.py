@@ -40,7 +40,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
     lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
     lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
-    for name in sorted(arrays, key=lambda n: -arrays[n].nbytes):
+    for name in sorted(arrays, key=lambda n: (-arrays[n].nbytes, n)):  # zarr lists in no order
         lines.append("  " + _row(name, arrays[name]))
     lines.append(f"  memory to analyse all tokens with {workers()} threads: about {_size(memory_bound(group))}")
     return "\n".join(lines)

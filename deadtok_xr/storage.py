@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -52,7 +52,24 @@ def place_for(path: str | Path) -> Path | str:
 
 def opened(path: str | Path) -> Any:
     """What zarr takes for the place of a store."""
-    return ObjectStore(_s3(str(path))) if str(path).startswith(_S3) else absolute(path)
+    return Objects(_s3(str(path))) if str(path).startswith(_S3) else absolute(path)
+
+
+class Objects(ObjectStore[Any]):
+    """zarr's store of objects, whose errors are sentences."""
+
+    async def get(self, *args: Any, **kwargs: Any) -> Any:
+        with reaching(place_of(self)):
+            return await super().get(*args, **kwargs)
+
+    async def set(self, *args: Any, **kwargs: Any) -> None:
+        with reaching(place_of(self)):
+            await super().set(*args, **kwargs)
+
+    async def list_dir(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:  # type: ignore[override]
+        with reaching(place_of(self)):
+            async for name in super().list_dir(*args, **kwargs):
+                yield name
 
 
 def _s3(address: str) -> Any:

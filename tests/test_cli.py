@@ -449,7 +449,7 @@ def test_a_conversion_never_replaces_results(
         (["--figures", "STORE"], "lies in the Zarr store"),
         (["-o", "dangling"], "is a symbolic link to nothing"),
         (["-o", ""], "it is empty; needed: a path"),
-        (["-o", "s3://bucket/r.zarr"], "is an address; needed: a path on this machine"),
+        (["-o", "s3://bucket"], "needed: a bucket and a name in it"),
         (["--scheduler", ""], "no Dask scheduler answers at ''"),
         (["--nonsense"], "No such option"),
         (["extra"], "Got unexpected extra argument"),
