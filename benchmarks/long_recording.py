@@ -3,8 +3,8 @@
     python -m benchmarks.long_recording DIR [--steps 6000] [--tokens 10000] [--dims 64]
 
 leaves DIR/recording.h5 in the layout of Thimble 7: `W`, `grad`, `exp_avg`, `exp_avg_sq` as the bits of bfloat16, a row
-for each step and the initial state, masks and ids of the dead tokens, losses. 6,001 x 10,000 x 64 are 31 GB, written in
-bounded memory in less than ten minutes on one core.
+for each step and the initial state, masks and ids of the dead tokens, losses; and for `mechanism` the learning rates
+and Adam's settings. 6,001 x 10,000 x 64 are 31 GB, written in bounded memory in less than ten minutes on one core.
 
 A real tiny model is trained first (`deadtok_xr.demo`), with all four tensors. What it says of sizes is kept as a
 schedule: of its gradients, of dead and of live tokens, how large they are at each part of the run, how much of them is
@@ -174,8 +174,8 @@ def write(path: Path, schedule: Schedule, steps: int, tokens: int, dims: int, *,
                 progress(start + len(block), steps + 1)
         file["losses"] = np.linspace(9, 4, steps + 1, dtype=np.float32)
         file.update({"dead_mask": dead, "live_mask": ~dead, **ids})
-        settings = {"learning_rate": float(schedule.rate[0]), "beta1": BETAS[0], "beta2": BETAS[1], "epsilon": EPS}
-        file.attrs.update({**settings, "weight_decay": 0.0, "optimizer": "Adam", "seed": 42})
+        file["lr"] = np.array([np.nan, *(schedule.at(t / steps)[3] for t in range(steps))])
+        file.attrs.update({"optimizer": "Adam", "betas": BETAS, "eps": EPS, "weight_decay": 0.0, "seed": 42})
 
 
 def real_schedule(run: demo.Run = MODEL) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -320,3 +321,17 @@ def test_verification_on_a_cluster(recording: Path, tmp_path: Path) -> None:
     chunk.write_bytes(chunk.read_bytes()[:-9])
     (problem,) = dx.verify(copy).problems
     assert "step positions 128..255" in problem
+
+
+def test_json_for_scripts(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str | Path) -> dict[str, Any]:
+        assert cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False)) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    said = printed("info", recording, "--json")
+    assert (said["n_steps"], said["n_tokens"], said["complete"]) == (301, 256, True)
+    assert said["variables"]["W"]["shape"] == [301, 256, 16]
+    assert printed("verify", recording, "--json", "-q")["problems"] == []
+    said = printed("analyze", recording, "-o", tmp_path / "r", "--only", "motion", "--json", "-q")
+    assert said == {"results": str(tmp_path / "r"), "groups": ["motion"], "left_out": {}, "figures": []}

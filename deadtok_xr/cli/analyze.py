@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, draw
+from deadtok_xr.cli.options import JSON, OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, draw, print_json
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.errors import InputError
 
@@ -39,13 +39,14 @@ from deadtok_xr.errors import InputError
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
 @replay_options
+@JSON
 @PARTIAL
 @OVERWRITE
 @QUIET
 def analyze(
     store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
     scheduler: str, workers: int | None, device: str, precision: str | None, allow_gaps: bool, partial: bool,
-    overwrite: bool, quiet: bool, **replay: Any,
+    as_json: bool, overwrite: bool, quiet: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -78,9 +79,13 @@ def analyze(
     )  # fmt: skip
     with _scheduler(scheduler, workers, quiet=quiet):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
-    click.echo(dx.summary(saved))
-    if figures:
-        draw(saved, figures)
+    if not as_json:
+        click.echo(dx.summary(saved))
+    drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
+    if as_json:
+        left_out = saved.attrs.get("left_out", {})
+        print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
+        return
     click.echo(f"results: {results}")
 
 

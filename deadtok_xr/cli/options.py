@@ -55,12 +55,21 @@ def description(path: Path | str, *, partial: bool = False) -> str:
     return describe(path, partial=partial)
 
 
-def draw(tree: Any, folder: Path) -> None:
+def print_json(**facts: Any) -> None:
+    """One JSON object on one line, for scripts."""
+    import json
+
+    click.echo(json.dumps(facts))
+
+
+def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
     """Draw all figures of results, and name the files."""
     from deadtok_xr import plot
 
-    for path in plot.save_figures(tree, folder):
+    drawn = list(plot.save_figures(tree, folder))
+    for path in () if quiet else drawn:
         click.echo(f"figure: {path}")
+    return drawn
 
 
 def read_ids(path: Path) -> list[int]:

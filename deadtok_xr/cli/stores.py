@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, description, pairs, read_ids
+from deadtok_xr.cli.options import (
+    JSON,
+    OVERWRITE,
+    PARTIAL,
+    PATH,
+    PLACE,
+    QUIET,
+    STORE_ANYWHERE,
+    description,
+    pairs,
+    print_json,
+    read_ids,
+)
 from deadtok_xr.errors import InputError
 
 
@@ -128,13 +140,19 @@ def recipes() -> None:
 
 @click.command()
 @STORE_ANYWHERE
+@JSON
 @PARTIAL
-def info(store: Path | str, partial: bool) -> None:
+def info(store: Path | str, partial: bool, as_json: bool) -> None:
     """Say what a store holds and what analysing it takes.
 
     \b
     Example:  deadtok info thimble_7.zarr
     """
+    if as_json:
+        from deadtok_xr.describe import facts
+
+        print_json(**facts(store, partial=partial))
+        return
     click.echo(description(store, partial=partial))
 
 
@@ -142,8 +160,9 @@ def info(store: Path | str, partial: bool) -> None:
 @STORE_ANYWHERE
 @click.option("--source", type=PATH, help="What STORE was converted from: compare every bit with it.")
 @click.option("--initial", type=PATH, help="The initial weights that were given, if they do not lie beside SOURCE.")
+@JSON
 @QUIET
-def verify(store: Path | str, source: Path | None, initial: Path | None, quiet: bool) -> None:
+def verify(store: Path | str, source: Path | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
     """Read every chunk of a store against its checksum, and compare it with its source.
 
     \b
@@ -155,7 +174,11 @@ def verify(store: Path | str, source: Path | None, initial: Path | None, quiet: 
 
     with reporting("verifying", quiet=quiet) as report:
         found = dx.verify(store, source, initial=initial, progress=report)
+    if as_json:
+        print_json(store=str(store), n_chunks=found.n_chunks, compared=found.compared, problems=found.problems)
     if found.problems:
         raise DamagedStoreError("; ".join(found.problems))
+    if as_json:
+        return
     same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""
     click.echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")
