@@ -48,7 +48,7 @@ _HOME = {
     "report": "deadtok_xr.reporting",
     "save_results": "deadtok_xr.results",
     "spectrum": "deadtok_xr.analyses.spectrum",
-    "summary": "deadtok_xr.summary",
+    "summary": "deadtok_xr.summarizing",
     "topology": "deadtok_xr.analyses.topology",
     "verify": "deadtok_xr.conversion.verify",
 }
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from deadtok_xr.reporting import report
     from deadtok_xr.results import open_results, save_results
     from deadtok_xr.runs import concat_runs
-    from deadtok_xr.summary import summary
+    from deadtok_xr.summarizing import summary
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -40,10 +41,29 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
     lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
     lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
-    for name in sorted(arrays, key=lambda n: -arrays[n].nbytes):
+    for name in sorted(arrays, key=lambda n: (-arrays[n].nbytes, n)):  # zarr lists in no order
         lines.append("  " + _row(name, arrays[name]))
     lines.append(f"  memory to analyse all tokens with {workers()} threads: about {_size(memory_bound(group))}")
     return "\n".join(lines)
+
+
+def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
+    """What `describe` says, for scripts: sizes, and of each variable its layout and how much is stored."""
+    group, n_steps = store.open_group(path, partial=partial)
+    arrays = {
+        name: {
+            "dims": list(store.dimensions(array)), "shape": list(array.shape), "chunks": list(array.chunks),
+            "shards": None if array.shards is None else list(array.shards),
+            "dtype": array.dtype.name if array.dtype.kind not in "OT" else "string",
+            "bytes": int(array.nbytes), "bytes_stored": int(array.nbytes_stored()),
+        }
+        for name, array in sorted(group.arrays())
+    }  # fmt: skip
+    return {
+        "store": str(path), "format": group.attrs["deadtok_format"], "complete": bool(group.attrs.get("complete")),
+        "n_steps": n_steps, "n_tokens": len(store.read_small(group, "token")), "variables": arrays,
+        "memory_to_analyse": memory_bound(group),
+    }  # fmt: skip
 
 
 def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int | None = None) -> int:

@@ -29,3 +29,7 @@ class DestinationExistsError(InputError, FileExistsError):
 
 class WriteError(OSError):
     """A recording that could not be written on: the message says which steps are whole, and what to do."""
+
+
+class StorageError(OSError):
+    """An object store that cannot be reached, or refuses."""

@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import __version__, reader, schema, store
+from deadtok_xr import __version__, destination, reader, schema, store
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.plain_files import WRITERS, Member
@@ -111,7 +111,7 @@ def _writer(out: Path, uint16: bool | None) -> Any:
 
 
 def _check_destination(out: Path, path: Path, *, overwrite: bool) -> None:
-    store.refuse_inside(out)
+    destination.refuse_inside(out)
     if out.is_dir():
         raise DestinationExistsError(f"{out} is a folder, so it is not replaced: name a file")
     if (out.exists() or out.is_symlink()) and not overwrite:

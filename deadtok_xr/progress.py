@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 from dask.callbacks import Callback
 
 Report = Callable[[int, int], None]
+SWEEP = "sweep-"
+_POLL_S = 0.5
 
 
 @contextmanager
@@ -69,17 +72,66 @@ def _lines(label: str, bytes_: bool) -> Report:
 
 @contextmanager
 def dask_progress(label: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of the Dask computation inside, on the local schedulers."""
-    with reporting(label, quiet=quiet) as report, _Tasks(report):
-        yield
+    """Show the progress of the Dask computation inside, on the local schedulers or on a cluster."""
+    from deadtok_xr import cluster
+
+    with reporting(label, quiet=quiet) as report:
+        client = None if quiet else cluster.current()
+        with _Tasks(report) if client is None else _polling(client, report):
+            yield
+
+
+def _is_row(key: Any) -> bool:
+    # the work is in the tasks that go through a row; hundreds of small ones come after
+    return isinstance(key, tuple) and str(key[0]).startswith(SWEEP)
 
 
 class _Tasks(Callback):  # type: ignore[misc]
-    def __init__(self, report: Report) -> None:
-        super().__init__(posttask=self._finished)
-        self._report = report
+    """Rows that are done on a local scheduler; all tasks where there are no rows."""
 
-    def _finished(self, key: Any, result: Any, dsk: Any, state: dict[str, Any], worker: Any) -> None:
+    def __init__(self, report: Report) -> None:
+        super().__init__(start=self._begin, posttask=self._finished)
+        self._report = report
+        self._done = self._rows = 0
+
+    def _begin(self, graph: Any) -> None:
+        self._done, self._rows = 0, sum(map(_is_row, graph))
+
+    def _finished(self, key: Any, result: Any, graph: Any, state: dict[str, Any], worker: Any) -> None:
+        if self._rows:
+            if _is_row(key):
+                self._done += 1
+                self._report(self._done, self._rows)
+            return
         done = len(state["finished"])
-        total = sum(len(state[k]) for k in ("ready", "waiting", "running")) + done
-        self._report(done, total)
+        self._report(done, sum(len(state[k]) for k in ("ready", "waiting", "running")) + done)
+
+
+@contextmanager
+def _polling(client: Any, report: Report) -> Iterator[None]:
+    """Rows that are done on a cluster, as its scheduler counts them."""
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.wait(_POLL_S):
+            try:
+                done, total = client.run_on_scheduler(_counted)
+            except Exception:
+                return  # the computation itself says what is wrong
+            if total:
+                report(done, total)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+        report(1, 1)
+    finally:
+        over.set()
+        thread.join()
+
+
+def _counted(dask_scheduler: Any) -> tuple[int, int]:
+    """On the scheduler: rows that are done, and all rows."""
+    states = [ts.state for ts in dask_scheduler.tasks.values() if _is_row(ts.key)]
+    return sum(state in ("memory", "released", "forgotten") for state in states), len(states)

@@ -1,15 +1,15 @@
 """Arrays of a store as lazy Dask arrays, one task per chunk, read as directly as the codecs allow.
 
 zarr-python reads a chunk through an event loop in a thread of its own. For what we write ourselves (little
-endian, zstd) a task reads and decompresses its chunk where it runs, which takes less than half the time; any
-other codec goes through zarr. A chunk that is missing or damaged is an error, never data.
+endian, zstd, in shards or not) a task reads and decompresses its chunk where it runs, from a folder or from an object
+store, which takes less than half the time; any other codec or store goes through zarr. A chunk that is missing or
+damaged is an error, never data.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import dask.array as da
@@ -19,10 +19,10 @@ from dask.base import tokenize
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
-from zarr.storage import LocalStore
 
+from deadtok_xr import chunk_files, storage
 from deadtok_xr.bfloat16 import GRIDS, decode
-from deadtok_xr.errors import DamagedStoreError
+from deadtok_xr.errors import DamagedStoreError, StorageError
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ChunkReader:
             raise self.damaged(block_id, error) from error
 
     def open(self, block_id: tuple[int, ...]) -> BinaryIO:
-        """The file of a chunk, where chunks are read directly."""
-        return (_folder(self.array) / self.array.metadata.encode_chunk_key(block_id)).open("rb", buffering=0)
+        """The compressed bytes of a chunk, where chunks are read directly."""
+        return chunk_files.open_chunk(self.array, block_id)
 
     def _direct(self, block_id: tuple[int, ...]) -> NDArray[Any]:
         array = self.array
@@ -59,8 +59,10 @@ class ChunkReader:
             raise self.damaged(block_id, error) from error
         return chunk[tuple(slice(0, s.stop - s.start) for s in self._region(block_id))]
 
-    def damaged(self, block_id: tuple[int, ...], error: Exception) -> DamagedStoreError:
+    def damaged(self, block_id: tuple[int, ...], error: Exception) -> OSError:
         """What a chunk that cannot be read means to a user."""
+        if isinstance(error, StorageError):
+            return error  # nothing is known of the chunk
         dims = self.array.metadata.dimension_names or ()  # type: ignore[union-attr]
         where = ", ".join(
             f"{dim} positions {s.start}..{s.stop - 1}" for dim, s in zip(dims, self._region(block_id), strict=True)
@@ -73,20 +75,15 @@ class ChunkReader:
 
 def place(node: zarr.Array[Any] | zarr.Group) -> str:
     """Where an array or group lies, as a user writes it."""
-    return str(node.store_path).removeprefix("file://")
-
-
-def _folder(array: zarr.Array[Any]) -> Path:
-    store = array.store
-    assert isinstance(store, LocalStore)
-    return store.root / array.path
+    return "/".join(part for part in (storage.place_of(node.store), node.path) if part)
 
 
 def _reads_directly(array: zarr.Array[Any]) -> bool:
-    codecs: Any = array.metadata.codecs  # type: ignore[union-attr]
+    shards = chunk_files.sharding(array)
+    codecs: Any = shards.codecs if shards else array.metadata.codecs  # type: ignore[union-attr]
     plain = len(codecs) == 2 and isinstance(codecs[0], BytesCodec) and isinstance(codecs[1], ZstdCodec)
     little = plain and (array.dtype.itemsize == 1 or codecs[0].endian.value == "little")
-    return little and array.dtype.kind in "biufV" and isinstance(array.store, LocalStore)
+    return little and array.dtype.kind in "biufV" and chunk_files.is_reachable(array)
 
 
 def chunk_reader(array: zarr.Array[Any]) -> ChunkReader:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 
-from deadtok_xr import store, zarr_dtype
+from deadtok_xr import cluster, destination, storage, store, zarr_dtype
 from deadtok_xr.analyses.kinematics import PER_TOKEN
 from deadtok_xr.blocks import uniform
-from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError
+from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
+from deadtok_xr.sweep.writing import writing
 
 RESULTS = "deadtok_results"
 RESULTS_VERSION = "1.0"
@@ -59,24 +58,28 @@ def save_results(
     if not isinstance(tree, xr.DataTree):
         raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
     _keep_the_recording(tree, path)
-    store.refuse_existing(path, overwrite=overwrite, kind=RESULTS)
-    if Path(path).is_dir():
-        shutil.rmtree(path)
+    destination.refuse_existing(path, overwrite=overwrite, kind=RESULTS)
+    if storage.exists(path):
+        storage.remove(path)
     with _writing(path):
         root = zarr.create_group(
-            store.absolute(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+            storage.opened(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
         )
         pairs = {name: _prepare(root, name, node.to_dataset(), full) for name, node in tree.children.items()}
+        cluster.check_places(path, tree.attrs.get("source"))
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
-            _store([pair for found in pairs.values() for pair in found])
+            writing([pair for found in pairs.values() for pair in found]).compute()
         _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
         root.attrs["complete"] = True
     return open_results(path)
 
 
 def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
-    recording, results = Path(tree.attrs.get("source", "")).resolve(), Path(path).resolve()
+    source = str(tree.attrs.get("source", ""))
+    if storage.is_address(path) != storage.is_address(source):
+        return
+    recording, results = (PurePosixPath(p) if storage.is_address(p) else Path(p).resolve() for p in (source, str(path)))
     if "source" in tree.attrs and (recording == results or recording in results.parents):
         raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
 
@@ -86,7 +89,7 @@ def _writing(path: str | Path) -> Iterator[None]:
     """Say which store could not be written. What reading raises is a DamagedStoreError or an InputError."""
     try:
         yield
-    except (InputError, DamagedStoreError):
+    except (InputError, DamagedStoreError, StorageError):
         raise
     except OSError as error:
         if error.errno is None:
@@ -99,9 +102,10 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
+    keys = storage.objects(root.store)
     for name, group in root.groups():
         for key, array in group.arrays():
-            if holes := store.missing_chunks(array, root):
+            if holes := store.missing_chunks(array, root, keys):
                 raise IncompleteStoreError(
                     f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: run the analysis again with "
                     "--overwrite; workers on other machines need the same disk"
@@ -163,10 +167,11 @@ def open_results(path: str | Path) -> xr.DataTree:
     MissingFileError, InputError, IncompleteStoreError
         If there is nothing at ``path``, if it holds no results, or if they were not written to the end.
     """
-    if "://" not in str(path) and not Path(path).exists():
-        raise MissingFileError(f"{path}: no such file or folder")
+    if not storage.exists(path):
+        raise MissingFileError(f"{path}: nothing is there; needed: results that `deadtok analyze` wrote")
     try:
-        root = zarr.open_group(str(path), mode="r")
+        with storage.reaching(path):
+            root = zarr.open_group(storage.opened(path), mode="r")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
     attrs = root.attrs
@@ -175,17 +180,7 @@ def open_results(path: str | Path) -> xr.DataTree:
     if not attrs.get("complete"):
         raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
     _refuse_holes(path, root)
-    tree = xr.open_datatree(str(path), engine="zarr", consolidated=False, chunks={})
+    tree = xr.open_datatree(storage.opened(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists in no order
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})
-
-
-def _store(pairs: list[tuple[Any, Any]]) -> None:
-    if not pairs:
-        return
-    lazy = [source for source, _ in pairs if isinstance(source, da.Array)]
-    # fused tasks forget which workers may have them (dask/dask#10325)
-    annotated = any(layer.annotations for source in lazy for layer in source.dask.layers.values())
-    with dask.config.set({"optimization.fuse.active": False}) if annotated else nullcontext():
-        da.store([source for source, _ in pairs], [target for _, target in pairs], lock=False)

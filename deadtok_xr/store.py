@@ -8,10 +8,8 @@ The attribute `complete` is set last, and opening checks that every chunk is the
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,14 +21,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from deadtok_xr import schema, zarr_dtype
+from deadtok_xr import schema, storage, zarr_dtype
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.chunks import CHUNK_STEPS, chunks_of
-from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
+from deadtok_xr.destination import refuse_existing
+from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.reader import place
 
 ZSTD_LEVEL = 1
-RECORDING = "deadtok_format"
 _SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
 
 
@@ -71,14 +69,16 @@ class Rows:
 
 
 def create_array(
-    group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto"
-) -> zarr.Array[Any]:
+    group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto",
+    shards: tuple[int, ...] | None = None,
+) -> zarr.Array[Any]:  # fmt: skip
     """An array as all our stores have them: zstd with a checksum, every chunk written, NaN where unwritten."""
     floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype) == BFLOAT16)
     return group.create_array(
         name,
         shape=tuple(shape),
         chunks=chunks,
+        shards=shards,
         dtype=dtype,
         dimension_names=tuple(dims),
         compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),  # without it a flipped bit is returned as data
@@ -102,12 +102,12 @@ def create_coordinate(
 
 def declare_array(
     group: zarr.Group, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
-    attrs: Mapping[str, Any] = {}, *, coordinates: Sequence[str] = (),
+    attrs: Mapping[str, Any] = {}, *, coordinates: Sequence[str] = (), shards: tuple[int, ...] | None = None,
 ) -> zarr.Array[Any]:  # fmt: skip
     """A variable with the attributes that every one has; ``coordinates`` are those of tokens that the store has."""
     dtype = np.dtype(dtype)
     schema.check_variable(name, dims, dtype.name, where=place(group))
-    array = create_array(group, name, shape, dims, dtype, tuple(chunks))
+    array = create_array(group, name, shape, dims, dtype, tuple(chunks), shards)
     array.attrs.update(
         {
             **schema.attributes(name),
@@ -180,11 +180,11 @@ class StoreWriter:
 
     def declare(
         self, name: str, dims: Sequence[str], shape: Sequence[int], dtype: Any, chunks: Sequence[int],
-        attrs: Mapping[str, Any] = {},
+        attrs: Mapping[str, Any] = {}, *, shards: tuple[int, ...] | None = None,
     ) -> zarr.Array[Any]:  # fmt: skip
-        """Declare a variable of any dimensions, with its shape and chunks along all of them."""
+        """Declare a variable of any dimensions, with its shape, chunks and perhaps shards along all of them."""
         known = [c for c in schema.OF_TOKENS if c in self._arrays]
-        array = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known)
+        array = declare_array(self.group, name, dims, shape, dtype, chunks, attrs, coordinates=known, shards=shards)
         self._arrays[name] = array
         return array
 
@@ -241,10 +241,10 @@ def create(
     """
     zarr_dtype.register()
     refuse_existing(path, overwrite=overwrite)
-    if Path(path).is_dir():
-        shutil.rmtree(path)
+    if storage.exists(path):
+        storage.remove(path)
     group = zarr.create_group(
-        str(path),
+        storage.opened(path),
         attributes={
             "deadtok_format": schema.FORMAT_VERSION,
             "complete": False,
@@ -262,69 +262,29 @@ def software() -> dict[str, str]:
     return {name: version(name) for name in _SOFTWARE}
 
 
-def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING) -> None:
-    """Raise where a destination exists, unless it may be overwritten and is empty or of the same kind.
-
-    ``kind`` is the root attribute that tells recordings from results: neither replaces the other.
-    """
-    path = Path(path)
-    refuse_inside(path)
-    if not path.exists():
-        if path.is_symlink():
-            raise DestinationExistsError(
-                f"{path} is a symbolic link to nothing: remove it, or name another destination"
-            )
-        return
-    if not overwrite:
-        raise DestinationExistsError(
-            f"{path} exists already and is left as it is: choose another destination, or say --overwrite "
-            "(overwrite=True) to replace it"
-        )
-    what = "recording" if kind == RECORDING else "results"
-    if path.is_symlink():
-        raise DestinationExistsError(f"{path} is a symbolic link, so it is not replaced: name what it points to")
-    if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists()):
-        raise DestinationExistsError(f"{path} is not a Zarr store, so it is not replaced: choose another destination")
-    if any(path.iterdir()) and kind not in _root_attributes(path):
-        raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
-
-
-def refuse_inside(path: Path) -> None:
-    """Raise where something else would be written into a Zarr store."""
-    outer = next((p for p in path.resolve().parents if (p / "zarr.json").exists()), None)
-    if outer is not None:
-        raise InputError(f"{path} lies in the Zarr store {outer}: choose another destination")
-
-
-def _root_attributes(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((path / "zarr.json").read_text())["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def dimensions(array: zarr.Array[Any]) -> tuple[str, ...]:
     """The names of an array's dimensions."""
     return tuple(d or "" for d in array.metadata.dimension_names or ())  # type: ignore[union-attr]
 
 
-def missing_chunks(array: zarr.Array[Any], group: zarr.Group) -> list[tuple[int, ...]]:
-    """The grid positions of an array's chunks that are not in the store, in order."""
+def missing_chunks(
+    array: zarr.Array[Any], group: zarr.Group, stored: Container[str] | None = None
+) -> list[tuple[int, ...]]:
+    """The grid positions of an array's chunks, or of its shards if it has any, that are not in the store, in order.
+
+    ``stored`` are the keys of the store, where they were listed already.
+    """
     prefix = f"{array.path}/" if array.path else ""
-    stored = _stored_keys(group, prefix)
-    grid = [math.ceil(n / c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    if stored is None:
+        stored = storage.objects(group.store, prefix)
+    grid = [math.ceil(n / c) for n, c in zip(array.shape, of_files(array), strict=True)]
     encode = array.metadata.encode_chunk_key
     return [i for i in itertools.product(*map(range, grid)) if prefix + encode(i) not in stored]
 
 
-def _stored_keys(group: zarr.Group, prefix: str) -> set[str]:
-    # zarr has no public synchronous listing of a store, and this works for local and remote ones alike.
-    from zarr.core.sync import sync
-
-    async def collect() -> set[str]:
-        return {key async for key in group.store.list_prefix(prefix)}
-
-    return sync(collect())
+def of_files(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """The shape of what one file or object of an array holds: a shard, or else a chunk."""
+    return array.shards or array.chunks
 
 
 def read_small(group: zarr.Group, name: str) -> NDArray[Any]:
@@ -356,7 +316,8 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
     _check_format(path, group)
     arrays = dict(group.arrays())
     n_steps = int(arrays["step"].shape[0]) if "step" in arrays else 0
-    lost = {name: holes for name, array in arrays.items() if (holes := missing_chunks(array, group))}
+    keys = storage.objects(group.store, f"{group.path}/" if group.path else "")  # at once: a request has a price
+    lost = {name: holes for name, array in arrays.items() if (holes := missing_chunks(array, group, keys))}
     if not partial:
         _refuse_incomplete(path, group, arrays, lost)
         return group, n_steps
@@ -367,27 +328,24 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
         if "step" not in dims:
             raise IncompleteStoreError(f"{path}: the coordinate {name!r} is missing; the store cannot be read")
         axis = dims.index("step")  # a step is whole when it is whole in every run
-        n_steps = min(n_steps, min(hole[axis] for hole in holes) * arrays[name].chunks[axis])
+        n_steps = min(n_steps, min(hole[axis] for hole in holes) * of_files(arrays[name])[axis])
     if n_steps == 0:
         raise IncompleteStoreError(f"{path}: not one step is whole yet; nothing can be read")
     return group, n_steps
 
 
 def _open_zarr_group(path: str | Path) -> zarr.Group:
-    if "://" not in str(path) and not Path(path).exists():
-        raise MissingFileError(f"{path}: no such file or folder")
+    if not storage.exists(path):
+        what = "object or bucket" if storage.is_address(path) else "file or folder"
+        raise MissingFileError(f"{path}: no such {what}")
     try:
-        return zarr.open_group(absolute(path), mode="r", zarr_format=3)
+        with storage.reaching(path):
+            return zarr.open_group(storage.opened(path), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is not a Zarr v3 group ({type(error).__name__}); needed: a recording store; "
             "`deadtok convert` makes one from HDF5 or safetensors"
         ) from error
-
-
-def absolute(path: str | Path) -> str:
-    """A path that means the same to workers in other folders; an URL as it is."""
-    return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
 def _check_format(path: str | Path, group: zarr.Group) -> None:
@@ -414,7 +372,7 @@ def _refuse_incomplete(
         array, (hole, *_) = arrays[name], holes
         where = ", ".join(
             f"{dim} positions {i * c}..{min((i + 1) * c, n) - 1}"
-            for dim, i, c, n in zip(dimensions(array), hole, array.chunks, array.shape, strict=True)
+            for dim, i, c, n in zip(dimensions(array), hole, of_files(array), array.shape, strict=True)
         )
         raise IncompleteStoreError(
             f"{path}: {len(holes)} chunk(s) of variable {name!r} are missing, the first at {where}: "

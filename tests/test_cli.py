@@ -22,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr import cli, demo, store, testing
+from deadtok_xr import cli, cluster, demo, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from tests.conftest import GROUPS
 
@@ -190,7 +190,7 @@ def test_a_cluster_that_was_started_elsewhere(
 def test_an_address_where_nobody_answers(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.analyze, "_PATIENCE", "1s")
+    monkeypatch.setattr(cluster, "_PATIENCE", "1s")
     for address in ("tcp://127.0.0.1:1", "nonsense"):
         said = deadtok("analyze", run_zarr, "-o", tmp_path / "r", "--scheduler", address)
         assert said.status == 2
@@ -451,7 +451,7 @@ def test_a_conversion_never_replaces_results(
         (["--figures", "STORE"], "lies in the Zarr store"),
         (["-o", "dangling"], "is a symbolic link to nothing"),
         (["-o", ""], "it is empty; needed: a path"),
-        (["-o", "s3://bucket/r.zarr"], "is an address; needed: a path on this machine"),
+        (["-o", "s3://bucket"], "needed: a bucket and a name in it"),
         (["--scheduler", ""], "no Dask scheduler answers at ''"),
         (["--nonsense"], "No such option"),
         (["extra"], "Got unexpected extra argument"),

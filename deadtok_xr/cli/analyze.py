@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, draw
+from deadtok_xr.cli.options import JSON, OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, draw, print_json
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.device import NAMES, resolve, resources
 from deadtok_xr.errors import InputError
 
-_PATIENCE = "10s"  # for a scheduler to answer
 _HERE = ("threads", "processes", "synchronous")
 
 
 @click.command()
-@STORE
+@STORE_ANYWHERE
 @click.option(
     "-o",
     "--output",
     "results",
     required=True,
-    type=PATH,
+    type=PLACE,
     help="Results store to write.",
 )
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
@@ -33,6 +33,7 @@ _HERE = ("threads", "processes", "synchronous")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
+@click.option("--workers", type=int, help="Work in so many processes of this machine (dask.distributed).")
 @click.option(
     "--device",
     type=click.Choice(NAMES),
@@ -47,13 +48,14 @@ _HERE = ("threads", "processes", "synchronous")
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
 @replay_options
+@JSON
 @PARTIAL
 @OVERWRITE
 @QUIET
 def analyze(
-    store: Path, results: Path, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
-    scheduler: str, device: str, precision: str | None, allow_gaps: bool, partial: bool, overwrite: bool, quiet: bool,
-    **replay: Any,
+    store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
+    scheduler: str, workers: int | None, device: str, precision: str | None, allow_gaps: bool, partial: bool,
+    as_json: bool, overwrite: bool, quiet: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -66,10 +68,10 @@ def analyze(
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
     import deadtok_xr as dx
-    from deadtok_xr import store as stores
+    from deadtok_xr import destination
     from deadtok_xr.progress import dask_progress
 
-    if scheduler in _HERE and device != "auto":
+    if workers is None and scheduler in _HERE and device != "auto":
         resolve(device, 0)  # now, not in the first task
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if names == []:
@@ -78,37 +80,40 @@ def analyze(
     if options and names and "mechanism" not in names:
         raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
     if figures:
-        stores.refuse_inside(figures / "figure.png")
+        destination.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     tree = dx.analyze(
         store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial,
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
-    with _scheduler(scheduler, device):
+    with _scheduler(scheduler, workers, device, quiet=quiet):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
-    click.echo(dx.summary(saved))
-    if figures:
-        draw(saved, figures)
+    if not as_json:
+        click.echo(dx.summary(saved))
+    drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
+    if as_json:
+        left_out = saved.attrs.get("left_out", {})
+        print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
+        return
     click.echo(f"results: {results}")
 
 
 @contextmanager
-def _scheduler(name: str, device: str) -> Iterator[None]:
-    import dask
+def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> Iterator[None]:
+    """Dask's scheduler for what is computed inside."""
+    if workers is None and name in _HERE:
+        import dask
 
-    if name in _HERE:
         with dask.config.set(scheduler=name):
             yield
         return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("--scheduler ADDRESS needs dask.distributed: pip install 'deadtok_xr[cluster]'") from None
-    try:
-        client = Client(name, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {name!r} ({error}): start one, or give its address") from error
-    with client:
+    from deadtok_xr import cluster
+
+    if workers is not None and name != "threads":
+        raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")
+    with cluster.connected(name) if workers is None else cluster.of_this_machine(workers) as client:
+        if find_spec("bokeh") and not quiet:  # without it there is none
+            click.echo(f"dashboard: {client.dashboard_link}", err=True)
         _check_workers(client.scheduler_info()["workers"], name, device)
         yield
 

@@ -21,11 +21,23 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Place(click.Path):
+    """A path on this machine, or an address."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            return str(value)
+        return LocalPath(path_type=Path).convert(value, param, ctx)
+
+
 PATH = LocalPath(path_type=Path)
+PLACE = Place()
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")
 PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that was not written to its end.")
 STORE = click.argument("store", type=PATH)
+STORE_ANYWHERE = click.argument("store", type=PLACE)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 
 
 def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
@@ -36,19 +48,28 @@ def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
     return found
 
 
-def description(path: Path, *, partial: bool = False) -> str:
+def description(path: Path | str, *, partial: bool = False) -> str:
     """What a store holds, as one screen."""
     from deadtok_xr.describe import describe
 
     return describe(path, partial=partial)
 
 
-def draw(tree: Any, folder: Path) -> None:
+def print_json(**facts: Any) -> None:
+    """One JSON object on one line, for scripts."""
+    import json
+
+    click.echo(json.dumps(facts))
+
+
+def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
     """Draw all figures of results, and name the files."""
     from deadtok_xr import plot
 
-    for path in plot.save_figures(tree, folder):
+    drawn = list(plot.save_figures(tree, folder))
+    for path in () if quiet else drawn:
         click.echo(f"figure: {path}")
+    return drawn
 
 
 def read_ids(path: Path) -> list[int]:

@@ -8,13 +8,25 @@ from typing import Any
 
 import click
 
-from deadtok_xr.cli.options import OVERWRITE, PARTIAL, PATH, QUIET, STORE, description, pairs, read_ids
+from deadtok_xr.cli.options import (
+    JSON,
+    OVERWRITE,
+    PARTIAL,
+    PATH,
+    PLACE,
+    QUIET,
+    STORE_ANYWHERE,
+    description,
+    pairs,
+    print_json,
+    read_ids,
+)
 from deadtok_xr.errors import InputError
 
 
 @click.command()
 @click.argument("source", type=PATH)
-@click.argument("dest", type=PATH)
+@click.argument("dest", type=PLACE)
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--recipe", help="What is known of a family: a name (see `deadtok recipes`), or a TOML file.")
 @click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of SOURCE a variable is.")
@@ -44,12 +56,13 @@ from deadtok_xr.errors import InputError
 )
 @click.option("--initial", type=PATH, help="Initial weights, to make displacements absolute.")
 @click.option("--metadata", type=PATH, help="JSON file of settings that belongs to SOURCE.")
+@click.option("--shard", help="Size of a file or object, before compression, such as 64MB. Default: a chunk each.")
 @click.option("--memory", help="Memory to use at most. Default: 1GB.")
 @OVERWRITE
 @QUIET
 def convert(
-    source: Path, dest: Path, only_plan: bool, keys: tuple[str, ...], dims: tuple[str, ...], token_ids: Path | None,
-    dead_ids: Path | None, overwrite: bool, quiet: bool, **options: Any,
+    source: Path, dest: Path | str, only_plan: bool, keys: tuple[str, ...], dims: tuple[str, ...],
+    token_ids: Path | None, dead_ids: Path | None, overwrite: bool, quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Convert a recording to a store.
 
@@ -61,6 +74,7 @@ def convert(
               deadtok convert checkpoints/ run.zarr --key W=model.embed.weight --dead-ids dead.txt
     """
     from deadtok_xr.conversion import carry_out, options_from
+    from deadtok_xr.conversion.plan import DEFAULT_MEMORY
     from deadtok_xr.progress import reporting
 
     options |= {
@@ -69,7 +83,8 @@ def convert(
         "token_ids": None if token_ids is None else read_ids(token_ids),
         "dead_ids": None if dead_ids is None else read_ids(dead_ids),
     }
-    memory = _bytes(options.pop("memory"))
+    memory = _bytes("--memory", options.pop("memory")) or DEFAULT_MEMORY
+    options["shard"] = _bytes("--shard", options["shard"])
     if only_plan:
         click.echo(_planned(source, dest, options, memory, overwrite=overwrite))
         return
@@ -85,21 +100,21 @@ def convert(
     click.echo(description(dest))
 
 
-def _bytes(text: str | None) -> int:
+def _bytes(option: str, text: str | None) -> int | None:
     from dask.utils import parse_bytes
 
-    from deadtok_xr.conversion.plan import DEFAULT_MEMORY
-
+    if text is None:
+        return None
     try:
-        size = DEFAULT_MEMORY if text is None else parse_bytes(text)
+        size = int(parse_bytes(text))
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise InputError(f"--memory {text}: needed: a size, such as 500MB or 2GB")
+        raise InputError(f"{option} {text}: needed: a size, such as 64MB or 2GB")
     return size
 
 
-def _planned(source: Path, dest: Path, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
+def _planned(source: Path, dest: Path | str, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
     from deadtok_xr.conversion import open_for, options_from
     from deadtok_xr.conversion.planning import make_plan
     from deadtok_xr.conversion.write import check_destination
@@ -124,23 +139,30 @@ def recipes() -> None:
 
 
 @click.command()
-@STORE
+@STORE_ANYWHERE
+@JSON
 @PARTIAL
-def info(store: Path, partial: bool) -> None:
+def info(store: Path | str, partial: bool, as_json: bool) -> None:
     """Say what a store holds and what analysing it takes.
 
     \b
     Example:  deadtok info thimble_7.zarr
     """
+    if as_json:
+        from deadtok_xr.describe import facts
+
+        print_json(**facts(store, partial=partial))
+        return
     click.echo(description(store, partial=partial))
 
 
 @click.command()
-@STORE
+@STORE_ANYWHERE
 @click.option("--source", type=PATH, help="What STORE was converted from: compare every bit with it.")
 @click.option("--initial", type=PATH, help="The initial weights that were given, if they do not lie beside SOURCE.")
+@JSON
 @QUIET
-def verify(store: Path, source: Path | None, initial: Path | None, quiet: bool) -> None:
+def verify(store: Path | str, source: Path | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
     """Read every chunk of a store against its checksum, and compare it with its source.
 
     \b
@@ -152,7 +174,11 @@ def verify(store: Path, source: Path | None, initial: Path | None, quiet: bool) 
 
     with reporting("verifying", quiet=quiet) as report:
         found = dx.verify(store, source, initial=initial, progress=report)
+    if as_json:
+        print_json(store=str(store), n_chunks=found.n_chunks, compared=found.compared, problems=found.problems)
     if found.problems:
         raise DamagedStoreError("; ".join(found.problems))
+    if as_json:
+        return
     same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""
     click.echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")

@@ -52,11 +52,12 @@ def convert(
     dead_ids: Sequence[int] | None = None,
     initial: str | Path | None = None,
     metadata: str | Path | None = None,
+    shard: int | str | None = None,
     memory: int | str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Plan], None] | None = None,
-) -> Path:
+) -> Path | str:
     """Convert a recording to a recording store, bit for bit.
 
     The format is told by the file's content, the meaning of its arrays by their keys and shapes; float32
@@ -69,7 +70,7 @@ def convert(
         An HDF5, safetensors, NumPy (.npz) or torch (.pt) file; the index of a sharded checkpoint; or a
         folder of checkpoints, one per step.
     dest
-        The store to write.
+        The store to write: a path, or an address such as ``s3://bucket/run.zarr``.
     recipe
         What is known of a family of recordings and not in its files: the name of a shipped recipe
         (`deadtok recipes` lists them), or a TOML file.
@@ -100,6 +101,10 @@ def convert(
         out, and refused unless every value lands on the grid.
     metadata
         JSON file of settings; one that can only be this recording's is found by itself.
+    shard
+        Put so many bytes of a matrix, before compression, into one file or object, or text such as ``"64MB"``:
+        chunks that are neighbours along `token`, in a Zarr shard. For object stores, where each request has a price.
+        None: a file for each chunk.
     memory
         Bytes of memory to use at most, or text such as ``"1GB"``, which is the default.
     overwrite
@@ -140,23 +145,26 @@ def convert(
     """
     from dask.utils import parse_bytes
 
+    from deadtok_xr import storage
+
     options = options_from(
         keys=keys, dims=dims, include=include, drop=drop, bits=bits, keep_dtype=keep_dtype, steps=steps,
         recorded=recorded, axis=axis, token_ids=token_ids, dead_ids=dead_ids, initial=initial, metadata=metadata,
+        shard=None if shard is None else parse_bytes(shard),
     )  # fmt: skip
     shown = nullcontext(progress or (lambda done, total: None))
     room = None if memory is None else parse_bytes(memory)
     noticed = carry_out(
-        Path(src), Path(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
+        Path(src), storage.place_for(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
         looking=nullcontext(lambda done, total: None), writing=shown,
     )  # fmt: skip
     for sentence in noticed:  # now that the store is whole: a warning may be an error
         warnings.warn(sentence, UserWarning, stacklevel=2)
-    return Path(dest)
+    return storage.place_for(dest)
 
 
 def carry_out(
-    src: Path, dest: Path, options: Options, recipe: str | Path | None, *, memory: int | None, overwrite: bool,
+    src: Path, dest: Path | str, options: Options, recipe: str | Path | None, *, memory: int | None, overwrite: bool,
     planned: Callable[[Plan], None] | None, looking: AbstractContextManager[Progress],
     writing: AbstractContextManager[Progress],
 ) -> list[str]:  # fmt: skip

@@ -19,14 +19,16 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import zarr
 from blake3 import blake3
 from filelock import FileLock, Timeout
 
+from deadtok_xr import motion_bounds, storage
 from deadtok_xr.conversion.plan import fingerprint
 from deadtok_xr.conversion.units import Finds
 from deadtok_xr.errors import DestinationExistsError
@@ -35,6 +37,15 @@ from deadtok_xr.errors import DestinationExistsError
 def folder_of(dest: Path) -> Path:
     """Where the markers of a destination lie."""
     return dest.absolute().parent / f".{dest.absolute().name}.progress"
+
+
+def markers_of(dest: Path | str) -> Markers:
+    """The markers of a destination in a folder, or of one behind an address."""
+    if storage.is_address(dest):
+        from deadtok_xr.conversion.object_markers import ObjectMarkers
+
+        return ObjectMarkers(str(dest))
+    return Markers(Path(dest))
 
 
 class Markers:
@@ -71,10 +82,52 @@ class Markers:
             self._close()
             lock.release()
 
+    def begun(self) -> bool:
+        """Whether work was begun and not finished."""
+        return (self.folder / "plan.json").exists()
+
+    def tidy(self) -> None:
+        """Refuse, at once, a destination that another process writes; remove what is left of a removal broken off."""
+        if self.folder.exists():
+            with self.held():
+                if not self.begun():
+                    self.remove()
+
+    def read(self, name: str) -> bytes:
+        """What a file of the markers holds; an OSError if it is not there."""
+        return (self.folder / name).read_bytes()
+
+    def is_intact(self, name: str, size: int, known: str) -> bool:
+        """Whether a file is in the store as it was written."""
+        return is_intact(self.dest / name, size, known)
+
+    def install(self, made: Path) -> None:
+        """Put an empty store in the place of whatever is there."""
+        replaced = self.folder / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if self.dest.exists():
+            self.dest.replace(replaced)  # it is there whole or not at all
+        made.replace(self.dest)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def put_back(self, made: Path, names: Sequence[str]) -> None:
+        """Put some files of an empty store into the store."""
+        for name in names:
+            (self.dest / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).replace(self.dest / name)
+
+    def put_root(self, text: str) -> None:
+        """Replace the root's metadata, whole or not at all."""
+        self.put("root", text).replace(self.dest / "zarr.json")
+
+    def put_bounds(self, array: zarr.Array[Any], position: tuple[int, ...], steps: Any, chunk: bytes) -> None:
+        """Keep when each token moves in a chunk."""
+        motion_bounds.put(self.dest, array, position, steps, chunk)
+
     def differs(self, facts: Mapping[str, Any]) -> list[str] | None:
         """In which parts begun work is another than ``facts``; [] if it is the same, None if there is none."""
         try:
-            begun = json.loads((self.folder / "plan.json").read_text())
+            begun = json.loads(self.read("plan.json"))
             theirs = dict(begun["facts"])
             if fingerprint(theirs) != begun["fingerprint"]:
                 return None  # damaged: of what it says nothing can be believed
@@ -107,7 +160,7 @@ class Markers:
         for line in self._lines():
             try:
                 key, size, known, n_bad, first = json.loads(line)
-                if is_intact(self.dest / key, size, known):
+                if self.is_intact(key, size, known):
                     self.done[key] = Finds(n_bad, None if first is None else tuple(first))
             except (ValueError, TypeError):
                 continue  # torn, as by a power cut

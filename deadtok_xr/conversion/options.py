@@ -58,6 +58,8 @@ class Options:
         A file with the initial weights, for recordings of displacements.
     metadata
         A JSON file of settings that belongs to the recording.
+    shard
+        Bytes, before compression, of what one file or object holds; None for a chunk each.
     precision
         Variable -> the number format that its values come from, where a lossy copy does not show it.
     hyperparameters
@@ -80,6 +82,7 @@ class Options:
     dead_ids: Sequence[int] | None = None
     initial: Path | None = None
     metadata: Path | None = None
+    shard: int | None = None
     precision: Mapping[str, str] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class Options:
 
 
 NOTHING_SAID = Options()
-_RECIPE_KEYS = {f.name for f in fields(Options)} - {"recipe", "token_ids", "dead_ids", "initial", "metadata"}
+_RECIPE_KEYS = {f.name for f in fields(Options)} - {"recipe", "token_ids", "dead_ids", "initial", "metadata", "shard"}
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("files", "include", "drop"), list),
     **dict.fromkeys(("keys", "dims", "precision", "hyperparameters", "notes"), dict),

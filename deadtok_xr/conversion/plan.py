@@ -48,6 +48,8 @@ class PlannedVariable:
         The source has no step axis; the store has one step.
     attributes
         For the stored variable, beside those of the schema.
+    per_file
+        How many chunks, neighbours along `token`, one file or object holds: a shard if more than one.
     """
 
     name: str
@@ -61,6 +63,14 @@ class PlannedVariable:
     skip: int = 0
     static: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    per_file: int = 1
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """The shape of what a file holds, if that is more than a chunk."""
+        if self.per_file == 1:
+            return None
+        return tuple(c * (self.per_file if d == "token" else 1) for d, c in zip(self.dims, self.chunks, strict=True))
 
     def size(self, dim: str, *, chunk: bool = False) -> int:
         """The length along a dimension, or of its chunks; 1 where the variable does not have it."""
@@ -95,8 +105,8 @@ class PlannedVariable:
         """What makes it what it is, for comparing two plans."""
         return {
             "name": self.name, "key": self.key, "dims": self.dims, "shape": self.shape, "dtype": self.dtype.name,
-            "chunks": self.chunks, "first": self.first, "skip": self.skip, "static": self.static,
-            "attributes": dict(self.attributes),
+            "chunks": self.chunks, "per_file": self.per_file, "first": self.first, "skip": self.skip,
+            "static": self.static, "attributes": dict(self.attributes),
         }  # fmt: skip
 
 
@@ -150,7 +160,7 @@ class Plan:
     def _fixed(self) -> int:
         torch = _TORCH if "torch" in self.format else 0
         buffers = max(v.entry.buffer_bytes for v in self.variables)
-        largest = max(v.chunk_bytes for v in self.variables)
+        largest = max(v.chunk_bytes * v.per_file for v in self.variables)
         compressed = 2 * workers() * largest
         return _LIBRARIES + torch + buffers + 3 * PIECE_BYTES + compressed + 40 * len(self.rows.tokens)
 
@@ -163,7 +173,7 @@ class Plan:
             If not even one chunk at a time fits.
         """
         room = (memory - self._fixed) // IN_FLIGHT
-        least = max(v.chunk_bytes for v in self.variables)
+        least = max(v.chunk_bytes * v.per_file for v in self.variables)
         if room < least:
             buffers = max(self.variables, key=lambda v: v.entry.buffer_bytes)
             why = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,8 +82,7 @@ def make_plan(
     rest = others.others(source, layout, options, keys, axes, used, is_model=is_model)
     n_dead = 0 if found.rows.dead is None else int(found.rows.dead.sum())
     variables = tuple(
-        replace(v, chunks=chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead), skip=skip if _has_steps(v) else 0)
-        for v in (*matrices, *rest.variables)
+        replace(_cut(v, n_dead, options.shard), skip=skip if _has_steps(v) else 0) for v in (*matrices, *rest.variables)
     )
     stated = others.plain(options.stated())
     return Plan(
@@ -205,6 +205,15 @@ def _matrix(context: _Context, name: str, key: str) -> PlannedVariable:
         extra["valid_from"] = int(context.steps[first])
     attributes = {"source_key": key, "source_dtype": entry.type_name, **extra}
     return PlannedVariable(name, key, entry, dims, shape, dtype, (), first, 0, axes.static, attributes)
+
+
+def _cut(v: PlannedVariable, n_dead: int, shard: int | None) -> PlannedVariable:
+    """A variable with its chunks, and how many of them one file holds."""
+    cut = replace(v, chunks=chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead))
+    if shard is None or schema.of_one_run(v.dims) != schema.MATRIX:
+        return cut
+    n_chunks = math.ceil(cut.size("token") / cut.size("token", chunk=True))
+    return replace(cut, per_file=max(1, min(n_chunks, shard // max(1, cut.chunk_bytes))))
 
 
 def stored_dtype(entry: Entry, options: Options) -> np.dtype[Any]:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deadtok_xr import motion_bounds, store
-from deadtok_xr.conversion.markers import Markers, digest, is_intact
+from deadtok_xr import motion_bounds, storage, store
+from deadtok_xr.conversion.markers import Markers, digest
 from deadtok_xr.conversion.plan import Plan
 
 MADE_BY = "convert"
@@ -22,51 +22,43 @@ _ROOT = "zarr.json"
 _SET_LAST = ("complete", "sources")
 
 
-def root_attributes(dest: Path) -> dict[str, Any] | None:
+def root_attributes(dest: Path | str) -> dict[str, Any] | None:
     """The root attributes of a store; None if they cannot be read."""
     try:
-        return dict(json.loads((dest / _ROOT).read_text())["attributes"])
+        return dict(json.loads(storage.read(dest, _ROOT) or b"")["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def is_ours(dest: Path, markers: Markers) -> bool:
+def is_ours(dest: Path | str, markers: Markers) -> bool:
     """Whether what is at a destination is what the markers tell of, or what is left of it."""
     noted = _noted(markers)
     if noted is None:
         return False
-    if not dest.exists() and not dest.is_symlink():
+    if not storage.exists(dest) and not (isinstance(dest, Path) and dest.is_symlink()):
         return True
     attributes = root_attributes(dest)
     if attributes is None:  # torn or lost: any file that was put there shows whose the store is
-        return bool(markers.done) or any(is_intact(dest / name, *facts) for name, facts in noted["files"].items())
+        return bool(markers.done) or any(markers.is_intact(name, *facts) for name, facts in noted["files"].items())
     return _identity(attributes) == noted["root"]
 
 
-def make(plan: Plan, dest: Path, markers: Markers) -> None:
+def make(plan: Plan, dest: Path | str, markers: Markers) -> None:
     """Put a new empty store where there may be an old one, which is removed."""
-    made = _made(plan, markers)
-    replaced = markers.folder / "replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if dest.exists():
-        dest.replace(replaced)  # it is there whole or not at all
-    made.replace(dest)
-    shutil.rmtree(replaced, ignore_errors=True)
+    markers.install(_made(plan, markers))
 
 
-def mend(plan: Plan, dest: Path, markers: Markers) -> None:
+def mend(plan: Plan, dest: Path | str, markers: Markers) -> None:
     """Put back what is missing of the empty store, and leave the chunks that are done where they are."""
     noted = _noted(markers)
     assert noted is not None
-    lost = [name for name, facts in noted["files"].items() if not is_intact(dest / name, *facts)]
+    lost = [name for name, facts in noted["files"].items() if not markers.is_intact(name, *facts)]
     if root_attributes(dest) is None:
         lost.append(_ROOT)
     if not lost:
         return
     made = _made(plan, markers, root=None if _ROOT in lost else noted["root"])
-    for name in lost:
-        (dest / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).replace(dest / name)
+    markers.put_back(made, lost)
     shutil.rmtree(made)
 
 
@@ -88,7 +80,9 @@ def _made(plan: Plan, markers: Markers, root: dict[str, Any] | None = None) -> P
     writer = store.create(folder, plan.rows, attributes, runs=None if plan.runs is None else plan.runs.tolist())
     writer.extend(plan.steps)
     for v in plan.variables:
-        motion_bounds.declare(writer.group, writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes))
+        array = writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes, shards=v.shards)
+        if v.shards is None and not storage.is_address(markers.dest):
+            motion_bounds.declare(writer.group, array)
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     facts = {name: _facts(path) for name, path in sorted(files.items()) if name != _ROOT}
     if root is None:
@@ -104,7 +98,7 @@ def _facts(path: Path) -> tuple[int, str]:
 
 def _noted(markers: Markers) -> dict[str, Any] | None:
     try:
-        noted = json.loads((markers.folder / "skeleton.json").read_text())
+        noted = json.loads(markers.read("skeleton.json"))
         return noted if {"root", "files"} <= noted.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -115,8 +109,8 @@ def _identity(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _SET_LAST}
 
 
-def complete(dest: Path, markers: Markers, sources: list[dict[str, Any]]) -> None:
+def complete(dest: Path | str, markers: Markers, sources: list[dict[str, Any]]) -> None:
     """Declare the store whole. Only this makes it open."""
-    root = json.loads((dest / _ROOT).read_text())
+    root = json.loads(storage.read(dest, _ROOT) or b"")
     root["attributes"] |= {"sources": sources, "complete": True}
-    markers.put("root", json.dumps(root, indent=2)).replace(dest / _ROOT)
+    markers.put_root(json.dumps(root, indent=2))

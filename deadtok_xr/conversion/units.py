@@ -66,6 +66,14 @@ class Unit:
             found.append((*known, *[0] * rest))
         return found
 
+    def files(self) -> list[list[int]]:
+        """Which of its chunks lie in a file together."""
+        k = self.variable.per_file
+        found: dict[int, list[int]] = {}
+        for i, chunk in enumerate(self.token_chunks):
+            found.setdefault(chunk // k, []).append(i)
+        return list(found.values())
+
     def layout(self) -> tuple[int, int, int, int]:
         """The shape of its chunks in memory: (chunk, step, row, value)."""
         v = self.variable
@@ -84,7 +92,8 @@ def divide(plan: Plan, room: int) -> Iterator[Unit]:
     """
     for v in plan.variables:
         n_chunks = math.ceil(v.size("token") / v.size("token", chunk=True))
-        group = max(1, min(n_chunks, room // max(1, v.chunk_bytes)))
+        whole_files = room // max(1, v.chunk_bytes) // v.per_file * v.per_file
+        group = max(v.per_file, min(n_chunks, whole_files))
         # a source that is read in order is read through once per group
         groups = [range(k, min(k + group, n_chunks)) for k in range(0, n_chunks, group)]
         rows = range(math.ceil(v.size("step") / v.size("step", chunk=True)))

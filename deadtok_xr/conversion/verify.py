@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import motion_bounds, reader, store
+from deadtok_xr import cluster, motion_bounds, reader, store
 from deadtok_xr.conversion import open_for
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import Plan
@@ -87,21 +87,30 @@ def verify(
 def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) -> None:
     arrays = [array for _, array in group.arrays()]
     total = sum(math.prod(array.cdata_shape) for array in arrays)
-    for array in arrays:
-        read = reader.chunk_reader(array)
-        for position in np.ndindex(*array.cdata_shape):
-            try:
-                chunk = read(position)
-            except DamagedStoreError as error:
-                found.problems.append(str(error))
-            else:
-                if not motion_bounds.agree(array, position, chunk):
-                    found.problems.append(
-                        f"{place(array)}: the motion that is kept of the chunk {position} is not that of its values: "
-                        f"remove {motion_bounds.file_of(array, position)}, which nothing needs"
-                    )
-            found.n_chunks += 1
-            progress(found.n_chunks, total)
+    rows = [(array, i) for array in arrays for i in range(array.cdata_shape[0] if array.cdata_shape else 1)]
+    for n_chunks, problems in cluster.each(_check_row, rows):
+        found.n_chunks += n_chunks
+        found.problems += problems
+        progress(found.n_chunks, total)
+
+
+def _check_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
+    """How many chunks have a place along the first axis, and what is wrong with them."""
+    array, i = row
+    read, problems = reader.chunk_reader(array), []
+    rest = list(np.ndindex(*array.cdata_shape[1:]))
+    for position in [(i, *at) for at in rest] if array.cdata_shape else [()]:
+        try:
+            chunk = read(position)
+        except DamagedStoreError as error:
+            problems.append(str(error))
+        else:
+            if not motion_bounds.agree(array, position, chunk):
+                problems.append(
+                    f"{place(array)}: the motion that is kept of the chunk {position} is not that of its values: "
+                    f"remove {motion_bounds.file_of(array, position)}, which nothing needs"
+                )
+    return len(rest), problems
 
 
 def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path | None, progress: Progress) -> None:

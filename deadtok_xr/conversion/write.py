@@ -18,20 +18,21 @@ import zarr
 from blake3 import blake3
 from numcodecs.zstd import Zstd
 
-from deadtok_xr import motion_bounds, store, zarr_dtype
+from deadtok_xr import destination, storage, store, zarr_dtype
+from deadtok_xr.chunk_files import file_key, shard_of
 from deadtok_xr.conversion import skeleton
-from deadtok_xr.conversion.markers import Markers, folder_of
+from deadtok_xr.conversion.markers import Markers, markers_of
 from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
 from deadtok_xr.conversion.sources import Source, reading
 from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_type
-from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.errors import DestinationExistsError, InputError, StorageError
 from deadtok_xr.machine import workers
 
 _HASH_BLOCK = 2**18  # stays in a core's own cache between being read and being hashed
 Progress = Callable[[int, int], None]
 
 
-def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
+def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> None:
     """Refuse a destination that cannot be one.
 
     Raises
@@ -41,7 +42,7 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
     DestinationExistsError
         If something is there that is neither to be replaced nor an unfinished conversion.
     """
-    outer = dest.resolve()
+    outer = Path(dest).resolve()  # an address is resolved to what no source is
     for path in {source.path, *source.files()}:
         inner = path.resolve()
         if outer == inner or outer in inner.parents:
@@ -51,15 +52,13 @@ def check_destination(source: Source, dest: Path, *, overwrite: bool) -> None:
     blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
-    if folder_of(dest).exists():  # refused at once, and not after a large source has been looked through
-        with Markers(dest).held() as markers:
-            if not (markers.folder / "plan.json").exists():
-                markers.remove()  # what is left where the very removal was broken off
-    if not (folder_of(dest) / "plan.json").exists():  # what markers belong to is looked at under their lock
-        store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
+    markers = markers_of(dest)
+    markers.tidy()
+    if not markers.begun():  # what markers belong to is looked at under their lock
+        destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
-def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
+def _is_unfinished(files: Sequence[Path], dest: Path | str) -> bool:
     """Whether a conversion of this source was broken off here, even if its markers are lost."""
     attrs = skeleton.root_attributes(dest) or {}
     ours = attrs.get("made_by") == skeleton.MADE_BY and attrs.get("complete") is False
@@ -70,7 +69,7 @@ def _is_unfinished(files: Sequence[Path], dest: Path) -> bool:
 def write_plan(
     plan: Plan,
     source: Source,
-    dest: Path,
+    dest: Path | str,
     *,
     overwrite: bool = False,
     memory: int | None = None,
@@ -109,8 +108,9 @@ def write_plan(
     room = plan.room() if memory is None else plan.room(memory)
     facts = plan.facts()
     counts = _Progress(plan.nbytes, progress)
-    dest.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with _writing(dest, counts), Markers(dest).held() as markers:
+    if not storage.is_address(dest):
+        Path(dest).absolute().parent.mkdir(parents=True, exist_ok=True)
+    with _writing(dest, counts), markers_of(dest).held() as markers:
         _prepare(plan, facts, dest, markers, overwrite=overwrite)
         if (skeleton.root_attributes(dest) or {}).get("complete"):  # broken off at the very end, or damaged since
             _write_units(plan, source, dest, markers, room, counts)
@@ -124,28 +124,30 @@ def write_plan(
     return [_sentence(plan, v, finds[v.name]) for v in plan.variables if finds[v.name].n_bad]
 
 
-def _prepare(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, *, overwrite: bool) -> None:
+def _prepare(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Markers, *, overwrite: bool) -> None:
     """Bring the destination to where units can be written, keeping the chunks that are done."""
     differs = markers.differs(facts)
     if differs == []:
         markers.resume()
         if skeleton.is_ours(dest, markers):
-            skeleton.mend(plan, dest, markers) if dest.exists() else skeleton.make(plan, dest, markers)
+            skeleton.mend(plan, dest, markers) if storage.exists(dest) else skeleton.make(plan, dest, markers)
             return
-    protected = differs and "the source" not in differs and dest.exists()  # of another source nothing can be used
+    protected = (
+        differs and "the source" not in differs and storage.exists(dest)
+    )  # of another source nothing can be used
     if protected and not overwrite and _is_unfinished(plan.files, dest):
         raise DestinationExistsError(
             f"{dest} holds an unfinished conversion that differs in {' and '.join(differs or ())}: give the command "
             "that began it again to go on, or say --overwrite (overwrite=True) to begin anew"
         )
-    store.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
+    destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
     skeleton.make(plan, dest, markers)
 
 
-def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room: int, counts: _Progress) -> None:
+def _write_units(plan: Plan, source: Source, dest: Path | str, markers: Markers, room: int, counts: _Progress) -> None:
     """Read units one after the other, while the one before is compressed and written."""
-    group = zarr.open_group(store.absolute(dest), mode="r")
+    group = zarr.open_group(storage.opened(dest), mode="r")
     buffers: SimpleQueue[Words] = SimpleQueue()
     largest = max(unit.nbytes for unit in divide(plan, room))
     for _ in range(IN_FLIGHT):
@@ -156,7 +158,8 @@ def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room:
             for unit in divide(plan, room):
                 array = cast("zarr.Array[Any]", group[unit.variable.name])
                 todo = _to_do(unit, array, markers)
-                counts.add(unit.nbytes * (1 - len(todo) / len(unit.token_chunks)))
+                n_todo = sum(len(chunks) for chunks, _ in todo)
+                counts.add(unit.nbytes * (1 - n_todo / len(unit.token_chunks)))
                 if not todo:
                     continue
                 if len(pending) == IN_FLIGHT:
@@ -164,10 +167,7 @@ def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room:
                 buffer = buffers.get()
                 blocks = buffer[: unit.nbytes].view(word_type(unit.variable.dtype)).reshape(unit.layout())
                 finds = fill(unit, plan, source, blocks, array.fill_value)
-                at, n_steps = unit.positions(), len(unit.steps)
-                tasks = [
-                    pool.submit(_finish, blocks[i], array, at[i], n_steps, key, markers, finds[i]) for i, key in todo
-                ]
+                tasks = [pool.submit(_finish, unit, blocks, chunks, array, key, markers, finds) for chunks, key in todo]
                 pending.append((buffer, tasks))
             while pending:
                 _settle(pending.pop(0), buffers, counts)
@@ -176,20 +176,25 @@ def _write_units(plan: Plan, source: Source, dest: Path, markers: Markers, room:
             raise
 
 
-def _to_do(unit: Unit, array: zarr.Array[Any], markers: Markers) -> list[tuple[int, str]]:
-    """The chunks of a unit that are not in the store yet: which of the unit's, and their keys."""
-    encode = array.metadata.encode_chunk_key
-    keys = [f"{array.path}/{encode(position)}" for position in unit.positions()]
-    return [(i, key) for i, key in enumerate(keys) if key not in markers.done]
+def _to_do(unit: Unit, array: zarr.Array[Any], markers: Markers) -> list[tuple[list[int], str]]:
+    """The files of a unit that are not in the store yet: which of the unit's chunks they hold, and their keys."""
+    positions = unit.positions()
+    keyed = [(chunks, f"{array.path}/{file_key(array, positions[chunks[0]])}") for chunks in unit.files()]
+    return [(chunks, key) for chunks, key in keyed if key not in markers.done]
 
 
 def _finish(
-    block: Words, array: zarr.Array[Any], at: tuple[int, ...], n_steps: int, key: str, markers: Markers, finds: Finds
+    unit: Unit, blocks: Words, chunks: list[int], array: zarr.Array[Any], key: str, markers: Markers, finds: list[Finds]
 ) -> int:
-    data = Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(block)
-    motion_bounds.put(markers.dest, array, at, block[:n_steps], data)
-    markers.finish_chunk(key, data, finds)
-    return block.nbytes
+    """Compress and write one file: a chunk, or a shard of several."""
+    encoded = [bytes(Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(blocks[i])) for i in chunks]
+    if unit.variable.per_file > 1:
+        data = shard_of(encoded, unit.variable.per_file)
+    else:
+        (data,) = encoded
+        markers.put_bounds(array, unit.positions()[chunks[0]], blocks[chunks[0]][: len(unit.steps)], data)
+    markers.finish_chunk(key, data, sum((finds[i] for i in chunks), Finds()))
+    return sum(blocks[i].nbytes for i in chunks)
 
 
 def _settle(work: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], counts: _Progress) -> None:
@@ -199,7 +204,7 @@ def _settle(work: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], 
     buffers.put(buffer)
 
 
-def _complete(plan: Plan, facts: dict[str, Any], dest: Path, markers: Markers, hashes: list[str]) -> None:
+def _complete(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Markers, hashes: list[str]) -> None:
     if plan.facts() != facts:
         raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
     if hasattr(os, "sync"):
@@ -245,12 +250,14 @@ class _Progress:
 
 
 @contextmanager
-def _writing(dest: Path, counts: _Progress) -> Iterator[None]:
+def _writing(dest: Path | str, counts: _Progress) -> Iterator[None]:
     """Say where writing stopped. What reading raises is an InputError, so an OSError is the store's."""
     try:
         yield
     except InputError:
         raise
+    except StorageError as error:
+        raise StorageError(f"{error}; what is written stays, and the same command goes on from there") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

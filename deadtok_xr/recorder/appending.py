@@ -17,7 +17,7 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from deadtok_xr import motion_bounds, schema, store
+from deadtok_xr import motion_bounds, schema, storage, store
 from deadtok_xr.chunks import chunk_shape, chunks_of
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.block import Column
@@ -200,7 +200,7 @@ def resume(path: str | Path, rows: store.Rows, block_steps: int) -> Appender:
         If the store was not recorded, or has other tokens.
     """
     _, n_steps = store.open_group(path, partial=True)
-    group = zarr.open_group(store.absolute(path), mode="r+", zarr_format=3)
+    group = zarr.open_group(storage.opened(path), mode="r+", zarr_format=3)
     if group.attrs.get("made_by") != "Recorder":
         raise InputError(f"{path} was not made by a Recorder, and cannot be resumed: name another store")
     appender = Appender(group, rows, block_steps, n_steps)

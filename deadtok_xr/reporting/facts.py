@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.summary import summary
+from deadtok_xr.summarizing import summary
 
 
 def title(tree: xr.DataTree) -> str:

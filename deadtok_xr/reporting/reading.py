@@ -32,14 +32,15 @@ HOW_TO_READ = {
     "Bottom: how many groups they form; one large group is a crystal, all singletons a gas.",
     "speeds": "Bulk speed is that of the centroid, thermal speed that of the tokens in its frame. Bulk above thermal "
     "means that tokens are carried along; thermal above bulk, that they move on their own.",
-    "lattice": "Top: the share of elements that moved, that changed their exponent, and of those that moved, that moved by "
-    "half cells, inwards from a power of two. Bottom: tokens by the length of their hop against their mean ULP.",
-    "exponents": "Each column is a step, each row an exponent, twice as large as the one below it. The brighter a place, "
-    "the more elements have that exponent; white means none.",
-    "cloud": "Top: the mean square speed, of the tokens in the frame of the centroid, and with its drift. Below: how many "
-    "of those that moved went outwards, and how much each kept to its last direction.",
-    "spectrum": "Top: the variance along each principal axis, from the largest (dark) to the smallest (pale). Bottom: how "
-    "many axes carry it; all of them for a sphere, one for a line.",
+    "lattice": "Top: the share of elements that moved, that changed their exponent, and of those that moved, that "
+    "moved by half cells, inwards from a power of two. Bottom: tokens by the length of their hop against their mean "
+    "ULP.",
+    "exponents": "Each column is a step, each row an exponent, twice as large as the one below it. The brighter a "
+    "place, the more elements have that exponent; white means none.",
+    "cloud": "Top: the mean square speed, of the tokens in the frame of the centroid, and with its drift. Below: how "
+    "many of those that moved went outwards, and how much each kept to its last direction.",
+    "spectrum": "Top: the variance along each principal axis, from the largest (dark) to the smallest (pale). Bottom: "
+    "how many axes carry it; all of them for a sphere, one for a line.",
     "coherence": "A cosine of 1 means that all displacements point the same way, 0 that they are unrelated. The lower "
     "panels compare the common direction with what should push it.",
     "h_persistence": "Left of the lag at which the autocorrelation falls to half, the push is still the same. The "

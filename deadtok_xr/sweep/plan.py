@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from deadtok_xr.stored import Stored, place_of
 from deadtok_xr.sweep.ahead import ahead
 from deadtok_xr.sweep.pieces import PIECE_BYTES, Field, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
 
+_KEPT = 4096
 Block = dict[str, Any]
 """What a look found in a row, by field."""
 
@@ -129,10 +132,11 @@ def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe], device: str)
     name = f"sweep-{tokenize({n: x.name for n, x in arrays.items()}, sorted(probes), device)}"
     edges = {n: (x, neighbour(x, 1)) for n, x in held.items()}
     graph: dict[Any, Any] = {}
-    job = _Sweep(places, tuple(probes.items()), table, tuple(held), device)
+    # once, and not in every task
+    graph[_job(name)] = Sweep(places, tuple(probes.items()), table, tuple(held), device)
     for i in range(len(table.steps)):
         blocks = [[_keys(x, i) for x in pair] for pair in edges.values()]
-        graph[name, i] = (job, i, blocks)
+        graph[name, i] = (_go, _job(name), i, blocks)
     dependencies = [x for pair in edges.values() for x in pair]
     with dask.annotate(**devices.resources(device)):
         layers = HighLevelGraph.from_collections(name, graph, dependencies=dependencies)
@@ -144,17 +148,46 @@ def _keys(x: da.Array, i: int) -> list[Any]:
     return [(x.name, i, j, 0) for j in range(x.numblocks[1])]
 
 
-class _Sweep:
-    """One task: a row, gone through once for all probes."""
+def _job(name: str) -> str:
+    return f"{name}-job"
 
-    def __init__(
-        self, places: dict[str, Stored], probes: tuple[tuple[str, Probe], ...], table: _Table, held: tuple[str, ...],
-        device: str,
-    ) -> None:  # fmt: skip
-        self.places, self.probes, self.table, self.held, self.device = places, probes, table, held, device
 
-    def __call__(self, i: int, blocks: list[Any]) -> Block:
+@dataclass(frozen=True)
+class Sink:
+    """A field that the tasks of a sweep write themselves, and the array that it goes to."""
+
+    probe: str
+    field: str
+    target: zarr.Array[Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the task of a row does: goes through it once for all probes, writes what it is told, returns the rest.
+
+    ``kept`` are the fields (probe, field) that are returned; None for all.
+    """
+
+    places: Mapping[str, Stored]
+    probes: tuple[tuple[str, Probe], ...]
+    table: _Table
+    held: tuple[str, ...]
+    device: str = "auto"
+    sinks: tuple[Sink, ...] = ()
+    kept: frozenset[tuple[str, str]] | None = None
+
+    def __call__(self, i: int, blocks: list[Any]) -> dict[str, Block]:
         first = sum(self.table.steps[:i])
+        found = self._look(i, first, blocks)
+        for sink in self.sinks:
+            values = found[sink.probe][sink.field]
+            if len(values):
+                sink.target[first : first + len(values)] = values
+        if self.kept is None:
+            return found
+        return {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
+
+    def _look(self, i: int, first: int, blocks: list[Any]) -> dict[str, Block]:
         sources: dict[str, Steps] = {name: StoredSteps(place, first) for name, place in self.places.items()}
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
         try:
@@ -183,6 +216,45 @@ def _cut(row: Row, sources: Mapping[str, Steps]) -> Generator[Piece, None, None]
     return ahead(parts) if row.device.kernels else parts
 
 
+def _go(job: Sweep, i: int, blocks: list[Any]) -> dict[str, Block]:
+    return job(i, blocks)
+
+
+def sweep_of(rows: da.Array) -> Sweep:
+    """What the tasks of a sweep do."""
+    found: Sweep = rows.dask.layers[rows.name][_job(rows.name)]
+    return found
+
+
+def with_job(rows: da.Array, job: Sweep) -> dict[Any, Any]:
+    """The tasks of a sweep, doing something else."""
+    return {**rows.dask.layers[rows.name], _job(rows.name): job}
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Where a lazy result comes from: a field of each row of a sweep."""
+
+    rows: da.Array
+    probe: str
+    field: str
+
+
+_picked: OrderedDict[str, Picked] = OrderedDict()
+
+
+def picked_from(x: da.Array | str) -> Picked | None:
+    """Where an array, or one of that name, was picked from, if it is that and nothing else."""
+    return _picked.get(x if isinstance(x, str) else x.name)
+
+
+def _remember(x: da.Array, picked: Picked) -> da.Array:
+    _picked[x.name] = picked  # under Dask's name, which tells contents apart
+    while len(_picked) > _KEPT:
+        _picked.popitem(last=False)
+    return x
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the probes of one plan found, lazily."""
@@ -196,8 +268,10 @@ class Findings:
         assert self.layer is not None
         rows, table = self.layer.rows, self.layer.table
         spec = self.probes[self.names[probe]].fields()[name]
+        picked = Picked(rows, self.names[probe], name)
         if spec.over == "row":
-            return rows.map_blocks(_of_row, self.names[probe], name, dtype=object, meta=np.empty(0, object))
+            of_row = rows.map_blocks(_of_row, self.names[probe], name, dtype=object, meta=np.empty(0, object))
+            return _remember(of_row, picked)
         dtype = np.dtype(spec.dtype)
         inner = spec.shape(*table.shape[1:])
         lengths = table.steps if spec.over == "states" else table.transitions
@@ -209,7 +283,7 @@ class Findings:
             _field, self.names[probe], name, dtype=dtype.base, chunks=(lengths, *((n,) for n in inner)),
             new_axis=list(range(1, 1 + len(inner))) or None, meta=np.empty((0,) * (1 + len(inner)), dtype.base),
         )  # fmt: skip
-        return uniform(data)
+        return uniform(_remember(data, picked))
 
     def variables(self, probe: str, attrs: Mapping[str, Mapping[str, Any]]) -> dict[str, xr.Variable]:
         """The fields that have attributes, as variables in their order."""
