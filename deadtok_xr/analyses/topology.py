@@ -29,7 +29,9 @@ VERDICTS = ("neither", "stays_gas", "stays_crystal", "evaporates", "crystallizes
             "evaporates_then_crystallizes", "crystallizes_then_evaporates", "alternates")  # fmt: skip
 _FLAGS = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(STATES)}
 _BINS = "counted in 0, 1, 2 to 3, 4 to 7, ...; the coordinate is the least of each"
-_STATE = "crystal: more than half of the tokens in one component; gas: more than half without a neighbour; else clusters"
+_STATE = (
+    "crystal: more than half of the tokens in one component; gas: more than half without a neighbour; else clusters"
+)
 ATTRS: dict[str, dict[str, Any]] = {
     "mean_ulp": {
         "long_name": "mean over dims of the ULP at the centroid", "units": "1",
@@ -157,7 +159,10 @@ def _check(k: float, spacing: str, coincident: str, held: str | None) -> None:
 
 def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]:
     """The attributes of the variables, with the rule of adjacency."""
-    rule = SPACINGS[spacing] + {None: "", "threshold": ", C at the first step", "positions": ", a, b at the first step"}[held]
+    rule = (
+        SPACINGS[spacing]
+        + {None: "", "threshold": ", C at the first step", "positions": ", a, b at the first step"}[held]
+    )
     return {n: a if n in ("mean_ulp", "n_invalid") else {**a, "adjacent": rule} for n, a in ATTRS.items()}
 
 
@@ -310,8 +315,8 @@ class Walk:
             return words, shift, threshold
         if n := count_off_grid(words, shift, self.lattice):
             raise OffGridError(
-                f"{self.probe.variable}: {n} rows of a block hold values that are not on the grid of {self.probe.grid}; "
-                "measure the recorded values, not derived ones, or say precision="
+                f"{self.probe.variable}: {n} rows of a block hold values that are not on the grid of "
+                f"{self.probe.grid}; measure the recorded values, not derived ones, or say precision="
             )
         if self.probe.spacing == "ordinal":
             words = ordinals(words, shift, self.lattice, get_grid(self.probe.grid).mantissa_bits)

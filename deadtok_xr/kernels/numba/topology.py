@@ -19,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.places import SIGN, places, same_place, value_word
+from deadtok_xr.kernels.numba.places import SIGN, places, same_place
 from deadtok_xr.kernels.numba.words import INFINITY, compiled
 
 _finite = njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
@@ -185,7 +185,7 @@ def _graphs(words, shift, changed, anything, threshold, rule, shell, first, figu
         if moved:
             _grow(words[t - 1], words[t], shift, changed[t - 1], growth)
         shell.clock[:] += growth
-        if figures[t, _INVALID]:
+        if figures[t, _INVALID] or np.isnan(threshold[t]):
             figures[t, :_INVALID] = -1
             label[t] = -1
             shell = _forget(shell, shell.factor)
