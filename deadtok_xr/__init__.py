@@ -19,7 +19,10 @@ _HOME = {
     "analyze": "deadtok_xr.analyses",
     "centroid_origin": "deadtok_xr.analyses.centroid_origin",
     "coherence": "deadtok_xr.analyses.coherence",
+    "component_events": "deadtok_xr.analyses.components",
+    "components": "deadtok_xr.analyses.components",
     "concat_runs": "deadtok_xr.runs",
+    "connectivity": "deadtok_xr.analyses.connectivity",
     "convert": "deadtok_xr.conversion",
     "export": "deadtok_xr.exporting",
     "freeze_predictors": "deadtok_xr.analyses.freeze_predictors",
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses import analyze
     from deadtok_xr.analyses.centroid_origin import centroid_origin
     from deadtok_xr.analyses.coherence import coherence
+    from deadtok_xr.analyses.components import component_events, components
+    from deadtok_xr.analyses.connectivity import connectivity
     from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.freeze_predictors import freeze_predictors
     from deadtok_xr.analyses.h_persistence import h_persistence

@@ -36,6 +36,7 @@ GROUPS = [
     "phases_magnitude",
     "kinematics",
     "topology",
+    "connectivity",
     "mechanism",
     "coherence",
     "h_persistence",

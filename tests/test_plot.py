@@ -349,6 +349,7 @@ DRAWN = {
     "trajectories": (plot.trajectories, "motion"),
     "phases": (plot.phases, "phases"),
     "topology": (plot.topology, "topology"),
+    "connectivity": (plot.connectivity, "connectivity"),
     "speeds": (plot.speeds, "kinematics"),
     "radius": (plot.radius, "kinematics"),
     "coherence": (plot.coherence, "coherence"),
@@ -363,7 +364,7 @@ def test_own_figure_and_axis_labels(results: xr.DataTree, name: str) -> None:
     draw, group = DRAWN[name]
     axes = np.atleast_1d(draw(results[group]))  # a node of the tree does as well as its dataset
     assert all(panel.get_ylabel() for panel in axes)
-    assert any("step" in panel.get_xlabel() for panel in axes)
+    assert any("step" in panel.get_xlabel() for panel in axes) or group == "connectivity"
     assert "162 dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology", "h_persistence")
 
 
@@ -403,7 +404,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
 def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     for part in (rec.isel(step=slice(0, 2)), rec.isel(token=[0], step=slice(0, 50))):
-        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 11
+        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 12
 
 
 # --- files and imports -------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
-    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "speeds",
+    names = ("displacement", "trajectories", "phases", "phases_magnitude", "topology", "connectivity", "speeds",
              "coherence", "h_persistence", "centroid_origin", "freeze_predictors", "mechanism")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:

@@ -168,7 +168,7 @@ def test_verdicts(values: tuple[int, ...], verdict: str, evaporation: int, cryst
         ({"k": float("nan")}, "k=nan: the threshold"),
         ({"spacing": "mean"}, "spacing='mean': choose one of centroid, pair, element, ordinal"),
         ({"held": "both"}, "held='both': choose one of"),
-        ({"held": "threshold", "spacing": "pair"}, "holds one threshold"),
+        ({"held": "threshold", "spacing": "pair"}, "topology: held=.threshold. holds one threshold"),
         ({"spacing": "ordinal", "precision": "float32"}, "is for 16-bit formats, not float32"),
     ],
 )
@@ -197,3 +197,108 @@ def test_lazy(recording: Path, lazily: Any, options: dict[str, Any]) -> None:
     with lazily():
         found = dx.topology(dx.open_recording(recording, tokens="dead"), **options)
     assert all(v.chunks is not None for v in found.data_vars.values())
+
+
+@settings(max_examples=40)
+@given(ds=walks())
+def test_connectivity_is_the_longest_edge_of_the_minimum_spanning_tree(ds: xr.Dataset) -> None:
+    from scipy.sparse.csgraph import connected_components
+
+    found = dx.connectivity(ds, steps=ds.step.values.tolist()).compute()
+    W = np.asarray(ds.W.values).astype(np.float64)
+    for t in range(len(W)):
+        if not np.isfinite(W[t]).all():
+            assert np.isnan(found.connectivity_threshold[t])
+            assert found.n_invalid[t] > 0
+            continue
+        distance = np.abs(W[t][:, None] - W[t][None]).max(-1)
+        assert found.n_invalid[t] == 0
+        for x in [0.0, *np.unique(distance)[:6], float(found.connectivity_threshold[t])]:
+            count, _ = connected_components(distance <= x, directed=False)
+            assert (found.merge_threshold[t].values <= x).sum() == W.shape[1] - count, (t, x)
+        smaller = distance[distance < float(found.connectivity_threshold[t])]
+        if smaller.size:
+            assert connected_components(distance <= smaller.max(), directed=False)[0] > 1
+
+
+def test_connectivity_agrees_with_topology(atom: Path) -> None:
+    rec = dx.open_recording(atom, tokens="dead")
+    tree = dx.connectivity(rec, steps=[0, 60, 150]).compute()
+    for step in tree.step.values:
+        k = float(tree.connectivity_k.sel(step=step))
+        for factor, one in ((1 + 1e-9, True), (1 - 1e-9, False)):
+            graph = dx.topology(rec.sel(step=[step]), k=k * factor, coincident="linked")
+            assert (graph.n_components.values == 1) == one
+
+
+def test_connectivity_of_steps_that_are_not_there(recording: Path, lazily: Any) -> None:
+    rec = dx.open_recording(recording)
+    with lazily():
+        assert dx.connectivity(rec).step.values.tolist() == [0, 50, 100, 150, 200, 250, 300]
+    with pytest.raises(InputError, match="step 301 is not in the recording; choose among its 301 steps, 0 to 300"):
+        dx.connectivity(rec, steps=[0, 301])
+    with pytest.raises(InputError, match="no step is named"):
+        dx.connectivity(rec, steps=[])
+
+
+def test_connectivity_of_one_token() -> None:
+    found = dx.connectivity(dataset(np.ones((2, 1, 3), np.float32))).compute()
+    assert found.connectivity_threshold.values.tolist() == [0.0, 0.0]
+    assert found.merge_threshold.shape == (2, 0)
+
+
+@settings(max_examples=40)
+@given(ds=walks(), linked=st.booleans())
+def test_components_along_walks(ds: xr.Dataset, linked: bool) -> None:
+    from scipy.sparse.csgraph import connected_components
+
+    ds = ds.assign_coords(token=np.arange(ds.sizes["token"]) * 7 + 3)
+    coincident = "linked" if linked else "separate"
+    found = dx.components(ds, coincident=coincident).compute()
+    graph = dx.topology(ds, coincident=coincident).compute()
+    W, ids = np.asarray(ds.W.values), ds.token.values
+    for t in range(len(W)):
+        if graph.n_invalid[t]:
+            assert (found.component[t] == -1).all()
+            continue
+        adjacent = reference_topology.adjacency(W[t], float(graph.mean_ulp[t]), linked=linked)
+        labels = connected_components(adjacent, directed=False)[1]
+        expected = [ids[labels == mine].min() for mine in labels]
+        np.testing.assert_array_equal(found.component[t], expected)
+    events = dx.component_events(found)
+    for t in range(1, len(W)):
+        now = events.kind.values[events.step.values == ds.step.values[t]]
+        if graph.n_invalid[t] or graph.n_invalid[t - 1]:
+            assert found.n_merges[t] == found.n_splits[t] == -1
+            assert not len(now)
+            continue
+        assert found.n_merges[t] == (now == 0).sum()
+        assert found.n_splits[t] == (now == 1).sum()
+        assert graph.n_components[t] - graph.n_components[t - 1] == found.n_splits[t] - found.n_merges[t]
+
+
+def test_who_joined_whom() -> None:
+    cell = 2.0**-7
+    rows = [[0, 1, 9, 10, 11], [0, 1, 2, 3, 4], [0, 7, 8, 9, 4]]
+    W = 1 + np.array(rows, np.float32)[..., None] * cell
+    found = dx.components(dataset(W).assign_coords(token=[5, 6, 7, 8, 9])).compute()
+    assert found.component.values.tolist() == [[5, 5, 7, 7, 7], [5] * 5, [5, 6, 6, 6, 9]]
+    assert found.n_merges.values.tolist() == [0, 1, 0]
+    assert found.n_splits.values.tolist() == [0, 0, 2]
+    events = dx.component_events(found)
+    table = [tuple(int(events[name][i]) for name in ("step", "kind", "part", "whole", "n_tokens")) for i in range(3)]
+    assert table == [(1, 0, 5, 5, 2), (2, 1, 5, 5, 1), (2, 1, 9, 5, 1)]
+
+
+def test_components_lazily(recording: Path, lazily: Any) -> None:
+    with lazily():
+        found = dx.components(dx.open_recording(recording, tokens="dead"))
+    assert all(v.chunks is not None for v in found.data_vars.values())
+    with pytest.raises(InputError, match="give it what components returned"):
+        dx.component_events(xr.Dataset())
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_components_do_not_depend_on_chunks(atom: Path, chunk: int) -> None:
+    rec = dx.open_recording(atom, tokens="dead")
+    xr.testing.assert_equal(dx.components(rec.chunk(step=chunk)).compute(), dx.components(rec).compute())

@@ -12,6 +12,7 @@ import xarray as xr
 from deadtok_xr import blocks
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.connectivity import connectivity
 from deadtok_xr.analyses.freeze_predictors import freeze_predictors
 from deadtok_xr.analyses.h_persistence import h_persistence
 from deadtok_xr.analyses.kinematics import kinematics
@@ -28,14 +29,15 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "phases_magnitude": partial(phases.plan, scheme="magnitude"),
     "kinematics": kinematics.plan,
     "topology": topology.plan,
+    "connectivity": connectivity.plan,
     "mechanism": mechanism.plan,
     "coherence": coherence.plan,
     "h_persistence": h_persistence.plan,
     "centroid_origin": centroid_origin.plan,
     "freeze_predictors": freeze_predictors.plan,
 }
-_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "mechanism", "freeze_predictors")
-_ACROSS_STEPS = tuple(name for name in ANALYSES if name != "topology")
+_ON_THE_LATTICE = ("motion", "phases", "phases_magnitude", "topology", "connectivity", "mechanism", "freeze_predictors")
+_ACROSS_STEPS = tuple(name for name in ANALYSES if name not in ("topology", "connectivity"))
 
 
 def analyze(

@@ -101,8 +101,8 @@ def topology(
     Returns
     -------
     Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`, `n_components`,
-    `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, size) int64, in bins
-    0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has NaN and -1.
+    `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, component_size)
+    int64, in bins 0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has NaN and -1.
     Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or first the one and then the other, with
     `evaporation_step`, `crystallization_step` and `n_changes`.
 
@@ -122,7 +122,7 @@ def topology(
     itself. Then it is all N²/2, about 2 ns each and 30 to 100 ns for those close in 16 dims. That all tokens are within
     the threshold, or in few places, costs N·D alone.
     """
-    _check(k, spacing, coincident, held)
+    check_options("topology", k, spacing, coincident, held)
     recorded = blocks.require(ds, variable, "topology")
     grid = grid_name(recorded, precision)
     if spacing == "ordinal" and get_grid(grid).width != 16:
@@ -140,21 +140,31 @@ def topology(
         values = found.variables("graph", attrs_of(spacing, held))
         values |= verdict(found.array("graph", "state"), ds["step"].values)
         least = np.concatenate([[0], 2 ** np.arange(n_bins(ds.sizes["token"]) - 1)])
-        return xr.Dataset(values, {**coords, "degree": least, "size": 2 ** np.arange(len(least))}, attrs)
+        return xr.Dataset(values, {**coords, "degree": least, "component_size": 2 ** np.arange(len(least))}, attrs)
 
     return Plan({variable: x}, {"graph": probe}, finish)
 
 
-def _check(k: float, spacing: str, coincident: str, held: str | None) -> None:
-    for name, value, known in (
-        ("coincident", coincident, COINCIDENT), ("spacing", spacing, tuple(SPACINGS)), ("held", held, HELD),
-    ):  # fmt: skip
+def check_options(purpose: str, k: float, spacing: str, coincident: str, held: str | None = None) -> None:
+    """Check the options that say which tokens are adjacent.
+
+    Raises
+    ------
+    InputError
+        If one is unknown, or two do not go together.
+    """
+    choices = (
+        ("coincident", coincident, COINCIDENT),
+        ("spacing", spacing, tuple(SPACINGS)),
+        ("held", held, HELD),
+    )
+    for name, value, known in choices:
         if value not in known:
-            raise InputError(f"{name}={value!r}: choose one of {', '.join(map(str, known))}")
+            raise InputError(f"{purpose}: {name}={value!r}: choose one of {', '.join(map(str, known))}")
     if not (np.isfinite(k) and k > 0):
-        raise InputError(f"k={k!r}: the threshold is a positive number of spacings; 1 is the notebook's")
+        raise InputError(f"{purpose}: k={k!r}: the threshold is a positive number of spacings; 1 is the notebook's")
     if held and spacing != "centroid":
-        raise InputError(f"held={held!r} holds one threshold, or moves it; spacing={spacing!r} has one per pair")
+        raise InputError(f"{purpose}: held={held!r} holds one threshold, or moves it; spacing={spacing!r} has many")
 
 
 def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]:
@@ -224,7 +234,7 @@ class Graph:
             **{name: Field("states", (), "i8") for name in _COUNTS},
             "state": Field("states", (), "i1"),
             "degree_tokens": Field("states", ("degree",), bins),
-            "size_components": Field("states", ("size",), bins),
+            "size_components": Field("states", ("component_size",), bins),
         }
 
     def begin(self, row: Row) -> _Look:
@@ -287,8 +297,8 @@ class Walk:
         threshold = self.probe.k * found["mean_ulp"]
         if self.probe.held == "threshold":
             threshold = np.full(len(words), self._first_threshold(shift))
-        elif self.probe.held == "positions":
-            words, threshold = self.start, threshold
+        elif self.start is not None:
+            words = self.start
         words, shift, threshold = self._on_the_grid(words, shift, threshold)
         first = int(self.last is not None)
         self.shell = kernel.topology(words, shift, changed, threshold, self.rule, self.shell, found, first=first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from deadtok_xr.plot.centroid_origin import centroid_origin
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.connectivity import connectivity
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
 from deadtok_xr.plot.h_persistence import h_persistence
 from deadtok_xr.plot.kinematics import radius, speeds
@@ -21,6 +22,7 @@ from deadtok_xr.plot.topology import topology
 __all__ = [
     "centroid_origin",
     "coherence",
+    "connectivity",
     "displacement",
     "freeze_predictors",
     "h_persistence",

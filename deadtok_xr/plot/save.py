@@ -21,6 +21,8 @@ from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
 from deadtok_xr.plot.coherence import NEEDED as COHERENCE
 from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.connectivity import NEEDED as CONNECTIVITY
+from deadtok_xr.plot.connectivity import connectivity
 from deadtok_xr.plot.freeze_predictors import LAYOUT as PREDICTORS_LAYOUT
 from deadtok_xr.plot.freeze_predictors import NEEDED as PREDICTORS
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
@@ -32,6 +34,8 @@ from deadtok_xr.plot.mechanism import NEEDED as MECHANISM
 from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
+from deadtok_xr.plot.topology import NEEDED as GRAPH
+from deadtok_xr.plot.topology import OPTIONAL as GRAPH_TOO
 from deadtok_xr.plot.topology import topology
 
 
@@ -50,14 +54,14 @@ class Picture:
     """The coordinate that is drawn along."""
 
 
-_GRAPH = ("mean_ulp", "density", "largest_component", "n_singletons", "n_components")
 _GRAPH_LAYOUT = {"nrows": 3, "sharex": True, "height_ratios": (2, 2, 3)}
 _PICTURES = (
     Picture("displacement.png", "motion", ("displacement_ulp",), displacement),
     Picture("trajectories.png", "motion", ("displacement_ulp",), trajectories),
     Picture("phases.png", "phases", ("fraction", "transition_step"), phases),
     Picture("phases_magnitude.png", "phases_magnitude", ("fraction", "transition_step"), phases),
-    Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
+    Picture("topology.png", "topology", GRAPH, topology, _GRAPH_LAYOUT, GRAPH_TOO),
+    Picture("connectivity.png", "connectivity", CONNECTIVITY, connectivity),
     Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
     Picture("coherence.png", "coherence", COHERENCE, coherence, COHERENCE_LAYOUT, COHERENCE_TOO),
     Picture("h_persistence.png", "h_persistence", PERSISTENCE, h_persistence, PERSISTENCE_LAYOUT),
@@ -76,7 +80,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     ----------
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology, mechanism, coherence, h_persistence, centroid_origin,
+        phases_magnitude, kinematics, topology, connectivity, mechanism, coherence, h_persistence, centroid_origin,
         freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
@@ -86,7 +90,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
+    topology.png, connectivity.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
     freeze_predictors.png, without those whose group is absent.
 
     Raises

@@ -83,9 +83,10 @@ def rule(spacing: int, k: float, linked: bool, lattice: Lattice) -> Rule:
 
 def no_shell(n_tokens: int, n_dims: int) -> Shell:
     """Before any pair has been measured."""
-    dims = [np.zeros(n_dims) for _ in range(4)]
-    nodes = [np.zeros(n_tokens, np.int64) for _ in range(5)]
-    return Shell(False, 8.0, *dims, *nodes, np.empty((0, 2), np.int32))
+    clock, skin, low, high = np.zeros((4, n_dims))
+    place, weight, node, parent, degree = np.zeros((5, n_tokens), np.int64)
+    pairs = np.empty((0, 2), np.int32)
+    return Shell(False, 8.0, clock, skin, low, high, place, weight, node, parent, degree, pairs)
 
 
 def topology(
@@ -178,7 +179,7 @@ def _graphs(words, shift, changed, anything, threshold, rule, shell, first, figu
             figures[t], degrees[t], sizes[t], label[t] = figures[t - 1], degrees[t - 1], sizes[t - 1], label[t - 1]
             continue
         if t == first or moved:
-            figures[t, _INVALID] = _count_not_finite(words[at], shift)
+            figures[t, _INVALID] = count_not_finite(words[at], shift)
         elif t > 0:
             figures[t, _INVALID] = figures[t - 1, _INVALID]
         growth[:] = 0.0
@@ -208,7 +209,8 @@ def _value(words, n, d, shift):
 
 
 @compiled
-def _count_not_finite(words, shift):
+def count_not_finite(words, shift):
+    """How many rows of a step of words (n, d) hold NaN or infinity."""
     count = 0
     for n in range(words.shape[0]):
         top = np.uint32(0)
