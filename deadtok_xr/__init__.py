@@ -22,7 +22,10 @@ _HOME = {
     "cloud": "deadtok_xr.analyses.cloud",
     "coherence": "deadtok_xr.analyses.coherence",
     "compare_runs": "deadtok_xr.analyses.compare_runs",
+    "component_events": "deadtok_xr.analyses.components",
+    "components": "deadtok_xr.analyses.components",
     "concat_runs": "deadtok_xr.runs",
+    "connectivity": "deadtok_xr.analyses.connectivity",
     "convert": "deadtok_xr.conversion",
     "critical_boundary": "deadtok_xr.analyses.critical_boundary",
     "elements": "deadtok_xr.analyses.elements",
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.cloud import cloud
     from deadtok_xr.analyses.coherence import coherence
     from deadtok_xr.analyses.compare_runs import compare_runs
+    from deadtok_xr.analyses.components import component_events, components
+    from deadtok_xr.analyses.connectivity import connectivity
     from deadtok_xr.analyses.critical_boundary import critical_boundary
     from deadtok_xr.analyses.elements import elements
     from deadtok_xr.analyses.epochs import epochs

@@ -115,7 +115,8 @@ def _kinematics(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _topology(ds: xr.Dataset) -> Iterator[str]:
-    yield f"Topology, L∞ <= mean ULP at the centroid, coincident tokens {ds.attrs.get('coincident')}"
+    rule = ds["density"].attrs.get("adjacent", "max_d |a - b| <= k·mean_d ULP(C)")
+    yield f"Topology, {rule}, k = {ds.attrs.get('k', 1.0):g}, coincident tokens {ds.attrs.get('coincident')}"
     for key, label in (
         ("mean_ulp", "mean ULP"),
         ("density", "density"),
@@ -125,6 +126,20 @@ def _topology(ds: xr.Dataset) -> Iterator[str]:
     ):
         v = np.where(ds["n_invalid"].values > 0, np.nan, ds[key].values)
         yield f"  {label:17s} {v[0]:.4g} first, {v[-1]:.4g} last, {_span(v)}"
+    if "verdict" in ds:
+        words = ds["verdict"].attrs["flag_meanings"].split()[int(ds["verdict"])].replace("_", " ")
+        gas, crystal = int(ds["evaporation_step"]), int(ds["crystallization_step"])
+        when = [f"{name} from step {step}" for name, step in (("gas", gas), ("crystal", crystal)) if step >= 0]
+        yield f"  verdict           {words}{': ' if when else ''}{', '.join(when)}"
+    yield from _invalid(ds, "which have no graph")
+
+
+def _connectivity(ds: xr.Dataset) -> Iterator[str]:
+    yield "Connectivity, smallest L∞ threshold that connects all tokens"
+    said = zip(ds["step"].values, ds["connectivity_threshold"].values, ds["connectivity_k"].values, strict=True)
+    shown = [f"step {step}: {x:.4g} ({k:.4g} mean ULP)" for step, x, k in said]
+    for i in range(0, len(shown), 3):
+        yield f"  {'' if i else 'threshold':17s} {', '.join(shown[i : i + 3])}"
     yield from _invalid(ds, "which have no graph")
 
 
@@ -343,6 +358,7 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "exponents": _exponents,
     "cloud": _cloud,
     "spectrum": _spectrum,
+    "connectivity": _connectivity,
     "coherence": _coherence,
     "h_persistence": _h_persistence,
     "centroid_origin": _centroid_origin,

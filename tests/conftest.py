@@ -45,6 +45,7 @@ GROUPS = [
     "exponents",
     "cloud",
     "spectrum",
+    "connectivity",
     "mechanism",
     "critical_boundary",
     "coherence",

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
+from deadtok_xr.analyses.topology import VERDICT_ATTRS
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference
 from tests.reference import assert_agree
@@ -164,7 +165,7 @@ def test_a_slice_gives_what_the_whole_gives_there(recording: Path, analysis: str
     rec = dx.open_recording(recording, tokens="dead")
     whole = ANALYSES[analysis](rec).sel(step=slice(121, 200)).compute()
     part = ANALYSES[analysis](rec.sel(step=slice(120, 200))).sel(step=slice(121, 200)).compute()
-    drop = [v for v in ("transition_step",) if v in whole]
+    drop = [v for v in ("transition_step", *VERDICT_ATTRS) if v in whole]
     xr.testing.assert_equal(whole.drop_vars(drop), part.drop_vars(drop))
 
 

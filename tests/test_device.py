@@ -68,7 +68,7 @@ def test_the_kernels_in_torch_are_the_ones_that_run(recording: Path, monkeypatch
 
     monkeypatch.setattr(kernels, "engine", noted)
     dx.analyze(recording, analyses=DENSE, device="torch-cpu").compute()
-    assert {part for part, on_device in asked if on_device} == {"motion", "kinematics", "topology", "mechanism"}
+    assert {part for part, on_device in asked if on_device} == {"motion", "kinematics", "mechanism"}
     assert not [part for part, on_device in asked if not on_device]
     asked.clear()
     dx.analyze(recording, analyses=DENSE).compute()  # small: auto stays with numba, with or without a GPU
@@ -136,8 +136,8 @@ class TestAuto:
         device = devices.resolve("auto", devices.PIECE_BYTES)
         assert device.name == "cuda"
         assert device.runs("motion")
-        assert not device.runs("topology")
-        assert devices.resolve("cuda", 1).runs("topology")
+        assert not device.runs("mechanism")
+        assert devices.resolve("cuda", 1).runs("mechanism")
 
 
 class TestCluster:

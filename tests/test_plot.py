@@ -349,6 +349,7 @@ DRAWN = {
     "trajectories": (plot.trajectories, "motion"),
     "phases": (plot.phases, "phases"),
     "topology": (plot.topology, "topology"),
+    "connectivity": (plot.connectivity, "connectivity"),
     "speeds": (plot.speeds, "kinematics"),
     "radius": (plot.radius, "kinematics"),
     "coherence": (plot.coherence, "coherence"),
@@ -368,7 +369,7 @@ def test_own_figure_and_axis_labels(results: xr.DataTree, name: str) -> None:
     draw, group = DRAWN[name]
     axes = np.atleast_1d(draw(results[group]))  # a node of the tree does as well as its dataset
     assert all(panel.get_ylabel() for panel in axes)
-    assert any("step" in panel.get_xlabel() for panel in axes)
+    assert any("step" in panel.get_xlabel() for panel in axes) or group == "connectivity"
     assert "162 dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology", "h_persistence")
 
 
@@ -408,7 +409,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
 def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     for part in (rec.isel(step=slice(0, 2)), rec.isel(token=[0], step=slice(0, 50))):
-        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 21
+        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 22
 
 
 # --- files and imports -------------------------------------------------------------------------------------
@@ -417,15 +418,16 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
     names = ("displacement", "trajectories", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing",
-             "epochs", "census", "topology", "speeds", "lattice", "exponents", "cloud", "spectrum", "coherence",
-             "h_persistence", "centroid_origin", "freeze_predictors", "mechanism", "critical_boundary")  # fmt: skip
+             "epochs", "census", "topology", "connectivity", "speeds", "lattice", "exponents", "cloud", "spectrum",
+             "coherence", "h_persistence", "centroid_origin", "freeze_predictors", "mechanism",
+             "critical_boundary")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:
         pixels = imread(path)[..., :3]
         assert pixels.shape == (700, 1200, 3)
         assert pixels.var() > 0.005
         assert (pixels != 1).any(axis=2).mean() > 0.02
-    assert len({path.read_bytes() for path in paths}) == 21
+    assert len({path.read_bytes() for path in paths}) == 22
 
 
 def test_save_figures_skips_absent_groups(results: xr.DataTree, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
+from benchmarks.gpu import FIGURES as GRAPH
+from benchmarks.gpu import graph_figures
 from deadtok_xr import kernels
 from deadtok_xr.analyses.transitions import FIELDS, MAGNITUDES
 from deadtok_xr.bfloat16 import decode
@@ -197,9 +199,8 @@ def clouds(draw: st.DrawFn) -> NDArray[np.float32]:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_topology(x: NDArray[np.float32], linked: bool, tile: int) -> None:
     threshold = np.full(len(x), 2.0**-8)
-    kinds = {"density": "f8", "largest_component": "i8", "n_singletons": "i8", "n_components": "i8", "n_invalid": "i8"}
-    found, expected = ({name: np.zeros(len(x), kind) for name, kind in kinds.items()} for _ in range(2))
-    compiled.topology(x, changed(x), threshold, linked, expected)
+    found = {name: np.zeros(len(x), kind) for name, kind in GRAPH.items()}
+    expected = graph_figures(x, threshold, linked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology_file, "TILE", tile)
         ours.topology(host(x), changed(x), threshold, linked, found)

@@ -15,6 +15,7 @@ from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.connectivity import connectivity
 from deadtok_xr.analyses.critical_boundary import critical_boundary
 from deadtok_xr.analyses.epochs import epochs
 from deadtok_xr.analyses.freeze_predictors import freeze_predictors
@@ -46,6 +47,7 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "exponents": exponents.plan,
     "cloud": cloud.plan,
     "spectrum": spectrum.plan,
+    "connectivity": connectivity.plan,
     "mechanism": mechanism.plan,
     "critical_boundary": critical_boundary.plan,
     "coherence": coherence.plan,
@@ -54,10 +56,10 @@ ANALYSES: dict[str, Callable[..., Plan]] = {
     "freeze_predictors": freeze_predictors.plan,
 }
 _ON_THE_LATTICE = (
-    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "topology", "lattice", "exponents",
-    "mechanism", "critical_boundary", "freeze_predictors",
+    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "topology", "connectivity",
+    "lattice", "exponents", "mechanism", "critical_boundary", "freeze_predictors",
 )  # fmt: skip
-_OF_STATES = ("topology", "census", "exponents", "spectrum")
+_OF_STATES = ("topology", "connectivity", "census", "exponents", "spectrum")
 _ACROSS_STEPS = tuple(name for name in ANALYSES if name not in _OF_STATES)
 
 

@@ -1,4 +1,4 @@
-"""Which tokens sit next to each other, at the lattice spacing of their centroid: crystal or gas?"""
+"""Which tokens sit next to each other, at the lattice spacing where they are: crystal or gas?"""
 
 from __future__ import annotations
 
@@ -7,95 +7,219 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.errors import InputError
+from deadtok_xr.errors import InputError, OffGridError
+from deadtok_xr.series import Series
 from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
-FIELDS = {
-    "mean_ulp": Field("states"),
-    "density": Field("states"),
-    "largest_component": Field("states", (), "i8"),
-    "n_singletons": Field("states", (), "i8"),
-    "n_components": Field("states", (), "i8"),
-    "n_invalid": Field("states", (), "i8"),
-}
 COINCIDENT = ("separate", "linked")
+SPACINGS = {
+    "centroid": "max_d |a - b| <= k·mean_d ULP(C)",
+    "pair": "max_d |a - b| <= k·max(mean_d ULP(a), mean_d ULP(b))",
+    "element": "|a - b| <= k·max(ULP(a), ULP(b)) in every dim",
+    "ordinal": "at most k representable steps between a and b in every dim",
+}
+HELD = (None, "threshold", "positions")
+STATES = ("gas", "clusters", "crystal")
+VERDICTS = ("neither", "stays_gas", "stays_crystal", "evaporates", "crystallizes",
+            "evaporates_then_crystallizes", "crystallizes_then_evaporates", "alternates")  # fmt: skip
+_FLAGS = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(STATES)}
+_BINS = "counted in 0, 1, 2 to 3, 4 to 7, ...; the coordinate is the least of each"
+_STATE = (
+    "crystal: more than half of the tokens in one component; gas: more than half without a neighbour; else clusters"
+)
 ATTRS: dict[str, dict[str, Any]] = {
     "mean_ulp": {
-        "long_name": "mean over dims of the ULP at the centroid",
-        "units": "1",
+        "long_name": "mean over dims of the ULP at the centroid", "units": "1",
         "formula": "mean_d ULP(bf16(f32(C[t,d])))",
     },
-    "density": {
-        "long_name": "share of all pairs that are adjacent",
-        "units": "1",
-        "formula": "edges / (N(N-1)/2)",
-    },
+    "density": {"long_name": "share of all pairs that are adjacent", "units": "1", "formula": "edges / (N(N-1)/2)"},
     "largest_component": {"long_name": "tokens in the largest connected component", "units": "1"},
     "n_singletons": {"long_name": "tokens without a neighbour", "units": "1"},
     "n_components": {"long_name": "connected components", "units": "1"},
     "n_invalid": {"long_name": "tokens with NaN or infinity at t", "units": "1"},
-}
+    "degree_max": {"long_name": "most neighbours of any token", "units": "1"},
+    "degree_tokens": {"long_name": "tokens by the number of their neighbours", "units": "1", "comment": _BINS},
+    "size_components": {"long_name": "components by the number of their tokens", "units": "1", "comment": _BINS},
+    "state": {"long_name": "state of the cloud", "units": "1", "comment": _STATE + "; -1 unknown", **_FLAGS},
+}  # fmt: skip
+VERDICT_ATTRS: dict[str, dict[str, Any]] = {
+    "verdict": {
+        "long_name": "what became of the cloud", "units": "1", "flag_values": list(range(len(VERDICTS))),
+        "flag_meanings": " ".join(VERDICTS),
+        "comment": "changes to gas (evaporates) and to crystal (crystallizes); between the two it may be clusters",
+    },
+    "evaporation_step": {"long_name": "first step of gas after something else; -1 never", "units": "step"},
+    "crystallization_step": {"long_name": "first step of crystal after something else; -1 never", "units": "step"},
+    "n_changes": {"long_name": "changes to gas and to crystal", "units": "1"},
+}  # fmt: skip
+_COUNTS = {"largest_component": 1, "n_singletons": 2, "n_components": 3, "degree_max": 4, "n_invalid": 5}
+"""The columns of the kernel's figures; the first is the number of edges."""
 
 
 @analysis
 def topology(
-    ds: xr.Dataset, *, coincident: str = "separate", variable: str = "W", precision: str | None = None
+    ds: xr.Dataset,
+    *,
+    k: float = 1.0,
+    spacing: str = "centroid",
+    coincident: str = "separate",
+    held: str | None = None,
+    variable: str = "W",
+    precision: str | None = None,
 ) -> Plan:
     """The adjacency graph of the tokens at every step.
 
-    Two tokens are adjacent when 0 < L∞ distance <= `mean_ulp`, the mean over dims of the ULP at their
-    centroid. Distances are exact, and N x N is never held in memory.
+    Two tokens are adjacent when they lie within ``k`` lattice spacings of each other in every dim, and not in the very
+    same place. Distances are measured in float64, and N x N is never held in memory.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim); gaps in the steps do not matter.
+    k
+        The threshold in lattice spacings.
+    spacing
+        What one spacing is. ``"centroid"``: `mean_ulp`, the mean over dims of the ULP at the centroid (notebook 14.2b).
+        ``"pair"``: the larger one of the two tokens' own mean ULP. ``"element"``: in each dim the larger of the two
+        values' ULP, lattice adjacency. ``"ordinal"``: representable steps, which differ from that only around powers
+        of two, where the spacing inward is half as large: ``dx.topology(rec, spacing="element")`` minus ``"ordinal"``
+        is what the elements there make adjacent.
     coincident
-        Whether tokens in the very same place are adjacent: ``"separate"``, not (notebook 14.2b), or
-        ``"linked"``, they are.
+        Whether tokens in the very same place are adjacent: ``"separate"``, not (notebook 14.2b), or ``"linked"``,
+        they are.
+    held
+        A counterfactual, of spacing ``"centroid"``: ``"threshold"``, as it was at the first step while the tokens
+        move; or ``"positions"``, as they were at the first step while the threshold grows.
     variable, precision
         As for `motion`.
 
     Returns
     -------
-    Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`,
-    `n_components`, `n_invalid` int64. A step with NaN or infinity has NaN and -1.
+    Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`, `n_components`,
+    `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, component_size)
+    int64, in bins 0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has NaN
+    and -1.
+    Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or first the one and then the other, with
+    `evaporation_step`, `crystallization_step` and `n_changes`.
 
     Raises
     ------
     InputError
         For a recording without absolute positions (displacements alone), or an unknown option.
+    OffGridError
+        When computed with another spacing than that of the centroid, if values are not on the grid.
 
     Notes
     -----
-    Quantities of notebook 14.2b, whose own ULP was 0 throughout, so that it printed zeros. One token
-    has density 0.
+    Quantities of notebook 14.2b, whose own ULP was 0 throughout, so that it printed zeros. One token has density 0.
+
+    The cost of a step is that of detecting motion, and of the pairs near the threshold. All pairs are measured when
+    motion has used up a margin: only those close along one dim, unless the threshold is about as wide as the cloud
+    itself. Then it is all N²/2, about 2 ns each and 30 to 100 ns for those close in 16 dims. That all tokens are within
+    the threshold, or in few places, costs N·D alone.
     """
-    if coincident not in COINCIDENT:
-        raise InputError(f"coincident={coincident!r}: choose one of {', '.join(COINCIDENT)}")
+    check_options("topology", k, spacing, coincident, held)
     recorded = blocks.require(ds, variable, "topology")
     grid = grid_name(recorded, precision)
+    if spacing == "ordinal" and get_grid(grid).width != 16:
+        raise InputError(f"topology: spacing='ordinal' is for 16-bit formats, not {grid}; choose 'element'")
+    x = blocks.as_dask(recorded.data)
+    start = Series(first_step(x)) if held else None
+    probe = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"], held, start)
 
     def finish(found: Findings) -> xr.Dataset:
         coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-        attrs = blocks.result_attrs(ds, variable=variable, coincident=coincident, precision=grid)
-        return xr.Dataset(found.variables("graph", ATTRS), coords, attrs)
+        attrs = blocks.result_attrs(
+            ds, variable=variable, coincident=coincident, precision=grid, k=float(k), spacing=spacing,
+            **({"held": held} if held else {}),
+        )  # fmt: skip
+        values = found.variables("graph", attrs_of(spacing, held))
+        values |= verdict(found.array("graph", "state"), ds["step"].values)
+        least = np.concatenate([[0], 2 ** np.arange(n_bins(ds.sizes["token"]) - 1)])
+        return xr.Dataset(values, {**coords, "degree": least, "component_size": 2 ** np.arange(len(least))}, attrs)
 
-    probe = Graph(variable, grid, linked=coincident == "linked")
-    return Plan({variable: blocks.as_dask(recorded.data)}, {"graph": probe}, finish)
+    return Plan({variable: x}, {"graph": probe}, finish)
+
+
+def check_options(purpose: str, k: float, spacing: str, coincident: str, held: str | None = None) -> None:
+    """Check the options that say which tokens are adjacent.
+
+    Raises
+    ------
+    InputError
+        If one is unknown, or two do not go together.
+    """
+    choices = (
+        ("coincident", coincident, COINCIDENT),
+        ("spacing", spacing, tuple(SPACINGS)),
+        ("held", held, HELD),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise InputError(f"{purpose}: {name}={value!r}: choose one of {', '.join(map(str, known))}")
+    if not (np.isfinite(k) and k > 0):
+        raise InputError(f"{purpose}: k={k!r}: the threshold is a positive number of spacings; 1 is the notebook's")
+    if held and spacing != "centroid":
+        raise InputError(f"{purpose}: held={held!r} holds one threshold, or moves it; spacing={spacing!r} has many")
+
+
+def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]:
+    """The attributes of the variables, with the rule of adjacency."""
+    rule = (
+        SPACINGS[spacing]
+        + {None: "", "threshold": ", C at the first step", "positions": ", a, b at the first step"}[held]
+    )
+    return {n: a if n in ("mean_ulp", "n_invalid") else {**a, "adjacent": rule} for n, a in ATTRS.items()}
+
+
+def n_bins(n_tokens: int) -> int:
+    """How many bins 0, 1, 2 to 3, 4 to 7, ... hold all numbers up to the number of tokens."""
+    return int(n_tokens).bit_length() + 1
+
+
+def first_step(x: Any) -> Any:
+    """The first step of an array, (1, token, dim), of which no more is decoded than that."""
+    import dask.array as da
+
+    from deadtok_xr.reader import recorded
+    from deadtok_xr.stored import place_of
+
+    x = recorded(x)
+    place = place_of(x)
+    if place is None:
+        return x[:1]
+    return da.map_blocks(_read_first, place, x.shape[1:], dtype=x.dtype, chunks=((1,), *((n,) for n in x.shape[1:])))
+
+
+def _read_first(place: Any, shape: tuple[int, int]) -> NDArray[Any]:
+    from deadtok_xr.sweep.pieces import StoredSteps
+
+    steps = StoredSteps(place, 0)
+    out = np.empty((1, *shape), steps.dtype)
+    try:
+        steps.read(out)
+    finally:
+        steps.close()
+    return out
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The probe of the adjacency graph; `FIELDS` says what it finds."""
+    """The probe of the adjacency graph."""
 
     variable: str
     grid: str
+    k: float
+    spacing: str
     linked: bool
+    n_tokens: int
+    held: str | None = None
+    start: Series | None = None
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -103,8 +227,16 @@ class Graph:
         return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+        """Those of `ATTRS`."""
+        bins = np.dtype(("i8", (n_bins(self.n_tokens),)))
+        return {
+            "mean_ulp": Field("states"),
+            "density": Field("states"),
+            **{name: Field("states", (), "i8") for name in _COUNTS},
+            "state": Field("states", (), "i1"),
+            "degree_tokens": Field("states", ("degree",), bins),
+            "size_components": Field("states", ("component_size",), bins),
+        }
 
     def begin(self, row: Row) -> _Look:
         """Begin with a row."""
@@ -113,19 +245,149 @@ class Graph:
 
 class _Look:
     def __init__(self, probe: Graph, row: Row) -> None:
-        self.probe, self.out = probe, room(FIELDS, row)
+        self.probe, self.out = probe, room(probe.fields(), row)
+        self.walk = Walk(probe, row)
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr import kernels
-
-        name, grid, out = self.probe.variable, self.probe.grid, piece.room(self.out, FIELDS)
-        on_device = piece.row.device.runs("topology")
-        steps = (piece.tensor(name) if on_device else piece.floats(name))[: piece.n_states]
-        centroid = kernels.engine("kinematics", on_device).centroid
-        centre = centroid(steps).astype(np.float32).astype(get_grid(grid).dtype)
-        out["mean_ulp"][:] = ulp(centre, grid).mean(axis=1)
-        kernel = kernels.engine("topology", on_device).topology
-        kernel(steps, piece.changed(name), out["mean_ulp"], self.probe.linked, out)
+        _describe(self.walk.piece(piece), piece.row.n_tokens, piece.room(self.out, self.probe.fields()))
 
     def end(self) -> dict[str, Any]:
         return self.out
+
+
+class Walk:
+    """The graph along the steps of a row: what is known of a step is not measured again at the next one.
+
+    Parameters
+    ----------
+    probe
+        Which tokens are adjacent.
+    row
+        The row.
+    labels
+        Whether to name the component of each token.
+    """
+
+    def __init__(self, probe: Graph, row: Row, *, labels: bool = False) -> None:
+        from deadtok_xr import kernels
+        from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
+
+        self.probe, self.lattice = probe, kernels.lattice(probe.grid)
+        spacings = {"pair": kernel.PAIR, "element": kernel.ELEMENT}
+        self.rule = kernel.rule(spacings.get(probe.spacing, kernel.CENTROID), probe.k, probe.linked, self.lattice)
+        self.shell = kernel.no_shell(row.n_tokens, row.n_dims)
+        bins = n_bins(row.n_tokens)
+        self.widths = {"figures": len(kernel.FIGURES), "degrees": bins, "sizes": bins}
+        self.widths["label"] = row.n_tokens if labels else 0
+        self.last: dict[str, NDArray[Any]] | None = None
+        self.start = kernels.words(probe.start.values()) if probe.start is not None else None
+
+    def piece(self, piece: Piece) -> dict[str, NDArray[Any]]:
+        """The kernel's figures, and `mean_ulp`, at each step of a piece; with the step after it, where there is one."""
+        from deadtok_xr import kernels
+        from deadtok_xr.kernels.numba import topology as kernel
+
+        words, changed = kernels.words(piece.values[self.probe.variable]), piece.changed(self.probe.variable)
+        shift = kernels.word_shift(words)
+        found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
+        if self.last is not None:
+            for name in self.widths:
+                found[name][0] = self.last[name]
+        found["centre"] = kernel.centroids(words, shift, changed, self.last["centre"] if self.last else None)
+        found["mean_ulp"] = self._mean_ulp(found["centre"])
+        threshold = self.probe.k * found["mean_ulp"]
+        if self.probe.held == "threshold":
+            threshold = np.full(len(words), self._first_threshold(shift))
+        elif self.start is not None:
+            words = self.start
+        words, shift, threshold = self._on_the_grid(words, shift, threshold)
+        first = int(self.last is not None)
+        self.shell = kernel.topology(words, shift, changed, threshold, self.rule, self.shell, found, first=first)
+        self.last = {name: found[name][-1].copy() for name in (*self.widths, "centre")}
+        return found
+
+    def _mean_ulp(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):
+            rounded = centre.astype(np.float32).astype(get_grid(self.probe.grid).dtype)
+        return ulp(rounded, self.probe.grid).mean(axis=1)
+
+    def _first_threshold(self, shift: int) -> float:
+        from deadtok_xr.kernels.numba import topology as kernel
+
+        assert self.start is not None
+        centre = kernel.centroids(self.start, shift, np.zeros((0, self.start.shape[1]), np.bool_), None)
+        return self.probe.k * float(self._mean_ulp(centre)[0])
+
+    def _on_the_grid(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
+        """For spacings that need every value's place on the grid: a check, and ordinals as words."""
+        from deadtok_xr.kernels.numba.ordinals import count_off_grid, ordinals
+
+        if self.probe.spacing == "centroid":
+            return words, shift, threshold
+        if n := count_off_grid(words, shift, self.lattice):
+            raise OffGridError(
+                f"{self.probe.variable}: {n} rows of a block hold values that are not on the grid of "
+                f"{self.probe.grid}; measure the recorded values, not derived ones, or say precision="
+            )
+        if self.probe.spacing == "ordinal":
+            words = ordinals(words, shift, self.lattice, get_grid(self.probe.grid).mantissa_bits)
+            return words, 0, np.full(len(threshold), self.probe.k)
+        return words, shift, threshold
+
+
+def _describe(found: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:
+    """The fields of `Graph` from the kernel's figures."""
+    n = len(out["mean_ulp"])
+    figures = found["figures"][:n]
+    for name, column in _COUNTS.items():
+        out[name][:] = figures[:, column]
+    pairs = n_tokens * (n_tokens - 1) // 2
+    unknown = figures[:, 0] < 0
+    out["mean_ulp"][:] = found["mean_ulp"][:n]
+    out["density"][:] = np.where(unknown, np.nan, figures[:, 0] / max(pairs, 1))
+    out["degree_tokens"][:] = np.where(unknown[:, None], -1, found["degrees"][:n])
+    out["size_components"][:] = np.where(unknown[:, None], -1, found["sizes"][:n])
+    out["state"][:] = _state(out["largest_component"], out["n_singletons"], n_tokens)
+
+
+def _state(largest: NDArray[np.int64], alone: NDArray[np.int64], n_tokens: int) -> NDArray[np.int8]:
+    """Positions in `STATES`, -1 for what is not known."""
+    crystal = (2 * largest > n_tokens) & (largest > 1)
+    return np.where(largest < 0, -1, np.where(crystal, 2, np.where(2 * alone > n_tokens, 0, 1))).astype(np.int8)
+
+
+# --- what became of the cloud --------------------------------------------------------------------------------
+
+
+def verdict(state: Any, steps: NDArray[Any]) -> dict[str, xr.Variable]:
+    """The variables of `VERDICT_ATTRS`, lazily, of the states (step,) of the cloud at steps with these labels."""
+    shapes: dict[str, Any] = {name: ((), (), "i1" if name == "verdict" else "i8") for name in VERDICT_ATTRS}
+    return blocks.at_once({"state": state}, _judge, shapes, VERDICT_ATTRS, steps=steps)
+
+
+def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> blocks.Block:
+    state = np.concatenate(inputs["state"])
+    gas, clusters, crystal = range(3)
+    known = np.flatnonzero(state >= 0)
+    changes: list[tuple[int, int]] = []
+    now = int(state[known[0]]) if len(known) else clusters
+    begin = now
+    for i in known:
+        if state[i] != clusters and state[i] != now:
+            now = int(state[i])
+            changes.append((now, int(steps[i])))
+    first = {kind: next((step for to, step in changes if to == kind), -1) for kind in (gas, crystal)}
+    return {
+        "verdict": np.array(_name([to for to, _ in changes], begin)),
+        "evaporation_step": np.array(first[gas]),
+        "crystallization_step": np.array(first[crystal]),
+        "n_changes": np.array(len(changes)),
+    }
+
+
+def _name(changes: list[int], begin: int) -> int:
+    """The position in `VERDICTS` of changes to gas (0) and crystal (2), from a state."""
+    if not changes:
+        return VERDICTS.index({0: "stays_gas", 1: "neither", 2: "stays_crystal"}[begin])
+    words = ["evaporates" if to == 0 else "crystallizes" for to in changes]
+    return VERDICTS.index("_then_".join(words) if len(words) <= 2 else "alternates")

@@ -12,6 +12,7 @@ from deadtok_xr.plot.centroid_origin import centroid_origin
 from deadtok_xr.plot.checkpoint import checkpoint
 from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.connectivity import connectivity
 from deadtok_xr.plot.critical_boundary import critical_boundary
 from deadtok_xr.plot.epochs import epochs
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
@@ -33,6 +34,7 @@ __all__ = [
     "checkpoint",
     "cloud",
     "coherence",
+    "connectivity",
     "critical_boundary",
     "displacement",
     "epochs",

@@ -27,6 +27,8 @@ from deadtok_xr.plot.coherence import LAYOUT as COHERENCE_LAYOUT
 from deadtok_xr.plot.coherence import NEEDED as COHERENCE
 from deadtok_xr.plot.coherence import OPTIONAL as COHERENCE_TOO
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.connectivity import NEEDED as CONNECTIVITY
+from deadtok_xr.plot.connectivity import connectivity
 from deadtok_xr.plot.critical_boundary import LAYOUT as CRITICAL_LAYOUT
 from deadtok_xr.plot.critical_boundary import NEEDED as CRITICAL
 from deadtok_xr.plot.critical_boundary import critical_boundary
@@ -54,6 +56,8 @@ from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.spectrum import LAYOUT as SPECTRUM_LAYOUT
 from deadtok_xr.plot.spectrum import NEEDED as SPECTRUM
 from deadtok_xr.plot.spectrum import spectrum
+from deadtok_xr.plot.topology import NEEDED as GRAPH
+from deadtok_xr.plot.topology import OPTIONAL as GRAPH_TOO
 from deadtok_xr.plot.topology import topology
 
 
@@ -72,7 +76,6 @@ class Picture:
     """The coordinate that is drawn along."""
 
 
-_GRAPH = ("mean_ulp", "density", "largest_component", "n_singletons", "n_components")
 _GRAPH_LAYOUT = {"nrows": 3, "sharex": True, "height_ratios": (2, 2, 3)}
 _PICTURES = (
     Picture("displacement.png", "motion", ("displacement_ulp",), displacement),
@@ -84,7 +87,8 @@ _PICTURES = (
     Picture("freezing.png", "freezing", FREEZING, freezing),
     Picture("epochs.png", "epochs", EPOCHS, epochs, EPOCHS_LAYOUT),
     Picture("census.png", "census", CENSUS, census, CENSUS_LAYOUT),
-    Picture("topology.png", "topology", _GRAPH, topology, _GRAPH_LAYOUT),
+    Picture("topology.png", "topology", GRAPH, topology, _GRAPH_LAYOUT, GRAPH_TOO),
+    Picture("connectivity.png", "connectivity", CONNECTIVITY, connectivity),
     Picture("speeds.png", "kinematics", ("bulk_speed", "thermal_rms"), speeds),
     Picture("lattice.png", "lattice", LATTICE, lattice, LATTICE_LAYOUT),
     Picture("exponents.png", "exponents", EXPONENTS, exponents),
@@ -109,6 +113,9 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them, with all their groups or some. What is lazy
         is computed once for all pictures.
+        Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
+        phases_magnitude, kinematics, topology, connectivity, mechanism, coherence, h_persistence, centroid_origin,
+        freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi
@@ -118,6 +125,9 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     -------
     The files written: displacement.png and trajectories.png, speeds.png of kinematics, and of each other group one
     of its name, without those whose group is absent.
+    The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
+    topology.png, connectivity.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
+    freeze_predictors.png, without those whose group is absent.
 
     Raises
     ------

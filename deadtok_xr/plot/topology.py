@@ -19,7 +19,9 @@ _COUNTS = {
     "n_singletons": ("tokens without a neighbour", _style.INK, {"linewidth": 1.2}),
     "largest_component": ("tokens in the largest component", _style.VERMILLION, {"linewidth": 1.6}),
 }
-_NEEDED = ("mean_ulp", "density", *_COUNTS)
+NEEDED = ("mean_ulp", "density", *_COUNTS)
+OPTIONAL = ("verdict", "evaporation_step", "crystallization_step")
+_CHANGES = {"evaporation_step": ("gas", _style.ORANGE), "crystallization_step": ("crystal", _style.BLUE)}
 
 
 def topology(
@@ -37,8 +39,9 @@ def topology(
     Returns
     -------
     Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W);
-    `density` (share of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts).
-    Steps without a valid answer (NaN, -1) are gaps.
+    `density` (share of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). Where they are
+    there, lines at the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid answer
+    (NaN, -1) are gaps.
 
     Raises
     ------
@@ -49,16 +52,17 @@ def topology(
     -----
     The quantities of notebook 14.2b.
     """
-    ds = _style.need(topology, _NEEDED, "topology")
-    _style.need_dims(ds, dict.fromkeys(_NEEDED, ("step",)), "topology")
+    ds = _style.need(topology, NEEDED, "topology", optional=OPTIONAL)
+    _style.need_dims(ds, dict.fromkeys(NEEDED, ("step",)), "topology")
     ds = ds.compute()
     panels = _panels(axes)
     steps = ds["step"].values
-    spacing, density, *counts = _style.series(ds, *_NEEDED)
+    spacing, density, *counts = _style.series(ds, *NEEDED)
     _style.line(panels[0], steps, spacing, label="mean ULP", color=_style.BLUE)
     _style.line(panels[1], steps, density, label="density", color=_style.GREEN)
     for (name, color, style), values in zip(_COUNTS.values(), counts, strict=True):
         _style.line(panels[2], steps, values, label=name, color=color, **style)
+    _changes(panels, ds)
     _words(panels, ds)
     _style.from_zero(panels[0], spacing)
     _style.from_zero(panels[1], density)
@@ -78,8 +82,31 @@ def _panels(axes: Sequence[Axes] | NDArray[Any] | None) -> NDArray[np.object_]:
     return panels
 
 
+def _changes(panels: NDArray[np.object_], ds: xr.Dataset) -> None:
+    for name, (state, color) in _CHANGES.items():
+        if name in ds and int(ds[name]) >= 0:
+            for panel in panels:
+                panel.axvline(int(ds[name]), color=color, linewidth=1.2, linestyle="--")
+            panels[0].annotate(
+                f"{state} from step {int(ds[name]):,}", (int(ds[name]), 1.0), (3, -3), color=color, va="top",
+                xycoords=("data", "axes fraction"), textcoords="offset points",
+            )  # fmt: skip
+
+
+def _title(ds: xr.Dataset) -> str:
+    k, spacing = ds.attrs.get("k", 1.0), ds.attrs.get("spacing", "centroid")
+    cells = {"centroid": "mean ULP", "pair": "mean ULP of the coarser", "element": "ULP in every dim"}
+    within = f"{'one' if k == 1 else format(k, 'g')} {cells.get(spacing, 'steps in every dim')}"
+    held = f", {ds.attrs['held']} held" if "held" in ds.attrs else ""
+    said = ""
+    if "verdict" in ds:
+        words = ds["verdict"].attrs["flag_meanings"].split()[int(ds["verdict"])].replace("_", " ")
+        said = f"\nverdict: {words}"
+    return f"Neighbours on the lattice: {_style.tokens_in_words(ds)}, adjacent within {within}{held}{said}"
+
+
 def _words(panels: NDArray[np.object_], ds: xr.Dataset) -> None:
-    title = f"Neighbours on the lattice: {_style.tokens_in_words(ds)}, adjacent within one mean ULP"
+    title = _title(ds)
     labels = ("mean ULP at\nthe centroid\n(dimensionless)", "adjacent pairs\n(share of all pairs)", "count")
     for panel, label, heading in zip(panels, labels, (title, "", ""), strict=True):
         _style.dress(panel, ds, ylabel=label, title=heading)

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 TITLES = {
+    "phases_cells": "Phases by cells of the grid",
+    "lifecycle": "Life cycles",
+    "freezing": "How many stand still",
+    "epochs": "Epochs of the radius",
+    "census": "Tokens in the very same place",
+    "connectivity": "How close is one component?",
+    "critical_boundary": "Adam's step against half the gap",
     "displacement": "How far tokens move",
     "trajectories": "Every token's displacement",
     "phases": "Phases on the lattice",
@@ -20,6 +27,20 @@ TITLES = {
     "mechanism": "Why tokens move or stand still",
 }
 HOW_TO_READ = {
+    "phases_cells": "The same with the scheme of cells, which goes by the length of the lattice displacement alone, from "
+    "fimbulwinter (nothing moves) to hypernova.",
+    "lifecycle": "Every row is a token, every column a step, coloured by the phase of its motion; tokens are in the order "
+    "in which they came to rest. Where a row grows bright again, the token thawed.",
+    "freezing": "The share of tokens that did not move at each step. Marked are the steps at which none moved, and the one "
+    "from which none ever moved again.",
+    "epochs": "Top: the radius of the cloud; where it grows the cloud inhales, where it suddenly shrinks it sneezes. "
+    "Below: its velocity, and the share of tokens that stand still.",
+    "census": "Black holes are places that two or more tokens share to the bit. Shown are how many there are, how many "
+    "tokens they hold, and how many the largest one holds.",
+    "connectivity": "The smallest distance at which all tokens hang together, at chosen steps, against the spacing of the "
+    "grid. The nearer the two, the closer the cloud is to a crystal.",
+    "critical_boundary": "Above the boundary, Adam's step is more than half a gap of the grid, and rounding lets it pass. "
+    "The lower panel tells how many elements on either side did move.",
     "displacement": "The line is the mean displacement over tokens at each step, the band one standard deviation. "
     "The strip below tells the steps at which nothing moved, which a logarithmic axis cannot show.",
     "trajectories": "Each column is a step, and the darker a place, the more tokens moved that far there; the line is "

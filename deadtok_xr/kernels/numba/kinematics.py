@@ -10,13 +10,6 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.words import compiled, finite_row, inlined_sums, value
 
 
-def centroid(steps: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean over tokens of steps (t, n, d), (t, d) in float64; NaN in the dims in which a token is not finite."""
-    out = np.empty((steps.shape[0], steps.shape[2]))
-    _centroid(steps, out)
-    return out
-
-
 def kinematics(
     steps: NDArray[Any], changed: NDArray[np.bool_], before: NDArray[np.float64] | None, out: dict[str, NDArray[Any]]
 ) -> NDArray[np.float64]:
@@ -51,12 +44,6 @@ def kinematics(
     out["bulk_speed"][:] = np.linalg.norm(bulk, axis=1)
     _heat(steps, changed, bulk, out["thermal_rms"], out["thermal_residual"])
     return centre[-1]
-
-
-@compiled
-def _centroid(steps, out):
-    for t in range(len(steps)):
-        _mean(steps, t, out)
 
 
 @compiled

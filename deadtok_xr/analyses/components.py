@@ -1,0 +1,184 @@
+"""Which component each token belongs to at every step, and who joined or left whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses.topology import Graph, Walk, check_options
+from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+
+ATTRS: dict[str, dict[str, Any]] = {
+    "component": {
+        "long_name": "component of each token, named by the first token in it", "units": "1",
+        "comment": "the id of a token; a token without a neighbour is its own component; -1 at a step with NaN",
+    },
+    "n_merges": {
+        "long_name": "times that two components became one", "units": "1",
+        "formula": "parts - components at t; a part is the tokens that share a component at t - 1 and one at t",
+    },
+    "n_splits": {
+        "long_name": "times that one component became two", "units": "1", "formula": "parts - components at t - 1",
+    },
+}  # fmt: skip
+KINDS = ("merge", "split")
+EVENT_ATTRS: dict[str, dict[str, Any]] = {
+    "kind": {
+        "long_name": "kind of the event", "units": "1", "flag_values": [0, 1], "flag_meanings": " ".join(KINDS),
+    },
+    "part": {"long_name": "component at t - 1 that joined, or at t that left", "units": "1"},
+    "whole": {"long_name": "component at t that it joined, or at t - 1 that it left", "units": "1"},
+    "n_tokens": {"long_name": "tokens that joined or left", "units": "1"},
+}  # fmt: skip
+
+
+@analysis
+def components(
+    ds: xr.Dataset,
+    *,
+    k: float = 1.0,
+    spacing: str = "centroid",
+    coincident: str = "separate",
+    variable: str = "W",
+    precision: str | None = None,
+) -> Plan:
+    """The connected component of every token at every step, of the graph of `topology`.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim); gaps in the steps do not matter.
+    k, spacing, coincident, variable, precision
+        As for `topology`.
+
+    Returns
+    -------
+    Lazy dataset over all steps: `component` (step, token) int64, the id of the first token of each token's component;
+    `n_merges` and `n_splits` (step) int64, from the step before, 0 at the first and -1 from or to a step with NaN.
+    The number of components grows by `n_splits` - `n_merges`. `component_events` says who.
+
+    Raises
+    ------
+    InputError, OffGridError
+        As for `topology`.
+    """
+    check_options("components", k, spacing, coincident)
+    x = blocks.require(ds, variable, "components")
+    grid = grid_name(x, precision)
+    ids = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
+
+    def finish(found: Findings) -> xr.Dataset:
+        import dask.array as da
+
+        label = found.array("members", "label").map_blocks(_named, ids, dtype=np.int64)
+        values = {"component": xr.Variable(("step", "token"), label, ATTRS["component"])}
+        for name in ("n_merges", "n_splits"):
+            later = found.array("members", name)
+            whole = da.concatenate([da.zeros(1, np.int64, chunks=1), later]).rechunk({0: label.chunks[0]})
+            values[name] = xr.Variable("step", whole, ATTRS[name])
+        coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token"} and c.dims}
+        attrs = blocks.result_attrs(
+            ds, variable=variable, k=float(k), spacing=spacing, coincident=coincident, precision=grid
+        )
+        return xr.Dataset(values, coords, attrs)
+
+    graph = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"])
+    return Plan({variable: blocks.as_dask(x.data)}, {"members": Members(graph)}, finish)
+
+
+def _named(label: NDArray[np.int32], ids: NDArray[Any]) -> NDArray[np.int64]:
+    return np.where(label < 0, -1, ids[label])
+
+
+@dataclass(frozen=True)
+class Members:
+    """The probe of the components' members."""
+
+    graph: Graph
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return self.graph.matrices
+
+    def fields(self) -> dict[str, Field]:
+        """Positions of tokens as labels, and counts of changes."""
+        counts = {name: Field("transitions", (), "i8") for name in ("n_merges", "n_splits")}
+        return {"label": Field("states", ("token",), "i4"), **counts}
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+class _Look:
+    def __init__(self, probe: Members, row: Row) -> None:
+        self.fields, self.out = probe.fields(), room(probe.fields(), row)
+        self.walk = Walk(probe.graph, row, labels=True)
+
+    def piece(self, piece: Piece) -> None:
+        label = self.walk.piece(piece)["label"]
+        out = piece.room(self.out, self.fields)
+        out["label"][:] = label[: piece.n_states]
+        for t in range(piece.n_transitions):
+            out["n_merges"][t], out["n_splits"][t] = _changes(label[t], label[t + 1])
+
+    def end(self) -> dict[str, Any]:
+        return self.out
+
+
+def _changes(before: NDArray[np.int64], now: NDArray[np.int64]) -> tuple[int, int]:
+    if before[0] < 0 or now[0] < 0:
+        return -1, -1
+    if (before == now).all():
+        return 0, 0
+    parts = len(np.unique(before * len(now) + now))
+    return parts - len(np.unique(now)), parts - len(np.unique(before))
+
+
+def component_events(components: xr.Dataset) -> xr.Dataset:
+    """Who joined whom, and who left.
+
+    Parameters
+    ----------
+    components
+        From `components`; what is lazy is computed.
+
+    Returns
+    -------
+    Dataset over `event`, in the order of the steps, in memory: the coordinate `step`; `kind` (merge, split); `part`,
+    the component at t - 1 that joined, or the one at t that left; `whole`, the component at t that it joined, or the
+    one at t - 1 that it left; `n_tokens`, how many they were. Of the parts of a component the one with most tokens is
+    the one that others join or leave. There are as many events as `n_merges` and `n_splits` count.
+
+    Raises
+    ------
+    InputError
+        If the dataset has no `component`.
+    """
+    if "component" not in components:
+        raise InputError("component_events needs the variable 'component': give it what components returned")
+    label, steps = components["component"].transpose("step", "token").values, components["step"].values
+    rows = [(steps[t + 1], *event) for t in range(len(label) - 1) for event in _events(label[t], label[t + 1])]
+    table = np.array(rows, np.int64).reshape(len(rows), 5)
+    values = {name: ("event", table[:, i + 1], attrs) for i, (name, attrs) in enumerate(EVENT_ATTRS.items())}
+    return xr.Dataset(values, {"step": ("event", table[:, 0])}, components.attrs)
+
+
+def _events(before: NDArray[np.int64], now: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
+    if (before == now).all() or before[0] < 0 or now[0] < 0:
+        return []
+    parts, sizes = np.unique(np.stack([before, now]), axis=1, return_counts=True)
+    events = []
+    for kind, (own, whole) in enumerate(((parts[0], parts[1]), (parts[1], parts[0]))):
+        order = np.lexsort((own, -sizes, whole))  # the largest part of each whole comes first, and stays
+        joins = np.concatenate([[False], whole[order][1:] == whole[order][:-1]])
+        events += [(kind, int(own[i]), int(whole[i]), int(sizes[i])) for i in order[joins]]
+    return events

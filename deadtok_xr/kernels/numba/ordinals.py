@@ -1,0 +1,60 @@
+"""Positions on the grid, counted from zero, and a check that values are on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.kernels import Lattice
+from deadtok_xr.kernels.numba.places import SIGN
+from deadtok_xr.kernels.numba.words import INFINITY, compiled
+
+
+def count_off_grid(steps: NDArray[Any], shift: int, lattice: Lattice) -> int:
+    """How many rows of words (t, n, d) hold a finite value that is not on the lattice."""
+    return int(_count_off_grid(steps, shift, lattice.spare, lattice.largest))
+
+
+@compiled
+def _count_off_grid(steps, shift, spare, largest):
+    count = 0
+    for t in range(steps.shape[0]):
+        for n in range(steps.shape[1]):
+            off = False
+            for d in range(steps.shape[2]):
+                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+                if (word & SIGN) < INFINITY:
+                    off |= (word & SIGN) > largest or (word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]) != 0
+            count += off
+    return count
+
+
+def ordinals(steps: NDArray[Any], shift: int, lattice: Lattice, mantissa_bits: int) -> NDArray[np.uint32]:
+    """The position of each value of a 16-bit format on its grid, as the words of float32 numbers; NaN is NaN.
+
+    Monotone, one apart for neighbours, 0 for both zeros, and below 2¹⁵, so exact in float32.
+    """
+    out = np.empty(steps.shape, np.float32)
+    _ordinals(steps, shift, lattice.smallest, mantissa_bits, out)
+    return out.view(np.uint32)
+
+
+@compiled
+def _ordinals(steps, shift, smallest, mantissa_bits, out):
+    base = np.int64(smallest - 1) << 23
+    unit = np.float64(2.0) ** (smallest - 127 - mantissa_bits)  # the smallest number of the format
+    for t in range(steps.shape[0]):
+        for n in range(steps.shape[1]):
+            for d in range(steps.shape[2]):
+                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+                magnitude = np.int64(word & SIGN)
+                if magnitude >= INFINITY:
+                    out[t, n, d] = np.nan
+                    continue
+                if magnitude >> 23 >= smallest:
+                    position = np.float32((magnitude - base) >> (23 - mantissa_bits))
+                else:
+                    position = np.float32(np.float64(np.uint32(magnitude).view(np.float32)) / unit)
+                out[t, n, d] = -position if word > SIGN else position
