@@ -168,7 +168,7 @@ def test_kinematics(x: NDArray[Any], known: bool, last: bool) -> None:
         }
         for _ in range(2)
     ]  # fmt: skip
-    before = compiled.centroid(floats[:1])[0] if known else None
+    before = ours.centroid(host(floats[:1]))[0] if known else None
     end = compiled.kinematics(floats, changed(x), before, out[1])
     out[0]["end"], out[1]["end"] = ours.kinematics(host(x), changed(x), before, out[0]), end
     agree(*out, size=n * d * np.abs(np.nan_to_num(floats.astype(np.float64), posinf=0, neginf=0)).max())
