@@ -148,7 +148,7 @@ def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.Monkey
         path = testing.synthetic_recording(tmp_path / f"{n}.zarr", steps=1000, tokens=tokens, dims=2)
         dx.save_results(dx.analyze(path, tokens="all"), tmp_path / f"r{n}.zarr")
     (few, small), (many, large) = sizes
-    assert few == many < 40 * 8 + 200
+    assert few == many < 100 * 8 + 200
     assert sorted(large)[-2] < 20_000
     assert sum(large) < sum(small) + 10 * 5000 * 8  # one list of the tokens, not one for each row
 
@@ -165,8 +165,8 @@ def test_results_are_written_where_they_are_found(recording: Path, tmp_path: Pat
     written = sum(node.to_dataset().nbytes for node in tree.children.values())
     rows = {key: size for key, size in passed.items() if key.startswith("('sweep-")}
     assert len(rows) >= 3
-    assert max(passed.values()) < written / 20
-    assert sum(rows.values()) < written / 10
+    assert max(passed.values()) < written / 10
+    assert sum(rows.values()) < written / 5
 
 
 def deadtok(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:

@@ -85,7 +85,7 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
     recorded = known.get("hyperparameters")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     values = {**recorded, **given}
-    rule = _rule(given.get("optimizer") or known.get("optimizer"), values, where)
+    rule = _rule(given.get("optimizer") or known.get("optimizer") or recorded.get("optimizer"), values, where)
     if rule in ADAM and not {"betas", "eps"} <= values.keys():
         missing = " and ".join(k for k in ("betas", "eps") if k not in values)
         raise InputError(

@@ -161,11 +161,31 @@ class Sink:
     target: zarr.Array[Any]
 
 
+MADE = "made"
+"""Where a task that writes its row passes on what was made of its findings, by name of the array."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a function makes of all that a probe found in a row: the array of these objects, and how."""
+
+    name: str
+    sweep: str
+    probe: str
+    make: Callable[..., Any]
+    options: Mapping[str, Any]
+
+    def of(self, found: Mapping[str, Block]) -> Any:
+        """Of a row."""
+        return self.make(found[self.probe], **self.options)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What the task of a row does: goes through it once for all probes, writes what it is told, returns the rest.
 
-    ``kept`` are the fields (probe, field) that are returned; None for all.
+    ``kept`` are the fields (probe, field) that are returned, None for all; ``makes`` what is made of all that a probe
+    found, so that only that need be passed on.
     """
 
     places: Mapping[str, Stored]
@@ -175,6 +195,7 @@ class Sweep:
     device: str = "auto"
     sinks: tuple[Sink, ...] = ()
     kept: frozenset[tuple[str, str]] | None = None
+    makes: tuple[Made, ...] = ()
 
     def __call__(self, i: int, blocks: list[Any]) -> dict[str, Block]:
         first = sum(self.table.steps[:i])
@@ -185,7 +206,8 @@ class Sweep:
                 sink.target[first : first + len(values)] = values
         if self.kept is None:
             return found
-        return {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
+        passed = {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
+        return passed | {MADE: {made.name: made.of(found) for made in self.makes}}
 
     def _look(self, i: int, first: int, blocks: list[Any]) -> dict[str, Block]:
         sources: dict[str, Steps] = {name: StoredSteps(place, first) for name, place in self.places.items()}
@@ -240,15 +262,15 @@ class Picked:
     field: str
 
 
-_picked: OrderedDict[str, Picked] = OrderedDict()
+_picked: OrderedDict[str, Picked | Made] = OrderedDict()
 
 
-def picked_from(x: da.Array | str) -> Picked | None:
-    """Where an array, or one of that name, was picked from, if it is that and nothing else."""
-    return _picked.get(x if isinstance(x, str) else x.name)
+def picked_from(name: str) -> Picked | Made | None:
+    """What an array of that name takes of a sweep, if it is that and nothing else."""
+    return _picked.get(name)
 
 
-def _remember(x: da.Array, picked: Picked) -> da.Array:
+def _remember(x: da.Array, picked: Picked | Made) -> da.Array:
     _picked[x.name] = picked  # under Dask's name, which tells contents apart
     while len(_picked) > _KEPT:
         _picked.popitem(last=False)
@@ -297,9 +319,9 @@ class Findings:
     def of_rows(self, probe: str, make: Callable[..., Any], **options: Any) -> da.Array:
         """What ``make(block, **options)`` makes of all that a probe found in a row: one object per row."""
         assert self.layer is not None
-        return self.layer.rows.map_blocks(
-            _made, self.names[probe], make, options, dtype=object, meta=np.empty(0, object)
-        )  # fmt: skip
+        rows, key = self.layer.rows, self.names[probe]
+        made = rows.map_blocks(_made, key, make, options, dtype=object, meta=np.empty(0, object))
+        return _remember(made, Made(made.name, rows.name, key, make, options))
 
     def merged(self, probe: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
         """A field that each row has one of, put together row by row as they come: one object, (1,)."""

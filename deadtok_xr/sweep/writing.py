@@ -19,7 +19,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
-from deadtok_xr.sweep.plan import Picked, Sink, picked_from, sweep_of, with_job
+from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, picked_from, sweep_of, with_job
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
 
@@ -32,9 +32,9 @@ def writing(pairs: Pairs) -> Delayed:
     pairs
         Lazy arrays, and arrays of a store with the same chunks.
     """
-    found = [(picked_from(x), x, target) for x, target in pairs]
-    direct = [(picked, target) for picked, _, target in found if picked is not None]
-    graph, keys = _blocks([(x, target) for picked, x, target in found if picked is None])
+    found = [(picked_from(x.name), x, target) for x, target in pairs]
+    direct = [(picked, target) for picked, _, target in found if isinstance(picked, Picked)]
+    graph, keys = _blocks([(x, target) for picked, x, target in found if not isinstance(picked, Picked)])
     for rows in {picked.rows.name: picked.rows for picked, _ in direct}.values():
         sinks = [(picked, target) for picked, target in direct if picked.rows.name == rows.name]
         graph, more = _rows(graph, rows, sinks)
@@ -77,10 +77,13 @@ def _rows(
     job = sweep_of(rows)
     wanted = [name for name, needs in graph.dependencies.items() if rows.name in needs]
     picks = [picked_from(name) for name in wanted]
-    kept = None if None in picks else frozenset((p.probe, p.field) for p in picks if p is not None)
+    kept = None if None in picks else frozenset((p.probe, p.field) for p in picks if isinstance(p, Picked))
+    makes = () if kept is None else tuple(p for p in picks if isinstance(p, Made))
     writes = tuple(Sink(p.probe, p.field, target) for p, target in sinks)
     layers: dict[str, Any] = dict(graph.layers)
-    layers[rows.name] = with_job(rows, replace(job, sinks=writes, kept=kept))
+    layers[rows.name] = with_job(rows, replace(job, sinks=writes, kept=kept, makes=makes))
+    for made in makes:
+        layers[made.name] = {(made.name, i): (_made_of, (rows.name, i), made.name) for i in range(rows.numblocks[0])}
     done = f"row-{tokenize(rows.name, [target.path for _, target in sinks])}"
     layer = {(done, i): (_done, (rows.name, i)) for i in range(rows.numblocks[0])}
     layers[done] = layer
@@ -96,6 +99,10 @@ class _Put:
     def __call__(self, block: Any) -> None:
         if np.size(block):
             self.target[self.region] = np.asarray(block)
+
+
+def _made_of(row: dict[str, Block], name: str) -> list[Any]:
+    return [row[MADE][name]]
 
 
 def _done(*tasks: Any) -> None:
