@@ -420,7 +420,7 @@ def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
         assert pixels.shape == (700, 1200, 3)
         assert pixels.var() > 0.005
         assert (pixels != 1).any(axis=2).mean() > 0.02
-    assert len({path.read_bytes() for path in paths}) == 11
+    assert len({path.read_bytes() for path in paths}) == 12
 
 
 def test_save_figures_skips_absent_groups(results: xr.DataTree, tmp_path: Path) -> None:
