@@ -32,7 +32,7 @@ _EDGES, _LARGEST, _SINGLETONS, _COMPONENTS, _TOP, _INVALID = range(6)
 _APART, _OPEN, _CERTAIN = 0, 1, 2
 _FRONT, _AT_ONCE = 16, 256
 """How many dims are compared first, and then before the next look at the outcome: a look costs as much as 50 dims."""
-_TILE, _MOST_OPEN = 256, 2**22
+_TILE = 256
 _MARGIN = 1e-6
 """By how much more than float32 rounds the limits of the certain pairs are drawn in, relative."""
 
@@ -357,46 +357,70 @@ def _down(x):
 def _measure(words, shift, threshold, low, high, rule, cells, shell, growth):
     """Compare all pairs: the new shell, and the graph at this step."""
     place, weight, node = places(words, shift)
-    skin = _skin(high, growth, shell.factor)
-    D = len(low)
-    outer, inner, own = np.empty(D, np.int32), np.empty(D, np.int32), np.empty(D, np.int32)
-    for d in range(D):
-        outer[d], inner[d], own[d] = _up(high[d] + skin[d]), _down(low[d] - skin[d]), _up(skin[d])
-    dims, clique = _widest(words, place, shift, high + skin, low)
+    dims, clique = _widest(words, place, shift, high, low)
     if clique:
         return _all_adjacent(place, weight, node, rule, shell)
     place, weight, node, front = _sorted(words, place, weight, node, shift, dims)
+    factor = shell.factor
+    while True:
+        skin = _skin(high, growth, factor)
+        limits = _bands(low, high, skin)
+        known, pairs, work, certain, now = _all_pairs(
+            words, shift, threshold, rule, cells, limits, dims, front, place, weight, skin[0] > 0
+        )
+        if known or not skin[0] > 0:
+            break
+        factor /= 4  # too wide: more pairs are open than it would spare
+    new = Shell(
+        known, _adapt(factor, work, len(pairs), len(place)), np.zeros(len(low)), skin, low, high,
+        place, weight, node, certain[0], certain[1], pairs,
+    )  # fmt: skip
+    return new, now[0], now[1]
+
+
+@compiled
+def _bands(low, high, skin):
+    """(3, d), as bits: beyond the first a pair is certain to stay apart, within the second to stay near; beyond the
+    last it is certain not to become one place."""
+    out = np.empty((3, len(low)), np.int32)
+    for d in range(len(low)):
+        out[0, d], out[1, d], out[2, d] = _up(high[d] + skin[d]), _down(low[d] - skin[d]), _up(skin[d])
+    return out
+
+
+@compiled
+def _all_pairs(words, shift, threshold, rule, cells, limits, dims, front, place, weight, keep):
+    """Sort all pairs into certain and open ones; the certain graph, and that of now. Gives up if many are open."""
+    P = len(place)
     parent, degree = _alone(weight, rule.linked)
     certain, certain_degree = _alone(weight, rule.linked)
-    pairs = np.empty((min(_MOST_OPEN, 512 * len(place) + 4096), 2), np.int32)
-    reach = outer[dims].view(np.float32)
+    pairs = np.empty((min(8 * P + 4096, P * (P - 1) // 2) if keep else 0, 2), np.int32)
+    reach = limits[0][dims].view(np.float32)
     far = np.empty(_TILE, np.int32)
-    n_open, n_compared = 0, 0
-    for a in range(len(place)):
+    n_open, work = 0, 0.0
+    for a in range(P):
         end = np.searchsorted(front[0], front[0, a] + reach[0], side="right")
-        n_compared += end - a
+        work += 3.0 * (end - a)
         for start in range(a + 1, end, _TILE):
             stop = min(start + _TILE, end)
             _compare(front, a, start, stop, reach, far)
             for b in range(start, stop):
                 if far[b - start]:
                     continue
-                kind = _kind(words, place[a], place[b], shift, outer, inner, own, rule.linked)
+                kind = _kind(words, place[a], place[b], shift, limits[0], limits[1], limits[2], rule.linked)
+                work += 100.0
                 if kind == _CERTAIN:
                     _join(certain, certain_degree, weight, a, b)
                     _join(parent, degree, weight, a, b)
                 elif kind == _OPEN:
-                    if n_open < len(pairs):
+                    if keep:
+                        if n_open == len(pairs):
+                            return False, pairs[:0], work, (certain, certain_degree), (parent, degree)
                         pairs[n_open, 0], pairs[n_open, 1] = a, b
-                    n_open += 1
+                        n_open += 1
                     if _adjacent(words, place[a], place[b], shift, threshold, rule, cells):
                         _join(parent, degree, weight, a, b)
-    known = n_open <= len(pairs)
-    factor = _adapt(shell.factor, n_open, n_compared, len(place), known)
-    pairs = pairs[: n_open if known else 0].copy()
-    clock = np.zeros(D)
-    new = Shell(known, factor, clock, skin, low, high, place, weight, node, certain, certain_degree, pairs)
-    return new, parent, degree
+    return keep, pairs[:n_open].copy(), work, (certain, certain_degree), (parent, degree)
 
 
 @compiled
@@ -411,18 +435,21 @@ def _skin(high, growth, factor):
 
 
 @compiled
-def _adapt(factor, n_open, n_compared, n_nodes, known):
-    """A wider skin is measured anew more rarely, and has more open pairs: let both cost the same."""
-    if not known:
-        return factor / 4
-    opened, measured = 100.0 * n_open * factor, 10.0 * n_compared + 500.0 * n_nodes  # nanoseconds, roughly
-    return max(factor / 1.5, 1.0) if opened > measured else min(factor * 1.5, 64.0)
+def _adapt(factor, work, n_open, n_nodes):
+    """A wider skin is measured anew more rarely, and has more open pairs: let neither cost much more than the other.
+
+    ``work`` is roughly in nanoseconds.
+    """
+    measured, opened = (work + 500.0 * n_nodes) / max(factor, 1.0), 100.0 * n_open
+    if opened > measured:
+        return factor / 1.25
+    return factor * 1.25 if factor < 2 or measured > 150.0 * n_nodes else factor
 
 
 @compiled
-def _widest(words, place, shift, outer, low):
-    """The dims in which the places spread most, against their reach; and whether all lie within the threshold."""
-    D = len(outer)
+def _widest(words, place, shift, high, low):
+    """The dims in which the places spread most, in thresholds; and whether all lie within the threshold."""
+    D = len(high)
     bottom, top = np.full(D, np.float32(np.inf)), np.full(D, np.float32(-np.inf))
     for p in place:
         _span(words, p, shift, bottom, top)
@@ -430,7 +457,7 @@ def _widest(words, place, shift, outer, low):
     clique = True
     for d in range(D):
         extent = np.float64(top[d]) - np.float64(bottom[d])
-        spread[d] = -extent / outer[d]
+        spread[d] = -extent / high[d]
         clique &= extent <= low[d]
     return np.argsort(spread)[: min(D, _FRONT)], clique
 
