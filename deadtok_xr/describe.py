@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from deadtok_xr import store
 from deadtok_xr.machine import workers
 from deadtok_xr.schema import MATRIX, of_one_run
+from deadtok_xr.sweep.pieces import PIECE_BYTES
 
-_BASE_BYTES = 350 * 10**6  # Python with xarray, Dask and numba loaded
-_KERNEL_BYTES = 2 * 8 * 2**20  # steps put side by side for the graph of tokens, twice while that is done
-_TASK_BYTES = 50_000
+_BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
+_TORCH_BYTES = 250 * 10**6  # torch, which replays updates
+_FOUND_BYTES = 220  # per step and token, of all analyses together
+_STREAM_BYTES = 10**6  # a decompressor with its window, and what was read ahead
+_NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
+_KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
+_TASKS_BYTES = 500_000  # the tasks of a row and what they pass on
 _TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
 
 
@@ -69,9 +74,8 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
 def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int | None = None) -> int:
     """Peak memory of analysing a store, in bytes.
 
-    A row is all token blocks of one chunk of steps. Per thread: three rows as recorded (at work, put in
-    order, read ahead), two rows decoded, three of displacements, and the kernels' own. The number of steps counts only
-    through the task graph, some 50 kB per block.
+    Per thread: what the analyses find in one row of chunks, the decompressors of its chunks, and a piece of it as
+    recorded and as numbers. Beside that, what is kept for each step, and the tasks.
 
     Parameters
     ----------
@@ -80,19 +84,20 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     n_tokens
         How many tokens are analysed; None for all.
     threads
-        How many blocks are worked on at once; None for one per core.
+        How many rows are worked on at once; None for one per core.
     """
-    matrices = [a for _, a in group.arrays() if of_one_run(store.dimensions(a)) == MATRIX]
-    # coherence and mechanism take the weights, the gradient and the moments of a block together
-    work = sum(_row_bytes(a, n_tokens) for a in matrices if a.basename in _TOGETHER) + _KERNEL_BYTES
-    n_blocks = max((math.prod(a.cdata_shape) for a in matrices), default=0)
-    return _BASE_BYTES + (threads or workers()) * work + _TASK_BYTES * n_blocks
-
-
-def _row_bytes(array: zarr.Array, n_tokens: int | None) -> int:  # type: ignore[type-arg]
-    values = array.chunks[-3] * (n_tokens or array.shape[-2]) * array.shape[-1]
-    decoded = 8 if array.basename == "delta" else 4  # displacements are summed in float64
-    return values * (3 * array.dtype.itemsize + 2 * decoded + 3 * 8)  # and three of displacements, in float64
+    arrays = [a for _, a in group.arrays() if of_one_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
+    if not arrays:
+        return _BASE_BYTES
+    steps, tokens, dims = arrays[0].shape[-3:]
+    height, tokens = arrays[0].chunks[-3], n_tokens or tokens
+    found = height * tokens * _FOUND_BYTES
+    streams = sum(math.ceil(tokens / a.chunks[-2]) for a in arrays) * _STREAM_BYTES
+    step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
+    piece = max(PIECE_BYTES, 2 * step) + tokens * dims * _NUMBERS_BYTES
+    kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
+    base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
+    return base + (threads or workers()) * (found + streams + piece) + kept
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
