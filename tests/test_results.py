@@ -100,7 +100,7 @@ def test_large_variables_only_on_request(recording: Path, tmp_path: Path) -> Non
 def test_what_the_recording_does_not_allow_is_left_out_with_the_reason(recording: Path, tmp_path: Path) -> None:
     one = dx.open_recording(recording, tokens="dead").isel(step=[7])
     tree = dx.save_results(dx.analyze(one), tmp_path / "r.zarr")
-    assert list(tree.children) == ["kinematics", "topology", "census", "exponents", "spectrum"]
+    assert list(tree.children) == ["kinematics", "topology", "census", "exponents", "spectrum", "connectivity"]
     assert "at least two steps" in tree.attrs["left_out"]["motion"]
     assert "motion: left out." in dx.summary(tree)
     with pytest.raises(InputError, match="at least two steps"):
