@@ -122,7 +122,7 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert groups(tmp_path / "Δ.zarr") == [
         g for g in GROUPS if g not in ("mechanism", "critical_boundary", "h_persistence")
     ]
-    assert len(list((tmp_path / "figs").glob("*.png"))) == 14
+    assert len(list((tmp_path / "figs").glob("*.png"))) == 19
     again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
@@ -212,7 +212,7 @@ def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
     assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 17
+    assert len(list(Path("mine/figures").glob("*.png"))) == 22
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
@@ -318,7 +318,7 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
     assert "motion: left out. motion needs at least two steps" in said.out
-    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology", "census"]
+    assert groups(tmp_path / "r.zarr") == ["kinematics", "topology", "census", "exponents", "spectrum", "connectivity"]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
     assert "needs at least two steps" in said.sentence
@@ -332,10 +332,12 @@ def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: 
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
     assert said.status == 0
     assert "freeze_predictors: left out. W lives on no grid" in said.out
-    assert groups(tmp_path / "a.zarr") == ["freezing", "kinematics", "epochs", "census", "coherence", "centroid_origin"]
+    assert groups(tmp_path / "a.zarr") == [
+        "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence", "centroid_origin"
+    ]  # fmt: skip
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
-    assert len(groups(tmp_path / "b.zarr")) == 13
+    assert len(groups(tmp_path / "b.zarr")) == 18
 
 
 def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
