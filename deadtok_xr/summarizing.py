@@ -19,12 +19,22 @@ def summary(tree: xr.DataTree) -> str:
     lines = [_heading(tree)]
     for name, describe in _SECTIONS.items():
         if name in tree.children:
-            lines += describe(tree[name].to_dataset())
+            said = list(describe(tree[name].to_dataset()))
+            lines += _joined(said) if name in _IN_ONE_LINE else said
     left_out = tree.attrs.get("left_out", {})
     for reason in dict.fromkeys(left_out.values()):
         names = ", ".join(name for name in left_out if left_out[name] == reason)
         lines.append(f"{names}: left out. {reason}")
     return "\n".join(lines)
+
+
+_IN_ONE_LINE = ("phases", "phases_magnitude", "kinematics", "cloud", "h_persistence", "centroid_origin")
+
+
+def _joined(said: list[str]) -> list[str]:
+    """A section as one line, and its warnings: the summary is to stay one screen."""
+    facts = [" ".join(line.split()) for line in said if not line.lstrip().startswith("warning:")]
+    return ["; ".join(facts), *(line for line in said if line.lstrip().startswith("warning:"))]
 
 
 def _heading(tree: xr.DataTree) -> str:
