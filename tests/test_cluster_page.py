@@ -1,4 +1,4 @@
-"""docs/cluster.md, followed literally: processes of their own, in folders of their own, and a shared object store."""
+"""docs/how-to/cluster.md, followed literally: processes of their own, in folders of their own, and a shared object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.objects import BUCKET, free_port, server
 
 boto3 = pytest.importorskip("boto3")
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
