@@ -1,4 +1,4 @@
-"""docs/how-to/cluster.md, followed literally: processes of their own, in folders of their own, and a shared object store."""
+"""docs/how-to/cluster.md, to the letter: processes of their own, in folders of their own, and an object store."""
 
 from __future__ import annotations
 

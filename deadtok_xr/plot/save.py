@@ -123,11 +123,11 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
 
     Returns
     -------
-    The files written: displacement.png and trajectories.png, speeds.png of kinematics, and of each other group one
-    of its name, without those whose group is absent.
-    The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, connectivity.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
-    freeze_predictors.png, without those whose group is absent.
+    list[Path]
+        The files written: displacement.png and trajectories.png, speeds.png of kinematics, and of each other group one
+        of its name, without those whose group is absent. The files written: displacement.png and trajectories.png,
+        phases.png, phases_magnitude.png, topology.png, connectivity.png, speeds.png, mechanism.png, coherence.png,
+        h_persistence.png, centroid_origin.png, freeze_predictors.png, without those whose group is absent.
 
     Raises
     ------
