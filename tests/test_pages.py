@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -54,7 +53,7 @@ def again(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=OURS)
 def ran(
     request: pytest.FixtureRequest, recording: Path, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, dict[str, object]]]:
+) -> tuple[str, dict[str, object]]:
     """A page that was run, and the names that its Python blocks left."""
     (tmp_path / "run.zarr").symlink_to(recording)
     (tmp_path / "again.zarr").symlink_to(again)
@@ -67,7 +66,7 @@ def ran(
             else:
                 commands(language, text)
         pyplot.close("all")
-    yield request.param, names
+    return request.param, names
 
 
 def commands(language: str, text: str) -> None:
