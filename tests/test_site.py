@@ -124,6 +124,7 @@ def test_every_command_and_option_has_an_entry(pages: dict[str, Page]) -> None:
     for name, command in cli.commands.items():
         assert f"deadtok-{name}" in page.ids
         assert all(option in text for parameter in command.params for option in parameter.opts if option[0] == "-")
+    assert text.count("Example:") == len(cli.commands)
 
 
 def test_the_store_format_is_that_of_the_schema() -> None:
@@ -137,3 +138,9 @@ def test_the_store_format_is_that_of_the_schema() -> None:
     coordinates = text.split("## Coordinates")[1].split("## Attributes")[0]
     assert dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.*) \|$", coordinates, re.MULTILINE)) == dict(schema.COORDINATES)
     assert f"Version {schema.FORMAT_VERSION}." in text
+
+
+def test_parameters_that_share_a_description_keep_their_types(pages: dict[str, Page]) -> None:
+    section = pages["reference/analyses.html"].text.split('id="deadtok_xr.phases"')[1]
+    text = " ".join(re.sub(r"<[^>]+>", "", section).split())
+    assert "allow_gaps (bool, default: False )" in text.partition("Returns:")[0]
