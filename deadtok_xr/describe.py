@@ -48,7 +48,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
     for name in sorted(arrays, key=lambda n: (-arrays[n].nbytes, n)):  # zarr lists in no order
         lines.append("  " + _row(name, arrays[name]))
-    lines.append(f"  memory to analyse all tokens with {workers()} threads: about {_size(memory_bound(group))}")
+    lines.append(f"  memory to analyse all tokens with {workers()} threads: about {size(memory_bound(group))}")
     return "\n".join(lines)
 
 
@@ -164,9 +164,10 @@ def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
     dtype = array.dtype.name if array.dtype.kind not in "OT" else "string"
     ratio = f"{array.nbytes / stored:.1f}x" if stored else ""
     shape, chunk = (" x ".join(map(str, sizes)) for sizes in (array.shape, array.chunks))
-    return f"{name:20s}{dims:20s} {shape:21s} {dtype:9s} {chunk:17s}{_size(stored):>10s}{ratio:>7s}"
+    return f"{name:20s}{dims:20s} {shape:21s} {dtype:9s} {chunk:17s}{size(stored):>10s}{ratio:>7s}"
 
 
-def _size(n: float) -> str:
+def size(n: float) -> str:
+    """Bytes in three figures and a unit."""
     power = min(4, int(math.log10(n) // 3)) if n >= 1 else 0
     return f"{n / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"

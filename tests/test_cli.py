@@ -22,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr import cli, cluster, demo, store, testing
+from deadtok_xr import cli, cluster, demo, describe, store, testing
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from tests.conftest import GROUPS
 
@@ -550,8 +550,17 @@ def working(larger: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     pipe = subprocess.PIPE
     with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True) as running:
         assert running.stderr is not None
-        assert "analysing" in running.stderr.readline()
+        assert "of memory with" in running.stderr.readline()
+        assert "analysing: " in running.stderr.readline()
         yield running
+
+
+def test_memory_is_stated_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+    said = deadtok("analyze", run_zarr, "-o", tmp_path / "r.zarr", "--only", "motion", "--tokens", "dead")
+    plan = said.err.splitlines()[0]
+    assert plan.startswith("analysing 200 steps x 14 tokens x 8 dims: 1 analysis, about ")
+    group, _ = store.open_group(run_zarr)
+    assert describe.size(describe.memory_bound(group, 14)) in plan
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -149,7 +149,8 @@ def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.Monkey
         dx.save_results(dx.analyze(path, tokens="all"), tmp_path / f"r{n}.zarr")
     (few, small), (many, large) = sizes
     assert few == many < 200 * 8  # for each row a few of every variable that is put together from small parts
-    assert sorted(large)[-2] < 20_000
+    heavy = [size for size in large if size > 20_000]  # what names every token: the sweep, and what is made at the end
+    assert len(heavy) <= 2
     assert sum(large) < sum(small) + 10 * 5000 * 8  # one list of the tokens, not one for each row
 
 

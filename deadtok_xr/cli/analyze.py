@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from deadtok_xr.cli.options import JSON, OVERWRITE, PARTIAL, PATH, PLACE, QUIET,
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.device import NAMES, resolve, resources
 from deadtok_xr.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _HERE = ("threads", "processes", "synchronous")
 
@@ -69,6 +72,7 @@ def analyze(
     """
     import deadtok_xr as dx
     from deadtok_xr import destination
+    from deadtok_xr.analyses import open_for_analysis
     from deadtok_xr.progress import dask_progress
 
     if workers is None and scheduler in _HERE and device != "auto":
@@ -82,10 +86,13 @@ def analyze(
     if figures:
         destination.refuse_inside(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
+    recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
     tree = dx.analyze(
-        store, analyses=names, tokens=tokens, run=run, allow_gaps=allow_gaps, precision=precision, partial=partial,
+        recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
+    if not quiet:
+        click.echo(_planned(store, recording, len(tree.children), scheduler, workers, partial=partial), err=True)
     with _scheduler(scheduler, workers, device, quiet=quiet):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     if not as_json:
@@ -96,6 +103,23 @@ def analyze(
         print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
         return
     click.echo(f"results: {results}")
+
+
+def _planned(
+    store: Path | str, recording: xr.Dataset, n_analyses: int, scheduler: str, workers: int | None, *, partial: bool
+) -> str:
+    """What is about to be done, and the memory that it takes at most."""
+    from deadtok_xr import describe, machine
+    from deadtok_xr.store import open_group
+
+    here = workers is None and scheduler == "threads"
+    threads = machine.workers() if here else 1
+    group, _ = open_group(store, partial=partial)
+    bound = describe.size(describe.memory_bound(group, recording.sizes["token"], threads=threads))
+    sizes = " x ".join(f"{recording.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
+    where = f"with {threads} threads" if here else "for each thread of a worker"
+    analyses = "1 analysis" if n_analyses == 1 else f"{n_analyses} analyses"
+    return f"analysing {sizes}: {analyses}, about {bound} of memory {where}"
 
 
 @contextmanager
