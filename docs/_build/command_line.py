@@ -43,5 +43,5 @@ def _text(command: click.Command) -> list[str]:
 def _row(option: click.Option, context: click.Context) -> str:
     record = option.get_help_record(context)
     assert record is not None
-    name, text = ("".join("\\|" if c == "|" else c for c in part) for part in record)
-    return f"| `{name}` | {text} |"
+    name, text = (part.replace("|", "&#124;") for part in record)  # a bar would end the cell
+    return f"| <code>{name}</code> | {text} |"
