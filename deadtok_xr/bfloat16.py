@@ -87,7 +87,8 @@ def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
 
     Returns
     -------
-    uint16 or uint32 of the same shape; -0.0 keeps its sign bit, NaNs of 16-bit arrays their payload.
+    NDArray[Any]
+        uint16 or uint32 of the same shape; -0.0 keeps its sign bit, NaNs of 16-bit arrays their payload.
 
     Raises
     ------
@@ -147,8 +148,9 @@ def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
 
     Returns
     -------
-    float64 of the same shape (2^-133 is a float32 subnormal, which some devices flush to zero);
-    NaN for NaN and infinity.
+    NDArray[np.float64]
+        float64 of the same shape (2^-133 is a float32 subnormal, which some devices flush to zero); NaN for NaN and
+        infinity.
 
     Examples
     --------

@@ -72,7 +72,8 @@ def export(
 
     Returns
     -------
-    ``out``.
+    Path
+        ``out``.
 
     Raises
     ------

@@ -57,7 +57,8 @@ def label(
 
     Returns
     -------
-    ``store``.
+    Path
+        ``store``.
 
     Raises
     ------

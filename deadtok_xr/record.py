@@ -100,14 +100,14 @@ class Recorder:
 
     Examples
     --------
-    ::
+    A plain loop:
 
         with Recorder(model.embedding.weight, optimizer, "run.zarr", dead=dead_ids) as recorder:
             for batch in batches:
                 loss = train_one(batch)      # calls optimizer.step()
                 recorder.log(loss=loss)
 
-    A loop as trainers have it, with accumulation, clipping, a schedule and a scaler, changes no more::
+    A loop as trainers have it, with accumulation, clipping, a schedule and a scaler, changes no more:
 
         with Recorder(weight, optimizer, "run.zarr", variables=("W", "grad"), scaler=scaler) as recorder:
             for i, batch in enumerate(batches, start=1):

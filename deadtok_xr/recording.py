@@ -52,9 +52,10 @@ def open_recording(
 
     Returns
     -------
-    Dataset with the dimensions step, token (vocabulary ids, ascending) and dim, and the coordinates
-    `dead` and `token_text` where they are known. Each variable has the attributes `precision`, the grid
-    that its values live on, and `valid_from`, the first step at which it means anything.
+    xarray.Dataset
+        Dataset with the dimensions step, token (vocabulary ids, ascending) and dim, and the coordinates `dead` and
+        `token_text` where they are known. Each variable has the attributes `precision`, the grid that its values live
+        on, and `valid_from`, the first step at which it means anything.
 
     Raises
     ------

@@ -47,7 +47,8 @@ def save_results(
 
     Returns
     -------
-    The tree, reopened from ``path``.
+    xarray.DataTree
+        The tree, reopened from ``path``.
 
     Raises
     ------

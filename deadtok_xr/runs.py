@@ -50,10 +50,11 @@ def concat_runs(
 
     Returns
     -------
-    Dataset (run, step, token, dim). `dead` and `token_text` are (token), or (run, token) where runs differ.
-    Attributes that all share, at any depth, are attributes; those in which they differ are coordinates along
-    `run` where they are numbers or text (``init_scale (run)``), under their own name, or their path
-    (``model.seed``) where that name is taken; the others are in the attribute `per_run`, by label.
+    xarray.Dataset
+        Dataset (run, step, token, dim). `dead` and `token_text` are (token), or (run, token) where runs differ.
+        Attributes that all share, at any depth, are attributes; those in which they differ are coordinates along `run`
+        where they are numbers or text (``init_scale (run)``), under their own name, or their path (``model.seed``)
+        where that name is taken; the others are in the attribute `per_run`, by label.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def concat_runs(
 
     Examples
     --------
-    ::
+    A sweep, each store one of its runs:
 
         ds = dx.concat_runs(sorted(Path("sweep").glob("*.zarr")), tokens="dead")
         ds.W.sel(step=100).isel(token=0).mean("dim").plot()

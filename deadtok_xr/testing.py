@@ -40,7 +40,8 @@ def synthetic_recording(
 
     Returns
     -------
-    ``path``.
+    Path
+        ``path``.
     """
     rng = np.random.default_rng(seed)
     writer = store.create(path, store.Rows(np.arange(tokens), rng.random(tokens) < dead), {"made_by": "testing"})

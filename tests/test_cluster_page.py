@@ -1,4 +1,4 @@
-"""docs/cluster.md, followed literally: processes of their own, in folders of their own, and a shared object store."""
+"""docs/how-to/cluster.md, to the letter: processes of their own, in folders of their own, and an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.objects import BUCKET, free_port, server
 
 boto3 = pytest.importorskip("boto3")
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+OBJECT_STORAGE = (ROOT / "docs" / "how-to" / "object-storage.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -97,3 +98,17 @@ def test_the_page_followed_to_the_letter(
     for place in (folder / "local.zarr", f"s3://{BUCKET}/results.zarr", f"s3://{BUCKET}/some.zarr"):
         found = dx.open_results(place)["motion"]
         np.testing.assert_array_equal(found["lattice_l2"], expected["lattice_l2"])
+
+
+def test_the_page_of_object_storage(page: tuple[str, dict[str, str]], folder: Path, recording: Path) -> None:
+    told = page[1]
+    for line in re.findall(r"^export (.*)$", OBJECT_STORAGE, flags=re.MULTILINE):
+        assert {word.partition("=")[0] for word in shlex.split(line)} <= set(told)
+    lines = re.findall(r"^deadtok .*$", OBJECT_STORAGE, flags=re.MULTILINE)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", OBJECT_STORAGE, flags=re.MULTILINE | re.DOTALL)
+    for words in [*map(command, lines), [sys.executable, "-c", code]]:
+        done = subprocess.run(words, cwd=folder, env=told, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{words}\n{done.stderr}"
+    expected = dx.phases(dx.open_recording(recording, tokens="dead")).fraction
+    found = dx.open_results(folder / "from-the-bucket.zarr")["phases"].fraction
+    np.testing.assert_array_equal(found, expected)

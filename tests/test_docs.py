@@ -1,4 +1,4 @@
-"""Every block of docs/recording.md runs; those of trainers where their packages are installed."""
+"""Every block of docs/how-to/recording.md runs; those of trainers where their packages are installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import deadtok_xr as dx
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "recording.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "recording.md").read_text(encoding="utf-8")
 TRAINERS = {"Accelerate": "accelerate", "Lightning": "lightning", "Hugging Face": "transformers"}
 BATCHES = 50
 
@@ -38,7 +38,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object
 
 def run(code: list[str], names: dict[str, object]) -> None:
     for block in code:
-        exec(compile(block, "docs/recording.md", "exec"), names)
+        exec(compile(block, "docs/how-to/recording.md", "exec"), names)
 
 
 def test_every_block_is_run() -> None:

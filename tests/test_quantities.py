@@ -1,4 +1,4 @@
-"""docs/quantities.md: every call that it names gives numbers on a real recording."""
+"""docs/reference/quantities.md: every call that it names gives numbers on a real recording."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xarray as xr
 
 import deadtok_xr as dx
 
-PAGE = Path(__file__).parents[1] / "docs" / "quantities.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "quantities.md"
 ROW = re.compile(r"^\| (?P<id>[A-Z]\d+[ab]?) \| (?P<what>.+?) \| `(?P<call>.+)` \|$")
 ROWS = [m.groupdict() for line in PAGE.read_text().splitlines() if (m := ROW.match(line))]
 

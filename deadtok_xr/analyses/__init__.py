@@ -99,7 +99,8 @@ def analyze(
 
     Returns
     -------
-    DataTree with a group per analysis; its root has attributes and no coordinates.
+    xarray.DataTree
+        DataTree with a group per analysis; its root has attributes and no coordinates.
 
     Raises
     ------

@@ -100,13 +100,14 @@ def census(ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str 
 
     Returns
     -------
-    Lazy dataset over all steps. Per step, int64: `n_unique`, `n_black_holes`, `population`, `largest`,
-    `n_singletons`, `n_invalid`, with n_unique = n_black_holes + (N - n_invalid) - population; events since the
-    recorded step before, `fissions`, `fusions`, `evaporated`, `accreted`, -1 at the first step; float64, over black
-    holes: `herfindahl`, `gini`, `top_two_share`, NaN without any. Per (census_step, token), int64: `black_hole`, 0
-    none, 1 the largest; `together_with` and `together_since`.
+    xarray.Dataset
+        Lazy dataset over all steps. Per step, int64: `n_unique`, `n_black_holes`, `population`, `largest`,
+        `n_singletons`, `n_invalid`, with n_unique = n_black_holes + (N - n_invalid) - population; events since the
+        recorded step before, `fissions`, `fusions`, `evaporated`, `accreted`, -1 at the first step; float64, over black
+        holes: `herfindahl`, `gini`, `top_two_share`, NaN without any. Per (census_step, token), int64: `black_hole`, 0
+        none, 1 the largest; `together_with` and `together_since`.
 
-    Tokens with NaN or infinity are left out: they are in no place, and in no event.
+        Tokens with NaN or infinity are left out: they are in no place, and in no event.
 
     Raises
     ------

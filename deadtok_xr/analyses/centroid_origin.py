@@ -66,11 +66,12 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
 
     Returns
     -------
-    Lazy dataset, float64. Per dim: `initial`, `drift`, `final` = initial + drift, `drift_share_dim`. Over
-    t = 0..T: `drift_projection`, which reaches 1 - `initial_projection` (a number) at the last step, so that the two
-    share the length of the final centroid between them; `cosine_initial`, `cosine_final`, `drift_length`,
-    `path_length`, `straightness`; `drift_h_cosine` where h_mean is recorded, else named in the attribute `left_out`.
-    NaN in a token makes the centroid of its step NaN, and with it what follows from that.
+    xarray.Dataset
+        Lazy dataset, float64. Per dim: `initial`, `drift`, `final` = initial + drift, `drift_share_dim`. Over t = 0..T:
+        `drift_projection`, which reaches 1 - `initial_projection` (a number) at the last step, so that the two share
+        the length of the final centroid between them; `cosine_initial`, `cosine_final`, `drift_length`, `path_length`,
+        `straightness`; `drift_h_cosine` where h_mean is recorded, else named in the attribute `left_out`. NaN in a
+        token makes the centroid of its step NaN, and with it what follows from that.
 
     Raises
     ------

@@ -101,13 +101,14 @@ def checkpoint(
 
     Returns
     -------
-    Lazy dataset. Per token: `norm`, `reference_distance`, `reference_linf` float64; `reference_ordinal`,
-    `reference_exponent` int64. By tolerance k = 0..20: `exponent_neighbourhood`, `ordinal_neighbourhood`. By `kind`
-    (all, and dead and live where they are known): `exponent_count` (exponent), `mantissa_count` (mantissa),
-    `norm_count` (norm_bin), `n_zero`, `n_negative`, `n_power_of_two`, `n_valid`, `n_invalid`, int64, and `centroid`
-    (dim). `norm_low`, `norm_high` (norm_bin); `reference_token` (reference).
+    xarray.Dataset
+        Lazy dataset. Per token: `norm`, `reference_distance`, `reference_linf` float64; `reference_ordinal`,
+        `reference_exponent` int64. By tolerance k = 0..20: `exponent_neighbourhood`, `ordinal_neighbourhood`. By `kind`
+        (all, and dead and live where they are known): `exponent_count` (exponent), `mantissa_count` (mantissa),
+        `norm_count` (norm_bin), `n_zero`, `n_negative`, `n_power_of_two`, `n_valid`, `n_invalid`, int64, and `centroid`
+        (dim). `norm_low`, `norm_high` (norm_bin); `reference_token` (reference).
 
-    `census` has all black holes, `topology` the graph of tokens, `spectrum` the covariance; they take one step too.
+        `census` has all black holes, `topology` the graph of tokens, `spectrum` the covariance; they take one step too.
 
     Raises
     ------

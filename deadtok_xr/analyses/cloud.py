@@ -136,15 +136,17 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
 
     Returns
     -------
-    Lazy dataset over t = 0..T; what is of a transition is NaN (counts: -1) at the first step. float64 (step):
-    `origin_radius`, `origin_radius_max`; `temperature`, `temperature_effective`, `temperature_l2`, `temperature_linf`;
-    `bulk_thermal_ratio`, `shear_ratio`; `radial_mean`, `tangential_mean`, `outward_fraction`, `inward_fraction`;
-    `total_l2`, `total_l1`, `kinetic_energy`, `displacement_max`, `l2_over_linf`, `participation`; `lag1_mean`,
-    `lag1_low`, `lag1_median`, `lag1_high`, the cosine of each token's velocity to that of the step before, NaN at the
-    first two steps; `walk_residual`, `walk_envelope`, `walk_bridge`. int64: `n_aligned`, `n_moving`, `n_invalid`,
-    `n_lag1`, `n_lag1_one_rests`, `n_lag1_both_rest`. Per token: `net_displacement`, `path_length`, `path_efficiency`,
-    `diffusivity`, and `diffusivity_class` int8. Of the centroid: `bias` (dim), `bias_to_noise`, `bulk_autocorrelation`
-    (lag), and int64 `half_lag`, `tenth_lag`, -1 for never.
+    xarray.Dataset
+        Lazy dataset over t = 0..T; what is of a transition is NaN (counts: -1) at the first step. float64 (step):
+        `origin_radius`, `origin_radius_max`; `temperature`, `temperature_effective`, `temperature_l2`,
+        `temperature_linf`; `bulk_thermal_ratio`, `shear_ratio`; `radial_mean`, `tangential_mean`, `outward_fraction`,
+        `inward_fraction`; `total_l2`, `total_l1`, `kinetic_energy`, `displacement_max`, `l2_over_linf`,
+        `participation`; `lag1_mean`, `lag1_low`, `lag1_median`, `lag1_high`, the cosine of each token's velocity to
+        that of the step before, NaN at the first two steps; `walk_residual`, `walk_envelope`, `walk_bridge`. int64:
+        `n_aligned`, `n_moving`, `n_invalid`, `n_lag1`, `n_lag1_one_rests`, `n_lag1_both_rest`. Per token:
+        `net_displacement`, `path_length`, `path_efficiency`, `diffusivity`, and `diffusivity_class` int8. Of the
+        centroid: `bias` (dim), `bias_to_noise`, `bulk_autocorrelation` (lag), and int64 `half_lag`, `tenth_lag`, -1 for
+        never.
 
     Raises
     ------

@@ -127,16 +127,17 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
 
     Returns
     -------
-    Lazy dataset over t = 1..T, float64 (step): `displacement_cosine_mean`, `displacement_cosine_std` (ddof 0),
-    `bulk_alignment`, and int64 `n_used` (tokens that moved), `n_invalid`. By what the recording holds, `h_alignment`,
-    `h_norm_ratio`, `p_dead`; `gradient_cosine_mean`, `gradient_cosine_std`, `gradient_n_used`, `gradient_norm_mean`,
-    `mean_gradient_norm`, `gradient_update_cosine`, `gradient_h_alignment`; `gradient_p_h_alignment` and
-    `gradient_p_h_deviation`, the law of dead gradients; `step1_deviation`; `update_cosine_mean`,
-    `update_cosine_std`, `update_n_used`; `separation`, `separation_cosine`, `dead_centroid_norm`,
-    `live_centroid_norm`. What is left out is in the attribute `left_out`, with the reason.
+    xarray.Dataset
+        Lazy dataset over t = 1..T, float64 (step): `displacement_cosine_mean`, `displacement_cosine_std` (ddof 0),
+        `bulk_alignment`, and int64 `n_used` (tokens that moved), `n_invalid`. By what the recording holds,
+        `h_alignment`, `h_norm_ratio`, `p_dead`; `gradient_cosine_mean`, `gradient_cosine_std`, `gradient_n_used`,
+        `gradient_norm_mean`, `mean_gradient_norm`, `gradient_update_cosine`, `gradient_h_alignment`;
+        `gradient_p_h_alignment` and `gradient_p_h_deviation`, the law of dead gradients; `step1_deviation`;
+        `update_cosine_mean`, `update_cosine_std`, `update_n_used`; `separation`, `separation_cosine`,
+        `dead_centroid_norm`, `live_centroid_norm`. What is left out is in the attribute `left_out`, with the reason.
 
-    Zero vectors have no direction and are left out, and so are tokens with NaN or infinity; fewer than two
-    vectors give NaN.
+        Zero vectors have no direction and are left out, and so are tokens with NaN or infinity; fewer than two vectors
+        give NaN.
 
     Raises
     ------

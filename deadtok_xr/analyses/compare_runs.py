@@ -63,10 +63,11 @@ def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str
 
     Returns
     -------
-    Lazy dataset over the steps. int64: `n_different` elements whose bits differ, `n_unequal` whose values do,
-    `n_different_tokens`, `n_invalid`; float64: `different_fraction`, `frobenius`, `difference_max`; (step, token)
-    float32 `distance`. int64 (token): `token_first_difference`; numbers: `first_difference`, `n_common_prefix`,
-    `n_equal`, `n_elements`. Values stored in different formats are compared as float32, which holds each exactly.
+    xarray.Dataset
+        Lazy dataset over the steps. int64: `n_different` elements whose bits differ, `n_unequal` whose values do,
+        `n_different_tokens`, `n_invalid`; float64: `different_fraction`, `frobenius`, `difference_max`; (step, token)
+        float32 `distance`. int64 (token): `token_first_difference`; numbers: `first_difference`, `n_common_prefix`,
+        `n_equal`, `n_elements`. Values stored in different formats are compared as float32, which holds each exactly.
 
     Raises
     ------

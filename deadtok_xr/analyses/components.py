@@ -60,9 +60,10 @@ def components(
 
     Returns
     -------
-    Lazy dataset over all steps: `component` (step, token) int64, the id of the first token of each token's component;
-    `n_merges` and `n_splits` (step) int64, from the step before, 0 at the first and -1 from or to a step with NaN.
-    The number of components grows by `n_splits` - `n_merges`. `component_events` says who.
+    xarray.Dataset
+        Lazy dataset over all steps: `component` (step, token) int64, the id of the first token of each token's
+        component; `n_merges` and `n_splits` (step) int64, from the step before, 0 at the first and -1 from or to a step
+        with NaN. The number of components grows by `n_splits` - `n_merges`. `component_events` says who.
 
     Raises
     ------
@@ -153,10 +154,12 @@ def component_events(components: xr.Dataset) -> xr.Dataset:
 
     Returns
     -------
-    Dataset over `event`, in the order of the steps, in memory: the coordinate `step`; `kind` (merge, split); `part`,
-    the component at t - 1 that joined, or the one at t that left; `whole`, the component at t that it joined, or the
-    one at t - 1 that it left; `n_tokens`, how many they were. Of the parts of a component the one with most tokens is
-    the one that others join or leave. There are as many events as `n_merges` and `n_splits` count.
+    xarray.Dataset
+        Dataset over `event`, in the order of the steps, in memory: the coordinate `step`; `kind` (merge, split);
+        `part`, the component at t - 1 that joined, or the one at t that left; `whole`, the component at t that it
+        joined, or the one at t - 1 that it left; `n_tokens`, how many they were. Of the parts of a component the one
+        with most tokens is the one that others join or leave. There are as many events as `n_merges` and `n_splits`
+        count.
 
     Raises
     ------

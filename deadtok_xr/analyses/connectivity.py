@@ -54,9 +54,10 @@ def connectivity(
 
     Returns
     -------
-    Lazy dataset over the chosen steps, float64: `connectivity_threshold`, `connectivity_k` (in mean ULP: the ``k`` of
-    `topology`, ``coincident="linked"``, at which there is one component), `mean_ulp`, and `merge_threshold`
-    (step, edge), N - 1 in ascending order; `n_invalid` int64. A step with NaN or infinity is NaN.
+    xarray.Dataset
+        Lazy dataset over the chosen steps, float64: `connectivity_threshold`, `connectivity_k` (in mean ULP: the ``k``
+        of `topology`, ``coincident="linked"``, at which there is one component), `mean_ulp`, and `merge_threshold`
+        (step, edge), N - 1 in ascending order; `n_invalid` int64. A step with NaN or infinity is NaN.
 
     Raises
     ------

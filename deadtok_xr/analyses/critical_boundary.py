@@ -66,9 +66,10 @@ def critical_boundary(
 
     Returns
     -------
-    Lazy dataset with the label t for the update t-1 → t. Per (step, token): `critical_ratio` float32, above 1 where an
-    element can cross. Per step, float64: `above_fraction` of the elements, `tokens_above`, and as a check on the
-    boundary `moved_above` and `moved_below`, NaN where there are no such elements; `n_invalid` int64.
+    xarray.Dataset
+        Lazy dataset with the label t for the update t-1 → t. Per (step, token): `critical_ratio` float32, above 1 where
+        an element can cross. Per step, float64: `above_fraction` of the elements, `tokens_above`, and as a check on the
+        boundary `moved_above` and `moved_below`, NaN where there are no such elements; `n_invalid` int64.
 
     Raises
     ------

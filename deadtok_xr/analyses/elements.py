@@ -51,9 +51,10 @@ def elements(
 
     Returns
     -------
-    Lazy dataset (step, token, dim) over t = 0..T, float64, which holds every one of these exactly:
-    `lattice_displacement` and `ordinal_distance`, NaN at the first step; `ordinal`, `coordinate`, `exponent`, `ulp`.
-    NaN where an element is not finite, here or, for the first two, at the step before.
+    xarray.Dataset
+        Lazy dataset (step, token, dim) over t = 0..T, float64, which holds every one of these exactly:
+        `lattice_displacement` and `ordinal_distance`, NaN at the first step; `ordinal`, `coordinate`, `exponent`,
+        `ulp`. NaN where an element is not finite, here or, for the first two, at the step before.
 
     Raises
     ------

@@ -91,10 +91,11 @@ def epochs(
 
     Returns
     -------
-    Lazy dataset over t = 0..T. Per step, float64: `radius`, `velocity` and `acceleration` (NaN where no step before
-    is known), `frozen_fraction`; `n_invalid` int64; `epoch` int8, -1 where the radius is not known. Numbers:
-    `inhale_step`, `sneeze_step`, `freeze_step`, `slow_step`, `reexpansion_step` int64, -1 never; `inhale_depth`
-    float64. NaN and infinity make the radius of their step NaN.
+    xarray.Dataset
+        Lazy dataset over t = 0..T. Per step, float64: `radius`, `velocity` and `acceleration` (NaN where no step before
+        is known), `frozen_fraction`; `n_invalid` int64; `epoch` int8, -1 where the radius is not known. Numbers:
+        `inhale_step`, `sneeze_step`, `freeze_step`, `slow_step`, `reexpansion_step` int64, -1 never; `inhale_depth`
+        float64. NaN and infinity make the radius of their step NaN.
 
     Raises
     ------

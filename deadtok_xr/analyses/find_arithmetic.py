@@ -41,10 +41,11 @@ def find_arithmetic(
 
     Returns
     -------
-    Dataset over `arithmetic`, computed: `agreement` and `agreement_moved` (shares of elements that agree to the bit),
-    `n_compared`, `n_missed`, `n_moved`, and `n_differ` (arithmetic, other), the elements on which two differ.
-    Attributes: `verdict`, the name of the arithmetic that made the recording, "none" if none closes the updates, or
-    "undetermined" if the best differ on fewer than 20 elements; `best`, the closest one; `report`, a sentence.
+    xarray.Dataset
+        Dataset over `arithmetic`, computed: `agreement` and `agreement_moved` (shares of elements that agree to the
+        bit), `n_compared`, `n_missed`, `n_moved`, and `n_differ` (arithmetic, other), the elements on which two differ.
+        Attributes: `verdict`, the name of the arithmetic that made the recording, "none" if none closes the updates, or
+        "undetermined" if the best differ on fewer than 20 elements; `best`, the closest one; `report`, a sentence.
 
     Raises
     ------

@@ -86,15 +86,16 @@ def freeze_predictors(
 
     Returns
     -------
-    Lazy dataset. Per token: `freeze_step` int64, `censored` int8, and `value` (predictor, token) of each predictor:
-    `h_alignment`, `initial_norm`, `initial_distance` from the centroid, `initial_ulp`, `final_ulp`, `final_ulp_min`.
-    Per predictor: `rank_correlation` with its 95% interval `_low`, `_high` and `n_pairs`; `spearman` likewise, of the
-    tokens that froze. Numbers: `n_frozen`, `n_censored`, `n_never_moved`, `n_invalid`.
+    xarray.Dataset
+        Lazy dataset. Per token: `freeze_step` int64, `censored` int8, and `value` (predictor, token) of each predictor:
+        `h_alignment`, `initial_norm`, `initial_distance` from the centroid, `initial_ulp`, `final_ulp`,
+        `final_ulp_min`. Per predictor: `rank_correlation` with its 95% interval `_low`, `_high` and `n_pairs`;
+        `spearman` likewise, of the tokens that froze. Numbers: `n_frozen`, `n_censored`, `n_never_moved`, `n_invalid`.
 
-    A token that still moves at the last step is censored: it freezes later than that, and nobody knows when. The rank
-    correlation is Harrell's concordance on the scale of -1 to 1: a pair of tokens counts if the one that froze first
-    was seen to freeze. Correlations say what goes together in this one run; the predictors are not independent of each
-    other, and the final ULP is known only afterwards.
+        A token that still moves at the last step is censored: it freezes later than that, and nobody knows when. The
+        rank correlation is Harrell's concordance on the scale of -1 to 1: a pair of tokens counts if the one that froze
+        first was seen to freeze. Correlations say what goes together in this one run; the predictors are not
+        independent of each other, and the final ULP is known only afterwards.
 
     Raises
     ------

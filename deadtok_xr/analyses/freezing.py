@@ -71,10 +71,11 @@ def freezing(
 
     Returns
     -------
-    Lazy dataset over t = 1..T. Per step: `n_frozen`, `n_invalid` int64, `frozen_fraction` float64, `global_freeze`
-    bool, `freeze_run` int64, at the first step of each run of global freezes its length. Per token: `last_motion`
-    int64. Numbers: `n_runs`, `n_global`, `longest_run`, `final_motion`, `permanent_freeze` int64, `mean_run`,
-    `median_run` float64. Lengths count transitions.
+    xarray.Dataset
+        Lazy dataset over t = 1..T. Per step: `n_frozen`, `n_invalid` int64, `frozen_fraction` float64, `global_freeze`
+        bool, `freeze_run` int64, at the first step of each run of global freezes its length. Per token: `last_motion`
+        int64. Numbers: `n_runs`, `n_global`, `longest_run`, `final_motion`, `permanent_freeze` int64, `mean_run`,
+        `median_run` float64. Lengths count transitions.
 
     Raises
     ------

@@ -39,11 +39,12 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan
 
     Returns
     -------
-    Lazy dataset. `n_on_grid` int64 and `fraction_on_grid` float64 (variable, grid), the grids being bfloat16, float16
-    and float32; `n_values`, `n_not_finite` int64 and `lives_on` text (variable). -0 is on every grid.
+    xarray.Dataset
+        Lazy dataset. `n_on_grid` int64 and `fraction_on_grid` float64 (variable, grid), the grids being bfloat16,
+        float16 and float32; `n_values`, `n_not_finite` int64 and `lives_on` text (variable). -0 is on every grid.
 
-    Weights that were trained in float32, or under autocast, fill their grid, and one in 65,536 of them lies on that
-    of bfloat16: analyses of the lattice do not apply to them.
+        Weights that were trained in float32, or under autocast, fill their grid, and one in 65,536 of them lies on that
+        of bfloat16: analyses of the lattice do not apply to them.
 
     Raises
     ------

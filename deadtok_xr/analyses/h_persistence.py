@@ -67,10 +67,11 @@ def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: boo
 
     Returns
     -------
-    Lazy dataset. Over t = 1..T, float64: `cosine` and `swing` of successive h_mean (NaN at the first), `net_angle`
-    from the first, `mean_direction_cosine`. Over lag = 0..max_lag: `autocorrelation` of the direction, which stays near
-    1 while the push is the same; `fluctuation_autocorrelation` about the mean direction; `n_pairs`. Numbers:
-    `resultant_length`, `straightness`, and `half_lag`, int64. Steps at which h_mean is NaN or zero are left out.
+    xarray.Dataset
+        Lazy dataset. Over t = 1..T, float64: `cosine` and `swing` of successive h_mean (NaN at the first), `net_angle`
+        from the first, `mean_direction_cosine`. Over lag = 0..max_lag: `autocorrelation` of the direction, which stays
+        near 1 while the push is the same; `fluctuation_autocorrelation` about the mean direction; `n_pairs`. Numbers:
+        `resultant_length`, `straightness`, and `half_lag`, int64. Steps at which h_mean is NaN or zero are left out.
 
     Raises
     ------

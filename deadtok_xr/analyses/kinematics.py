@@ -57,14 +57,15 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
 
     Returns
     -------
-    Lazy dataset over t = 0..T, float64: `centroid`, `bulk_velocity` (step, dim); `bulk_speed`,
-    `thermal_rms`, `radius` (mean distance from the centroid), `radius_max`, `thermal_residual`
-    (step); `n_invalid` int64. Velocities are NaN at the first step; a NaN in the recording makes its
-    step NaN. `position` and `thermal_velocity` (step, token, dim) are lazy, and saved only on request.
+    xarray.Dataset
+        Lazy dataset over t = 0..T, float64: `centroid`, `bulk_velocity` (step, dim); `bulk_speed`, `thermal_rms`,
+        `radius` (mean distance from the centroid), `radius_max`, `thermal_residual` (step); `n_invalid` int64.
+        Velocities are NaN at the first step; a NaN in the recording makes its step NaN. `position` and
+        `thermal_velocity` (step, token, dim) are lazy, and saved only on request.
 
-    The attribute `origin` is "absolute", or "relative" where positions are sums of recorded
-    displacements in float64: inclusive of the first step of the dataset, so measured from where the tokens
-    were before it, while the velocity at that first step is left NaN like everywhere.
+        The attribute `origin` is "absolute", or "relative" where positions are sums of recorded displacements in
+        float64: inclusive of the first step of the dataset, so measured from where the tokens were before it, while the
+        velocity at that first step is left NaN like everywhere.
 
     Raises
     ------

@@ -111,13 +111,14 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
 
     Returns
     -------
-    Lazy dataset over t = 1..T. Per (step, token), int64 and -1 where a value is not finite: `ordinal_l1`,
-    `ordinal_linf`, the numbers of the format that were passed, and `exponent_crossings`. Per step, float64: shares of
-    elements `moved_fraction`, `half_fraction`, `fractional_fraction`, `outward_fraction`, `crossing_fraction`;
-    `lattice_mean`, `lattice_max` of |ΔW'|; `l2_over_l1`, `linf_over_l2`, the shape of displacements; `hop_fraction`
-    (step, token_ulp, hop) and `regime_fraction` (step, regime). Counts of elements, int64: `n_moved`, `n_outward`,
-    `n_upward`, `n_half`, `n_fractional`, `n_crossings_up`, `n_crossings_down`, `n_sign_changes`, `n_from_zero`,
-    `n_to_zero`, `n_elements`; and of tokens, `n_invalid`. A share of nothing is NaN.
+    xarray.Dataset
+        Lazy dataset over t = 1..T. Per (step, token), int64 and -1 where a value is not finite: `ordinal_l1`,
+        `ordinal_linf`, the numbers of the format that were passed, and `exponent_crossings`. Per step, float64: shares
+        of elements `moved_fraction`, `half_fraction`, `fractional_fraction`, `outward_fraction`, `crossing_fraction`;
+        `lattice_mean`, `lattice_max` of |ΔW'|; `l2_over_l1`, `linf_over_l2`, the shape of displacements; `hop_fraction`
+        (step, token_ulp, hop) and `regime_fraction` (step, regime). Counts of elements, int64: `n_moved`, `n_outward`,
+        `n_upward`, `n_half`, `n_fractional`, `n_crossings_up`, `n_crossings_down`, `n_sign_changes`, `n_from_zero`,
+        `n_to_zero`, `n_elements`; and of tokens, `n_invalid`. A share of nothing is NaN.
 
     Raises
     ------
@@ -187,9 +188,10 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
 
     Returns
     -------
-    Lazy dataset over all steps, of the elements of tokens without NaN or infinity. int64: `exponent_count` (step,
-    exponent), `mantissa_count` (step, mantissa), `n_zero`, `n_negative`, `n_power_of_two`, and `n_invalid` tokens.
-    float64: `ulp_min`, `ulp_max`, NaN where no token is valid.
+    xarray.Dataset
+        Lazy dataset over all steps, of the elements of tokens without NaN or infinity. int64: `exponent_count` (step,
+        exponent), `mantissa_count` (step, mantissa), `n_zero`, `n_negative`, `n_power_of_two`, and `n_invalid` tokens.
+        float64: `ulp_min`, `ulp_max`, NaN where no token is valid.
 
     Raises
     ------

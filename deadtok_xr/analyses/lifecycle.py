@@ -129,15 +129,17 @@ def lifecycle(
 
     Returns
     -------
-    Lazy dataset over t = 1..T; steps are labels, -1 is never. Per token, int64: `first_freeze`, `last_motion`,
-    `thaw_count`, `moved_steps`, `invalid_steps`, `reheats`, `cools`, `first_stumble`, `last_thrust`, `thrust_period`;
-    `censored` int8. Per (token, phase), int64: `last_step`, `last_step_or_hotter`, `duration`. Per step:
-    `frozen_fraction` float64, `global_freeze` bool, counts int64. Per (step, token): `stratigraphy` int8, the phase in
-    retrospect, which never rises. Per phase: `duration_mean`, `duration_median`, `last_step_range`; (from_phase,
-    phase): `passages`; along `order` (earliest, median, latest): `first_freeze_range`, `last_motion_range`.
+    xarray.Dataset
+        Lazy dataset over t = 1..T; steps are labels, -1 is never. Per token, int64: `first_freeze`, `last_motion`,
+        `thaw_count`, `moved_steps`, `invalid_steps`, `reheats`, `cools`, `first_stumble`, `last_thrust`,
+        `thrust_period`; `censored` int8. Per (token, phase), int64: `last_step`, `last_step_or_hotter`, `duration`. Per
+        step: `frozen_fraction` float64, `global_freeze` bool, counts int64. Per (step, token): `stratigraphy` int8, the
+        phase in retrospect, which never rises. Per phase: `duration_mean`, `duration_median`, `last_step_range`;
+        (from_phase, phase): `passages`; along `order` (earliest, median, latest): `first_freeze_range`,
+        `last_motion_range`.
 
-    A transition with NaN or infinity is neither motion nor rest, and never counted as frozen. A token that never
-    moved has no freeze, and one that still moves at the last step is `censored`.
+        A transition with NaN or infinity is neither motion nor rest, and never counted as frozen. A token that never
+        moved has no freeze, and one that still moves at the last step is `censored`.
 
     Raises
     ------

@@ -110,16 +110,17 @@ def mechanism(
 
     Returns
     -------
-    Lazy dataset with the label t for the update t-1 → t.
+    xarray.Dataset
+        Lazy dataset with the label t for the update t-1 → t.
 
-    Per (step, token): `cause`; `margin`, the largest |u| in units of half the gap that it would have to cross;
-    `intended` ‖u‖₂, u being the update before W is rounded. Per step: element counts of each cause, the replay's
-    agreement beside that of "nothing moved" and on moved elements alone, `n_missed`, and fractions (see the
-    attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
+        Per (step, token): `cause`; `margin`, the largest |u| in units of half the gap that it would have to cross;
+        `intended` ‖u‖₂, u being the update before W is rounded. Per step: element counts of each cause, the replay's
+        agreement beside that of "nothing moved" and on moved elements alone, `n_missed`, and fractions (see the
+        attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
 
-    An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay leaves it where
-    it is too; and unknown if an input is missing or NaN, or if the replay moves it. An update that left W out, having
-    no gradient at all (`skipped`), is no_gradient for every element.
+        An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay leaves it where it
+        is too; and unknown if an input is missing or NaN, or if the replay moves it. An update that left W out, having
+        no gradient at all (`skipped`), is no_gradient for every element.
 
     Raises
     ------

@@ -70,11 +70,12 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
 
     Returns
     -------
-    Lazy dataset with the label t for the transition t-1 → t. Per (step, token): `displacement`
-    ‖ΔW‖₂ and `displacement_ulp`, the norm ULP of notebook 1.31b, float32; `lattice_l1`, `lattice_l2`,
-    `lattice_linf` of ΔW' = ΔW / ULP(W[t-1]), float64 since |ΔW'| reaches 1e37 at W = 0; `moved_dims`,
-    int64. Per step: `displacement_ulp_mean` and `_std` (ddof 1) over valid tokens, `n_invalid`.
-    Tokens with NaN or infinity give NaN. `skipped`, where it was recorded: the update left the variable out.
+    xarray.Dataset
+        Lazy dataset with the label t for the transition t-1 → t. Per (step, token): `displacement` ‖ΔW‖₂ and
+        `displacement_ulp`, the norm ULP of notebook 1.31b, float32; `lattice_l1`, `lattice_l2`, `lattice_linf` of ΔW' =
+        ΔW / ULP(W[t-1]), float64 since |ΔW'| reaches 1e37 at W = 0; `moved_dims`, int64. Per step:
+        `displacement_ulp_mean` and `_std` (ddof 1) over valid tokens, `n_invalid`. Tokens with NaN or infinity give
+        NaN. `skipped`, where it was recorded: the update left the variable out.
 
     Raises
     ------

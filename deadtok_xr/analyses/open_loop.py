@@ -70,11 +70,12 @@ def replay_open_loop(
 
     Returns
     -------
-    Lazy dataset with the label t for the update t-1 → t, of the weights in the recorded format. Per (step, token):
-    `displacement`, `distance` from the start, `moved_dims`. Per step: `moved_fraction` of the tokens, and
-    `recorded_moved_fraction` beside it.
+    xarray.Dataset
+        Lazy dataset with the label t for the update t-1 → t, of the weights in the recorded format. Per (step, token):
+        `displacement`, `distance` from the start, `moved_dims`. Per step: `moved_fraction` of the tokens, and
+        `recorded_moved_fraction` beside it.
 
-    The gradients are those of the recorded run: how others would have followed from other weights is not known.
+        The gradients are those of the recorded run: how others would have followed from other weights is not known.
 
     Raises
     ------

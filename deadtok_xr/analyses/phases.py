@@ -51,10 +51,11 @@ def phases(
 
     Returns
     -------
-    Lazy dataset over t = 1..T. `fraction` (step, phase) float64, of the valid tokens, phases from
-    coldest to hottest, NaN where no token is valid. `transition_step` (phase) int64: the first step at
-    which more than half of the valid tokens are in that phase or a colder one; -1 for never.
-    Updates that left the variable out (`skipped`) have NaN and do not count: they tell nothing of freezing.
+    xarray.Dataset
+        Lazy dataset over t = 1..T. `fraction` (step, phase) float64, of the valid tokens, phases from coldest to
+        hottest, NaN where no token is valid. `transition_step` (phase) int64: the first step at which more than half of
+        the valid tokens are in that phase or a colder one; -1 for never. Updates that left the variable out (`skipped`)
+        have NaN and do not count: they tell nothing of freezing.
 
     Raises
     ------

@@ -54,9 +54,10 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
 
     Returns
     -------
-    Lazy dataset over `spectrum_step`, float64: `eigenvalue` (spectrum_step, mode), `participation_ratio`,
-    `eccentricity`, `std_dim` (spectrum_step, dim), `total_variance`. A step with NaN or infinity is NaN, and so is a
-    single token, which has no covariance.
+    xarray.Dataset
+        Lazy dataset over `spectrum_step`, float64: `eigenvalue` (spectrum_step, mode), `participation_ratio`,
+        `eccentricity`, `std_dim` (spectrum_step, dim), `total_variance`. A step with NaN or infinity is NaN, and so is
+        a single token, which has no covariance.
 
     Raises
     ------

@@ -100,12 +100,12 @@ def topology(
 
     Returns
     -------
-    Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`, `n_components`,
-    `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, component_size)
-    int64, in bins 0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has NaN
-    and -1.
-    Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or first the one and then the other, with
-    `evaporation_step`, `crystallization_step` and `n_changes`.
+    xarray.Dataset
+        Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`, `n_components`,
+        `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, component_size)
+        int64, in bins 0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has
+        NaN and -1. Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or first the one and then the
+        other, with `evaporation_step`, `crystallization_step` and `n_changes`.
 
     Raises
     ------

@@ -116,7 +116,8 @@ def convert(
 
     Returns
     -------
-    ``dest``.
+    Path | str
+        ``dest``.
 
     Raises
     ------
@@ -137,7 +138,7 @@ def convert(
 
     Examples
     --------
-    ::
+    A file, one of a family that has a recipe, and a folder of checkpoints:
 
         dx.convert("thimble_7.h5", "thimble_7.zarr")
         dx.convert("gatsby.safetensors", "gatsby.zarr", dead_ids=[0, 1, 2], recipe="gatsby")

@@ -67,8 +67,9 @@ def verify(
 
     Returns
     -------
-    What was read and compared, and every problem found: damaged chunks by variable, steps and tokens, and
-    where values differ from the source's.
+    Verification
+        What was read and compared, and every problem found: damaged chunks by variable, steps and tokens, and where
+        values differ from the source's.
 
     Raises
     ------

@@ -44,8 +44,9 @@ def census(
 
     Returns
     -------
-    Array of two axes. Above: `n_unique`, `population`, `largest`, `n_black_holes`. Below: what takes black holes apart,
-    upwards, and what makes them, downwards: `fissions`, `evaporated`, `fusions`, `accreted`, a bar per step.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes. Above: `n_unique`, `population`, `largest`, `n_black_holes`. Below: what takes black holes
+        apart, upwards, and what makes them, downwards: `fissions`, `evaporated`, `fusions`, `accreted`, a bar per step.
 
     Raises
     ------

@@ -39,8 +39,9 @@ def centroid_origin(
 
     Returns
     -------
-    Array of two axes, dimensionless: `drift_projection`, `cosine_initial`, `straightness` and, where it is there,
-    `drift_h_cosine` against the step; `initial`, `drift` and `final` for each dim, in ascending order of `final`.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes, dimensionless: `drift_projection`, `cosine_initial`, `straightness` and, where it is there,
+        `drift_h_cosine` against the step; `initial`, `drift` and `final` for each dim, in ascending order of `final`.
 
     Raises
     ------

@@ -32,8 +32,9 @@ def checkpoint(
 
     Returns
     -------
-    Array of three axes, counts logarithmic: `exponent_count` and `norm_count` of dead and live tokens, or of all where
-    it is not known which are dead; `exponent_neighbourhood` and `ordinal_neighbourhood` by tolerance.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of three axes, counts logarithmic: `exponent_count` and `norm_count` of dead and live tokens, or of all
+        where it is not known which are dead; `exponent_neighbourhood` and `ordinal_neighbourhood` by tolerance.
 
     Raises
     ------

@@ -34,9 +34,10 @@ def cloud(cloud: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any
 
     Returns
     -------
-    Array of three axes against the step: `temperature` and `temperature_effective`, logarithmic with a strip for 0;
-    `outward_fraction` and `inward_fraction` of the tokens that moved; `lag1_median` with the quartiles as a band, of
-    those that moved twice. Gaps are steps at which no token did.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of three axes against the step: `temperature` and `temperature_effective`, logarithmic with a strip for 0;
+        `outward_fraction` and `inward_fraction` of the tokens that moved; `lag1_median` with the quartiles as a band,
+        of those that moved twice. Gaps are steps at which no token did.
 
     Raises
     ------

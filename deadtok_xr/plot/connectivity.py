@@ -24,8 +24,9 @@ def connectivity(connectivity: xr.Dataset | xr.DataTree, *, ax: Axes | None = No
 
     Returns
     -------
-    The axes, both logarithmic; x is the L∞ threshold (dimensionless, as W), and a cross on each line marks the mean
-    ULP of that step, the threshold of `topology`. Steps without a valid answer are left out.
+    matplotlib.axes.Axes
+        The axes, both logarithmic; x is the L∞ threshold (dimensionless, as W), and a cross on each line marks the mean
+        ULP of that step, the threshold of `topology`. Steps without a valid answer are left out.
 
     Raises
     ------

@@ -37,8 +37,9 @@ def critical_boundary(
 
     Returns
     -------
-    Array of two axes: median, 5th and 95th percentile of `critical_ratio` over the tokens, logarithmic; and
-    `tokens_above`, `above_fraction`, `moved_below`.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes: median, 5th and 95th percentile of `critical_ratio` over the tokens, logarithmic; and
+        `tokens_above`, `above_fraction`, `moved_below`.
 
     Raises
     ------

@@ -37,8 +37,10 @@ def epochs(
 
     Returns
     -------
-    Array of two axes: `radius` (dimensionless, as W) and, in grey on a scale of its own, `frozen_fraction`; `velocity`
-    (1/step). Lines mark `inhale_step`, `sneeze_step`, `reexpansion_step` and `freeze_step` where there are any.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes: `radius` (dimensionless, as W) and, in grey on a scale of its own, `frozen_fraction`;
+        `velocity` (1/step). Lines mark `inhale_step`, `sneeze_step`, `reexpansion_step` and `freeze_step` where there
+        are any.
 
     Raises
     ------

@@ -49,9 +49,10 @@ def freeze_predictors(
 
     Returns
     -------
-    Array of two axes: `rank_correlation` (censoring respected) and `spearman` with their 95% intervals, positive where
-    more of the predictor goes with freezing later; and `freeze_step` against the value of the predictor whose
-    `rank_correlation` is largest, with censored tokens, which freeze later than drawn, as triangles.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes: `rank_correlation` (censoring respected) and `spearman` with their 95% intervals, positive
+        where more of the predictor goes with freezing later; and `freeze_step` against the value of the predictor whose
+        `rank_correlation` is largest, with censored tokens, which freeze later than drawn, as triangles.
 
     Raises
     ------

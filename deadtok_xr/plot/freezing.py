@@ -23,7 +23,9 @@ def freezing(freezing: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
 
     Returns
     -------
-    The axes: `frozen_fraction`, a share of the valid tokens, and bars over the steps at which all tokens stood still.
+    matplotlib.axes.Axes
+        The axes: `frozen_fraction`, a share of the valid tokens, and bars over the steps at which all tokens stood
+        still.
 
     Raises
     ------

@@ -40,8 +40,9 @@ def h_persistence(
 
     Returns
     -------
-    Array of two axes, all dimensionless: `cosine` and `mean_direction_cosine` against the step; `autocorrelation` and
-    `fluctuation_autocorrelation` against the lag in steps, with `half_lag` marked. The title has the numbers.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes, all dimensionless: `cosine` and `mean_direction_cosine` against the step; `autocorrelation`
+        and `fluctuation_autocorrelation` against the lag in steps, with `half_lag` marked. The title has the numbers.
 
     Raises
     ------

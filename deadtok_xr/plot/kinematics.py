@@ -28,9 +28,10 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
 
     Returns
     -------
-    The axes, y logarithmic, in 1/step: `bulk_speed` and `thermal_rms`. Steps at which one is exactly 0
-    are marked in the strip "0", and so are those at which it is below 1e-12 of the other, which is what
-    rounding leaves of a motion of all tokens alike. NaN (the first step has no velocity) are gaps.
+    matplotlib.axes.Axes
+        The axes, y logarithmic, in 1/step: `bulk_speed` and `thermal_rms`. Steps at which one is exactly 0 are marked
+        in the strip "0", and so are those at which it is below 1e-12 of the other, which is what rounding leaves of a
+        motion of all tokens alike. NaN (the first step has no velocity) are gaps.
 
     Raises
     ------
@@ -73,7 +74,8 @@ def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
 
     Returns
     -------
-    The axes, y linear from 0, dimensionless as W: `radius` and `radius_max`.
+    matplotlib.axes.Axes
+        The axes, y linear from 0, dimensionless as W: `radius` and `radius_max`.
 
     Raises
     ------

@@ -39,8 +39,9 @@ def lattice(
 
     Returns
     -------
-    Array of two axes against the step: `moved_fraction`, `crossing_fraction` and `half_fraction`, logarithmic with a
-    strip for 0; `hop_fraction` by the mean ULP of each token, stacked.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes against the step: `moved_fraction`, `crossing_fraction` and `half_fraction`, logarithmic with
+        a strip for 0; `hop_fraction` by the mean ULP of each token, stacked.
 
     Raises
     ------
@@ -95,7 +96,8 @@ def exponents(exponents: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) ->
 
     Returns
     -------
-    The axes: a cell for each step and exponent field, colours logarithmic, white where there is no element.
+    matplotlib.axes.Axes
+        The axes: a cell for each step and exponent field, colours logarithmic, white where there is no element.
 
     Raises
     ------

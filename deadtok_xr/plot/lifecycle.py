@@ -28,9 +28,10 @@ def lifecycle(lifecycle: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) ->
 
     Returns
     -------
-    The axes, with `stratigraphy`: a line of pixels per token, in the order in which they moved for the last time (and
-    among equals, in which they left the hotter phases), earliest at the bottom. The colour is the hottest phase that
-    the token is in at this step or later; grey where NaN or infinity leave that unknown.
+    matplotlib.axes.Axes
+        The axes, with `stratigraphy`: a line of pixels per token, in the order in which they moved for the last time
+        (and among equals, in which they left the hotter phases), earliest at the bottom. The colour is the hottest
+        phase that the token is in at this step or later; grey where NaN or infinity leave that unknown.
 
     Raises
     ------

@@ -34,9 +34,10 @@ def mechanism(mechanism: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | Non
 
     Returns
     -------
-    The two axes. Above: shares of the tokens, which add to 1, and as a line the share of single elements that did not
-    move: a token moves when one of its elements does. Below: median, 5th and 95th percentile over the
-    tokens of the largest |u| in half gaps; an update can cross to the next number above 1.
+    numpy.ndarray of matplotlib.axes.Axes
+        The two axes. Above: shares of the tokens, which add to 1, and as a line the share of single elements that did
+        not move: a token moves when one of its elements does. Below: median, 5th and 95th percentile over the tokens of
+        the largest |u| in half gaps; an update can cross to the next number above 1.
 
     Raises
     ------

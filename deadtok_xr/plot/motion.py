@@ -38,9 +38,10 @@ def displacement(
 
     Returns
     -------
-    The axes, y logarithmic. Mean and standard deviation (ddof 1) are over valid tokens; a step without
-    any is a gap. The band goes down to the strip "0" where mean - std is not positive; a step at which
-    no token moved is marked in that strip.
+    matplotlib.axes.Axes
+        The axes, y logarithmic. Mean and standard deviation (ddof 1) are over valid tokens; a step without any is a
+        gap. The band goes down to the strip "0" where mean - std is not positive; a step at which no token moved is
+        marked in that strip.
 
     Raises
     ------
@@ -77,10 +78,10 @@ def trajectories(
 
     Returns
     -------
-    The axes, y logarithmic; the mean is over valid tokens. Up to 60 tokens are lines, and the height of
-    the black area in the strip "0" is the share of tokens that did not move. More tokens are a density,
-    in the strip too: the colour is the number of tokens per step in a cell. Invalid values are left out,
-    and counted in the title.
+    matplotlib.axes.Axes
+        The axes, y logarithmic; the mean is over valid tokens. Up to 60 tokens are lines, and the height of the black
+        area in the strip "0" is the share of tokens that did not move. More tokens are a density, in the strip too: the
+        colour is the number of tokens per step in a cell. Invalid values are left out, and counted in the title.
 
     Raises
     ------

@@ -41,10 +41,11 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
 
     Returns
     -------
-    The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend says what
-    each phase is, and the first step at which more than half of the tokens are in it or a colder one; a
-    line and a point at one half mark that step, unless it is the first of all. The hottest phase has
-    none, since all tokens are in it or a colder one.
+    matplotlib.axes.Axes
+        The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend says what each phase
+        is, and the first step at which more than half of the tokens are in it or a colder one; a line and a point at
+        one half mark that step, unless it is the first of all. The hottest phase has none, since all tokens are in it
+        or a colder one.
 
     Raises
     ------

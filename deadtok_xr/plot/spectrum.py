@@ -33,8 +33,9 @@ def spectrum(
 
     Returns
     -------
-    Array of two axes against the step: `eigenvalue`, a line for each axis, from the largest (dark) to the smallest
-    (pale), logarithmic and without those that are 0; `participation_ratio` from 0 to the number of dims.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of two axes against the step: `eigenvalue`, a line for each axis, from the largest (dark) to the smallest
+        (pale), logarithmic and without those that are 0; `participation_ratio` from 0 to the number of dims.
 
     Raises
     ------

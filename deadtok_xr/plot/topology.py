@@ -38,10 +38,11 @@ def topology(
 
     Returns
     -------
-    Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W);
-    `density` (share of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). Where they are
-    there, lines at the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid answer
-    (NaN, -1) are gaps.
+    numpy.ndarray of matplotlib.axes.Axes
+        Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W); `density` (share
+        of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). Where they are there, lines at
+        the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid answer (NaN, -1) are
+        gaps.
 
     Raises
     ------

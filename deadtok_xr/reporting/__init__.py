@@ -34,9 +34,10 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
 
     Returns
     -------
-    The file: what was recorded, what was found in sentences, every picture with how to read it, warnings, the
-    definition of every variable with its formula, and where the data come from. It asks for nothing else, on this
-    machine or any other.
+    Path
+        The file: what was recorded, what was found in sentences, every picture with how to read it, warnings, the
+        definition of every variable with its formula, and where the data come from. It asks for nothing else, on this
+        machine or any other.
 
     Raises
     ------
