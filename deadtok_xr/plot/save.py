@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dask
+import numpy as np
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from deadtok_xr.plot import _style
 from deadtok_xr.plot.census import LAYOUT as CENSUS_LAYOUT
@@ -133,7 +135,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for file, figure in figures(tree):
-        figure.savefig(folder / file, dpi=dpi, metadata={"Software": None})
+        write_png(figure, folder / file, dpi)
         paths.append(folder / file)
     return paths
 
@@ -144,6 +146,14 @@ def figures(tree: xr.DataTree) -> Iterator[tuple[str, Figure]]:
     for picture in _PICTURES:
         if picture.group in results:
             yield picture.file, _figure(picture, results[picture.group])
+
+
+def write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:
+    """Write a figure as `Figure.savefig` does, which under a layout engine draws it twice; here it is drawn once."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(target, format="png", dpi=(dpi, dpi))
 
 
 def _computed(tree: xr.DataTree) -> dict[str, xr.Dataset]:

@@ -83,13 +83,13 @@ def _content(tree: xr.DataTree) -> dict[str, Any]:
 
 def _pictures(tree: xr.DataTree) -> list[dict[str, str]]:
     """Every picture that the results allow: its title, how to read it, and its bytes."""
-    from deadtok_xr.plot.save import figures
+    from deadtok_xr.plot.save import figures, write_png
 
     found = []
     for file, figure in figures(tree):
         name = file.removesuffix(".png")
         image = BytesIO()
-        figure.savefig(image, dpi=130, metadata={"Software": None})
+        write_png(figure, image, 130)
         found.append(
             {
                 "name": name,
