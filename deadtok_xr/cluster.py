@@ -138,7 +138,7 @@ def check_places(results: str | Path, recording: str | Path | None) -> None:
                 other = "nothing" if seen is None else "something else"
                 raise InputError(
                     f"the worker {worker} sees {other} at {place}, where {what} lie: workers need the same disk or an "
-                    "object store, such as s3://bucket/run.zarr; see docs/how-to/cluster.md"
+                    "object store, such as s3://bucket/run.zarr; see docs/cluster.md"
                 )
 
 

@@ -128,7 +128,7 @@ def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
         where += [f"on {attrs['device']}"] if "device" in attrs else []
         facts.append(("optimizer", str(attrs["optimizer"]) + how + (f"; {' '.join(where)}" if where else "")))
     settings = attrs.get("hyperparameters")
-    if isinstance(settings, dict):
+    if isinstance(settings, dict) and settings:
         facts.append(("settings", ", ".join(_setting(k, v) for k, v in settings.items() if _matters(k, v))))
     if "lr" in group:
         rates = np.asarray(group["lr"][:n_steps], np.float64)  # type: ignore[index]

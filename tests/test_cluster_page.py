@@ -1,4 +1,4 @@
-"""docs/how-to/cluster.md, to the letter: processes of their own, in folders of their own, and an object store."""
+"""docs/cluster.md, to the letter: processes of their own, in folders of their own, and an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.objects import BUCKET, free_port, server
 
 boto3 = pytest.importorskip("boto3")
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "how-to" / "cluster.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 OBJECT_STORAGE = (ROOT / "docs" / "how-to" / "object-storage.md").read_text(encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ from deadtok_xr.cli import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {
-    "explanation/design.md": "no block",
-    "how-to/cluster.md": "tests/test_cluster_page.py",
+    "design.md": "no block",
+    "cluster.md": "tests/test_cluster_page.py",
     "how-to/object-storage.md": "tests/test_cluster_page.py",
     "how-to/recording.md": "tests/test_docs.py",
     "index.md": "test_the_commands_of_the_home_page",
