@@ -77,8 +77,8 @@ def _lifecycle(ds: xr.Dataset) -> Iterator[str]:
     first, last = (_range(ds[name].values) for name in ("first_freeze_range", "last_motion_range"))
     thaws = ds["thaw_count"].values
     yield (
-        f"Life cycles: {frozen} tokens froze, {going} still move, {never} never moved; first freeze {first}; last "
-        f"motion {last}; {thaws.sum()} thaws, at most {thaws.max()} of a token"
+        f"Life cycles: {frozen} tokens froze for good, {going} still move, {never} never moved; first freeze {first}; "
+        f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} of a token"
     )
     yield from _invalid(ds, "which are neither motion nor rest")
 
