@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import xarray as xr
 
 import deadtok_xr as dx
@@ -18,20 +19,23 @@ ROWS = [m.groupdict() for line in PAGE.read_text().splitlines() if (m := ROW.mat
 
 
 @pytest.fixture(scope="module")
-def names(recording: Path) -> dict[str, Any]:
+def names(recording: Path, atom: Path) -> dict[str, Any]:
     rec = dx.open_recording(recording, tokens="dead")
-    found = {
-        "dx": dx, "np": np, "xr": xr, "rec": rec, "all_tokens": dx.open_recording(recording), "again": rec,
+    results = {
         "motion": dx.motion(rec), "kin": dx.kinematics(rec), "cloud": dx.cloud(rec), "lattice": dx.lattice(rec),
+        "life": dx.lifecycle(rec), "census": dx.census(dx.open_recording(atom, tokens="dead").isel(dim=[0])),  # coincident
     }  # fmt: skip
     lazy = ("position", "thermal_velocity")
-    return {k: v.drop_vars(lazy, errors="ignore").compute() if k in ("motion", "kin", "cloud", "lattice") else v
-            for k, v in found.items()}  # fmt: skip
+    return {
+        "dx": dx, "np": np, "xr": xr, "scipy": scipy, "rec": rec, "all_tokens": dx.open_recording(recording),
+        "again": rec.assign(W=rec.W * 2),  # such that it differs
+        **{name: ds.drop_vars(lazy, errors="ignore").compute() for name, ds in results.items()},
+    }  # fmt: skip
 
 
 def test_no_row_of_a_table_is_overlooked() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if re.match(r"\| [A-Z]\d", line)]
-    assert len(rows) == len(ROWS) > 90
+    assert len(rows) == len(ROWS) > 150
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{r['id']}-{i}" for i, r in enumerate(ROWS)])
