@@ -23,7 +23,8 @@ def names(recording: Path, atom: Path) -> dict[str, Any]:
     rec = dx.open_recording(recording, tokens="dead")
     results = {
         "motion": dx.motion(rec), "kin": dx.kinematics(rec), "cloud": dx.cloud(rec), "lattice": dx.lattice(rec),
-        "life": dx.lifecycle(rec), "census": dx.census(dx.open_recording(atom, tokens="dead").isel(dim=[0])),  # coincident
+        "life": dx.lifecycle(rec),
+        "census": dx.census(dx.open_recording(atom, tokens="dead").isel(dim=[0])),  # where tokens coincide
     }  # fmt: skip
     lazy = ("position", "thermal_velocity")
     return {
