@@ -1,9 +1,9 @@
 """Catalogue 3.7: the pitfalls that no file of an analysis tests yet, each with a test that fails under it.
 
 Elsewhere: 1, 2, 3, 7, 8, 10, 11 in test_lattice; 9, 18, 27, 34, 36, 37, 38 in test_lifecycle; 10, 30 in test_census;
-14, 18, 24, 25, 26, 32 in test_cloud; 16, 17 in test_bfloat16 and test_analyses (raw bits); 20, 22, 23, 33 in test_families
-and test_convert, whose recordings have these faults; 15 in test_torch_kernels (parts); 29 in test_mechanism (lost
-schedules) and test_coherence (the first step).
+14, 18, 24, 25, 26, 32 in test_cloud; 16, 17 in test_bfloat16 and test_analyses (raw bits); 20, 22, 23, 33 in
+test_families and test_convert, whose recordings have these faults; 29 in test_mechanism (lost schedules) and
+test_coherence (the first step). 15 and what is left of 16 are of a device that the tests do not have.
 """
 
 from __future__ import annotations
