@@ -113,9 +113,6 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     tree
         Results, lazy or computed, as `deadtok_xr.analyze` makes them, with all their groups or some. What is lazy
         is computed once for all pictures.
-        Results, lazy or computed, as `deadtok_xr.analyze` makes them: groups motion, phases,
-        phases_magnitude, kinematics, topology, connectivity, mechanism, coherence, h_persistence, centroid_origin,
-        freeze_predictors. What is lazy is computed once for all pictures.
     folder
         Where to write; made if it is not there. Files of the same names are replaced.
     dpi
@@ -125,9 +122,6 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     -------
     The files written: displacement.png and trajectories.png, speeds.png of kinematics, and of each other group one
     of its name, without those whose group is absent.
-    The files written: displacement.png and trajectories.png, phases.png, phases_magnitude.png,
-    topology.png, connectivity.png, speeds.png, mechanism.png, coherence.png, h_persistence.png, centroid_origin.png,
-    freeze_predictors.png, without those whose group is absent.
 
     Raises
     ------
