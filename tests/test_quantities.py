@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -44,3 +46,12 @@ def test_quantity(names: dict[str, Any], row: dict[str, str]) -> None:
     value = np.asarray(eval(row["call"], dict(names)))  # our own page
     assert value.size, row["call"]
     assert np.isfinite(value.astype(np.float64)).any(), row["call"]
+
+
+def test_the_notebook_has_every_call_of_the_page() -> None:
+    notebook = json.loads((PAGE.parents[1] / "notebooks" / "quantities.ipynb").read_text())
+    code = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    dicts = [node for tree in code for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    shown = {ast.unparse(value) for node in dicts for value in node.values}
+    calls = [row["call"].replace("step=300", "step=last") for row in ROWS]
+    assert [call for call in calls if ast.unparse(ast.parse(call, mode="eval").body) not in shown] == []
