@@ -20,6 +20,7 @@ _HOME = {
     "centroid_origin": "deadtok_xr.analyses.centroid_origin",
     "checkpoint": "deadtok_xr.analyses.checkpoint",
     "cloud": "deadtok_xr.analyses.cloud",
+    "clusters": "deadtok_xr.analyses.clusters",
     "coherence": "deadtok_xr.analyses.coherence",
     "compare_runs": "deadtok_xr.analyses.compare_runs",
     "component_events": "deadtok_xr.analyses.components",
@@ -40,9 +41,11 @@ _HOME = {
     "kinematics": "deadtok_xr.analyses.kinematics",
     "label": "deadtok_xr.labelling",
     "lattice": "deadtok_xr.analyses.lattice",
+    "lattice_gaps": "deadtok_xr.analyses.gaps",
     "lifecycle": "deadtok_xr.analyses.lifecycle",
     "mechanism": "deadtok_xr.analyses.mechanism",
     "motion": "deadtok_xr.analyses.motion",
+    "neighbour_preservation": "deadtok_xr.analyses.neighbours",
     "open_recording": "deadtok_xr.recording",
     "open_results": "deadtok_xr.results",
     "phases": "deadtok_xr.analyses.phases",
@@ -53,6 +56,7 @@ _HOME = {
     "spectrum": "deadtok_xr.analyses.spectrum",
     "summary": "deadtok_xr.summarizing",
     "topology": "deadtok_xr.analyses.topology",
+    "velocity_autocorrelation": "deadtok_xr.analyses.autocorrelation",
     "verify": "deadtok_xr.conversion.verify",
 }
 _MODULES = ("bfloat16", "errors", "plot", "testing")
@@ -62,10 +66,12 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 if TYPE_CHECKING:
     from deadtok_xr import bfloat16, errors, plot, testing
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.autocorrelation import velocity_autocorrelation
     from deadtok_xr.analyses.census import census
     from deadtok_xr.analyses.centroid_origin import centroid_origin
     from deadtok_xr.analyses.checkpoint import checkpoint
     from deadtok_xr.analyses.cloud import cloud
+    from deadtok_xr.analyses.clusters import clusters
     from deadtok_xr.analyses.coherence import coherence
     from deadtok_xr.analyses.compare_runs import compare_runs
     from deadtok_xr.analyses.components import component_events, components
@@ -76,6 +82,7 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.find_arithmetic import find_arithmetic
     from deadtok_xr.analyses.freeze_predictors import freeze_predictors
     from deadtok_xr.analyses.freezing import freezing
+    from deadtok_xr.analyses.gaps import lattice_gaps
     from deadtok_xr.analyses.grid_test import grid_test
     from deadtok_xr.analyses.h_persistence import h_persistence
     from deadtok_xr.analyses.kinematics import kinematics
@@ -83,6 +90,7 @@ if TYPE_CHECKING:
     from deadtok_xr.analyses.lifecycle import lifecycle
     from deadtok_xr.analyses.mechanism import mechanism
     from deadtok_xr.analyses.motion import motion
+    from deadtok_xr.analyses.neighbours import neighbour_preservation
     from deadtok_xr.analyses.open_loop import replay_open_loop
     from deadtok_xr.analyses.phases import phases
     from deadtok_xr.analyses.spectrum import spectrum

@@ -28,7 +28,7 @@ def summary(tree: xr.DataTree) -> str:
     return "\n".join(lines)
 
 
-_IN_ONE_LINE = ("phases", "phases_magnitude", "kinematics", "cloud", "h_persistence", "centroid_origin")
+_IN_ONE_LINE = ("phases", "phases_magnitude", "phases_cells", "kinematics", "cloud", "h_persistence", "centroid_origin")
 
 
 def _joined(said: list[str]) -> list[str]:
@@ -358,6 +358,7 @@ _SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
     "motion": _motion,
     "phases": _phases,
     "phases_magnitude": _phases,
+    "phases_cells": _phases,
     "lifecycle": _lifecycle,
     "freezing": _freezing,
     "kinematics": _kinematics,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
 from deadtok_xr.bfloat16 import BFLOAT16
@@ -60,3 +62,34 @@ def synthetic_recording(
         writer.write("W", start, block)
     writer.finish()
     return Path(path)
+
+
+def tidal_toy(
+    start: NDArray[np.float64], pull: NDArray[np.float64], *, lr: float = 1e-3, weight_decay: float = 0.01, steps: int
+) -> xr.Dataset:
+    """A toy of the tide: tokens under a constant pull and weight decay, W ← W + lr·pull - weight_decay·W.
+
+    Whatever the start, each token goes to lr/weight_decay·pull, and what is perpendicular to the pull fades as
+    (1 - weight_decay)^t. Weight decay is not multiplied by the learning rate here, as in the notebook.
+
+    Parameters
+    ----------
+    start
+        W[0], (token, dim).
+    pull
+        Its direction and strength, (dim,).
+    lr, weight_decay
+        As in the update.
+    steps
+        Updates.
+
+    Returns
+    -------
+    A recording in memory, float64, of precision "none": it lives on no grid.
+    """
+    W = np.empty((steps + 1, *np.shape(start)))
+    W[0] = start
+    for t in range(steps):
+        W[t + 1] = W[t] + lr * np.asarray(pull) - weight_decay * W[t]
+    coords = {"step": np.arange(steps + 1), "token": np.arange(W.shape[1])}
+    return xr.Dataset({"W": (("step", "token", "dim"), W, {"precision": "none"})}, coords, {"made_by": "testing"})

@@ -454,3 +454,28 @@ def test_importing_is_free() -> None:
         "deadtok_xr.plot.displacement; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- two runs ----------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_drawn_as_they_diverge(recording: Path) -> None:
+    a = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 60), token=slice(0, 8))
+    W = a.W.values.copy()
+    W[20:, :3] += 0.25 * np.arange(1, 41)[:, None, None]
+    W[40, 5, 0] = np.nan
+    found = dx.compare_runs(a, a.assign(W=a.W.copy(data=W)))
+    share, far = plot.compare_runs(found)
+    found = found.compute()
+    np.testing.assert_array_equal(data(labelled(share, "tokens that differ in a bit")), found.different_fraction)
+    np.testing.assert_allclose(data(labelled(far, "mean over tokens")), found.distance.astype("f8").mean("token"))
+    np.testing.assert_allclose(data(labelled(far, "largest distance of a token")), found.distance.max("token"))
+    assert "they differ from step 20 on" in share.get_title(loc="left")
+    assert zero_spans(far, _style.VERMILLION) == [(-0.5, 19.5)]
+
+
+def test_two_runs_that_are_the_same(recording: Path) -> None:
+    a = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 5))
+    share, far = plot.compare_runs(dx.compare_runs(a, a))
+    assert "the same to the bit" in share.get_title(loc="left")
+    assert zero_spans(far, _style.ORANGE) == [(-0.5, 4.5)]

@@ -150,7 +150,7 @@ def states(*values: int) -> xr.Dataset:
         ((2, 0, 1, 0, 2, 2), "evaporates_then_crystallizes", 10, 40),
         ((0, 2, 1, 2, -1, 0), "crystallizes_then_evaporates", 50, 10),
         ((2, 0, 2, 0), "alternates", 10, 20),
-        ((-1, -1), "neither", -1, -1),
+        ((-1, -1), "unknown", -1, -1),
     ],
 )
 def test_verdicts(values: tuple[int, ...], verdict: str, evaporation: int, crystallization: int) -> None:

@@ -123,7 +123,7 @@ def checkpoint(
     reference is known after the first reading. Equal rows are found by a digest of 128 bits. L∞ distances count
     representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
     """
-    x = _one_step(blocks.require(ds, variable, "checkpoint"), step)
+    x = one_step(blocks.require(ds, variable, "checkpoint"), step, "checkpoint")
     grid = grid_name(x, precision)
     if norm_bins < 1:
         raise InputError(f"checkpoint: norm_bins={norm_bins}; needed: at least 1")
@@ -152,17 +152,24 @@ def checkpoint(
     return xr.Dataset(values, coords, attrs)
 
 
-def _one_step(x: xr.DataArray, step: int | None) -> xr.DataArray:
+def one_step(x: xr.DataArray, step: int | None, purpose: str) -> xr.DataArray:
+    """The step with that label; of a single one it need not be said.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or one of several must be named.
+    """
     labels = x["step"].values if "step" in x.coords else np.arange(x.sizes["step"])
     if step is None and len(labels) > 1:
         raise InputError(
-            f"checkpoint takes one step; this dataset has {len(labels)} ({labels[0]} to {labels[-1]}): say step="
+            f"{purpose} takes one step; this dataset has {len(labels)} ({labels[0]} to {labels[-1]}): say step="
         )
     x = x.assign_coords(step=labels)
     if step is None:
         return x
     if step not in labels:
-        raise InputError(f"checkpoint: step {step} is not in this dataset (steps {labels[0]} to {labels[-1]})")
+        raise InputError(f"{purpose}: step {step} is not in this dataset (steps {labels[0]} to {labels[-1]})")
     at = int(np.flatnonzero(labels == step)[0])
     return x.isel(step=slice(at, at + 1))
 

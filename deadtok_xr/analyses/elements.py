@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16, blocks
 from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.errors import OffGridError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "lattice_displacement": {
@@ -75,13 +76,24 @@ def elements(
     values: dict[str, Any] = {}
     for name, attrs in ATTRS.items():
         pairs = (now, "tnd", before, "tnd") if name in _OF_TWO else (now, "tnd")
-        data = da.blockwise(_measure, "tnd", *pairs, name_of=name, grid=grid, dtype=np.float64, align_arrays=False)
+        data = da.blockwise(
+            _measure, "tnd", *pairs, name_of=name, grid=grid, variable=variable, dtype=np.float64, align_arrays=False
+        )
         values[name] = xr.Variable(("step", "token", "dim"), data, attrs)
     attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
     return xr.Dataset({**values, **blocks.from_the_first(extra)}, ds.coords, attrs)
 
 
-def _measure(x: NDArray[Any], before: NDArray[Any] | None = None, *, name_of: str, grid: str) -> NDArray[np.float64]:
+def _measure(
+    x: NDArray[Any], before: NDArray[Any] | None = None, *, name_of: str, grid: str, variable: str
+) -> NDArray[np.float64]:
+    try:
+        return _measured(x, before, name_of, grid)
+    except OffGridError as error:
+        raise OffGridError(f"{variable}: {error}, or say precision=") from None
+
+
+def _measured(x: NDArray[Any], before: NDArray[Any] | None, name_of: str, grid: str) -> NDArray[np.float64]:
     measures: dict[str, Callable[..., NDArray[Any]]] = {
         "lattice_displacement": bfloat16.lattice_step, "ordinal_distance": bfloat16.ordinal_distance,
         "ordinal": bfloat16.ordinal, "coordinate": bfloat16.lattice_coordinate, "exponent": bfloat16.exponent,

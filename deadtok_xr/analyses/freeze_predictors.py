@@ -13,6 +13,7 @@ from deadtok_xr import blocks
 from deadtok_xr.analyses import transitions
 from deadtok_xr.analyses.h_persistence import directions
 from deadtok_xr.bfloat16 import decode, ulp
+from deadtok_xr.errors import OffGridError
 from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
 
 Floats = NDArray[np.float64]
@@ -211,7 +212,10 @@ def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], g
         known = W[np.isfinite(W).all(axis=1)]
         centroid = known.mean(axis=0) if len(known) else np.full(W.shape[1], np.nan)
         return np.linalg.norm(W - centroid, axis=1)
-    gaps = ulp(first if name == "initial_ulp" else last, grid)
+    try:
+        gaps = ulp(first if name == "initial_ulp" else last, grid)
+    except OffGridError as error:
+        raise OffGridError(f"freeze_predictors: {error}, or say precision=") from None
     return gaps.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(gaps).mean(axis=1))
 
 

@@ -90,7 +90,8 @@ def freezing(
     _check(definition, threshold)
     x = blocks.require(ds, variable, "freezing")
     extra = blocks.check_steps(ds, "freezing", allow_gaps=allow_gaps)
-    off = x.attrs.get("precision") == "none" and precision is None and definition in _OFF_THE_LATTICE
+    said = x.attrs.get("precision", "unknown" if x.dtype == np.float32 else x.dtype.name)
+    off = said in ("none", "unknown") and precision is None and definition in _OFF_THE_LATTICE
     grid = "float32" if off else transitions.grid_name(x, precision)
     steps, n_tokens = ds["step"].values, ds.sizes["token"]
     shapes: dict[str, Any] = {name: ((), (), "f8" if name in ("mean_run", "median_run") else "i8") for name in ATTRS}
@@ -105,7 +106,7 @@ def freezing(
         rows = found.of_rows("transitions", _still, definition=definition, threshold=threshold)
         values = blocks.at_once({"rows": rows}, _describe, shapes, ATTRS, steps=steps)
         options = {"definition": definition, **({} if threshold is None else {"threshold": threshold})}
-        attrs = blocks.result_attrs(ds, variable=variable, precision="none" if off else grid, **options)
+        attrs = blocks.result_attrs(ds, variable=variable, precision=said if off else grid, **options)
         return xr.Dataset({**values, **extra}, transitions.step_and_token_coords(ds), attrs)
 
     return transitions.plan(x, grid, finish)

@@ -55,12 +55,32 @@ PER_STEP: dict[str, dict[str, Any]] = {
         "units": "1",
         "formula": "lr·Σ ΔW·u / Σ u² over elements with |u| above 4 gaps",
     },
-    "intended_norm": {"long_name": "length of all updates before rounding", "units": "1", "formula": "√Σ u²"},
-    "realised_norm": {"long_name": "length of all displacements", "units": "1", "formula": "√Σ ΔW²"},
+    "intended_norm": {
+        "long_name": "length of all updates before rounding",
+        "units": "1",
+        "formula": "√Σ u²",
+        "comment": "over the elements whose u is known; NaN without any",
+    },
+    "realised_norm": {
+        "long_name": "length of all displacements",
+        "units": "1",
+        "formula": "√Σ ΔW²",
+        "comment": "over the finite elements; NaN where none moved and none is known to have been left in its place",
+    },
 }
 OF_TOKENS: dict[str, dict[str, Any]] = {
-    "intended_net": {"long_name": "length of the sum of all updates", "units": "1", "formula": "‖Σ_t u‖₂"},
-    "realised_net": {"long_name": "length of the sum of all displacements", "units": "1", "formula": "‖Σ_t ΔW‖₂"},
+    "intended_net": {
+        "long_name": "length of the sum of all updates",
+        "units": "1",
+        "formula": "‖Σ_t u‖₂",
+        "comment": "NaN for a token with NaN or infinity at any step, or an update that is not known",
+    },
+    "realised_net": {
+        "long_name": "length of the sum of all displacements",
+        "units": "1",
+        "formula": "‖Σ_t ΔW‖₂",
+        "comment": "NaN for a token with NaN or infinity at any step",
+    },
     "last_motion": {"long_name": "last step at which the token moved; -1 never", "units": "1"},
     "freeze_cause": {
         "long_name": "why the token did not move at the update after its last motion",

@@ -192,6 +192,7 @@ def _moments(engine: Any, s: Settings, arithmetic: str, t: int, before: Tensors,
 def of_steps(n: NDArray[Any]) -> Block:
     """Per step, what its counts and sums mean."""
     elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
+    explained = n["compared"] + n["no_gradient"] + n["rounded_to_zero"] > 0
     return {
         **{f"n_{name}": n[name] for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared")},
         "n_missed": n["compared"] - n["equal"],
@@ -205,8 +206,8 @@ def of_steps(n: NDArray[Any]) -> Block:
         "at_power_of_two": _ratio(n["at_power_of_two"], elements),
         "lr": n["lr"].copy(),
         "lr_estimate": n["lr"] * _ratio(n["along"], n["squares"]),
-        "intended_norm": np.sqrt(n["intended_squares"]),
-        "realised_norm": np.sqrt(n["realised_squares"]),
+        "intended_norm": np.where(explained, np.sqrt(n["intended_squares"]), np.nan),
+        "realised_norm": np.where(explained | (n["moved"] > 0), np.sqrt(n["realised_squares"]), np.nan),
     }
 
 

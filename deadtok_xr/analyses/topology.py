@@ -26,7 +26,7 @@ SPACINGS = {
 HELD = (None, "threshold", "positions")
 STATES = ("gas", "clusters", "crystal")
 VERDICTS = ("neither", "stays_gas", "stays_crystal", "evaporates", "crystallizes",
-            "evaporates_then_crystallizes", "crystallizes_then_evaporates", "alternates")  # fmt: skip
+            "evaporates_then_crystallizes", "crystallizes_then_evaporates", "alternates", "unknown")  # fmt: skip
 _FLAGS = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(STATES)}
 _BINS = "counted in 0, 1, 2 to 3, 4 to 7, ...; the coordinate is the least of each"
 _STATE = (
@@ -378,7 +378,7 @@ def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> blocks.Block
             changes.append((now, int(steps[i])))
     first = {kind: next((step for to, step in changes if to == kind), -1) for kind in (gas, crystal)}
     return {
-        "verdict": np.array(_name([to for to, _ in changes], begin)),
+        "verdict": np.array(_name([to for to, _ in changes], begin) if len(known) else VERDICTS.index("unknown")),
         "evaporation_step": np.array(first[gas]),
         "crystallization_step": np.array(first[crystal]),
         "n_changes": np.array(len(changes)),

@@ -12,6 +12,7 @@ from deadtok_xr.plot.centroid_origin import centroid_origin
 from deadtok_xr.plot.checkpoint import checkpoint
 from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import coherence
+from deadtok_xr.plot.compare_runs import compare_runs
 from deadtok_xr.plot.connectivity import connectivity
 from deadtok_xr.plot.critical_boundary import critical_boundary
 from deadtok_xr.plot.epochs import epochs
@@ -34,6 +35,7 @@ __all__ = [
     "checkpoint",
     "cloud",
     "coherence",
+    "compare_runs",
     "connectivity",
     "critical_boundary",
     "displacement",

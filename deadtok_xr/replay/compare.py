@@ -125,8 +125,12 @@ def possible(s: Settings, before: Tensors, after: Tensors) -> list[str]:
         if name == "float32_once" and before["W"].element_size() == 4:
             continue  # there it is the same as single
         earlier, later = arithmetics.needs(name, s)
-        if set(earlier) <= before.keys() and set(later) <= after.keys():
-            names.append(name)
+        if not (set(earlier) <= before.keys() and set(later) <= after.keys()):
+            continue
+        dtypes = {x.dtype for x in (*(before[n] for n in earlier), *(after[n] for n in later))}
+        if name == "fused" and len(dtypes) > 1:
+            continue  # torch's fused kernels take one dtype
+        names.append(name)
     return names
 
 

@@ -49,6 +49,7 @@ def mechanism(before, after, predicted, has_prediction, g, has_gradient, u, smal
             if magnitude >= INFINITY or (wordsa[n, d] & np.uint32(0x7FFFFFFF)) >= INFINITY:
                 usable = False
                 counts[UNKNOWN] += 1
+                net[n, 0, d] = net[n, 1, d] = np.nan  # a sum without it would pass for the whole
                 continue
             a, b, x = np.float64(before[n, d]), np.float64(after[n, d]), u[n, d]
             known = not np.isnan(x)

@@ -38,8 +38,8 @@ def mechanism(before: Tensor, after: Tensor, predicted: Tensor, has_prediction: 
     counts += torch.stack([mask.sum() for mask in masks]).cpu().numpy()
     terms = ((replayed, size), (usable, step.square()), (far, step * x), (far, size))
     sums += torch.stack([torch.where(mask, term, 0).sum() for mask, term in terms]).cpu().numpy()
-    net[:, 0] += x.cpu().numpy()
-    net[:, 1] += step.cpu().numpy()
+    net[:, 0] += torch.where(usable, x, torch.nan).cpu().numpy()  # a sum without it would pass for the whole
+    net[:, 1] += torch.where(usable, step, torch.nan).cpu().numpy()
     margin[:] = torch.where(finite, gaps.amax(1), torch.nan).cpu().numpy()
     length[:] = torch.where(finite, size.sum(1).sqrt(), torch.nan).cpu().numpy()
     cause[:] = _causes(kinds, finite).cpu().numpy()

@@ -1,0 +1,154 @@
+"""For how many steps do tokens keep their velocity, each by itself?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.bfloat16 import decode
+from deadtok_xr.errors import InputError
+
+_V = "v = ΔW, steps at rest count as v = 0; over what is finite"
+_FIRST = "first lag at which it is at most"
+ATTRS: dict[str, dict[str, Any]] = {
+    "autocorrelation": {
+        "long_name": "autocorrelation of the token's velocity", "units": "1",
+        "formula": f"ρ_i(τ) = mean_t v_i[t]·v_i[t+τ] / mean_t ‖v_i[t]‖₂², {_V}",
+        "comment": "NaN for a token that never moved, or without a finite pair",
+    },
+    "half_lag": {"long_name": f"{_FIRST} 0.5; -1 never", "units": "transitions"},
+    "tenth_lag": {"long_name": f"{_FIRST} 0.1; -1 never", "units": "transitions"},
+    "pooled": {
+        "long_name": "autocorrelation of the velocities of all tokens together", "units": "1",
+        "formula": f"ρ(τ) = mean_it v_i[t]·v_i[t+τ] / mean_it ‖v_i[t]‖₂², {_V}",
+        "comment": "tokens and steps count by their motion: the hot beginning outweighs the rest",
+    },
+    "pooled_half_lag": {"long_name": f"{_FIRST} 0.5; -1 never", "units": "transitions"},
+    "pooled_tenth_lag": {"long_name": f"{_FIRST} 0.1; -1 never", "units": "transitions"},
+    "cosine": {
+        "long_name": "mean cosine of velocities a lag apart", "units": "1",
+        "formula": "mean_it cos(v_i[t], v_i[t+τ]) over the pairs in which both move",
+        "comment": "NaN where there is none; at rest there is no direction, and 0 would not be one",
+    },
+    "n_cosine": {"long_name": "pairs of velocities that both move", "units": "1"},
+}  # fmt: skip
+
+
+def velocity_autocorrelation(
+    ds: xr.Dataset, *, max_lag: int = 100, variable: str = "W", allow_gaps: bool = False
+) -> xr.Dataset:
+    """The lagged autocorrelation of velocities: of each token, of all together, and as a mean cosine.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim); for a window, select its steps.
+    max_lag
+        Largest lag, in transitions.
+    variable
+        The weights to follow.
+    allow_gaps
+        Measure transitions that span several updates; lags then count transitions.
+
+    Returns
+    -------
+    Dataset
+        Lazy dataset: `autocorrelation` (token, lag) float64, `half_lag`, `tenth_lag` (token) int64; `pooled`, `cosine`
+        (lag) float64, `n_cosine` (lag) int64; `pooled_half_lag`, `pooled_tenth_lag` int64. Lags have -1 for never.
+
+        A velocity with NaN or infinity at either of its steps takes part in nothing.
+
+    Raises
+    ------
+    InputError
+        For fewer than two steps, gaps, or a recording without absolute positions.
+
+    Notes
+    -----
+    Notebook 1.14c (a); that of the centroid is `bulk_autocorrelation` of `cloud`, and the distribution of the cosine
+    at lag 1, step by step, `lag1_median` there (1.31d). Not part of `analyze`: it takes T·N·D operations for each lag,
+    fewer where tokens rest. Steps are taken in order, and ``max_lag`` of them carried on; blocks of tokens go side by
+    side.
+    """
+    x = blocks.require(ds, variable, "velocity_autocorrelation")
+    blocks.check_steps(ds, "velocity_autocorrelation", allow_gaps=allow_gaps)
+    if max_lag < 1:
+        raise InputError(f"velocity_autocorrelation: max_lag={max_lag}; needed: at least 1 transition")
+    lags = min(max_lag, ds.sizes["step"] - 2) + 1
+    n = ds.sizes["token"]
+    shapes: dict[str, Any] = {
+        "autocorrelation": (("token", "lag"), (n, lags), "f8"),
+        **dict.fromkeys(("half_lag", "tenth_lag"), (("token",), (n,), "i8")),
+        **dict.fromkeys(("pooled", "cosine"), (("lag",), (lags,), "f8")),
+        "n_cosine": (("lag",), (lags,), "i8"),
+        **dict.fromkeys(("pooled_half_lag", "pooled_tenth_lag"), ((), (), "i8")),
+    }
+    values = blocks.at_once({"sums": _sums(blocks.as_dask(x.data), lags)}, _measure, shapes, ATTRS)
+    coords = {str(name): c.variable for name, c in ds.coords.items() if c.dims == ("token",)}
+    coords["lag"] = xr.Variable("lag", np.arange(lags), {"long_name": "lag", "units": "transitions"})
+    return xr.Dataset({name: values[name] for name in ATTRS}, coords, blocks.result_attrs(ds, variable=variable))
+
+
+def _sums(x: da.Array, lags: int) -> da.Array:
+    """What `_follow` has at the last step: one object per block of tokens."""
+    name = f"lagged-{tokenize(x.name, lags)}"
+    graph: dict[Any, Any] = {}
+    for j in range(x.numblocks[1]):
+        state: Any = None
+        for i in range(x.numblocks[0]):
+            key = (name, j) if i == x.numblocks[0] - 1 else (f"{name}-part", i, j)
+            graph[key] = (_follow, state, (x.name, i, j, 0), lags)
+            state = key
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[x])
+    return da.Array(layers, name, ((1,) * x.numblocks[1],), meta=np.empty(0, object))
+
+
+def _follow(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:
+    from deadtok_xr.kernels.numba.lags import lagged  # here, so that a graph is built without numba
+
+    n = block.shape[1]
+    if state is None:
+        sums = {
+            "dots": np.zeros((n, lags)), "pairs": np.zeros((n, lags), np.int64),
+            "cosines": np.zeros((n, lags)), "n_moved": np.zeros((n, lags), np.int64),
+        }  # fmt: skip
+        before = block[:0]
+    else:
+        before, sums = state[0]["last"], {k: v.copy() for k, v in state[0]["sums"].items()}
+    steps = np.concatenate([before, block])
+    floats = steps if steps.dtype == np.float64 else decode(steps)
+    lagged(np.ascontiguousarray(floats), len(before), *sums.values())
+    return [{"last": steps[-lags:].copy(), "sums": sums}]  # lags - 1 velocities before the next
+
+
+def _measure(inputs: dict[str, list[Any]]) -> blocks.Block:
+    parts = [part["sums"] for part in inputs["sums"]]
+    s = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    total = {name: x.sum(axis=0, keepdims=True) for name, x in s.items()}
+    rho, (pooled,) = _ratio(s["dots"], s["pairs"]), _ratio(total["dots"], total["pairs"])
+    (cosines,), (moved,) = total["cosines"], total["n_moved"]
+    return {
+        "autocorrelation": rho, "half_lag": _first(rho, 0.5), "tenth_lag": _first(rho, 0.1),
+        "pooled": pooled, "pooled_half_lag": _first(pooled, 0.5), "pooled_tenth_lag": _first(pooled, 0.1),
+        "cosine": np.where(moved > 0, cosines / np.maximum(moved, 1), np.nan), "n_cosine": moved,
+    }  # fmt: skip
+
+
+def _ratio(dots: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean product of velocities over their mean square, which is that at lag 0."""
+    mean = dots / np.maximum(pairs, 1)
+    square = mean[:, :1]
+    return np.where((pairs > 0) & (square > 0), mean / np.where(square > 0, square, 1.0), np.nan)
+
+
+def _first(rho: NDArray[np.float64], limit: float) -> NDArray[np.int64]:
+    """The first lag at which it is at most the limit, along the last axis."""
+    below = rho <= limit
+    return np.where(below.any(axis=-1), below.argmax(axis=-1), -1)

@@ -1,0 +1,178 @@
+"""Do the tokens lie in one cloud, or in several?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import chosen
+from deadtok_xr.errors import InputError
+from deadtok_xr.sweep import Findings, Plan, analysis
+
+Floats = NDArray[np.float64]
+Longs = NDArray[np.int64]
+ATTRS: dict[str, dict[str, Any]] = {
+    "silhouette": {
+        "long_name": "mean silhouette of k clusters", "units": "1",
+        "formula": "mean_i (b_i - a_i) / max(a_i, b_i), a_i the mean distance to the others of the token's cluster, "
+        "b_i that to the nearest other cluster; 0 for a token alone in its cluster",
+        "comment": "1 for small clusters far apart, about 0 for a single cloud; NaN for fewer than k + 1 tokens or "
+        "than k distinct places",
+    },
+    "inertia": {
+        "long_name": "sum of squared distances to the centres of the clusters", "units": "1",
+        "formula": "Σ_i ‖W_i - centre of its cluster‖₂²",
+    },
+    "best_k": {"long_name": "number of clusters of the largest silhouette; -1 for none", "units": "1"},
+    "n_tokens": {"long_name": "tokens clustered, those with NaN or infinity left out", "units": "1"},
+}  # fmt: skip
+_AT_MOST, _STARTS, _ROUNDS = 5, 20, 100
+
+
+@analysis
+def clusters(
+    ds: xr.Dataset,
+    *,
+    k: Sequence[int] = (2, 3, 4, 5),
+    steps: Sequence[int] | None = None,
+    max_tokens: int = 1000,
+    seed: int = 0,
+    variable: str = "W",
+) -> Plan:
+    """Cluster the tokens of chosen steps by k-means, and say by the silhouette how far the clusters are apart.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim); gaps in the steps do not matter.
+    k
+        Numbers of clusters to try.
+    steps
+        Labels of the steps. None: up to five at equal distances, the first and the last among them.
+    max_tokens
+        Of more tokens, this many are taken, evenly spread over them.
+    seed
+        Of k-means++, from which the best of 20 starts is taken.
+    variable
+        The weights to look at.
+
+    Returns
+    -------
+    Dataset
+        Lazy dataset over the chosen steps: `silhouette`, `inertia` (step, k) float64; `best_k`, `n_tokens` (step)
+        int64.
+
+    Raises
+    ------
+    InputError
+        For numbers of clusters below 2, steps that are not there, or a recording without absolute positions.
+
+    Notes
+    -----
+    Notebook 1.13d. k-means finds k clusters in any cloud: what matters is the silhouette, and how it changes.
+    """
+    x = blocks.require(ds, variable, "clusters")
+    numbers = tuple(int(n) for n in k)
+    if not numbers or min(numbers) < 2 or len(set(numbers)) < len(numbers):
+        raise InputError(f"clusters: k={list(k)}; needed: different numbers of clusters, each at least 2")
+    at = chosen.positions(ds["step"].values, steps, "clusters", _AT_MOST)
+    tokens = chosen.sample(ds.sizes["token"], max_tokens, "clusters")
+    probe = chosen.AtSteps(variable, at, tokens, _describe, (numbers, seed))
+    shapes: dict[str, Any] = {
+        **dict.fromkeys(("silhouette", "inertia"), (("step", "k"), (len(at), len(numbers)), "f8")),
+        **dict.fromkeys(("best_k", "n_tokens"), (("step",), (len(at),), "i8")),
+    }
+
+    def finish(found: Findings) -> xr.Dataset:
+        inputs = {"found": found.merged("clusters", "found", chosen.both)}
+        values = blocks.at_once(inputs, _table, shapes, ATTRS, at=at, numbers=numbers)
+        coords = {"step": ds["step"].variable[list(at)], "k": np.array(numbers)}
+        return xr.Dataset(values, coords, blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens, seed=seed))
+
+    return Plan({variable: blocks.as_dask(x.data)}, {"clusters": probe}, finish)
+
+
+def _describe(x: Floats, numbers: tuple[int, ...], seed: int) -> tuple[Longs, Floats, Floats]:
+    from scipy.spatial.distance import cdist  # here, so that a graph is built without scipy
+
+    x = x[np.isfinite(x).all(axis=1)]
+    silhouette, inertia = np.full((2, len(numbers)), np.nan)
+    n_places = len(np.unique(x, axis=0)) if len(x) else 0
+    scale = 1.0
+    if n_places >= 2:
+        x = x - x.mean(axis=0)
+        scale = np.abs(x).max()
+        x /= scale  # squares of subnormals would vanish
+    apart = cdist(x, x) if n_places >= 2 else None
+    for i, k in enumerate(numbers):
+        if apart is not None and n_places >= k and len(x) > k:
+            cluster, inertia[i] = k_means(x, k, np.random.default_rng(seed))
+            silhouette[i] = mean_silhouette(apart, cluster, k)
+    return np.array([len(x)]), silhouette, inertia * scale**2
+
+
+def k_means(x: Floats, k: int, rng: np.random.Generator) -> tuple[Longs, float]:
+    """The best of several starts: the cluster of each row of x (n, d), and the inertia. At least k distinct rows."""
+    found = [_lloyd(x, _spread(x, k, rng)) for _ in range(_STARTS)]
+    return min(found, key=lambda one: one[1])
+
+
+def _spread(x: Floats, k: int, rng: np.random.Generator) -> Floats:
+    """k-means++: each further centre is a row drawn by its squared distance to those that are there."""
+    centres = [x[rng.integers(len(x))]]
+    far = _squares(x, centres[0])
+    while len(centres) < k:
+        centres.append(x[rng.choice(len(x), p=far / far.sum())])
+        far = np.minimum(far, _squares(x, centres[-1]))
+    return np.stack(centres)
+
+
+def _squares(x: Floats, centre: Floats) -> Floats:
+    away = x - centre
+    return np.asarray(np.einsum("nd,nd->n", away, away))
+
+
+def _lloyd(x: Floats, centres: Floats) -> tuple[Longs, float]:
+    cluster = np.full(len(x), -1)
+    for _ in range(_ROUNDS):
+        far = np.stack([_squares(x, centre) for centre in centres])
+        nearest = far.argmin(axis=0)
+        if (nearest == cluster).all():
+            break
+        cluster = nearest
+        members = cluster == np.arange(len(centres))[:, None]
+        n = members.sum(axis=1)[:, None]
+        # an empty cluster stays where it was
+        centres = np.where(n > 0, members.astype(np.float64) @ x / np.maximum(n, 1), centres)
+    return cluster, float(far.min(axis=0).sum())
+
+
+def mean_silhouette(apart: Floats, cluster: Longs, k: int) -> float:
+    """Of clusters of rows whose distances (n, n) are given."""
+    members = (cluster == np.arange(k)[:, None]).astype(np.float64)
+    n = members.sum(axis=1)
+    total = apart @ members.T  # (n, k)
+    rows = np.arange(len(cluster))
+    own = total[rows, cluster] / np.maximum(n[cluster] - 1, 1)
+    other = np.where(n > 0, total / np.maximum(n, 1), np.inf)
+    other[rows, cluster] = np.inf
+    nearest = other.min(axis=1)
+    most = np.maximum(own, nearest)
+    usable = (n[cluster] > 1) & (most > 0) & np.isfinite(nearest)
+    return float(np.where(usable, (nearest - own) / np.where(usable, most, 1.0), 0.0).mean())
+
+
+def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...], numbers: tuple[int, ...]) -> blocks.Block:
+    (found,) = inputs["found"]
+    n, silhouette, inertia = (np.stack([np.asarray(found[i][j]) for i in at]) for j in range(3))
+    known = ~np.isnan(silhouette)
+    best = np.where(known, silhouette, -np.inf).argmax(axis=1)
+    return {
+        "silhouette": silhouette, "inertia": inertia, "n_tokens": n[:, 0],
+        "best_k": np.where(known.any(axis=1), np.array(numbers)[best], -1),
+    }  # fmt: skip

@@ -1,0 +1,109 @@
+"""Do tokens keep their neighbours from step to step?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deadtok_xr import blocks
+from deadtok_xr.analyses import chosen
+from deadtok_xr.sweep import Findings, Plan, analysis
+
+Floats = NDArray[np.float64]
+ATTRS: dict[str, dict[str, Any]] = {
+    "rank_correlation": {
+        "long_name": "Spearman correlation of the pairwise distances before and after the transition", "units": "1",
+        "formula": "ρ_S of ‖W_i[t-1] - W_j[t-1]‖₂ and ‖W_i[t] - W_j[t]‖₂ over i < j, ties at their mean rank",
+        "comment": "1 if the order of all distances is kept; NaN for fewer than three tokens, or where all distances "
+        "are equal, so that there is no order",
+    },
+    "n_tokens": {"long_name": "tokens compared, those with NaN or infinity left out", "units": "1"},
+}  # fmt: skip
+_AT_MOST = 65
+
+
+@analysis
+def neighbour_preservation(
+    ds: xr.Dataset,
+    *,
+    steps: Sequence[int] | None = None,
+    max_tokens: int = 1000,
+    variable: str = "W",
+    allow_gaps: bool = False,
+) -> Plan:
+    """Rank correlation of the distances of all pairs of tokens before and after transitions.
+
+    Parameters
+    ----------
+    ds
+        A recording, (step, token, dim).
+    steps
+        Labels of the later steps of the transitions. None: up to 65 of them at equal distances. Each sorts
+        ``max_tokens``²/2 distances twice, a fifth of a second.
+    max_tokens
+        Of more tokens, this many are taken, evenly spread over them.
+    variable
+        The weights to look at.
+    allow_gaps
+        Measure transitions that span several updates.
+
+    Returns
+    -------
+    Dataset
+        Lazy dataset over the chosen steps: `rank_correlation` float64, `n_tokens` int64.
+
+    Raises
+    ------
+    InputError
+        For fewer than two steps, gaps, steps that are not there, or a recording without absolute positions.
+
+    Notes
+    -----
+    Notebook 12.2d. A rotation, a shift and a growth in all dims alike keep all ranks.
+    """
+    x = blocks.require(ds, variable, "neighbour_preservation")
+    blocks.check_steps(ds, "neighbour_preservation", allow_gaps=allow_gaps)
+    labels = ds["step"].values[1:]
+    at = tuple(i + 1 for i in chosen.positions(labels, steps, "neighbour_preservation", _AT_MOST))
+    tokens = chosen.sample(ds.sizes["token"], max_tokens, "neighbour_preservation")
+    probe = chosen.AtSteps(variable, at, tokens, _compare, pairs=True)
+    shapes: dict[str, Any] = {name: (("step",), (len(at),), "i8" if name == "n_tokens" else "f8") for name in ATTRS}
+
+    def finish(found: Findings) -> xr.Dataset:
+        values = blocks.at_once({"found": found.merged("pairs", "found", chosen.both)}, _table, shapes, ATTRS, at=at)
+        attrs = blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens)
+        return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
+
+    return Plan({variable: blocks.as_dask(x.data)}, {"pairs": probe}, finish)
+
+
+def _compare(before: Floats, after: Floats) -> tuple[float, int]:
+    from scipy.spatial.distance import pdist  # here, so that a graph is built without scipy
+
+    valid = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
+    n = int(valid.sum())
+    if n < 3:
+        return np.nan, n
+    before, after = before[valid], after[valid]
+    one = pdist(before)
+    return _spearman(one, one if np.array_equal(before, after) else pdist(after)), n
+
+
+def _spearman(a: Floats, b: Floats) -> float:
+    from scipy.stats import rankdata
+
+    x = rankdata(a)
+    y = x if b is a else rankdata(b)
+    x, y = x - x.mean(), y - y.mean()
+    size = np.sqrt((x @ x) * (y @ y))
+    return float(np.clip((x @ y) / size, -1.0, 1.0)) if size > 0 else np.nan
+
+
+def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> blocks.Block:
+    (found,) = inputs["found"]
+    rho, n = zip(*(found[i] for i in at), strict=True)
+    return {"rank_correlation": np.array(rho), "n_tokens": np.array(n)}

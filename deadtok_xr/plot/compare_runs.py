@@ -1,0 +1,88 @@
+"""How two recordings diverge: in how many tokens, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from deadtok_xr.plot import _logzero, _style
+
+PANELS = ("share of differing tokens", "distances")
+LAYOUT: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 3)}
+NEEDED = ("different_fraction", "distance", "first_difference")
+
+
+def compare_runs(
+    compare_runs: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
+) -> NDArray[np.object_]:
+    """The share of tokens that differ between two runs, and how far tokens are from themselves in the other.
+
+    Parameters
+    ----------
+    compare_runs
+        From `deadtok_xr.compare_runs`, lazy or computed.
+    axes
+        Two axes to draw on, from the top; None for a new figure.
+
+    Returns
+    -------
+    ndarray
+        Array of two axes against the step: `different_fraction`; the mean and the largest `distance` over the tokens,
+        logarithmic with a strip for 0, those that are not finite left out. A line marks `first_difference`.
+
+    Raises
+    ------
+    InputError
+        If the dataset lacks one of these, or there are not two axes.
+    """
+    words = _style.tokens_in_words(compare_runs.to_dataset() if isinstance(compare_runs, xr.DataTree) else compare_runs)
+    ds = _style.need(compare_runs, NEEDED, "compare_runs").compute()
+    panels = _style.own_panels(axes, PANELS, **LAYOUT)
+    first = int(ds["first_difference"])
+    _share(panels[0], ds, f"{_runs(ds)}, {words}: {_since(first)}")
+    _distances(panels[1], ds)
+    for ax in panels:
+        if first >= 0:
+            ax.axvline(first, color=_style.INK, linewidth=0.8, linestyle="--", label="first difference of a bit")
+        _style.legend_above(ax)
+    panels[0].set_xlabel("")
+    return panels
+
+
+def _runs(ds: xr.Dataset) -> str:
+    """The two runs by the names of their stores, where they are known."""
+    names = [Path(str(ds.attrs[which])).name for which in ("a", "b") if which in ds.attrs]
+    return f"{names[0]} and {names[1]}" if len(set(names)) == 2 else "Two runs"
+
+
+def _since(first: int) -> str:
+    return "the same to the bit" if first < 0 else f"they differ from step {first:,} on"
+
+
+def _share(ax: Axes, ds: xr.Dataset, title: str) -> None:
+    values = ds["different_fraction"].values
+    _style.line(ax, ds["step"].values, values, label="tokens that differ in a bit", color=_style.BLUE)
+    _style.dress(ax, ds, ylabel="share of the tokens\n(fraction)", title=title, pad=_style.LEGEND_PAD)
+    ax.set_ylim(-0.06, 1.08)
+
+
+def _distances(ax: Axes, ds: xr.Dataset) -> None:
+    distance = ds["distance"].astype(np.float64)
+    lines = {
+        "largest distance of a token": (distance.max("token").values, _style.ORANGE),
+        "mean over tokens": (distance.mean("token").values, _style.VERMILLION),
+    }
+    series = [values for values, _ in lines.values()]
+    axis = _logzero.log_axis(*_logzero.positive_range(*series), any((v == 0).any() for v in series))
+    _logzero.apply(ax, axis)
+    for i, (label, (values, color)) in enumerate(lines.items()):
+        _style.line(ax, ds["step"].values, values, label=label, color=color)
+        lane = (0.55, 0.95) if i == 0 else (0.05, 0.45)
+        _logzero.mark_zeros(ax, axis, ds["step"].values, values == 0, color=color, lane=lane)
+    _style.dress(ax, ds, ylabel="distance ‖W_a - W_b‖₂\n(dimensionless)", pad=_style.LEGEND_PAD)
