@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses.topology import check_grid
 from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.errors import InputError
@@ -63,6 +64,8 @@ def connectivity(
     ------
     InputError
         For steps that are not in the recording, or a recording without absolute positions.
+    OffGridError
+        When computed, if values are not on the grid.
 
     Notes
     -----
@@ -138,6 +141,7 @@ class _Look:
 
         step = kernels.words(piece.values[self.probe.variable][t : t + 1])
         shift = kernels.word_shift(step)
+        check_grid(self.probe.variable, step, shift, self.probe.grid)
         n_invalid = count_not_finite(step[0], shift)
         if n_invalid:
             return {"n_invalid": n_invalid, "mean_ulp": np.nan, "merge_threshold": np.nan}

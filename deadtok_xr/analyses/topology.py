@@ -112,7 +112,7 @@ def topology(
     InputError
         For a recording without absolute positions (displacements alone), or an unknown option.
     OffGridError
-        When computed with another spacing than that of the centroid, if values are not on the grid.
+        When computed, if values are not on the grid.
 
     Notes
     -----
@@ -289,6 +289,7 @@ class Walk:
 
         words, changed = kernels.words(piece.values[self.probe.variable]), piece.changed(self.probe.variable)
         shift = kernels.word_shift(words)
+        check_grid(self.probe.variable, words, shift, self.probe.grid)
         found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
         if self.last is not None:
             for name in self.widths:
@@ -300,7 +301,7 @@ class Walk:
             threshold = np.full(len(words), self._first_threshold(shift))
         elif self.start is not None:
             words = self.start
-        words, shift, threshold = self._on_the_grid(words, shift, threshold)
+        words, shift, threshold = self._compared(words, shift, threshold)
         first = int(self.last is not None)
         self.shell = kernel.topology(words, shift, changed, threshold, self.rule, self.shell, found, first=first)
         self.last = {name: found[name][-1].copy() for name in (*self.widths, "centre")}
@@ -318,21 +319,34 @@ class Walk:
         centre = kernel.centroids(self.start, shift, np.zeros((0, self.start.shape[1]), np.bool_), None)
         return self.probe.k * float(self._mean_ulp(centre)[0])
 
-    def _on_the_grid(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
-        """For spacings that need every value's place on the grid: a check, and ordinals as words."""
-        from deadtok_xr.kernels.numba.ordinals import count_off_grid, ordinals
+    def _compared(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
+        """What is compared, and with what: ordinals as words, for the spacing that counts them."""
+        from deadtok_xr.kernels.numba.ordinals import ordinals
 
-        if self.probe.spacing == "centroid":
-            return words, shift, threshold
-        if n := count_off_grid(words, shift, self.lattice):
-            raise OffGridError(
-                f"{self.probe.variable}: {n} rows of a block hold values that are not on the grid of "
-                f"{self.probe.grid}; measure the recorded values, not derived ones, or say precision="
-            )
         if self.probe.spacing == "ordinal":
             words = ordinals(words, shift, self.lattice, get_grid(self.probe.grid).mantissa_bits)
             return words, 0, np.full(len(threshold), self.probe.k)
         return words, shift, threshold
+
+
+def check_grid(variable: str, words: NDArray[Any], shift: int, grid: str) -> None:
+    """Refuse values that are not on the grid: its spacing there says nothing of them.
+
+    Raises
+    ------
+    OffGridError
+        With the number of rows.
+    """
+    from deadtok_xr import kernels
+    from deadtok_xr.kernels.numba.ordinals import count_off_grid
+
+    if (words.dtype == np.uint16 and grid == "bfloat16") or grid == "float32":
+        return  # all their values are on it
+    if n := count_off_grid(words, shift, kernels.lattice(grid)):
+        raise OffGridError(
+            f"{variable}: {n} rows of a block hold values that are not on the grid of {grid}; measure the recorded "
+            "values, not derived ones, or say precision="
+        )
 
 
 def _describe(found: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:
