@@ -17,12 +17,12 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 SMALL: dict[str, dict[str, Any]] = {
-    "record_and_convert": {"STEPS": 30, "VOCABULARY": 160, "DIMS": 16},
-    "kinematics": {"STEPS": 60, "VOCABULARY": 160, "DIMS": 16, "LR": 3e-3},
+    "record_and_convert": {"STEPS": 20, "VOCABULARY": 160, "DIMS": 16},
+    "kinematics": {"STEPS": 30, "VOCABULARY": 160, "DIMS": 16, "LR": 3e-3},
     "phase_transitions": {"STEPS": 80, "VOCABULARY": 160, "DIMS": 16, "LR": 1e-5},
     "crystallize_or_evaporate": {"STEPS": 60, "DIMS": 16, "SPREAD": 1e-5},
     "why_tokens_stop": {"STEPS": 80, "VOCABULARY": 160, "DIMS": 16, "LR": 1e-5},
-    "exploring": {"STEPS": 110, "DIMS": 16},
+    "exploring": {"STEPS": 48, "DIMS": 16},
     "scaling_out": {"STEPS": 260, "TOKENS": 60, "DIMS": 16, "WORKERS": 1, "ANALYSES": ["phases"]},
 }
 """Parameters of each notebook for the tests; a learning rate so low that tokens stand still within a few updates."""
@@ -110,7 +110,7 @@ CHECKS = {
         )
         assert facing.chunks and again.facing.chunks and (again.facing == facing).all()
         assert results.groups == ("/", "/motion", "/phases", "/kinematics")
-        change_of = abs(W - recording.W.sel(step=STEPS - 100).values).mean(1)
+        change_of = abs(W - recording.W.sel(step=STEPS - window).values).mean(1)
         assert int(moved_most) == change_of.argmax()
         with np.testing.assert_raises(dx.errors.OffGridError):
             dx.motion(recording.assign(W=recording.W - centroid)).displacement.compute()
