@@ -34,7 +34,9 @@ class Run:
     heads: int = 2
     lr: float = 1e-3
     atom: float | None = None
-    """None: embeddings start as N(0, 0.02). A number: all at one point of length 1, plus N(0, atom)."""
+    """None: embeddings start as N(0, 0.02). A number: all at one point, plus N(0, atom)."""
+    atom_at: float = 1.0
+    """The distance of that point from the origin."""
     decay: bool = False
     """Whether the learning rate falls linearly to 0, as under the Hugging Face Trainer's default."""
     seed: int = 42
@@ -68,7 +70,7 @@ class TinyLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02 if run.atom is None else run.atom)
         if run.atom is not None:
             point = functional.normalize(torch.randn(run.dims), dim=0)
-            self.embedding.weight.data += point
+            self.embedding.weight.data += run.atom_at * point
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The final hidden state of token ids (batch, length): (batch, length, dims)."""

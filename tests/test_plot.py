@@ -278,6 +278,14 @@ def test_topology_panels_hold_the_results(results: xr.DataTree) -> None:
         np.testing.assert_array_equal(data(labelled(panels[2], label)), ds[name])
 
 
+def test_words_at_neighbouring_changes_of_the_topology_stand_apart(results: xr.DataTree) -> None:
+    ds = results["topology"].to_dataset()
+    panels = plot.topology(ds.assign(evaporation_step=((), 4), crystallization_step=((), 5)))
+    panels[0].figure.canvas.draw()
+    gas, crystal = (text.get_window_extent() for text in panels[0].texts)
+    assert not gas.overlaps(crystal)
+
+
 def test_invalid_topology_steps_are_gaps(results: xr.DataTree) -> None:
     ds = results["topology"].to_dataset().copy(deep=True)
     for name in ("largest_component", "n_singletons", "n_components"):

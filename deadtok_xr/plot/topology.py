@@ -84,14 +84,15 @@ def _panels(axes: Sequence[Axes] | NDArray[Any] | None) -> NDArray[np.object_]:
 
 
 def _changes(panels: NDArray[np.object_], ds: xr.Dataset) -> None:
-    for name, (state, color) in _CHANGES.items():
-        if name in ds and int(ds[name]) >= 0:
-            for panel in panels:
-                panel.axvline(int(ds[name]), color=color, linewidth=1.2, linestyle="--")
-            panels[0].annotate(
-                f"{state} from step {int(ds[name]):,}", (int(ds[name]), 1.0), (3, -3), color=color, va="top",
-                xycoords=("data", "axes fraction"), textcoords="offset points",
-            )  # fmt: skip
+    changes = [name for name in _CHANGES if name in ds and int(ds[name]) >= 0]
+    for line, name in enumerate(changes):  # one line of text each, since the steps may be close
+        state, color = _CHANGES[name]
+        for panel in panels:
+            panel.axvline(int(ds[name]), color=color, linewidth=1.2, linestyle="--")
+        panels[0].annotate(
+            f"{state} from step {int(ds[name]):,}", (int(ds[name]), 1.0), (3, -3 - 13 * line), color=color, va="top",
+            xycoords=("data", "axes fraction"), textcoords="offset points",
+        )  # fmt: skip
 
 
 def _title(ds: xr.Dataset) -> str:
