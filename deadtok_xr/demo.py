@@ -88,7 +88,12 @@ def corpus() -> NDArray[np.uint8]:
 def byte_level(path: str | Path, run: Run, *, progress: Callable[[int], None] = lambda step: None) -> Path:
     """Train the demo's own model, on bytes: 256 tokens, more than half of them dead."""
     text = [repr(chr(i)) if i < 128 else f"\\x{i:02x}" for i in range(256)]
-    return train(path, corpus(), 256, run, token_text=text, progress=progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for a model this small more threads cost time
+    try:
+        return train(path, corpus(), 256, run, token_text=text, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train(

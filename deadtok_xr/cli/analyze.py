@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deadtok_xr.cli.options import JSON, OVERWRITE, PARTIAL, PATH, PLACE, QUIET, STORE_ANYWHERE, draw, print_json
+from deadtok_xr.cli.options import (
+    JSON,
+    OVERWRITE,
+    PARTIAL,
+    PATH,
+    PLACE,
+    QUIET,
+    STORE_ANYWHERE,
+    draw,
+    print_json,
+    say_compiling,
+)
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.device import NAMES, resolve, resources
 from deadtok_xr.errors import InputError
@@ -93,6 +104,7 @@ def analyze(
     )  # fmt: skip
     if not quiet:
         click.echo(_planned(store, recording, len(tree.children), scheduler, workers, partial=partial), err=True)
+        say_compiling()
     with _scheduler(scheduler, workers, device, quiet=quiet):
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
     if not as_json:

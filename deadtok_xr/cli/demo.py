@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deadtok_xr.cli.options import PATH, QUIET, draw
+from deadtok_xr.cli.options import PATH, QUIET, draw, say_compiling
 from deadtok_xr.errors import InputError
 
 
@@ -31,6 +31,8 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     run = training.QUICK if quick else training.Run()
     with reporting("training", quiet=quiet) as report:
         recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
+    if not quiet:
+        say_compiling()
     progress = dask_progress("analysing", quiet=quiet)
     tree = dx.save_results(dx.analyze(recording), folder / "results.zarr", progress=progress)
     click.echo(dx.summary(tree))

@@ -40,6 +40,14 @@ STORE_ANYWHERE = click.argument("store", type=PLACE)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 
 
+def say_compiling() -> None:
+    """Say why the first analysis after an installation takes longer."""
+    from deadtok_xr.kernels import to_be_compiled
+
+    if to_be_compiled():
+        click.echo("compiling the kernels, once after an installation: about two minutes", err=True)
+
+
 def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
     """What an option that may be repeated says, NAME=VALUE each time."""
     found = dict(value.partition("=")[::2] for value in values)

@@ -8,8 +8,10 @@ n tokens, d dims.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,12 @@ from deadtok_xr.errors import InputError
 def engine(part: str, on_device: bool) -> Any:
     """A file of kernels, torch's or numba's; imported when it is wanted, since a graph is built without either."""
     return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{part}")
+
+
+def to_be_compiled() -> bool:
+    """Whether numba has kept no compiled kernel yet where it usually does, beside the files."""
+    kept = Path(__file__).parent / "numba" / "__pycache__"
+    return "NUMBA_CACHE_DIR" not in os.environ and os.access(kept.parent, os.W_OK) and not any(kept.glob("*.nbi"))
 
 
 @dataclass(frozen=True)
