@@ -18,7 +18,7 @@ from deadtok_xr.sweep.pieces import PIECE_BYTES
 
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
 _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
-_FOUND_BYTES = 220  # per step and token, of all analyses together
+_FOUND_BYTES = 300  # per step and token, of all analyses together
 _STREAM_BYTES = 10**6  # a decompressor with its window, and what was read ahead
 _NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
 _KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift

@@ -14,7 +14,26 @@ from deadtok_xr.kernels.numba.words import INFINITY, compiled
 
 def count_off_grid(steps: NDArray[Any], shift: int, lattice: Lattice) -> int:
     """How many rows of words (t, n, d) hold a finite value that is not on the lattice."""
+    spare = lattice.spare[:255]  # of the exponents of finite values
+    if (spare == spare[0]).all():
+        return int(_count_spare(steps, shift, spare[0], np.uint32(lattice.largest)))
     return int(_count_off_grid(steps, shift, lattice.spare, lattice.largest))
+
+
+@compiled
+def _count_spare(steps, shift, spare, largest):
+    """The same where all exponents have the same spare bits, which vector units can do."""
+    count = 0
+    for t in range(steps.shape[0]):
+        for n in range(steps.shape[1]):
+            off = np.uint32(0)
+            for d in range(np.uint64(steps.shape[2])):
+                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+                magnitude = word & SIGN
+                bad = (word & spare) | np.uint32(magnitude > largest)
+                off |= bad if magnitude < np.uint32(INFINITY) else np.uint32(0)
+            count += off != 0
+    return count
 
 
 @compiled
