@@ -233,6 +233,13 @@ def test_help_shows_an_example(deadtok: Deadtok, command: str) -> None:
     assert "deadtok " + (command or "convert") in said.out.split("Options:")[0].split("\n", 1)[1]
 
 
+def test_shells_complete_commands_and_options() -> None:
+    environment = {**os.environ, "_DEADTOK_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "deadtok a"}
+    start = [sys.executable, "-c", "from deadtok_xr.cli import main; main()"]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
+    assert "plain,analyze" in done.stdout
+
+
 def test_nothing_at_all_shows_the_help(deadtok: Deadtok) -> None:
     said = deadtok()
     assert said.status in (0, 2)
