@@ -139,9 +139,10 @@ class _Look:
         from deadtok_xr.kernels.numba.spanning_tree import spanning_tree  # here: a graph is built without numba
         from deadtok_xr.kernels.numba.topology import centroids, count_not_finite
 
-        step = kernels.words(piece.values[self.probe.variable][t : t + 1])
+        values = piece.values[self.probe.variable][t : t + 1]
+        check_grid(self.probe.variable, values, self.probe.grid)
+        step = kernels.float32_words(values)
         shift = kernels.word_shift(step)
-        check_grid(self.probe.variable, step, shift, self.probe.grid)
         n_invalid = count_not_finite(step[0], shift)
         if n_invalid:
             return {"n_invalid": n_invalid, "mean_ulp": np.nan, "merge_threshold": np.nan}

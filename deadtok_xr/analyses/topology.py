@@ -280,16 +280,17 @@ class Walk:
         self.widths = {"figures": len(kernel.FIGURES), "degrees": bins, "sizes": bins}
         self.widths["label"] = row.n_tokens if labels else 0
         self.last: dict[str, NDArray[Any]] | None = None
-        self.start = kernels.words(probe.start.values()) if probe.start is not None else None
+        self.start = kernels.float32_words(probe.start.values()) if probe.start is not None else None
 
     def piece(self, piece: Piece) -> dict[str, NDArray[Any]]:
         """The kernel's figures, and `mean_ulp`, at each step of a piece; with the step after it, where there is one."""
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
-        words, changed = kernels.words(piece.values[self.probe.variable]), piece.changed(self.probe.variable)
+        values, changed = piece.values[self.probe.variable], piece.changed(self.probe.variable)
+        check_grid(self.probe.variable, values, self.probe.grid)
+        words = kernels.float32_words(values)
         shift = kernels.word_shift(words)
-        check_grid(self.probe.variable, words, shift, self.probe.grid)
         found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
         if self.last is not None:
             for name in self.widths:
@@ -298,10 +299,10 @@ class Walk:
         found["mean_ulp"] = self._mean_ulp(found["centre"])
         threshold = self.probe.k * found["mean_ulp"]
         if self.probe.held == "threshold":
-            threshold = np.full(len(words), self._first_threshold(shift))
+            threshold = np.full(len(words), self._first_threshold())
         elif self.start is not None:
             words = self.start
-        words, shift, threshold = self._compared(words, shift, threshold)
+        words, shift, threshold = self._compared(words, kernels.word_shift(words), threshold)
         first = int(self.last is not None)
         self.shell = kernel.topology(words, shift, changed, threshold, self.rule, self.shell, found, first=first)
         self.last = {name: found[name][-1].copy() for name in (*self.widths, "centre")}
@@ -312,10 +313,12 @@ class Walk:
             rounded = centre.astype(np.float32).astype(get_grid(self.probe.grid).dtype)
         return ulp(rounded, self.probe.grid).mean(axis=1)
 
-    def _first_threshold(self, shift: int) -> float:
+    def _first_threshold(self) -> float:
+        from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
         assert self.start is not None
+        shift = kernels.word_shift(self.start)
         centre = kernel.centroids(self.start, shift, np.zeros((0, self.start.shape[1]), np.bool_), None)
         return self.probe.k * float(self._mean_ulp(centre)[0])
 
@@ -329,7 +332,7 @@ class Walk:
         return words, shift, threshold
 
 
-def check_grid(variable: str, words: NDArray[Any], shift: int, grid: str) -> None:
+def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
     """Refuse values that are not on the grid: its spacing there says nothing of them.
 
     Raises
@@ -340,9 +343,10 @@ def check_grid(variable: str, words: NDArray[Any], shift: int, grid: str) -> Non
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.ordinals import count_off_grid
 
-    if (words.dtype == np.uint16 and grid == "bfloat16") or grid == "float32":
+    if values.dtype.name == grid or grid == "float32":
         return  # all their values are on it
-    if n := count_off_grid(words, shift, kernels.lattice(grid)):
+    words = kernels.words(values)
+    if n := count_off_grid(words, kernels.word_shift(words), kernels.lattice(grid)):
         raise OffGridError(
             f"{variable}: {n} rows of a block hold values that are not on the grid of {grid}; measure the recorded "
             "values, not derived ones, or say precision="

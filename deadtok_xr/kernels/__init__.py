@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from deadtok_xr.bfloat16 import BFLOAT16, get_grid
 from deadtok_xr.errors import InputError
 
+_COPIED_BYTES = 2**25
+
 
 def engine(part: str, on_device: bool) -> Any:
     """A file of kernels, torch's or numba's; imported when it is wanted, since a graph is built without either."""
@@ -89,6 +91,17 @@ def words(block: NDArray[Any]) -> NDArray[Any]:
     if block.dtype != np.float32:
         raise InputError(f"the values have the dtype {block.dtype}; needed: bfloat16, float16 or float32 as recorded")
     return block.view(np.uint32)
+
+
+def float32_words(block: NDArray[Any]) -> NDArray[Any]:
+    """A block's values as the words of float32, but for large blocks of bfloat16, which stay as they are.
+
+    For kernels that take half a minute to compile for each type of words, and much longer to run than the copy.
+    """
+    found = words(block)
+    if found.dtype != np.uint16 or found.nbytes > _COPIED_BYTES:
+        return found
+    return found.astype(np.uint32) << np.uint32(16)
 
 
 def word_shift(block_words: NDArray[Any]) -> int:
