@@ -21,6 +21,7 @@ from deadtok_xr.chunks import CHUNK_STEPS
 from deadtok_xr.reader import ChunkReader
 
 settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=400)  # pytest --hypothesis-profile thorough
 settings.load_profile("default")
 torch.set_num_threads(1)  # two test processes with two threads each spend their time waiting
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
@@ -115,7 +115,6 @@ def test_the_recordings_have_what_they_are_to_test(recording: Path, atom: Path) 
     assert graph.n_components.min() < graph.sizes["step"]
 
 
-@settings(max_examples=120)
 @given(ds=hostile())
 @pytest.mark.parametrize("analysis", ["motion", "phases", "kinematics"])
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
@@ -123,7 +122,6 @@ def test_hostile_bits_and_chunks(analysis: str, ds: xr.Dataset) -> None:
     CHECKS[analysis](ds)
 
 
-@settings(max_examples=120)
 @given(data=st.data(), n=st.integers(1, 40), dims=st.integers(1, 4))
 def test_topology_of_few_places(data: st.DataObject, n: int, dims: int) -> None:
     """Positions on a small grid, so that pairs coincide, touch exactly at the threshold, or just miss it."""
@@ -135,7 +133,6 @@ def test_topology_of_few_places(data: st.DataObject, n: int, dims: int) -> None:
     check_topology(dataset(W, data.draw(st.sampled_from([None, (2, max(1, n // 2), dims)]))))
 
 
-@settings(max_examples=60)
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_topology_of_hostile_bits(ds: xr.Dataset) -> None:

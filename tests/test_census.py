@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
@@ -69,7 +69,6 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
     return dataset(values, draw(st.sampled_from([None, chunks])), labels)
 
 
-@settings(max_examples=120)
 @given(ds=crowds(), data=st.data())
 @pytest.mark.parametrize("signed_zero", ["equal", "distinct"])
 def test_crowds(signed_zero: str, ds: xr.Dataset, data: st.DataObject) -> None:
@@ -102,7 +101,6 @@ def test_a_real_cluster_has_black_holes() -> None:
     assert found.n_black_holes.max() > 5
 
 
-@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), multiplier=st.sampled_from([0, 1, 2**24]))
 def test_hashes_that_collide_change_nothing(seed: int, multiplier: int) -> None:
     """All rows have the same hash, or that of the sum of their words: rows are told apart by their bits."""

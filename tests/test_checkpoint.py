@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -38,7 +38,6 @@ def expected(W: np.ndarray, few: list[int]) -> dict[str, Any]:
     return out
 
 
-@settings(max_examples=100)
 @given(ds=hostile(), data=st.data())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_hostile_bits(ds: xr.Dataset, data: st.DataObject) -> None:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
@@ -54,13 +54,11 @@ def moving(draw: st.DrawFn) -> xr.Dataset:
     return dataset(W, draw(st.sampled_from([None, chunks])), precision="bfloat16")
 
 
-@settings(max_examples=80)
 @given(ds=moving())
 def test_any_chunks(ds: xr.Dataset) -> None:
     check(ds)
 
 
-@settings(max_examples=120)
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|divide).*:RuntimeWarning")
 def test_hostile_bits(ds: xr.Dataset) -> None:
@@ -292,7 +290,6 @@ class TestTwoRuns:
         assert (found.frobenius == 0).all()
         assert sum(decoded.values()) == 2 * sum(once(301, "W").values())
 
-    @settings(max_examples=60)
     @given(ds=hostile(), data=st.data())
     @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
     def test_hostile_bits(self, ds: xr.Dataset, data: st.DataObject) -> None:

@@ -131,7 +131,6 @@ def test_tight_cluster(atom: Path) -> None:
     check(dx.open_recording(atom, tokens="dead").isel(step=slice(0, 60)))
 
 
-@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1), steps=st.integers(2, 9), n=st.integers(1, 7), dims=st.integers(1, 5), data=st.data()
 )

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -47,7 +47,6 @@ def motion(bits: Words, *, held: type = ml_dtypes.bfloat16) -> xr.Dataset:
     )).compute()  # fmt: skip
 
 
-@settings(max_examples=200)
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_motion_of_long_rows(bits: Words) -> None:
@@ -59,7 +58,6 @@ def test_motion_of_long_rows(bits: Words) -> None:
     np.testing.assert_array_equal(found.moved_dims, expected["moved_dims"])
 
 
-@settings(max_examples=60)
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_motion_is_the_same_to_the_bit_however_the_values_are_held(bits: Words) -> None:
@@ -103,7 +101,6 @@ def test_a_row_has_changed_if_any_bit_has(dims: int, dtype: type, seed: int) -> 
     np.testing.assert_array_equal(changed_rows(steps), (steps[1:] != steps[:-1]).any(axis=2))
 
 
-@settings(max_examples=100)
 @given(bits=walks())
 def test_the_last_motion(bits: Words) -> None:
     W = bits.view(ml_dtypes.bfloat16).astype(np.float32)
@@ -117,7 +114,6 @@ def test_the_last_motion(bits: Words) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
-@settings(max_examples=100)
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_kinematics_of_long_rows_however_they_are_held(bits: Words) -> None:

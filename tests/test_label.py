@@ -250,7 +250,7 @@ for i in itertools.count():
 @pytest.mark.slow
 def test_a_killed_label_leaves_a_store_that_opens(unlabelled: Path, tmp_path: Path) -> None:
     expected = dx.open_recording(unlabelled, raw=True).W.values.view("u2")
-    for delay in (0.001, 0.004, 0.007, 0.012, 0.021, 0.055, 0.121):
+    for delay in (0.001, 0.007, 0.021, 0.121):
         copy, other = (Path(shutil.copytree(unlabelled, tmp_path / f"{delay}{x}.zarr")) for x in "ab")
         child = subprocess.Popen([sys.executable, "-c", LABEL, copy, other], stdout=subprocess.PIPE)
         assert child.stdout is not None

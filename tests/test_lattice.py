@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError, OffGridError
@@ -37,7 +37,6 @@ def test_real_recording(recording: Path, name: str, steps: slice) -> None:
     check(name, dx.open_recording(recording, tokens="dead").isel(step=steps, token=slice(0, 40)))
 
 
-@settings(max_examples=120)
 @given(ds=hostile())
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 
 import deadtok_xr as dx
 from deadtok_xr.analyses.freezing import runs
@@ -45,7 +45,6 @@ def test_lifecycle_of_real_runs(recording: Path, atom: Path, scheme: str) -> Non
     assert late.n_censored > 5
 
 
-@settings(max_examples=100)
 @given(ds=hostile())
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
@@ -53,7 +52,6 @@ def test_lifecycle_of_hostile_bits(scheme: str, ds: xr.Dataset) -> None:
     check_lifecycle(ds, scheme)
 
 
-@settings(max_examples=60)
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_phases_of_cells(ds: xr.Dataset) -> None:
@@ -206,7 +204,6 @@ def test_the_runs_of_thimble_5() -> None:
     assert int(found.final_motion) == 2918
 
 
-@settings(max_examples=60)
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_freezing_of_hostile_bits(ds: xr.Dataset) -> None:
@@ -238,7 +235,6 @@ def test_freezing_of_hostile_bits(ds: xr.Dataset) -> None:
         np.testing.assert_array_equal(runs(everything), expected)
 
 
-@settings(max_examples=60)
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_epochs_of_hostile_bits(ds: xr.Dataset) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -99,7 +99,6 @@ def test_persistence_of_a_real_run(recording: Path) -> None:
     assert found.fluctuation_autocorrelation[int(found.half_lag)] <= 0.5
 
 
-@settings(max_examples=60)
 @given(data=st.data(), n=st.integers(3, 20), dims=st.integers(1, 70))
 @pytest.mark.filterwarnings("ignore:.*(invalid|Mean of empty).*:RuntimeWarning")
 def test_persistence_of_any_steps(data: st.DataObject, n: int, dims: int) -> None:
@@ -245,7 +244,6 @@ def test_tokens_that_never_moved_or_are_invalid_are_left_out() -> None:
     assert "h_alignment" in found.attrs["left_out"]
 
 
-@settings(max_examples=100)
 @given(data=st.data(), n=st.integers(1, 25))
 def test_concordance_is_that_of_the_definition(data: st.DataObject, n: int) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))

@@ -76,7 +76,6 @@ def walks(draw: st.DrawFn) -> xr.Dataset:
     return dataset(signed.view(ml_dtypes.bfloat16), draw(st.sampled_from([None, chunks])))
 
 
-@settings(max_examples=80)
 @given(ds=walks(), k=st.sampled_from([0.5, 1.0, 2.0, 7.3]), spacing=st.sampled_from(SPACINGS), linked=st.booleans())
 def test_every_rule_along_walks(ds: xr.Dataset, k: float, spacing: str, linked: bool) -> None:
     check(ds, k=k, spacing=spacing, coincident="linked" if linked else "separate")

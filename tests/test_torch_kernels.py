@@ -146,14 +146,12 @@ class TestWithoutFloat64:
         assert motion_file.in_reach(a, a).tolist() == [True, True, False, False]
 
 
-@settings(max_examples=100)
 @given(x=blocks(dtypes=("bfloat16", "float16", "float32", "float64")))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_changed_rows(x: NDArray[Any]) -> None:
     np.testing.assert_array_equal(ours.changed_rows(host(x)), changed(x))
 
 
-@settings(max_examples=100)
 @given(x=blocks(dtypes=("bfloat16", "float32", "float64")), known=st.booleans(), last=st.booleans())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_kinematics(x: NDArray[Any], known: bool, last: bool) -> None:
@@ -194,7 +192,6 @@ def clouds(draw: st.DrawFn) -> NDArray[np.float32]:
     return x.astype(np.float32)
 
 
-@settings(max_examples=120)
 @given(x=st.one_of(clouds(), blocks(dtypes=("float32",))), linked=st.booleans(), tile=st.sampled_from([3, TILE]))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_topology(x: NDArray[np.float32], linked: bool, tile: int) -> None:
@@ -220,7 +217,6 @@ def count_places(rows: NDArray[Any]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("collide", [False, True])
-@settings(max_examples=80)
 @given(x=st.one_of(blocks(dtypes=("bfloat16", "float16", "float32")), clouds()))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_census(collide: bool, x: NDArray[Any]) -> None:
@@ -242,7 +238,6 @@ def test_signed_zeros_are_one_place_unless_told_apart() -> None:
         assert out["n_unique"][0] == expected
 
 
-@settings(max_examples=120)
 @given(x=blocks(), data=st.data())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mechanism(x: NDArray[Any], data: st.DataObject) -> None:
@@ -268,7 +263,6 @@ def test_mechanism(x: NDArray[Any], data: st.DataObject) -> None:
     agree(*results)
 
 
-@settings(max_examples=80)
 @given(x=blocks(dtypes=("float32",)))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_moments(x: NDArray[np.float32]) -> None:
