@@ -21,6 +21,7 @@ _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
 _FOUND_BYTES = 300  # per step and token, of all analyses together
 _STREAM_BYTES = 10**6  # a decompressor with its window, and what was read ahead
 _NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
+_COPIES = 5  # of a piece: as recorded, as float32 twice as large, and as the words of float32
 _KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
 _TASKS_BYTES = 500_000  # the tasks of a row and what they pass on
 _TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
@@ -94,7 +95,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     found = height * tokens * _FOUND_BYTES
     streams = sum(math.ceil(tokens / a.chunks[-2]) for a in arrays) * _STREAM_BYTES
     step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
-    piece = max(PIECE_BYTES, 2 * step) + tokens * dims * _NUMBERS_BYTES
+    piece = max(PIECE_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
     kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
     base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
     return base + (threads or workers()) * (found + streams + piece) + kept

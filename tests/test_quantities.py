@@ -49,7 +49,7 @@ def test_quantity(names: dict[str, Any], row: dict[str, str]) -> None:
 
 
 def test_the_notebook_has_every_call_of_the_page() -> None:
-    notebook = json.loads((PAGE.parents[1] / "notebooks" / "quantities.ipynb").read_text())
+    notebook = json.loads((PAGE.parents[2] / "notebooks" / "quantities.ipynb").read_text())
     code = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     dicts = [node for tree in code for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     shown = {ast.unparse(value) for node in dicts for value in node.values}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,11 +102,10 @@ def analyze(
         recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
-    if not quiet:
-        click.echo(_planned(store, recording, len(tree.children), scheduler, workers, partial=partial), err=True)
-        say_compiling()
+    plan = "" if quiet else _planned(store, recording, len(tree.children), scheduler, workers, partial=partial)
     with _scheduler(scheduler, workers, device, quiet=quiet):
-        saved = dx.save_results(tree, results, overwrite=overwrite, progress=dask_progress("analysing", quiet=quiet))
+        progress = _announced(plan, dask_progress("analysing", quiet=quiet))
+        saved = dx.save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
         click.echo(dx.summary(saved))
     drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
@@ -115,6 +114,16 @@ def analyze(
         print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
         return
     click.echo(f"results: {results}")
+
+
+@contextmanager
+def _announced(plan: str, progress: AbstractContextManager[None]) -> Iterator[None]:
+    """Progress, with what is about to be done said first, when nothing was found to be in its way."""
+    if plan:
+        click.echo(plan, err=True)
+        say_compiling()
+    with progress:
+        yield
 
 
 def _planned(
