@@ -14,6 +14,7 @@ from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import coherence
 from deadtok_xr.plot.compare_runs import compare_runs
 from deadtok_xr.plot.connectivity import connectivity
+from deadtok_xr.plot.cooling import cooling, heat_map
 from deadtok_xr.plot.critical_boundary import critical_boundary
 from deadtok_xr.plot.epochs import epochs
 from deadtok_xr.plot.freeze_predictors import freeze_predictors
@@ -26,6 +27,7 @@ from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
+from deadtok_xr.plot.sky_map import sky_map
 from deadtok_xr.plot.spectrum import spectrum
 from deadtok_xr.plot.topology import topology
 
@@ -37,6 +39,7 @@ __all__ = [
     "coherence",
     "compare_runs",
     "connectivity",
+    "cooling",
     "critical_boundary",
     "displacement",
     "epochs",
@@ -44,12 +47,14 @@ __all__ = [
     "freeze_predictors",
     "freezing",
     "h_persistence",
+    "heat_map",
     "lattice",
     "lifecycle",
     "mechanism",
     "phases",
     "radius",
     "save_figures",
+    "sky_map",
     "spectrum",
     "speeds",
     "topology",
