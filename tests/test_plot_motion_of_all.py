@@ -1,4 +1,4 @@
-"""Pictures of all tokens at once: percentiles, the heat map, and the sky at one step."""
+"""Pictures of all tokens at once: percentiles, the heat map, the sky at one step, gradient and moments."""
 
 from __future__ import annotations
 
@@ -84,6 +84,22 @@ def test_tokens_without_a_direction_are_counted(recording: Path) -> None:
     rec.W[0, 0, 0] = np.nan
     assert "1 without a direction" in plot.sky_map(rec, ax=axes(projection="mollweide")).get_title()
     assert plot.sky_map(rec.isel(token=[1, 2]), ax=axes(projection="mollweide"))  # two tokens span one axis
+
+
+def test_gradient_and_moments_are_root_mean_squares(recording: Path) -> None:
+    rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 40)).load()
+    rec.grad[9, 2, 1] = np.nan
+    ax = plot.gradient_and_moments(rec, ax=axes())
+    found = {line.get_label(): data(line) for line in ax.lines}
+    for name, label in (("grad", "gradient"), ("exp_avg", "first moment, exp_avg")):
+        x = rec[name].values.astype(np.float64)
+        np.testing.assert_allclose(found[label][1:], np.sqrt(np.nanmean(x[1:] ** 2, axis=(1, 2))), rtol=1e-12)
+    assert np.isnan(found["gradient"][0])
+    v = rec.exp_avg_sq.values.astype(np.float64)
+    np.testing.assert_allclose(found["root of the second moment, exp_avg_sq"][1:], np.sqrt(v[1:].mean((1, 2))))
+    ax.figure.canvas.draw()
+    with pytest.raises(InputError, match="needs one of grad"):
+        plot.gradient_and_moments(rec[["W"]])
 
 
 def test_what_cannot_be_drawn_is_refused(recording: Path) -> None:

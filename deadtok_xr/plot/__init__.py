@@ -24,6 +24,7 @@ from deadtok_xr.plot.kinematics import radius, speeds
 from deadtok_xr.plot.lattice import exponents, lattice
 from deadtok_xr.plot.lifecycle import lifecycle
 from deadtok_xr.plot.mechanism import mechanism
+from deadtok_xr.plot.moments import gradient_and_moments
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
@@ -46,6 +47,7 @@ __all__ = [
     "exponents",
     "freeze_predictors",
     "freezing",
+    "gradient_and_moments",
     "h_persistence",
     "heat_map",
     "lattice",
