@@ -67,4 +67,4 @@ def _size(recording: xr.Dataset, name: str) -> xr.DataArray:
     values = x.astype(np.float64)
     squares = values if name == "exp_avg_sq" else values**2
     mean = squares.where(np.isfinite(values)).mean(("token", "dim"))
-    return np.sqrt(mean.where(recording["step"] >= x.attrs.get("valid_from", 0)))
+    return mean.where(recording["step"] >= x.attrs.get("valid_from", 0)) ** 0.5
