@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
 from deadtok_xr.plot import _logzero, _style
+from deadtok_xr.plot.motion import measured
 
 PERCENTILES = (50, 90, 95, 99, 100)
 _COLOURS = (_style.BLUE, _style.SKY, _style.GREEN, _style.ORANGE, _style.VERMILLION)
@@ -41,7 +42,8 @@ def cooling(motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ul
     -----
     K7 of the notebooks: on double logarithmic axes a power law is a line.
     """
-    ds, values = _values(motion, measure)
+    ds, values = measured(motion, measure)
+    values = values.astype(np.float64)  # between two tokens a percentile is interpolated
     with np.errstate(invalid="ignore"):
         valid = np.isfinite(values).any(axis=1)
         found = np.full((len(PERCENTILES), len(values)), np.nan)
@@ -85,7 +87,7 @@ def heat_map(motion: xr.Dataset | xr.DataTree, *, measure: str = "lattice_l1", a
     InputError
         If the dataset lacks the measure.
     """
-    ds, values = _values(motion, measure)
+    ds, values = measured(motion, measure)
     stride, width = (-(-n // most) for n, most in zip(values.shape[::-1], (_ROWS, _COLUMNS), strict=True))
     starts = np.arange(0, len(values), width)
     shown = np.fmax.reduceat(values[:, ::stride], starts, axis=0).T
@@ -106,12 +108,3 @@ def heat_map(motion: xr.Dataset | xr.DataTree, *, measure: str = "lattice_l1", a
     _style.dress(ax, ds, ylabel="tokens, by their id (rank)", title=title)
     ax.grid(visible=False)
     return ax
-
-
-def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, _style.Floats]:
-    """The measure as float64 (step, token), NaN where it is invalid."""
-    ds = _style.need(motion, (measure,), "motion")
-    _style.need_dims(ds, {measure: ("step", "token")}, "motion")
-    ds = ds.transpose("step", "token").compute()
-    values = ds[measure].values.astype(np.float64)
-    return ds, np.where(np.isfinite(values) & (values >= 0), values, np.nan)

@@ -52,7 +52,7 @@ def displacement(
     -----
     The first figure of notebook 1.31b.
     """
-    ds, values = _values(motion, measure)
+    ds, values = measured(motion, measure)
     steps = ds["step"].values
     mean, std = _moments(values)
     axis = _limits(mean, std)
@@ -92,7 +92,7 @@ def trajectories(
     -----
     The second figure of notebook 1.31b. Nothing is smoothed.
     """
-    ds, values = _values(motion, measure)
+    ds, values = measured(motion, measure)
     steps = ds["step"].values
     mean, _ = _moments(values)
     axis = _logzero.log_axis(*_logzero.positive_range(values, mean), bool((values == 0).any()))
@@ -111,7 +111,8 @@ def trajectories(
     return ax
 
 
-def _values(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Measured]:
+def measured(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Measured]:
+    """A measure of motion (step, token), float32 or float64, NaN where it is invalid; with its dataset, computed."""
     ds = _style.need(motion, (measure,), "motion")
     _style.need_dims(ds, {measure: ("step", "token")}, "motion")
     ds = ds.transpose("step", "token").compute()
