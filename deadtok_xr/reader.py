@@ -78,17 +78,18 @@ def place(node: zarr.Array[Any] | zarr.Group) -> str:
     return "/".join(part for part in (storage.place_of(node.store), node.path) if part)
 
 
-def _reads_directly(array: zarr.Array[Any]) -> bool:
+def is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether chunks, in shards or not, are little-endian values under zstd and nothing else."""
     shards = chunk_files.sharding(array)
     codecs: Any = shards.codecs if shards else array.metadata.codecs  # type: ignore[union-attr]
     plain = len(codecs) == 2 and isinstance(codecs[0], BytesCodec) and isinstance(codecs[1], ZstdCodec)
     little = plain and (array.dtype.itemsize == 1 or codecs[0].endian.value == "little")
-    return little and array.dtype.kind in "biufV" and chunk_files.is_reachable(array)
+    return little and array.dtype.kind in "biufV"
 
 
 def chunk_reader(array: zarr.Array[Any]) -> ChunkReader:
     """The reader of an array's chunks that its codecs and its store allow."""
-    return ChunkReader(array, _reads_directly(array))
+    return ChunkReader(array, is_plain(array) and chunk_files.is_reachable(array))
 
 
 def lazy(array: zarr.Array[Any], identity: object) -> da.Array:

@@ -19,9 +19,10 @@ import torch
 from torch.nn import functional
 
 import deadtok_xr as dx
+from deadtok_xr import chunk_files
 from deadtok_xr.errors import IncompleteStoreError, InputError, WriteError
 from deadtok_xr.record import to_numpy
-from deadtok_xr.recorder import appending, block
+from deadtok_xr.recorder import block
 
 ALL = ("W", "grad", "exp_avg", "exp_avg_sq")
 
@@ -399,17 +400,17 @@ class TestResume:
     def test_what_a_crash_during_an_append_leaves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         saved = self.begun(tmp_path / "r.zarr", 150, 150)
         before = dx.open_recording(tmp_path / "r.zarr").load()
-        places = appending._place
+        places = chunk_files.put
         for survive in (0, 1, 3, 5):  # files that are written before the disk fails
             model, optimizer = self.restored(saved)
             count = iter(range(survive))
 
-            def failing(path: Path, chunk: np.ndarray, count: Any = count) -> None:
+            def failing(*chunk: Any, count: Any = count) -> None:
                 if next(count, None) is None:
                     raise OSError(28, "No space left on device")
-                places(path, chunk)
+                places(*chunk)
 
-            monkeypatch.setattr(appending, "_place", failing)
+            monkeypatch.setattr(chunk_files, "put", failing)
             with (
                 pytest.raises(WriteError, match="its 151 steps up to 150 are whole and open with partial=True"),
                 dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL, resume=True),
@@ -503,6 +504,7 @@ FULL = """
 import resource, sys, warnings
 import torch
 import deadtok_xr as dx
+from deadtok_xr import chunk_files
 from tests.test_recorder_loops import Wide
 
 path, on_error = sys.argv[1:]

@@ -14,10 +14,9 @@ from typing import Any, cast
 
 import numpy as np
 import zarr
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from deadtok_xr import motion_bounds, schema, storage, store
+from deadtok_xr import chunk_files, motion_bounds, schema, storage, store, writer
 from deadtok_xr.chunks import chunk_shape, chunks_of
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.block import Column
@@ -132,7 +131,6 @@ class Appender:
     def _put(self, array: zarr.Array[Any], start: int, values: NDArray[Any]) -> None:
         """Write steps, chunk by chunk; of a chunk that is begun already, what is in it stays."""
         size, stop = array.chunks[0], start + len(values)
-        folder = Path(str(array.store_path).removeprefix("file://"))
         for i in range(start // size, -(-stop // size)):
             low, high = max(start, i * size), min(stop, (i + 1) * size)
             for j, rows in self._row_chunks(array):
@@ -145,9 +143,9 @@ class Appender:
                     old = slice(i * size, low)
                     inside[: low - i * size] = array[old] if rows is None else array[old, first : first + len(rows)]
                 key = (i, *((j,) if array.ndim > 1 else ()), *(0,) * (array.ndim - 2))
-                data = Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(chunk.reshape(-1).view(np.uint8))
+                data = writer.encoded(array, chunk)
                 motion_bounds.put(self.root, array, key, chunk[: high - i * size], data)
-                _place(folder / array.metadata.encode_chunk_key(key), data)
+                chunk_files.put(array, key, data)
 
     def _row_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
         """The chunks along `token`, each with the recorder's rows that it holds."""
@@ -170,18 +168,6 @@ def _of_another(name: str) -> dict[str, Any]:
         return {}
     spec = schema.VARIABLES[kind].attributes()
     return {**spec, "long_name": f"{spec['long_name']}, of {name.rpartition('_')[2]}"}
-
-
-def _place(path: Path, data: bytes) -> None:
-    """Put a chunk's file in place at a stroke."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.partial")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def begin(

@@ -18,6 +18,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from deadtok_xr import device as devices
+from deadtok_xr import writer
 from deadtok_xr.blocks import fitting, neighbour, uniform
 from deadtok_xr.device import Device
 from deadtok_xr.reader import recorded
@@ -203,7 +204,7 @@ class Sweep:
         for sink in self.sinks:
             values = found[sink.probe][sink.field]
             if len(values):
-                sink.target[first : first + len(values)] = values
+                writer.write(sink.target, (first,), values)
         if self.kept is None:
             return found
         passed = {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}

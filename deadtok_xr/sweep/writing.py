@@ -19,6 +19,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
+from deadtok_xr import writer
 from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, picked_from, sweep_of, with_job
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
@@ -62,8 +63,8 @@ def _blocks(pairs: Pairs) -> tuple[HighLevelGraph, list[Any]]:
         starts = [np.cumsum([0, *sizes]).tolist() for sizes in x.chunks]
         layer = {}
         for at in np.ndindex(*x.numblocks):
-            region = tuple(slice(s[i], s[i + 1]) for s, i in zip(starts, at, strict=True))
-            layer[(name, *at)] = (_Put(target, region), (x.name, *at))
+            start = tuple(s[i] for s, i in zip(starts, at, strict=True))
+            layer[(name, *at)] = (_Put(target, start), (x.name, *at))
         keys += list(layer)
         graph = HighLevelGraph.merge(graph, HighLevelGraph.from_collections(name, layer, dependencies=[x]))
     return graph, keys
@@ -93,12 +94,12 @@ def _rows(
 class _Put:
     """A block of an array, written."""
 
-    def __init__(self, target: zarr.Array[Any], region: tuple[slice, ...]) -> None:
-        self.target, self.region = target, region
+    def __init__(self, target: zarr.Array[Any], start: tuple[int, ...]) -> None:
+        self.target, self.start = target, start
 
     def __call__(self, block: Any) -> None:
         if np.size(block):
-            self.target[self.region] = np.asarray(block)
+            writer.write(self.target, self.start, np.asarray(block))
 
 
 def _made_of(row: dict[str, Block], name: str) -> list[Any]:
