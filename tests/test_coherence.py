@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 import deadtok_xr as dx
 from deadtok_xr import demo
 from deadtok_xr.errors import InputError
+from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba import coherence as kernel
+from deadtok_xr.kernels.numba.hops import Moved
 from tests import reference
 from tests.conftest import RUN, once
 from tests.test_analyses import dataset
@@ -93,6 +95,56 @@ def test_cosines_stay_within_their_bounds() -> None:
         same = np.repeat(rng.normal(size=(1, 7)), 30, axis=0)
         assert directions(same)["cosine_mean"] <= 1.0
         assert abs(kernel.mean_cosine(same, -3 * same)) <= 1.0
+
+
+@st.composite
+def hops(draw: st.DrawFn) -> np.ndarray:
+    """Steps (3, n, d) between which few elements move: anywhere, or the same for all, or nearly."""
+    n, dims = draw(st.integers(1, 120)), draw(st.integers(2, 70))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    few = draw(st.integers(1, 3))
+    x = np.repeat((rng.choice([-1.0, 1.0], (1, n, dims)) * 2.0 ** rng.integers(-9, -5, (n, dims))), 3, axis=0)
+    same = draw(st.sampled_from([0.0, 0.9, 1.0]))
+    theirs = rng.integers(0, dims, few)
+    for t in (1, 2):
+        at = np.where(rng.random((n, 1)) < same, theirs, rng.integers(0, dims, (n, few)))
+        step = np.where(rng.random((n, few)) < same, 1.0, rng.choice([-1, 1, 2], (n, few))) * 2.0**-14
+        x[t] = x[t - 1]
+        np.add.at(x[t], (np.arange(n)[:, None], at), step * (rng.random((n, 1)) < 0.8))
+    for value in draw(st.lists(st.sampled_from([np.nan, np.inf, -0.0]), max_size=3)):
+        x[rng.integers(1, 3), rng.integers(0, n), rng.integers(0, dims)] = value
+    return x
+
+
+@given(x=hops())
+@pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
+def test_few_elements_that_moved_say_the_same_as_all(x: np.ndarray) -> None:
+    changed = changed_rows(x.view(np.uint64))
+    moved, unit = Moved(*x.shape[1:]), np.empty(x.shape[1:])
+    for t in (0, 1):
+        with np.errstate(invalid="ignore"):
+            rows = x[t + 1] - x[t]
+        found, expected = moved.directions(x, t, changed, unit), reference.pairs(rows)
+        whole = directions(rows)
+        if found is None:
+            continue
+        assert (found["n_used"], found["n_valid"]) == (expected["n_used"], np.isfinite(rows).all(1).sum())
+        np.testing.assert_allclose(found["cosine_mean"], expected["mean"], rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(found["cosine_std"], expected["std"], rtol=1e-6, atol=1e-12)
+        for name in ("mean", "norm_mean", "direction"):
+            np.testing.assert_allclose(found[name], whole[name], rtol=1e-12, atol=1e-18, err_msg=name)
+
+
+@pytest.mark.parametrize("same", [0.95, 0.999, 1.0])
+def test_hops_that_are_much_alike_keep_their_digits(same: float) -> None:
+    rng = np.random.default_rng(3)
+    x = np.repeat(rng.normal(size=(1, 400, 32)).astype(np.float32), 2, axis=0)
+    x[1, :, 4] += np.where(rng.random(400) < same, 1.0, rng.uniform(0.9, 1.1, 400)).astype(np.float32)
+    x[1, :, 7] += 1.0
+    found = Moved(400, 32).directions(x, 0, changed_rows(x.view(np.uint32)), np.empty((400, 32)))
+    assert found is not None
+    expected = reference.pairs(x[1].astype(np.float64) - x[0])
+    np.testing.assert_allclose(found["cosine_std"], expected["std"], rtol=1e-9, atol=1e-16)
 
 
 # --- of recordings -----------------------------------------------------------------------------------------

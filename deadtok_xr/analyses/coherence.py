@@ -246,38 +246,43 @@ class Directions:
 
 class _Look:
     def __init__(self, probe: Directions, row: Row) -> None:
+        from deadtok_xr.kernels.numba.hops import Moved  # here, so that a graph is built without numba
+
         self.probe, self.out = probe, room(probe.fields(), row)
         self.series = {"step": probe.steps[row.later]}
         self.series |= {name: series.values()[row.later] for name, series in probe.series.items()}
         shape = (row.n_tokens, row.n_dims)
         self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # memory is taken when they are filled
+        self.moved = Moved(*shape)
         self.room = {name: np.empty(shape) for name in _MATRICES if name in probe.matrices}
 
     def piece(self, piece: Piece) -> None:
         from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
 
         values = {name: piece.readable(name) for name in self.probe.matrices}
-        W = values["W"]
+        W, changed = values["W"], piece.changed("W")
         for t in range(piece.n_transitions):
-            kernel.differences(W, t, self.step)
+            moved = self.moved.directions(W, t, changed, self.unit)
+            if moved is None or self.room:
+                kernel.differences(W, t, self.step)
+            moved = moved or kernel.directions(self.step, self.unit)
             if "separation" in self.out:
                 kernel.spread(W, t + 1, self.after)
             if "step1_deviation" in self.out and self.series["step"][piece.start + t] == 1:
                 kernel.spread(W, t, self.before)
             for name, room_of in self.room.items():
                 kernel.spread(values[name], t + 1, room_of)
-            found = self._transition(kernel, piece.start + t)
+            found = self._transition(kernel, moved, piece.start + t)
             for name, out in self.out.items():
                 out[piece.start + t] = found[name]
 
-    def _transition(self, kernel: Any, i: int) -> dict[str, Any]:
+    def _transition(self, kernel: Any, moved: dict[str, Any], i: int) -> dict[str, Any]:
         step, unit, dead = self.step, self.unit, self.probe.dead
-        moved = kernel.directions(step, unit)
         at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
         found = _cosine_fields("displacement", moved) | {
             "bulk_alignment": _clipped(moved["direction"] @ _unit(moved["mean"])),
             "n_used": moved["n_used"],
-            "n_invalid": len(step) - moved["n_valid"],
+            "n_invalid": len(dead) - moved["n_valid"],
         }
         if "update" in self.room:
             found |= _cosine_fields("update", kernel.directions(self.room["update"], unit))

@@ -52,7 +52,7 @@ def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
     """
     mean, direction = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     n_valid, n, norm_mean = _unit(rows, unit, mean, direction)
-    cosine_mean, cosine_std = _moments(unit, n, direction) if n > 1 else (np.nan, np.nan)
+    cosine_mean, cosine_std = moments(unit, n, direction) if n > 1 else (np.nan, np.nan)
     return {
         "n_valid": n_valid, "mean": mean, "norm_mean": norm_mean,
         "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
@@ -101,7 +101,7 @@ def _put_unit(rows, n, norm, unit, used, mean, direction):
 
 
 @compiled
-def _moments(unit, n, centre):
+def moments(unit, n, centre):
     """Mean and deviation of the pairwise cosines of the first n unit vectors, which are overwritten."""
     D = unit.shape[1]
     s = np.empty(n)
