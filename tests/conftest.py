@@ -73,9 +73,9 @@ def atom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def results(recording: Path) -> xr.DataTree:
-    """All analyses of the dead tokens of the real run, computed."""
-    tree = dx.analyze(recording)
+def results(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
+    """All analyses of the dead tokens of the real run, computed in one pass."""
+    tree = dx.save_results(dx.analyze(recording), tmp_path_factory.mktemp("results") / "r.zarr")
     for node in tree.children.values():
         node.dataset = node.to_dataset().compute()
     return tree

@@ -89,15 +89,16 @@ class _Look:
 
     def piece(self, piece: Piece) -> None:
         from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba import lattice as kernel  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.lattice import lattice_steps  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.running import Running
 
         name = self.probe.variable
         words = kernels.words(piece.values[name])
         try:
             if self.running is None:
-                self.running = kernel.Running(words, self.lattice)
+                self.running = Running(words, self.lattice)
             out = piece.room(self.out, self.fields)
-            kernel.lattice_steps(words, piece.changed(name), self.running, self.lattice, out)
+            lattice_steps(words, piece.changed(name), self.running, self.lattice, out)
         except OffGridError as error:
             raise OffGridError(
                 f"{name}: {error} of {self.probe.grid}; measure the recorded values, not derived ones, or say "

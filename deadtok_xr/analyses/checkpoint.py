@@ -218,7 +218,7 @@ def _describe(
 ) -> dict[str, Any]:
     """What a block of tokens adds up to, dead and live by themselves; of each token its norm and its row's digest."""
     from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba import lattice as kernel  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.running import Running  # here, so that a graph is built without numba
 
     words, lattice = kernels.words(rows), kernels.lattice(grid)
     values = words.astype(np.uint32) << np.uint32(kernels.word_shift(words))
@@ -227,7 +227,7 @@ def _describe(
     masks = [valid | True] if dead is None else [d := dead[first : first + len(rows)], ~d]
     try:
         found = [
-            {**_counts(kernel, words[m], lattice, get_grid(grid).max_exponent), "sum": x[valid & m].sum(axis=0)}
+            {**_counts(Running(words[m][None], lattice), get_grid(grid).max_exponent), "sum": x[valid & m].sum(axis=0)}
             for m in masks
         ]
     except OffGridError as error:
@@ -237,12 +237,12 @@ def _describe(
     return {"found": found, "norm": norm, "valid": valid, "digests": same}
 
 
-def _counts(kernel: Any, words: NDArray[Any], lattice: Any, n_exponents: int) -> dict[str, Any]:
-    running = kernel.Running(words[None], lattice)
+def _counts(running: Any, n_exponents: int) -> dict[str, Any]:
     invalid = int((running.broken > 0).sum())
-    numbers = [*running.counts, len(words) - invalid, invalid]
+    numbers = [*running.counts, len(running.broken) - invalid, invalid]
+    exponents, mantissas = running.distributions()
     return {
-        "exponent_count": running.exponents[:n_exponents], "mantissa_count": running.mantissas,
+        "exponent_count": exponents[:n_exponents], "mantissa_count": mantissas,
         **{name: int(n) for name, n in zip(_NUMBERS, numbers, strict=True)},
     }  # fmt: skip
 

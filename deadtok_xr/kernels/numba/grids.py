@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.lattice import _not_finite, _off_grid
+from deadtok_xr.kernels.numba.cells import not_finite, off_grid
 from deadtok_xr.kernels.numba.words import compiled
 
 
@@ -31,8 +31,8 @@ def _count(words, changed, spare, largest, held, totals):
             if changed[t, n]:
                 held[n] = 0
                 for d in range(D):
-                    held[n, 0] += _not_finite(words[t, n, d])
+                    held[n, 0] += not_finite(words[t, n, d])
                     for g in range(len(largest)):
-                        held[n, 1 + g] += _off_grid(words[t, n, d], spare[g], largest[g])
+                        held[n, 1 + g] += off_grid(words[t, n, d], spare[g], largest[g])
             for k in range(len(totals)):
                 totals[k] += held[n, k]
