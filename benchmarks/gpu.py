@@ -28,6 +28,7 @@ import torch
 import deadtok_xr as dx
 from deadtok_xr import device as devices
 from deadtok_xr import kernels, testing
+from deadtok_xr.analyses.graph_walk import n_bins
 from deadtok_xr.analyses.transitions import FIELDS, MAGNITUDES
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
@@ -35,8 +36,6 @@ from deadtok_xr.kernels.torch.parts import host, words
 from deadtok_xr.sweep import Row, room
 
 LATTICE = kernels.lattice("bfloat16")
-FIGURES = {"density": "f8", "largest_component": "i8", "n_singletons": "i8", "n_components": "i8", "n_invalid": "i8"}
-"""What the kernel of the graph finds at each step."""
 
 
 def recording(steps: int, tokens: int, dims: int, *, moving: float = 1.0) -> np.ndarray:
@@ -112,48 +111,59 @@ def check_kinematics(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) ->
     same("kinematics", found, expected)
 
 
-def graph_figures(x: np.ndarray, threshold: np.ndarray, linked: bool) -> dict[str, np.ndarray]:
-    """The figures of the graph at each step, from all pairs: exact differences in float64."""
+def graph_room(steps: int, tokens: int) -> dict[str, np.ndarray]:
+    """What the kernel of the graph fills."""
+    return {
+        name: np.zeros((steps, n), np.int64)
+        for name, n in (("figures", 6), ("degrees", n_bins(tokens)), ("sizes", n_bins(tokens)))
+    }
+
+
+def graph_of_all_pairs(x: np.ndarray, threshold: np.ndarray, linked: bool) -> dict[str, np.ndarray]:
+    """What the kernel of the graph is to find, from all pairs: exact differences in float64."""
     from scipy.sparse.csgraph import connected_components
 
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for rows, limit in zip(x.astype(np.float64), threshold, strict=True):
+    found = graph_room(*x.shape[:2])
+    for t, (rows, limit) in enumerate(zip(x.astype(np.float64), threshold, strict=True)):
         n = len(rows)
         invalid = int((~np.isfinite(rows)).any(axis=1).sum())
-        with np.errstate(invalid="ignore"):
-            far = np.abs(rows[:, None] - rows[None]).max(axis=2)
+        if invalid or np.isnan(limit):
+            for values in found.values():
+                values[t] = -1
+            found["figures"][t, 5] = invalid
+            continue
+        far = np.abs(rows[:, None] - rows[None]).max(axis=2)
         near = (far <= limit) & (linked | (far > 0)) & ~np.eye(n, dtype=bool)
-        _, label = connected_components(near)
-        sizes = np.bincount(label)
-        figures = (near.sum() / max(1, n * (n - 1)), sizes.max(), (sizes == 1).sum(), len(sizes))
-        for name, value in zip(FIGURES, (*((np.nan, -1, -1, -1) if invalid else figures), invalid), strict=True):
-            found[name].append(value)
-    return {name: np.array(values, FIGURES[name]) for name, values in found.items()}
+        degree, sizes = near.sum(axis=1), np.bincount(connected_components(near)[1])
+        found["figures"][t] = near.sum() // 2, sizes.max(), (sizes == 1).sum(), len(sizes), degree.max(), 0
+        for name, values, less in (("degrees", degree, 0), ("sizes", sizes, 1)):
+            for value in values:
+                found[name][t, int(value).bit_length() - less] += 1
+    return found
 
 
 def check_topology(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> None:
     """At a threshold at which tokens have neighbours, on steps with rows that coincide."""
-    few = np.ascontiguousarray(x[:3, :300].astype(np.float32))  # all pairs of them fit into memory
+    few = np.ascontiguousarray(x[:3, :300])  # all pairs of them fit into memory
     few[:, : few.shape[1] // 4] = few[:, :1]
-    spread = np.abs(few[:, 1:] - few[:, :-1]).max(axis=2)
-    threshold = np.quantile(spread, 0.2, axis=1).astype(np.float64)
-    found = {name: np.zeros(3, kind) for name, kind in FIGURES.items()}
-    moved = compiled.changed_rows(few.view(np.uint32))
-    ours.topology(host(few).to(steps.device), moved, threshold, False, found)
-    same("topology", found, graph_figures(few, threshold, False))
+    spread = np.abs(np.diff(few.astype(np.float64), axis=1)).max(axis=2)
+    threshold, moved = np.quantile(spread, 0.2, axis=1), compiled.changed_rows(few.view(np.uint16))
+    for linked in (False, True):
+        found = graph_room(*few.shape[:2])
+        ours.topology(host(few).to(steps.device), moved, threshold, linked, found)
+        same("topology", found, graph_of_all_pairs(few, threshold, linked))
 
 
 def check_census(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> None:
-    """Against the rows of each step, sorted."""
+    """The first row in the same place, against the rows of each step, sorted."""
     pool = x.copy()
     pool[:, : x.shape[1] // 2] = pool[:, :1]
     moved = compiled.changed_rows(pool.view(np.uint16))
-    out = {name: np.zeros(len(x), np.int64) for name in kernels.engine("census", True).FIGURES}
-    ours.census(host(pool).to(steps.device), moved, out)
+    found = ours.census(host(pool).to(steps.device), moved)
     for t in range(len(x)):
-        _, sizes = np.unique(pool[t].astype(np.float32) + np.float32(0), axis=0, return_counts=True)
-        expected = (len(sizes), (sizes > 1).sum(), sizes[sizes > 1].sum(), sizes.max(), (sizes == 1).sum(), 0)
-        assert tuple(int(values[t]) for values in out.values()) == tuple(map(int, expected)), f"census: step {t}"
+        rows = pool[t].astype(np.float32) + np.float32(0)
+        _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        same("census", {"label": found[t]}, {"label": first[place.reshape(-1)]})
 
 
 def check_mechanism(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> None:

@@ -27,7 +27,7 @@ and one being decoded."""
 MPS_ELEMENTS = 2**31
 """Tensors of more elements have come back as zeros from MPS, without a word."""
 
-_ALL = frozenset({"motion", "kinematics", "mechanism"})  # the graph follows what moves, step by step, on the CPU
+_ALL = frozenset({"motion", "kinematics", "mechanism", "topology", "census"})
 _KERNELS = {
     "auto": frozenset({"motion", "kinematics"}),  # the others make many launches for each step
     "cpu": frozenset[str](),

@@ -17,7 +17,8 @@ import deadtok_xr as dx
 from deadtok_xr.analyses.census import EVENTS, ranks
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.numba import changed_rows
-from deadtok_xr.kernels.numba.census import FIGURES, census
+from deadtok_xr.kernels.numba.census import census
+from deadtok_xr.kernels.numba.company import FIGURES, company
 from tests import reference_census as reference
 from tests.reference import assert_agree
 
@@ -111,7 +112,8 @@ def test_hashes_that_collide_change_nothing(seed: int, multiplier: int) -> None:
     kept = {name: np.empty((6, 15), np.int64) for name in ("label", "order", "since")}
     keys = np.full(2, multiplier, np.uint32)
     limits = (np.uint16(0x8000), np.uint16(0x7F80))
-    census(bits, changed_rows(bits), None, 0, limits, keys, np.arange(6), out, kept)
+    labels, _ = census(bits, changed_rows(bits), None, limits, keys)
+    company(labels, changed_rows(bits), None, 0, np.arange(6), out, kept)
     W = bits.view(ml_dtypes.bfloat16)
     for name, value in reference.census(W).items():
         assert_agree(out[name], value[1:] if name in EVENTS else value, name)

@@ -9,10 +9,13 @@ from typing import Any
 
 import dask
 import dask.array as da
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import deadtok_xr as dx
 from deadtok_xr import device as devices
@@ -25,7 +28,7 @@ from deadtok_xr.sweep.ahead import ahead
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 QUIET = {"dashboard_address": ":0", "n_workers": 1, "threads_per_worker": 2, "processes": False}
-DENSE = ("motion", "phases", "phases_magnitude", "kinematics", "topology", "mechanism")
+DENSE = ("motion", "phases", "phases_magnitude", "kinematics", "topology", "census", "mechanism")
 
 
 def agree(found: xr.DataTree, expected: xr.DataTree) -> None:
@@ -50,7 +53,7 @@ def test_kernels_for_gpus_find_the_same(recording: Path, piece_bytes: int, monke
 def test_of_float32_in_memory_too(atom: Path) -> None:
     ds = dx.open_recording(atom).isel(step=slice(0, 40)).load()
     found, expected = (
-        dx.analyze(ds, analyses=["motion", "kinematics", "topology"], device=name).compute()
+        dx.analyze(ds, analyses=["motion", "kinematics", "topology", "census"], device=name).compute()
         for name in ("torch-cpu", "cpu")
     )
     agree(found, expected)
@@ -68,12 +71,92 @@ def test_the_kernels_in_torch_are_the_ones_that_run(recording: Path, monkeypatch
 
     monkeypatch.setattr(kernels, "engine", noted)
     dx.analyze(recording, analyses=DENSE, device="torch-cpu").compute()
-    assert {part for part, on_device in asked if on_device} == {"motion", "kinematics", "mechanism"}
+    assert {part for part, on_device in asked if on_device} == {
+        "motion",
+        "kinematics",
+        "mechanism",
+        "topology",
+        "census",
+    }
     assert not [part for part, on_device in asked if not on_device]
     asked.clear()
     dx.analyze(recording, analyses=DENSE).compute()  # small: auto stays with numba, with or without a GPU
     assert asked
     assert not any(on_device for _, on_device in asked)
+
+
+EDGES = [0.0, -0.0, 1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-6, 1.0 - 2.0**-8, -1.0, 2.0**-133, -(2.0**-133), 3e38]
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> xr.Dataset:
+    """Few places, so that rows coincide, touch, part and meet, in rows of chunks that are several pieces each; tokens
+    that rest; NaN, infinity and zeros of both signs."""
+    n_steps, n, d = draw(st.integers(1, 14)), draw(st.integers(1, 12)), draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pool = draw(st.sampled_from([EDGES, EDGES[2:6], [*EDGES, np.nan, np.inf]]))
+    x = rng.choice(pool, (n_steps, n, d))
+    still = rng.random((n_steps, n)) < draw(st.sampled_from([0.0, 0.7, 0.95]))
+    for t in range(1, n_steps):
+        x[t][still[t]] = x[t - 1][still[t]]
+    with np.errstate(over="ignore"):
+        values = x.astype(draw(st.sampled_from([ml_dtypes.bfloat16, np.float32])))
+    attrs = {"precision": "float32" if draw(st.booleans()) and values.dtype == np.float32 else "bfloat16"}
+    if attrs["precision"] == "bfloat16":
+        values = values.astype(ml_dtypes.bfloat16).astype(values.dtype)
+    data = da.from_array(values, chunks=(draw(st.sampled_from([3, 5])), -1, -1))
+    coords = {"step": np.arange(n_steps), "token": np.arange(n)}
+    return xr.Dataset({"W": (("step", "token", "dim"), data, attrs)}, coords)
+
+
+@settings(max_examples=25)
+@given(
+    ds=crowds(),
+    coincident=st.sampled_from(["separate", "linked"]),
+    held=st.sampled_from([None, "threshold", "positions"]),
+    k=st.sampled_from([0.5, 1.0, 3.0]),
+    signed_zero=st.sampled_from(["equal", "distinct"]),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_graph_and_census_are_identical(ds: xr.Dataset, signed_zero: str, **graph: Any) -> None:
+    options = {"topology": graph, "census": {"signed_zero": signed_zero, "at": ds.step.values[::2]}}
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="synchronous"):
+        patch.setattr(devices, "PIECE_BYTES", 2 * ds.W[0].nbytes)  # two steps at a time
+        found, expected = (
+            dx.analyze(ds, analyses=list(options), options=options, device=name).compute()
+            for name in ("torch-cpu", "cpu")
+        )
+    xr.testing.assert_identical(found, expected)
+
+
+@pytest.mark.parametrize("tokens", ["dead", "all"])
+def test_graph_and_census_of_a_real_recording_are_identical(recording: Path, tokens: str) -> None:
+    names, at = ["topology", "census"], {"census": {"at": range(0, 301, 20)}}
+    found, expected = (
+        dx.analyze(recording, analyses=names, options=at, tokens=tokens, device=name).compute()
+        for name in ("torch-cpu", "cpu")
+    )
+    xr.testing.assert_identical(found, expected)
+
+
+def test_what_a_device_does_not_find_stays_with_numba(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other spacings, and float64, which is derived."""
+    from deadtok_xr import kernels
+
+    engine, there = kernels.engine, []
+    monkeypatch.setattr(kernels, "engine", lambda part, gpu: (there.append((part, gpu)), engine(part, gpu))[1])
+    ds = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 30))
+    wide = ds.assign(W=ds.W.astype(np.float64))
+    for data, options in (
+        (ds, {"topology": {"spacing": "pair"}}), (ds, {"topology": {"spacing": "ordinal"}}), (wide, {"census": {}})
+    ):  # fmt: skip
+        found, expected = (
+            dx.analyze(data, analyses=list(options), options=options, device=name).compute()
+            for name in ("torch-cpu", "cpu")
+        )
+        xr.testing.assert_identical(found, expected)
+    assert there
+    assert not any(gpu for _, gpu in there)
 
 
 def deadtok(*words: str | Path) -> None:
@@ -136,8 +219,9 @@ class TestAuto:
         device = devices.resolve("auto", devices.PIECE_BYTES)
         assert device.name == "cuda"
         assert device.runs("motion")
-        assert not device.runs("mechanism")
-        assert devices.resolve("cuda", 1).runs("mechanism")
+        for kernel in ("mechanism", "topology", "census"):
+            assert not device.runs(kernel)
+            assert devices.resolve("cuda", 1).runs(kernel)
 
 
 class TestCluster:
@@ -214,10 +298,10 @@ class TestOwner:
     @pytest.mark.parametrize("workers", [1, 8])
     def test_many_rows_at_once(self, recording: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices, "PIECE_BYTES", 2**15)
-        ds = dx.open_recording(recording, tokens="dead", chunks={"step": 16})
+        ds, names = dx.open_recording(recording, tokens="dead", chunks={"step": 16}), ["motion", "topology", "census"]
         with dask.config.set(scheduler="threads", num_workers=workers):
-            found = dx.analyze(ds, analyses=["motion", "kinematics"], device="torch-cpu").compute()
-        agree(found, dx.analyze(ds, analyses=["motion", "kinematics"], device="cpu").compute())
+            found = dx.analyze(ds, analyses=names, device="torch-cpu").compute()
+        agree(found, dx.analyze(ds, analyses=names, device="cpu").compute())
 
 
 class TestLargeTensors:

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from benchmarks.gpu import FIGURES as GRAPH
-from benchmarks.gpu import graph_figures
+from benchmarks.gpu import graph_of_all_pairs, graph_room
 from deadtok_xr import kernels
 from deadtok_xr.analyses.transitions import FIELDS, MAGNITUDES
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
+from deadtok_xr.kernels.numba import company as company_file
 from deadtok_xr.kernels.numba import mechanism as compiled_mechanism
 from deadtok_xr.kernels.torch.parts import TILE, bits, host, over
 from deadtok_xr.sweep import Row, room
@@ -192,16 +192,38 @@ def clouds(draw: st.DrawFn) -> NDArray[np.float32]:
     return x.astype(np.float32)
 
 
-@given(x=st.one_of(clouds(), blocks(dtypes=("float32",))), linked=st.booleans(), tile=st.sampled_from([3, TILE]))
+@given(x=st.one_of(clouds(), blocks()), linked=st.booleans(), tile=st.sampled_from([3, TILE]))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_topology(x: NDArray[np.float32], linked: bool, tile: int) -> None:
+def test_topology(x: NDArray[Any], linked: bool, tile: int) -> None:
     threshold = np.full(len(x), 2.0**-8)
-    found = {name: np.zeros(len(x), kind) for name, kind in GRAPH.items()}
-    expected = graph_figures(x, threshold, linked)
+    found = graph_room(*x.shape[:2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology_file, "TILE", tile)
         ours.topology(host(x), changed(x), threshold, linked, found)
+    agree(found, graph_of_all_pairs(x, threshold, linked))
+
+
+@given(x=clouds(), linked=st.booleans())
+def test_topology_of_positions_that_are_held(x: NDArray[np.float32], linked: bool) -> None:
+    x[1] = np.nan_to_num(x[1])
+    threshold = np.array([0, 1, 1, np.nan, np.nan, 3, 8]) * 2.0**-8
+    found = graph_room(len(threshold), x.shape[1])
+    expected = graph_of_all_pairs(x[[1] * len(threshold)], threshold, linked)
+    for name in found:
+        found[name][0] = expected[name][0]  # known from an earlier call
+    still = np.ones((len(threshold) - 1, x.shape[1]), np.bool_)
+    ours.topology(host(x[1:2]), still, threshold, linked, found, first=1)
     agree(found, expected)
+
+
+def test_components_that_meet_late_are_one() -> None:
+    """A chain whose links come in the worst order, and two that stay apart."""
+    order = np.random.default_rng(3).permutation(200)
+    a, b = (torch.from_numpy(order[i : 199 + i]) for i in (0, 1))
+    parent = torch.arange(203)
+    for part in torch.arange(199).chunk(7):
+        parent = topology_file._joined(parent, a[part], b[part])
+    assert parent.tolist() == [0] * 200 + [200, 201, 202]
 
 
 def count_places(rows: NDArray[Any]) -> tuple[int, ...]:
@@ -213,29 +235,41 @@ def count_places(rows: NDArray[Any]) -> tuple[int, ...]:
         sizes[key] = sizes.get(key, 0) + 1
     shared = [s for s in sizes.values() if s > 1]
     alone = len(sizes) - len(shared)
-    return len(sizes), len(shared), sum(shared), max(sizes.values(), default=0), alone, len(rows) - len(finite)
+    return len(sizes), len(shared), sum(shared), max(shared, default=0), alone, len(rows) - len(finite)
+
+
+def figures_of(x: NDArray[Any], signed_zero: bool = False) -> dict[str, NDArray[Any]]:
+    labels = ours.census(host(x), changed(x), signed_zero=signed_zero)
+    out = {name: np.zeros(len(x)) for name in company_file.FIGURES}
+    out |= {name: np.zeros(len(x) - 1) for name in company_file.EVENTS}
+    kept = {name: np.empty((0, x.shape[1]), np.int64) for name in ("label", "order", "since")}
+    company_file.company(labels, changed(x), None, 0, np.full(len(x), -1), out, kept)
+    return out
 
 
 @pytest.mark.parametrize("collide", [False, True])
 @given(x=st.one_of(blocks(dtypes=("bfloat16", "float16", "float32")), clouds()))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_census(collide: bool, x: NDArray[Any]) -> None:
-    out = {name: np.zeros(len(x), np.int64) for name in census_file.FIGURES}
     with pytest.MonkeyPatch.context() as patch:
         if collide:  # every hash is the same: the comparison of the rows must find out
             patch.setattr(census_file, "_keys", lambda n: torch.zeros(n, dtype=torch.int64))
-        ours.census(host(x), changed(x), out)
+        out = figures_of(x)
     for t in range(len(x)):
-        assert tuple(int(out[name][t]) for name in census_file.FIGURES) == count_places(x[t])
+        assert tuple(int(out[name][t]) for name in company_file.FIGURES[:6]) == count_places(x[t])
+
+
+@given(x=blocks())
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_places_that_are_known_are_not_looked_for(x: NDArray[Any]) -> None:
+    expected = ours.census(host(x), changed(x))
+    found = ours.census(host(x[1:]), changed(x)[1:], expected[1])
+    np.testing.assert_array_equal(found, expected[1:])
 
 
 def test_signed_zeros_are_one_place_unless_told_apart() -> None:
-    x = host(np.array([[[0.0], [-0.0]]], np.float32))
-    still = np.zeros((0, 2), np.bool_)
-    for signed, expected in ((False, 1), (True, 2)):
-        out = {name: np.zeros(1, np.int64) for name in census_file.FIGURES}
-        ours.census(x, still, out, signed_zero=signed)
-        assert out["n_unique"][0] == expected
+    x = np.array([[[0.0], [-0.0]]], np.float32)
+    assert [figures_of(x, signed)["n_unique"][0] for signed in (False, True)] == [1, 2]
 
 
 @given(x=blocks(), data=st.data())
@@ -298,6 +332,29 @@ class TestMemory:
         agree(*moved(x))
         assert sizes[0] == 240  # all at once, then less
         assert max(sizes[3:]) <= 40
+
+    @pytest.mark.parametrize(
+        ("file", "name", "which", "limit"), [("topology", "_joined", 1, 9), ("census", "_hashed", 0, 2)]
+    )
+    def test_the_graph_is_the_same(
+        self, file: str, name: str, which: int, limit: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        x = (np.random.default_rng(2).integers(-3, 4, (5, 60, 3)) * 2.0**-8).astype(np.float32)
+        threshold, expected, found = np.full(5, 2.0**-8), graph_room(5, 60), graph_room(5, 60)
+        ours.topology(host(x), changed(x), threshold, False, expected)
+        work, sizes = getattr(kernels.engine(file, True), name), []
+
+        def small(*args: Any) -> Any:
+            done = work(*args)  # what a part that fails has begun is done again
+            sizes.append(len(args[which]))
+            if sizes[-1] > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return done
+
+        monkeypatch.setattr(kernels.engine(file, True), name, small)
+        ours.topology(host(x), changed(x), threshold, False, found)
+        agree(found, expected)
+        assert max(sizes) > limit >= min(sizes)
 
     def test_none_at_all_is_an_error(self) -> None:
         def work(part: slice) -> None:

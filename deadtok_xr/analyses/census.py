@@ -189,29 +189,50 @@ class Places:
 
 class _Look:
     def __init__(self, probe: Places, row: Row) -> None:
-        from deadtok_xr.kernels.numba.census import keys  # here, so that a graph is built without numba
-
         self.probe, self.row, self.out = probe, row, room(FIELDS, row)
-        self.keys = keys(row.n_dims)
+        self.hashed: Any = None
         self.state: Any = None
         self.at = [p for p in probe.at if row.states.start <= p < row.states.stop]
         names = ("label", "order", "since")
         self.snapshots = {name: np.empty((len(self.at), row.n_tokens), np.int64) for name in names}
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.census import census as kernel
+        from deadtok_xr.kernels.numba.company import company  # here, so that a graph is built without numba
 
-        values = piece.values[self.probe.variable]
-        limits = _words_of(values.dtype, self.probe.signed_zero)
-        words = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+        # no recording is as wide as float64: what is derived stays on the CPU
+        wide = piece.values[self.probe.variable].dtype.itemsize > 4
+        labels = self._hash(piece) if wide or not self.row.device.runs("census") else self._hash_on_device(piece)
         first = self.row.first + piece.start
         own = range(first, first + piece.n_states)  # the step after them belongs to another piece
-        wanted = np.full(len(words), -1)
+        wanted = np.full(len(labels), -1)
         for i, position in enumerate(self.at):
             if position in own:
                 wanted[position - first] = i
         changed, out = piece.changed(self.probe.variable), piece.room(self.out, FIELDS)
-        self.state = kernel(words, changed, self.state, first, limits, self.keys, wanted, out, self.snapshots)
+        self.state = company(labels, changed, self.state, first, wanted, out, self.snapshots)
+
+    def _hash(self, piece: Piece) -> NDArray[np.int64]:
+        """The place of each token at the steps of a piece, (t, n)."""
+        from deadtok_xr import kernels
+
+        kernel = kernels.engine("census", False)
+        values = piece.values[self.probe.variable]
+        limits = _words_of(values.dtype, self.probe.signed_zero)
+        words = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+        changed, keys = piece.changed(self.probe.variable), kernel.keys(self.row.n_dims)
+        labels: NDArray[np.int64]
+        labels, self.hashed = kernel.census(words, changed, self.hashed, limits, keys)
+        return labels
+
+    def _hash_on_device(self, piece: Piece) -> NDArray[np.int64]:
+        from deadtok_xr import kernels
+
+        steps = piece.tensor(self.probe.variable)  # before what changed, which is found where the values are
+        known = self.state.label if self.state is not None else None
+        labels: NDArray[np.int64] = kernels.engine("census", True).census(
+            steps, piece.changed(self.probe.variable), known, signed_zero=self.probe.signed_zero == "distinct"
+        )
+        return labels
 
     def end(self) -> dict[str, Any]:
         kept = {p: {name: x[i] for name, x in self.snapshots.items()} for i, p in enumerate(self.at)}
@@ -221,7 +242,7 @@ class _Look:
 
 def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """What two rows know of places, the second of which begins where the first one ends."""
-    from deadtok_xr.kernels.numba.census import continued
+    from deadtok_xr.kernels.numba.company import continued
 
     kept = dict(a["at"])
     for position, places in b["at"].items():
@@ -251,7 +272,7 @@ def _of_tokens(found: Findings, ds: xr.Dataset, positions: tuple[int, ...]) -> d
 
 
 def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> blocks.Block:
-    from deadtok_xr.kernels.numba.census import together_since
+    from deadtok_xr.kernels.numba.company import together_since
 
     (places,) = inputs["places"]
     out: dict[str, list[Any]] = {name: [] for name in _PER_TOKEN}

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from deadtok_xr import blocks
-from deadtok_xr.analyses.topology import check_grid
+from deadtok_xr.analyses.graph_walk import check_grid
 from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.errors import InputError

@@ -10,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import blocks
+from deadtok_xr.analyses.graph_walk import Walk, n_bins
 from deadtok_xr.analyses.transitions import grid_name
-from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.errors import InputError, OffGridError
+from deadtok_xr.bfloat16 import get_grid
+from deadtok_xr.errors import InputError
 from deadtok_xr.series import Series
 from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
@@ -177,11 +178,6 @@ def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]
     return {n: a if n in ("mean_ulp", "n_invalid") else {**a, "adjacent": rule} for n, a in ATTRS.items()}
 
 
-def n_bins(n_tokens: int) -> int:
-    """How many bins 0, 1, 2 to 3, 4 to 7, ... hold all numbers up to the number of tokens."""
-    return int(n_tokens).bit_length() + 1
-
-
 def first_step(x: Any) -> Any:
     """The first step of an array, (1, token, dim), of which no more is decoded than that."""
     import dask.array as da
@@ -253,104 +249,6 @@ class _Look:
 
     def end(self) -> dict[str, Any]:
         return self.out
-
-
-class Walk:
-    """The graph along the steps of a row: what is known of a step is not measured again at the next one.
-
-    Parameters
-    ----------
-    probe
-        Which tokens are adjacent.
-    row
-        The row.
-    labels
-        Whether to name the component of each token.
-    """
-
-    def __init__(self, probe: Graph, row: Row, *, labels: bool = False) -> None:
-        from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba import topology as kernel  # here, so that a graph is built without numba
-
-        self.probe, self.lattice = probe, kernels.lattice(probe.grid)
-        spacings = {"pair": kernel.PAIR, "element": kernel.ELEMENT}
-        self.rule = kernel.rule(spacings.get(probe.spacing, kernel.CENTROID), probe.k, probe.linked, self.lattice)
-        self.shell = kernel.no_shell(row.n_tokens, row.n_dims)
-        bins = n_bins(row.n_tokens)
-        self.widths = {"figures": len(kernel.FIGURES), "degrees": bins, "sizes": bins}
-        self.widths["label"] = row.n_tokens if labels else 0
-        self.last: dict[str, NDArray[Any]] | None = None
-        self.start = kernels.float32_words(probe.start.values()) if probe.start is not None else None
-
-    def piece(self, piece: Piece) -> dict[str, NDArray[Any]]:
-        """The kernel's figures, and `mean_ulp`, at each step of a piece; with the step after it, where there is one."""
-        from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba import topology as kernel
-
-        values, changed = piece.values[self.probe.variable], piece.changed(self.probe.variable)
-        check_grid(self.probe.variable, values, self.probe.grid)
-        words = kernels.float32_words(values)
-        shift = kernels.word_shift(words)
-        found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
-        if self.last is not None:
-            for name in self.widths:
-                found[name][0] = self.last[name]
-        found["centre"] = kernel.centroids(words, shift, changed, self.last["centre"] if self.last else None)
-        found["mean_ulp"] = self._mean_ulp(found["centre"])
-        threshold = self.probe.k * found["mean_ulp"]
-        if self.probe.held == "threshold":
-            threshold = np.full(len(words), self._first_threshold())
-        elif self.start is not None:
-            words = self.start
-        words, shift, threshold = self._compared(words, kernels.word_shift(words), threshold)
-        first = int(self.last is not None)
-        self.shell = kernel.topology(words, shift, changed, threshold, self.rule, self.shell, found, first=first)
-        self.last = {name: found[name][-1].copy() for name in (*self.widths, "centre")}
-        return found
-
-    def _mean_ulp(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(over="ignore"):
-            rounded = centre.astype(np.float32).astype(get_grid(self.probe.grid).dtype)
-        return ulp(rounded, self.probe.grid).mean(axis=1)
-
-    def _first_threshold(self) -> float:
-        from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba import topology as kernel
-
-        assert self.start is not None
-        shift = kernels.word_shift(self.start)
-        centre = kernel.centroids(self.start, shift, np.zeros((0, self.start.shape[1]), np.bool_), None)
-        return self.probe.k * float(self._mean_ulp(centre)[0])
-
-    def _compared(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
-        """What is compared, and with what: ordinals as words, for the spacing that counts them."""
-        from deadtok_xr.kernels.numba.ordinals import ordinals
-
-        if self.probe.spacing == "ordinal":
-            words = ordinals(words, shift, self.lattice, get_grid(self.probe.grid).mantissa_bits)
-            return words, 0, np.full(len(threshold), self.probe.k)
-        return words, shift, threshold
-
-
-def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
-    """Refuse values that are not on the grid: its spacing there says nothing of them.
-
-    Raises
-    ------
-    OffGridError
-        With the number of rows.
-    """
-    from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba.ordinals import count_off_grid
-
-    if values.dtype.name == grid or grid == "float32":
-        return  # all their values are on it
-    words = kernels.words(values)
-    if n := count_off_grid(words, kernels.word_shift(words), kernels.lattice(grid)):
-        raise OffGridError(
-            f"{variable}: {n} rows of a block hold values that are not on the grid of {grid}; measure the recorded "
-            "values, not derived ones, or say precision="
-        )
 
 
 def _describe(found: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:

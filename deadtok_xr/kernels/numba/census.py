@@ -1,16 +1,12 @@
-"""Which rows are bitwise the same at each step, how that changes, and since when.
+"""Which rows are bitwise the same at each step.
 
 Rows are hashed, and rows of equal hash are compared, so that the answer does not rest on the hash. A row that did not
-change keeps its hash; a step at which no row changed keeps its answer.
-
-Who has been together since when is kept as a sequence of the rows in which those of one place stand side by side, and
-the step since which each has been with the one before it. Of any two rows of a place, the answer is then the latest
-step between them. A place that breaks up, or several that meet, only take such sequences apart and put them together.
+change keeps its hash; a step at which no row changed keeps its answer. What becomes of the places is in `company`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,17 +15,10 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.words import compiled
 
 Longs = NDArray[np.int64]
-APART = np.iinfo(np.int64).max
-"""In place of a step: not together."""
-FIGURES = (
-    "n_unique", "n_black_holes", "population", "largest", "n_singletons", "n_invalid", "herfindahl", "gini",
-    "top_two_share",
-)  # fmt: skip
-EVENTS = ("fissions", "fusions", "evaporated", "accreted")
 
 
 @dataclass
-class Places:
+class Hashed:
     """The rows at one step.
 
     Attributes
@@ -38,17 +27,10 @@ class Places:
         uint64 (n,).
     label
         The first row in the same place, (n,); -1 where a value is not finite.
-    order
-        The rows, those of one place side by side, (n,).
-    since
-        Since which step each of ``order`` has been with the one before it; `APART` where it is not. (n,)
     """
 
     hashes: NDArray[np.uint64]
     label: Longs
-    order: Longs
-    since: Longs
-    figures: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FIGURES)))
 
 
 def keys(n_dims: int) -> NDArray[np.uint32]:
@@ -59,92 +41,51 @@ def keys(n_dims: int) -> NDArray[np.uint32]:
 def census(
     steps: NDArray[Any],
     changed: NDArray[np.bool_],
-    state: Places | None,
-    first: int,
+    state: Hashed | None,
     limits: tuple[Any, Any],
     keys: NDArray[np.uint32],
-    wanted: Longs,
-    out: dict[str, NDArray[Any]],
-    snapshots: dict[str, Longs],
-) -> Places:
-    """Fill ``out`` with the places of some steps, and what became of those of the step before.
+) -> tuple[Longs, Hashed]:
+    """Find the places of some steps.
 
     Parameters
     ----------
     steps
-        Words (t + 1, n, d), or (t, n, d) where no step follows.
+        Words (t, n, d).
     changed
-        Which rows differ from the step before, one step less.
+        Which rows differ from the step before, (t - 1, n).
     state
-        The places of the first step, as an earlier call returned them; None to look.
-    first
-        The number of the first step.
+        The rows of the first step, as an earlier call returned them; None to look.
     limits
         As words: what counts as 0 (-0, or 0 to tell them apart), and infinity, which is the mask of an exponent.
     keys
         See `keys`; any will do.
-    wanted
-        For each of the steps, the number of its snapshot; negative for none.
-    out
-        Arrays to fill: `FIGURES`, for the steps without the one that follows, and `EVENTS`, for the transitions.
-    snapshots
-        label, order and since, (snapshot, n), to fill.
 
     Returns
     -------
-    The places of the last step.
+    The first row in the same place, (t, n), -1 where a value is not finite; and the rows of the last step.
     """
-    if state is None:
-        state = _begin(steps, first, limits, keys)
-    else:
-        state = Places(*(x.copy() for x in vars(state).values()))
-    figures = np.empty((len(steps), len(FIGURES)))
-    events = np.zeros((len(changed), len(EVENTS)), np.int64)
-    anything = changed.any(axis=1)
-    _census(
-        steps, changed, anything, first, *limits, keys, state.hashes, state.label, state.order, state.since,
-        state.figures, figures, events, wanted, snapshots["label"], snapshots["order"], snapshots["since"],
-    )  # fmt: skip
-    for i, name in enumerate(FIGURES):
-        out[name][:] = figures[: len(out[name]), i]
-    for i, name in enumerate(EVENTS):
-        out[name][:] = events[:, i]
-    return state
-
-
-def _begin(steps: NDArray[Any], first: int, limits: tuple[Any, Any], keys: NDArray[np.uint32]) -> Places:
     n = steps.shape[1]
-    hashes, label, old = np.zeros(n, np.uint64), np.full(n, -1), np.full(n, -1)
-    everything = np.ones(n, np.bool_)
-    _label(steps, 0, everything, *limits, keys, hashes, old, label)
-    order, since = rearranged(np.arange(n), np.full(n, APART), label, first)
-    state = Places(hashes, label, order, since)
-    _measure(label, _sizes(label), state.figures)
-    return state
+    labels = np.empty(steps.shape[:2], np.int64)
+    if state is None:
+        hashes, labels[0], none = np.zeros(n, np.uint64), -1, np.full(n, -1)
+        _label(steps, 0, np.ones(n, np.bool_), *limits, keys, hashes, none, labels[0])
+    else:
+        hashes, labels[0] = state.hashes.copy(), state.label
+    _census(steps, changed, changed.any(axis=1), *limits, keys, hashes, labels)
+    return labels, Hashed(hashes, labels[-1].copy())
 
 
 @compiled
-def _census(steps, changed, anything, first, zero, infinity, keys, hashes, label, order, since, current,
-            figures, events, wanted, labels, orders, sinces):  # fmt: skip
-    old = label.copy()
-    for t in range(steps.shape[0]):
-        if t > 0 and anything[t - 1]:
-            old[:] = label
-            if _label(steps, t, changed[t - 1], zero, infinity, keys, hashes, old, label):
-                sizes = _sizes(label)
-                _measure(label, sizes, current)
-                _count(old, _sizes(old), label, sizes, events[t - 1])
-                order[:], since[:] = rearranged(order, since, label, first + t)
-        figures[t] = current
-        if wanted[t] >= 0:
-            labels[wanted[t]] = label
-            orders[wanted[t]] = order
-            sinces[wanted[t]] = since
+def _census(steps, changed, anything, zero, infinity, keys, hashes, labels):
+    for t in range(1, len(labels)):
+        labels[t] = labels[t - 1]
+        if anything[t - 1]:
+            _label(steps, t, changed[t - 1], zero, infinity, keys, hashes, labels[t - 1], labels[t])
 
 
 @compiled
 def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
-    """Hash the rows that changed, give each row the first one of its place; whether a label is another one.
+    """Hash the rows that changed, give each row the first one of its place.
 
     ``label`` holds ``old`` before. Places in which no row was or is that changed keep theirs.
     """
@@ -156,7 +97,6 @@ def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
         concerned += seen[hashes[n] & few]
     table = np.full(_power_of_two(2 * concerned), -1, np.int32)
     mask = np.uint64(len(table) - 1)
-    another = False
     for n in range(len(old)):
         if not seen[hashes[n] & few]:
             continue
@@ -169,8 +109,6 @@ def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
             if m == n or (hashes[n] == hashes[m] and _same(steps, t, n, m, zero, changed, old)):
                 label[n] = m
             slot = (slot + np.uint64(1)) & mask
-        another |= label[n] != old[n]
-    return another
 
 
 @compiled
@@ -223,145 +161,3 @@ def _same(steps, t, n, m, zero, changed, old):
         a, b = steps[t, n, d], steps[t, m, d]
         difference |= np.uint64(0 if a == zero else a) ^ np.uint64(0 if b == zero else b)
     return difference == 0
-
-
-@compiled
-def _sizes(label):
-    """How many rows are in the place of each first row."""
-    sizes = np.zeros(len(label), np.int64)
-    for n in range(len(label)):
-        if label[n] >= 0:
-            sizes[label[n]] += 1
-    return sizes
-
-
-@compiled
-def _measure(label, sizes, figures):
-    """Fill the `FIGURES` of a step. Shares are of the rows in black holes, the places of two rows or more."""
-    N = len(label)
-    how_many = np.zeros(N + 1, np.int64)
-    valid = 0
-    for n in range(N):
-        valid += label[n] >= 0
-        how_many[sizes[n]] += 1
-    holes, population, squares, ranked, largest, second = 0, 0, 0, 0, 0, 0
-    for size in range(2, N + 1):
-        c = how_many[size]
-        if c:
-            ranked += size * (c * holes + c * (c + 1) // 2)  # Σ rank · size, sizes ascending
-            holes += c
-            population += c * size
-            squares += c * size * size
-            second = size if c > 1 else largest
-            largest = size
-    figures[0] = how_many[1] + holes
-    figures[1] = holes
-    figures[2] = population
-    figures[3] = largest
-    figures[4] = how_many[1]
-    figures[5] = N - valid
-    figures[6] = squares / population**2 if holes else np.nan
-    figures[7] = (2 * ranked / population - (holes + 1)) / holes if holes else np.nan
-    figures[8] = (largest + second) / population if holes else np.nan
-
-
-@compiled
-def _count(old, old_sizes, label, sizes, events):
-    """Count the `EVENTS` between two steps, among rows that are finite at both."""
-    events[0] = _torn(old, old_sizes, label)
-    events[1] = _torn(label, sizes, old)
-    for n in range(len(old)):
-        if old[n] >= 0 and label[n] >= 0:
-            shared, shares = old_sizes[old[n]] > 1, sizes[label[n]] > 1
-            events[2] += shared and not shares
-            events[3] += shares and not shared
-
-
-@compiled
-def _torn(one, sizes, other):
-    """How many black holes of one step have their rows in more than one place at another step."""
-    place = np.full(len(one), -1)
-    torn = 0
-    for n in range(len(one)):
-        k = one[n]
-        if k < 0 or other[n] < 0 or sizes[k] < 2:
-            continue
-        if place[k] == -1:
-            place[k] = other[n]
-        elif place[k] >= 0 and place[k] != other[n]:
-            torn += 1
-            place[k] = -2  # counted
-    return torn
-
-
-@compiled
-def rearranged(order, since, group, now):
-    """Another order, by ascending ``group`` (n,), and since when each row has been with the one before it.
-
-    Rows that were not together begin to be at step ``now``. Those of group -1 stand alone, in front.
-    """
-    N = len(order)
-    begins = np.zeros(N + 2, np.int64)
-    for n in range(N):
-        begins[group[n] + 2] += 1
-    for k in range(1, N + 2):
-        begins[k] += begins[k - 1]
-    place, last = begins[: N + 1].copy(), np.full(N + 1, -1)
-    new_order, new_since = np.empty(N, np.int64), np.full(N, APART)
-    stack, height = np.empty(N, np.int64), 0  # positions whose `since` is later than all that follow
-    for p in range(N):
-        while height and since[stack[height - 1]] <= since[p]:
-            height -= 1
-        stack[height] = p
-        height += 1
-        k = group[order[p]] + 1
-        if k > 0 and last[k] >= 0:
-            latest = since[stack[np.searchsorted(stack[:height], last[k] + 1)]]
-            new_since[place[k]] = now if latest == APART else latest
-        new_order[place[k]] = order[p]
-        place[k] += 1
-        last[k] = p
-    return new_order, new_since
-
-
-def continued(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: int) -> tuple[Longs, Longs]:
-    """A sequence that looks back no further than step ``first``, with what was known there.
-
-    Each is `order` and `since`; ``earlier`` is that of step ``first``.
-    """
-    order, since = later
-    begins = since != first
-    group = np.empty(len(order), np.int64)
-    group[order] = np.cumsum(begins) - 1  # those that have been together since then, or longer
-    new_order, new_since = rearranged(*earlier, group, first)
-    return new_order, np.where(begins, since, new_since)
-
-
-@compiled
-def together_since(order, since, label):
-    """Since when each row has been with the first one of its place, (n,): -1 alone. The first one: since its oldest
-    companion."""  # fmt: skip
-    N = len(order)
-    out = np.full(N, -1)
-    for p in range(N):
-        n = order[p]
-        if label[n] != n:
-            continue
-        oldest = APART
-        latest = np.int64(-1)
-        q = p + 1
-        while q < N and since[q] != APART:
-            latest = max(latest, since[q])
-            out[order[q]] = latest
-            oldest = min(oldest, latest)
-            q += 1
-        latest = np.int64(-1)
-        q = p
-        while since[q] != APART:
-            latest = max(latest, since[q])
-            q -= 1
-            out[order[q]] = latest
-            oldest = min(oldest, latest)
-        if oldest != APART:
-            out[n] = oldest
-    return out

@@ -118,6 +118,13 @@ def steps_of(x: Tensor, size: int = 0) -> int:
     return (size or TILE) // max(1, x.shape[1] * x.shape[2])
 
 
+def taken(x: Tensor, at: NDArray[np.intp]) -> Tensor:
+    """Some of the steps; without a copy if one follows the other."""
+    if len(at) and at[-1] - at[0] == len(at) - 1:
+        return x[int(at[0]) : int(at[-1]) + 1]
+    return x[torch.from_numpy(at).to(x.device)]
+
+
 def bits(x: Tensor) -> Tensor:
     """The bits of values as signed integers, without a copy."""
     return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

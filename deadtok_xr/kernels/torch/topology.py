@@ -1,27 +1,36 @@
-"""The graph of tokens that lie within a threshold of each other in every dim, without N x N memory.
+"""The graph of tokens that lie within one threshold of each other in every dim, without N x N memory.
 
 Identical rows become one node with a weight. Nodes are sorted along the dim in which they spread most; pairs within
-the threshold there are listed a tile at a time and compared in the other dims, widest first, each dim with the pairs
-that the ones before left. What joins components that were apart goes to the host, where there are at most as many
-edges as pairs in a tile.
+the threshold there are listed a tile at a time and compared in the other dims, widest first, a few at first and then
+twice as many each time, with the pairs that those before left. Components grow by hooking each root to the lowest one
+that it meets. All figures stay on the device until the last step is done: there is one copy for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from deadtok_xr.kernels.torch.census import places
-from deadtok_xr.kernels.torch.parts import TILE, latest, over, own_turn
+from deadtok_xr.kernels.torch.parts import (
+    TILE,
+    float32_words,
+    latest,
+    over,
+    own_turn,
+    steps_of,
+    taken,
+    unsigned_zeros,
+    words,
+)
 
-FIGURES = ("density", "largest_component", "n_singletons", "n_components", "n_invalid")
+INVALID = 5
+"""The last of the figures, and the only one that is known of a step without a graph."""
 
 
 @own_turn
@@ -30,103 +39,167 @@ def topology(
     changed: NDArray[np.bool_],
     threshold: NDArray[np.float64],
     linked: bool,
-    out: dict[str, NDArray[Any]],
+    out: dict[str, NDArray[np.int64]],
+    *,
+    first: int = 0,
 ) -> None:
-    """Fill ``out`` with the graph's figures at each step, as numba's kernel does.
+    """Fill ``out`` with the graph's figures at each step, as numba's kernel does for the spacing of the centroid.
 
     Parameters
     ----------
     steps
-        (t, n, d).
+        bfloat16, float16 or float32 (t, n, d); or (1, n, d), positions that do not move while the threshold does.
     changed
-        Which rows differ from the step before, at least (t - 1, n).
+        Which rows differ from the step before, (t - 1, n).
     threshold
-        Largest L∞ distance of adjacent tokens, (t,).
+        Largest L∞ distance of adjacent tokens, (t,); NaN where it is not known.
     linked
         Whether tokens in the very same place are adjacent.
     out
-        Arrays (t,) to fill: density (NaN where a value is not finite), largest_component, n_singletons,
-        n_components (-1 there) and n_invalid.
+        Arrays to fill: figures (t, 6), as numba's `FIGURES` (-1 where a value is not finite); degrees and sizes
+        (t, b), how many tokens have no neighbour, 1, 2 to 3, 4 to 7, ..., and how many components have 1, 2 to 3, ...
+        tokens.
+    first
+        The first step to fill; those before it are known.
     """
-    fresh = np.append(True, changed[: len(steps) - 1].any(axis=1))
-    found = np.zeros((len(steps), len(FIGURES)))
+    held, rows = len(steps) < len(threshold), words(steps)
+    fresh = np.append(True, threshold[1:] != threshold[:-1])
+    fresh[1:] &= ~np.isnan(threshold[1:]) | ~np.isnan(threshold[:-1])
+    if not held:
+        fresh[1:] |= changed.any(axis=1)
+    at = first + np.flatnonzero(fresh[first:])
+    bins = out["degrees"].shape[1]
+    found = torch.empty((len(at), 6 + 2 * bins), dtype=torch.int64, device=steps.device)
 
     def work(part: slice) -> None:
-        for t in np.flatnonzero(fresh[part]) + part.start:
-            found[t] = _graph(steps[t].float() + 0.0, float(threshold[t]), linked)  # -0 and +0 are the same place
+        bits = rows if held else taken(rows, at[part])
+        for t, figures in zip(range(len(at))[part], _graphs(bits, threshold[at[part]], linked, bins), strict=True):
+            found[t] = figures
 
-    over(len(steps), len(steps), work)
-    found = found[latest(fresh)]
-    for i, name in enumerate(FIGURES):
-        out[name][:] = found[:, i]
-
-
-def _graph(rows: Tensor, threshold: float, linked: bool) -> tuple[float, ...]:
-    n = len(rows)
-    invalid = int((~rows.isfinite().all(dim=1)).sum())
-    if invalid:
-        return np.nan, -1, -1, -1, invalid
-    first, weight = torch.unique(places(rows.view(torch.int32)), return_counts=True)
-    nodes = rows[first]
-    dims = (nodes.amax(0) - nodes.amin(0)).argsort(descending=True).tolist()
-    order = nodes[:, dims[0]].argsort()
-    edges, label, paired = _joined(nodes[order], weight[order], dims, threshold)
-    weights = weight[order].cpu().numpy()
-    if linked:
-        edges += int((weights * (weights - 1) // 2).sum())
-    density = edges / (n * (n - 1) // 2) if n > 1 else 0.0
-    return density, *_components(label, weights, paired | linked), 0
+    over(len(at), len(at) if held else steps_of(rows), work)
+    columns = np.split(found.cpu().numpy(), (6, 6 + bins), axis=1)
+    for name, values in zip(("figures", "degrees", "sizes"), columns, strict=True):
+        out[name][at] = values
+        out[name][first:] = out[name][latest(fresh)[first:]]
 
 
-def _components(label: NDArray[Any], weight: NDArray[np.int64], whole: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """The largest component, singletons, and components; a node that is not ``whole`` is one for each of its rows."""
-    alone = int(weight[~whole].sum())
-    sizes = np.bincount(label[whole], weight[whole]).astype(np.int64)
-    sizes = sizes[sizes > 0]
-    return int(max(1, sizes.max(initial=1))), alone + int((sizes == 1).sum()), alone + len(sizes)
+def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, bins: int) -> Iterator[Tensor]:
+    """The figures of the graph, its degrees and its sizes, of one step or of as many as there are thresholds."""
+    label = places(bits)
+    invalid = (label < 0).sum(dim=1).tolist()
+    cloud: _Cloud | None = None
+    for t, limit in enumerate(threshold.tolist()):
+        i = min(t, len(bits) - 1)
+        if invalid[i] or np.isnan(limit):
+            unknown = torch.full((6 + 2 * bins,), -1, device=bits.device)
+            unknown[INVALID] = invalid[i]
+            yield unknown
+            continue
+        if i == t or cloud is None:
+            cloud = _cloud(bits[i], label[i])
+        yield _graph(cloud, limit, linked, bins)
 
 
-def _joined(
-    nodes: Tensor, weight: Tensor, dims: list[int], threshold: float
-) -> tuple[int, NDArray[Any], NDArray[np.bool_]]:
-    """Edges between the rows of nodes, the component of each node, and which nodes have a neighbour."""
-    label = np.arange(len(nodes))
-    paired = torch.zeros(len(nodes), dtype=torch.bool, device=nodes.device)
-    edges = 0
-    for a, b in _near(nodes[:, dims[0]].double(), threshold):
-        for d in dims:
-            x = nodes[:, d].double()
-            close = (x[a] - x[b]).abs() <= threshold
-            a, b = a[close], b[close]
-            if not len(a):
-                break
-        edges += int((weight[a] * weight[b]).sum())
-        paired[a] = paired[b] = True
-        label = _merged(label, a, b)
-    return edges, label, paired.cpu().numpy()
+@dataclass(frozen=True)
+class _Cloud:
+    """The places of a step.
+
+    Attributes
+    ----------
+    rows
+        float32 (p, d): the dim in which they spread most comes first, and they ascend in it.
+    weight
+        How many tokens are in each, (p,).
+    """
+
+    rows: Tensor
+    weight: Tensor
 
 
-def _near(along: Tensor, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """All pairs a < b of ascending numbers that may lie within the threshold, a tile at a time."""
-    # a little wide: a sum may round the other way than the difference that decides
-    reach = threshold + 2.0**-50 * (along.abs() + threshold)
-    end = torch.searchsorted(along, along + reach, right=True)
-    count = end - torch.arange(1, len(along) + 1, device=along.device)
-    before = count.cumsum(0) - count
-    total = int(count.sum())
-    for first in range(0, total, TILE):
-        pair = torch.arange(first, min(first + TILE, total), device=along.device)
-        a = torch.searchsorted(before, pair, right=True) - 1
-        yield a, a + 1 + pair - before[a]
+def _cloud(bits: Tensor, label: Tensor) -> _Cloud:
+    first, weight = torch.unique(label, return_counts=True)
+    # of bits, since arithmetic in float32 may flush subnormals
+    rows = unsigned_zeros(float32_words(bits[first])).view(torch.float32)
+    spread = rows.amax(0).double() - rows.amin(0).double()
+    rows = rows[:, spread.argsort(descending=True)]
+    order = rows[:, 0].argsort()
+    return _Cloud(rows[order], weight[order])
 
 
-def _merged(label: NDArray[Any], a: Tensor, b: Tensor) -> NDArray[Any]:
-    """Components of nodes after some more edges."""
-    known = torch.from_numpy(label).to(a.device)
-    ends = torch.stack([known[a], known[b]])
-    ends = torch.unique(ends[:, ends[0] != ends[1]], dim=1).cpu().numpy()
-    if not ends.size:
-        return label
-    graph = coo_array((np.ones(ends.shape[1], np.bool_), tuple(ends)), shape=(len(label),) * 2)
-    merged: NDArray[Any] = connected_components(graph, directed=False)[1][label]
-    return merged
+def _graph(cloud: _Cloud, threshold: float, linked: bool, bins: int) -> Tensor:
+    weight = cloud.weight
+    parent = torch.arange(len(weight), device=weight.device)
+    degree = weight - 1 if linked else torch.zeros_like(weight)
+    near = _Near(cloud.rows[:, 0].double(), threshold)
+
+    def work(part: slice) -> None:
+        nonlocal parent, degree
+        a, b = _close(cloud.rows, *near.pairs(part), threshold)
+        parent = _joined(parent, a, b)  # to do it twice changes nothing
+        degree = degree.index_add(0, a, weight[b]).index_add(0, b, weight[a])
+
+    over(near.total, TILE, work)
+    return _figures(parent, degree, weight, bins)
+
+
+class _Near:
+    """All pairs a < b of ascending numbers that may lie within a threshold, in an order of their own."""
+
+    def __init__(self, along: Tensor, threshold: float) -> None:
+        # a little wide: a sum may round the other way than the difference that decides
+        reach = threshold + 2.0**-50 * (along.abs() + threshold)
+        end = torch.searchsorted(along, along + reach, right=True)
+        count = end - torch.arange(1, len(along) + 1, device=along.device)
+        self._before = count.cumsum(0) - count
+        self.total = int(count.sum())
+
+    def pairs(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Some of them."""
+        pair = torch.arange(part.start, part.stop, device=self._before.device)
+        a = torch.searchsorted(self._before, pair, right=True) - 1
+        return a, a + 1 + pair - self._before[a]
+
+
+def _close(rows: Tensor, a: Tensor, b: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Of pairs of rows those within the threshold in every dim."""
+    d = width = 0
+    while d < rows.shape[1] and len(a):
+        width = max(1, min(2 * width, TILE // len(a)))
+        some = rows[:, d : d + width]
+        close = ((some[a].double() - some[b].double()).abs() <= threshold).all(dim=1)
+        a, b = a[close], b[close]
+        d += width
+    return a, b
+
+
+def _joined(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The root of each node, the lowest of its component, after some more edges."""
+    x, y = parent[a], parent[b]
+    while True:
+        apart = x != y
+        x, y = x[apart], y[apart]
+        if not len(x):
+            return parent
+        parent = parent.scatter_reduce(0, torch.maximum(x, y), torch.minimum(x, y), "amin")
+        while not torch.equal(parent, above := parent[parent]):
+            parent = above
+        x, y = parent[x], parent[y]
+
+
+def _figures(parent: Tensor, degree: Tensor, weight: Tensor, bins: int) -> Tensor:
+    """As numba's `count`; a node without a neighbour is one component for each of its tokens."""
+    nothing = torch.zeros(bins, dtype=torch.int64, device=parent.device)
+    paired = degree > 0
+    alone = (weight * ~paired).sum()
+    size = torch.zeros_like(weight).index_add_(0, parent, weight * paired)
+    there = (size > 0).long()
+    degrees = nothing.index_add(0, _bin(degree, bins), weight)
+    sizes = nothing.index_add(0, (_bin(size, bins) - 1).clamp(0), there)
+    sizes[0] = alone
+    figures = ((weight * degree).sum() // 2, size.max().clamp(1), alone, there.sum() + alone, degree.max(), nothing[0])
+    return torch.cat([torch.stack(figures), degrees, sizes])
+
+
+def _bin(x: Tensor, bins: int) -> Tensor:
+    """0 for 0, and the number of binary digits of others: 1, 2 to 3, 4 to 7, ..."""
+    return torch.bucketize(x, 2 ** torch.arange(bins - 1, device=x.device), right=True)
