@@ -3,10 +3,11 @@
     python -m benchmarks.gpu                                   # on the GPU; about a minute
     python -m benchmarks.gpu --device torch-cpu --steps 9 --tokens 50 --dims 8 --repeats 1
 
-Makes a synthetic recording, compares every kernel with numba's (for the census, with a count in plain numpy), and
+Makes a synthetic recording, compares every kernel with numba's (graph and census with a count in plain numpy), and
 prints JSON: `agrees` (a difference stops it), `copy` (bytes read and written per second by a copy on the device, in
 the same run), per kernel the bytes it reads and writes per second and their share of the copy's (`of_copy`), and
-the seconds of `dx.analyze` on a store in a temporary folder, on the CPU and on the device. Medians; nothing is kept.
+the seconds of `dx.analyze` on a store in a temporary folder, on the CPU and on the device: of what "auto" takes there,
+of `topology` and of `census`. Medians; nothing is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from deadtok_xr.kernels.torch.parts import host, words
 from deadtok_xr.sweep import Row, room
 
 LATTICE = kernels.lattice("bfloat16")
+TOGETHER = (("motion", "phases", "kinematics"), ("topology",), ("census",))
+"""What is asked end to end: "auto" takes the first, and the others only where this says that they win."""
 
 
 def recording(steps: int, tokens: int, dims: int, *, moving: float = 1.0) -> np.ndarray:
@@ -214,9 +217,17 @@ def throughput(x: np.ndarray, device: str, repeats: int) -> dict[str, Any]:
     note("motion_eager", lambda: eager_motion(steps, changed), x.nbytes + results)
     note("changed_rows", lambda: ours.changed_rows(steps), x.nbytes + changed.size)
     note("kinematics", lambda: _kinematics(steps, changed), x.nbytes)
+    threshold = np.full(len(x), some_adjacent(x[0]))
+    note("topology", lambda: ours.topology(steps, changed, threshold, False, graph_room(*x.shape[:2])), x.nbytes)
+    note("census", lambda: ours.census(steps, changed), x.nbytes)
     note("motion_with_results_on_the_host", lambda: ours.motion(steps, changed, None, LATTICE, MAGNITUDES, _filled(x)),
          x.nbytes + results)  # fmt: skip
     return out
+
+
+def some_adjacent(rows: np.ndarray) -> float:
+    """A distance within which a hundredth of all pairs of tokens are, about: judged by neighbours in the vocabulary."""
+    return float(np.quantile(np.abs(np.diff(rows.astype(np.float64), axis=0)).max(axis=1), 0.01))
 
 
 def _kinematics(steps: torch.Tensor, changed: np.ndarray) -> None:
@@ -227,15 +238,19 @@ def _kinematics(steps: torch.Tensor, changed: np.ndarray) -> None:
     ours.kinematics(steps, changed, None, out)
 
 
-def end_to_end(shape: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
-    """Seconds of `dx.analyze` on a store of that shape, in the page cache."""
-    found = {}
+def end_to_end(shape: tuple[int, int, int], device: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of `dx.analyze` on a store of that shape, in the page cache, by what is asked."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.zarr"
         testing.synthetic_recording(path, steps=shape[0], tokens=shape[1], dims=shape[2])
-        for name in ("cpu", device):
-            tree = partial(dx.analyze, path, analyses=["motion", "phases", "kinematics"], tokens="all", device=name)
-            found[name] = seconds(lambda tree=tree: tree().compute(), "cpu", repeats)  # type: ignore[misc]
+        return {" ".join(names): _beside(path, names, device, repeats) for names in TOGETHER}
+
+
+def _beside(path: Path, names: Sequence[str], device: str, repeats: int) -> dict[str, float]:
+    found = {}
+    for name in ("cpu", device):
+        tree = partial(dx.analyze, path, analyses=names, tokens="all", device=name)
+        found[name] = seconds(lambda tree=tree: tree().compute(), "cpu", repeats)  # type: ignore[misc]
     return {**{f"{name}_s": s for name, s in found.items()}, "faster": found["cpu"] / found[device]}
 
 

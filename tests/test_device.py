@@ -384,9 +384,10 @@ def test_the_benchmark_checks_and_measures() -> None:
     assert found["agrees"] == ["changed_rows", "motion", "kinematics", "topology", "census", "mechanism"]
     for kind in ("moving", "frozen"):
         kernels = {name: value for name, value in found[kind].items() if isinstance(value, dict)}
-        assert {"motion_eager", "changed_rows", "kinematics"} <= kernels.keys()
+        assert {"motion_eager", "changed_rows", "kinematics", "topology", "census"} <= kernels.keys()
         assert all(value["of_copy"] > 0 for value in kernels.values())
-    assert found["analyze"]["faster"] > 0
+    assert list(found["analyze"]) == ["motion phases kinematics", "topology", "census"]
+    assert all(times["faster"] > 0 for times in found["analyze"].values())
     wrong = {"a": np.array([1, 2])}
     with pytest.raises(AssertionError, match="motion: a"):
         gpu.same("motion", {"a": np.array([1, 3])}, wrong)
