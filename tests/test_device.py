@@ -9,7 +9,6 @@ from typing import Any
 
 import dask
 import dask.array as da
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -99,14 +98,14 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
     still = rng.random((n_steps, n)) < draw(st.sampled_from([0.0, 0.7, 0.95]))
     for t in range(1, n_steps):
         x[t][still[t]] = x[t - 1][still[t]]
+    dtype, grid = draw(
+        st.sampled_from([("bfloat16",) * 2, ("float32", "bfloat16"), ("float32",) * 2, ("float16",) * 2])
+    )
     with np.errstate(over="ignore"):
-        values = x.astype(draw(st.sampled_from([ml_dtypes.bfloat16, np.float32])))
-    attrs = {"precision": "float32" if draw(st.booleans()) and values.dtype == np.float32 else "bfloat16"}
-    if attrs["precision"] == "bfloat16":
-        values = values.astype(ml_dtypes.bfloat16).astype(values.dtype)
+        values = x.astype(grid).astype(dtype)
     data = da.from_array(values, chunks=(draw(st.sampled_from([3, 5])), -1, -1))
     coords = {"step": np.arange(n_steps), "token": np.arange(n)}
-    return xr.Dataset({"W": (("step", "token", "dim"), data, attrs)}, coords)
+    return xr.Dataset({"W": (("step", "token", "dim"), data, {"precision": grid})}, coords)
 
 
 @settings(max_examples=25)

@@ -92,7 +92,11 @@ def analyze(
         analysis with options must be possible, as one that is named.
     device
         Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``, which is CUDA where there is one
-        and chunks are large enough for it to win. It is looked for where a task runs; under dask.distributed,
+        and chunks are large enough for it to win, for `motion`, `kinematics` and what is made of them. ``"cuda"``
+        also has the graphs of `topology` (spacing ``"centroid"``), the places of `census` and the verdicts of
+        `mechanism` there; "auto" leaves these to the CPU, whose engine follows what moves (390 to 1000 steps a
+        second), since no GPU has been measured beside it. ``"mps"``, without float64, has `motion` alone.
+        The device is looked for where a task runs; under dask.distributed,
         ``"cuda"`` asks for workers with the resource ``GPU``, as `save_results` and the command line pass it on; who
         computes by hand sets Dask's ``optimization.fuse.active`` to False, which else loses it. ``"torch-cpu"``
         runs the kernels for GPUs on the CPU.

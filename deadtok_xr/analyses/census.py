@@ -119,6 +119,8 @@ def census(ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str 
     Black holes are those of notebooks 06.1h to 15.2c and 1.9a, `top_two_share` that of 12.3b. Rows are found by
     hashing and compared bit by bit, so that the counts are exact. Of three tokens in one place, the step since which
     two have been together is the later of those since which each has been with the third, if these differ.
+    ``analyze(device="cuda")`` finds the places there; what becomes of them is found on the CPU. The numbers are
+    identical.
     """
     if signed_zero not in SIGNED_ZERO:
         raise InputError(f"signed_zero={signed_zero!r}: choose one of {', '.join(SIGNED_ZERO)}")

@@ -123,6 +123,9 @@ def topology(
     motion has used up a margin: only those close along one dim, unless the threshold is about as wide as the cloud
     itself. Then it is all N²/2, about 2 ns each and 30 to 100 ns for those close in 16 dims. That all tokens are within
     the threshold, or in few places, costs N·D alone.
+
+    ``analyze(device="cuda")`` measures all pairs near the threshold at every step at which something moves, for
+    spacing ``"centroid"``; the other spacings stay on the CPU. The numbers are identical.
     """
     check_options("topology", k, spacing, coincident, held)
     recorded = blocks.require(ds, variable, "topology")

@@ -69,11 +69,12 @@ def topology(
         fresh[1:] |= changed.any(axis=1)
     at = first + np.flatnonzero(fresh[first:])
     bins = out["degrees"].shape[1]
+    limits = 2 ** torch.arange(bins - 1, device=steps.device)
     found = torch.empty((len(at), 6 + 2 * bins), dtype=torch.int64, device=steps.device)
 
     def work(part: slice) -> None:
         bits = rows if held else taken(rows, at[part])
-        for t, figures in zip(range(len(at))[part], _graphs(bits, threshold[at[part]], linked, bins), strict=True):
+        for t, figures in zip(range(len(at))[part], _graphs(bits, threshold[at[part]], linked, limits), strict=True):
             found[t] = figures
 
     over(len(at), len(at) if held else steps_of(rows), work)
@@ -83,7 +84,7 @@ def topology(
         out[name][first:] = out[name][latest(fresh)[first:]]
 
 
-def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, bins: int) -> Iterator[Tensor]:
+def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, limits: Tensor) -> Iterator[Tensor]:
     """The figures of the graph, its degrees and its sizes, of one step or of as many as there are thresholds."""
     label = places(bits)
     invalid = (label < 0).sum(dim=1).tolist()
@@ -91,13 +92,13 @@ def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, bins: in
     for t, limit in enumerate(threshold.tolist()):
         i = min(t, len(bits) - 1)
         if invalid[i] or np.isnan(limit):
-            unknown = torch.full((6 + 2 * bins,), -1, device=bits.device)
+            unknown = torch.full((6 + 2 * (len(limits) + 1),), -1, device=bits.device)
             unknown[INVALID] = invalid[i]
             yield unknown
             continue
         if i == t or cloud is None:
             cloud = _cloud(bits[i], label[i])
-        yield _graph(cloud, limit, linked, bins)
+        yield _graph(cloud, limit, linked, limits)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _cloud(bits: Tensor, label: Tensor) -> _Cloud:
     return _Cloud(rows[order], weight[order])
 
 
-def _graph(cloud: _Cloud, threshold: float, linked: bool, bins: int) -> Tensor:
+def _graph(cloud: _Cloud, threshold: float, linked: bool, limits: Tensor) -> Tensor:
     weight = cloud.weight
     parent = torch.arange(len(weight), device=weight.device)
     degree = weight - 1 if linked else torch.zeros_like(weight)
@@ -139,7 +140,7 @@ def _graph(cloud: _Cloud, threshold: float, linked: bool, bins: int) -> Tensor:
         degree = degree.index_add(0, a, weight[b]).index_add(0, b, weight[a])
 
     over(near.total, TILE, work)
-    return _figures(parent, degree, weight, bins)
+    return _figures(parent, degree, weight, limits)
 
 
 class _Near:
@@ -186,20 +187,18 @@ def _joined(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
         x, y = parent[x], parent[y]
 
 
-def _figures(parent: Tensor, degree: Tensor, weight: Tensor, bins: int) -> Tensor:
-    """As numba's `count`; a node without a neighbour is one component for each of its tokens."""
-    nothing = torch.zeros(bins, dtype=torch.int64, device=parent.device)
+def _figures(parent: Tensor, degree: Tensor, weight: Tensor, limits: Tensor) -> Tensor:
+    """As numba's `count`; a node without a neighbour is one component for each of its tokens.
+
+    ``limits`` are 1, 2, 4, ...: the least of each bin but the first.
+    """
+    nothing = torch.zeros(len(limits) + 1, dtype=torch.int64, device=parent.device)
     paired = degree > 0
     alone = (weight * ~paired).sum()
     size = torch.zeros_like(weight).index_add_(0, parent, weight * paired)
     there = (size > 0).long()
-    degrees = nothing.index_add(0, _bin(degree, bins), weight)
-    sizes = nothing.index_add(0, (_bin(size, bins) - 1).clamp(0), there)
+    degrees = nothing.index_add(0, torch.bucketize(degree, limits, right=True), weight)
+    sizes = nothing.index_add(0, (torch.bucketize(size, limits, right=True) - 1).clamp(0), there)
     sizes[0] = alone
     figures = ((weight * degree).sum() // 2, size.max().clamp(1), alone, there.sum() + alone, degree.max(), nothing[0])
     return torch.cat([torch.stack(figures), degrees, sizes])
-
-
-def _bin(x: Tensor, bins: int) -> Tensor:
-    """0 for 0, and the number of binary digits of others: 1, 2 to 3, 4 to 7, ..."""
-    return torch.bucketize(x, 2 ** torch.arange(bins - 1, device=x.device), right=True)
