@@ -134,9 +134,8 @@ def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tu
         text = source.dtype.kind in "UOT"
         array = store.create_array(
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
-            source.chunksize if lazy else "auto",
+            source.chunksize if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
-        array.attrs.update({**_plain(variable.attrs), **_coordinates(ds, str(key))})
         if lazy:
             pairs.append((source, array))
         elif source.size:

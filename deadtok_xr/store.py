@@ -70,7 +70,7 @@ class Rows:
 
 def create_array(
     group: zarr.Group, name: str, shape: Sequence[int], dims: Sequence[str], dtype: Any, chunks: Any = "auto",
-    shards: tuple[int, ...] | None = None,
+    shards: tuple[int, ...] | None = None, attrs: Mapping[str, Any] = {},
 ) -> zarr.Array[Any]:  # fmt: skip
     """An array as all our stores have them: zstd with a checksum, every chunk written, NaN where unwritten."""
     floating = dtype != "string" and (np.dtype(dtype).kind == "f" or np.dtype(dtype) == BFLOAT16)
@@ -81,6 +81,7 @@ def create_array(
         shards=shards,
         dtype=dtype,
         dimension_names=tuple(dims),
+        attributes=dict(attrs),  # later, they would be a request of their own
         compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),  # without it a flipped bit is returned as data
         fill_value=math.nan if floating else None,
         # a chunk that is left out because it equals the fill value cannot be told from a lost one
@@ -93,8 +94,8 @@ def create_coordinate(
 ) -> zarr.Array[Any]:
     """A coordinate of the schema with its values: in one chunk, so that its file can be replaced at a stroke."""
     whole = tuple(max(1, n) for n in values.shape)
-    array = create_array(group, name, values.shape, dims, dtype or values.dtype, chunks or whole)
-    array.attrs["long_name"] = schema.COORDINATES[name]
+    attrs = {"long_name": schema.COORDINATES[name]}
+    array = create_array(group, name, values.shape, dims, dtype or values.dtype, chunks or whole, attrs=attrs)
     if values.size:
         array[...] = values
     return array
@@ -107,17 +108,14 @@ def declare_array(
     """A variable with the attributes that every one has; ``coordinates`` are those of tokens that the store has."""
     dtype = np.dtype(dtype)
     schema.check_variable(name, dims, dtype.name, where=place(group))
-    array = create_array(group, name, shape, dims, dtype, tuple(chunks), shards)
-    array.attrs.update(
-        {
-            **schema.attributes(name),
-            # trained in float32 or under autocast: no lattice, unless somebody knows better
-            "precision": "none" if dtype == np.float32 else dtype.name,
-            **attrs,
-            **({"coordinates": " ".join(coordinates)} if coordinates and "token" in dims else {}),
-        }
-    )
-    return array
+    attrs = {
+        **schema.attributes(name),
+        # trained in float32 or under autocast: no lattice, unless somebody knows better
+        "precision": "none" if dtype == np.float32 else dtype.name,
+        **attrs,
+        **({"coordinates": " ".join(coordinates)} if coordinates and "token" in dims else {}),
+    }
+    return create_array(group, name, shape, dims, dtype, tuple(chunks), shards, attrs)
 
 
 class StoreWriter:

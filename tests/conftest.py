@@ -75,7 +75,7 @@ def atom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def results(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
     """All analyses of the dead tokens of the real run, computed in one pass."""
-    tree = dx.save_results(dx.analyze(recording), tmp_path_factory.mktemp("results") / "r.zarr")
+    tree = dx.save_results(dx.analyze(recording), tmp_path_factory.mktemp("results") / "r.zarr", full=True)
     for node in tree.children.values():
         node.dataset = node.to_dataset().compute()
     return tree
