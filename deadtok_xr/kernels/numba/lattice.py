@@ -94,7 +94,7 @@ def _transition(
     """All tokens of one transition; ``broken``, ``spacing`` and the running counts become those of its later step."""
     N, D = steps.shape[1:]
     where = np.empty(D, np.int64)
-    one, two = np.empty((2, D), np.uint32)
+    one, two = np.empty(D, np.uint32), np.empty(D, np.uint32)
     tally = np.zeros(len(out[0]), np.int64)
     lengths = np.empty(3)
     off = valid = movers = 0
@@ -116,7 +116,7 @@ def _transition(
         w1, uneven, l1s[t, n], linfs[t, n], crossings[t, n] = _step(one, two, k, smallest, ulp_offset, tally, lengths)
         if w1 == 0:
             continue
-        w2, top, length = lengths
+        w2, top, length = lengths[0], lengths[1], lengths[2]
         movers += 1
         totals[t] += w1
         tops[t] = max(tops[t], top)

@@ -20,6 +20,8 @@ STATES = ("n_zero", "n_negative", "n_power_of_two")
 """Columns of the running counts, beside the exponents."""
 ULPS = ("mean", "mean_upward", "largest")
 """What the spacing of a whole token may be taken for."""
+_WORDS, _FIELDS = 1 << 16, 1 << 9
+"""Places for the leading bits of words; behind them one for each sign and exponent, which says that it occurred."""
 
 
 class Running:
@@ -28,7 +30,7 @@ class Running:
     def __init__(self, steps: NDArray[Any], lattice: Lattice) -> None:
         self.smallest = lattice.smallest
         self.broken = np.zeros(steps.shape[1], np.int64)  # elements that are not finite, by token
-        self.leading = np.zeros(1 << 16, np.int64)
+        self.leading = np.zeros(_WORDS + _FIELDS, np.int64)
         self.counts = np.zeros(len(STATES), np.int64)
         self.spacing = np.full((steps.shape[1], len(ULPS)), np.nan)  # of a token, NaN until it is asked for
         refuse(_begin(steps, word_shift(steps), lattice.spare, lattice.largest, self.broken, self.leading, self.counts))
@@ -36,22 +38,25 @@ class Running:
     def distributions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How many elements are in each of 256 cell heights, and have each of 128 leading parts of a mantissa."""
         exponents, mantissas = np.zeros(256, np.int64), np.zeros(128, np.int64)
-        _sum_up(self.leading.reshape(2, 256, 128), self.smallest, exponents, mantissas)
+        _sum_up(self.leading, self.smallest, exponents, mantissas)
         return exponents, mantissas
 
 
 @compiled
 def _sum_up(leading, smallest, exponents, mantissas):
     """Zero and subnormals of the lattice are of height 0, and have no mantissa to speak of."""
-    for sign in range(2):
-        for field in range(256):
-            total = 0
+    for field in range(_FIELDS):
+        if not leading[_WORDS + field]:
+            continue
+        of_field = leading[128 * field : 128 * (field + 1)]
+        total = 0
+        for m in range(128):
+            total += of_field[m]
+        exponent = field % 256
+        exponents[max(exponent - smallest + 1, 0)] += total
+        if exponent >= smallest:
             for m in range(128):
-                total += leading[sign, field, m]
-            exponents[max(field - smallest + 1, 0)] += total
-            if total and field >= smallest:
-                for m in range(128):
-                    mantissas[m] += leading[sign, field, m]
+                mantissas[m] += of_field[m]
 
 
 def refuse(n_off_grid: int) -> None:
@@ -100,6 +105,7 @@ def _count(words, k, by, leading, counts):
     counts[2] += by * single
     for i in range(k):
         leading[np.uint64(words[i] >> np.uint32(16))] += by
+        leading[np.uint64(_WORDS) + np.uint64(words[i] >> np.uint32(23))] = 1
 
 
 @compiled
