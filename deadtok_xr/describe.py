@@ -98,7 +98,8 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     piece = max(PIECE_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
     kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
     base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
-    return base + (threads or workers()) * (found + streams + piece) + kept
+    at_once = min(threads or workers(), math.ceil(steps / height))
+    return base + at_once * (found + streams + piece) + kept
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
