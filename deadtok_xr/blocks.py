@@ -134,9 +134,11 @@ def at_once(
     )  # fmt: skip
     variables = {}
     for name, (dims, shape, dtype) in shapes.items():
+        # a name is made of it: the value of an empty array of no dims would be another each time
+        meta = np.zeros((0,) * len(shape), dtype)
         data = da.blockwise(
             _named, "abc"[: len(shape)], made, "z", name_of=name, dtype_of=dtype, dtype=dtype, concatenate=None,
-            new_axes=dict(zip("abc", shape, strict=False)), meta=np.empty((0,) * len(shape), dtype),
+            new_axes=dict(zip("abc", shape, strict=False)), meta=meta,
         )  # fmt: skip
         variables[name] = xr.Variable(dims, data, attrs[name])
     return variables

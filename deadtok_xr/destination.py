@@ -35,7 +35,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
         raise DestinationExistsError(f"{path} is a symbolic link, so it is not replaced: name what it points to")
     if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").exists()):
         raise DestinationExistsError(f"{path} is not a Zarr store, so it is not replaced: choose another destination")
-    if any(path.iterdir()) and kind not in _root_attributes(path):
+    if any(path.iterdir()) and kind not in root_attributes(path):
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
 
 
@@ -51,7 +51,7 @@ def _refuse_existing_objects(path: str | Path, *, overwrite: bool, kind: str) ->
         return
     if not overwrite:
         raise _is_left(path)
-    if kind not in _root_attributes(path):
+    if kind not in root_attributes(path):
         what = "recording" if kind == RECORDING else "results"
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
 
@@ -66,7 +66,8 @@ def refuse_inside(path: str | Path) -> None:
         raise InputError(f"{path} lies in the Zarr store {outer}: choose another destination")
 
 
-def _root_attributes(path: str | Path) -> dict[str, Any]:
+def root_attributes(path: str | Path) -> dict[str, Any]:
+    """What the root of a store says of itself; nothing, where there is none or it cannot be read."""
     try:
         return dict(json.loads(storage.read(path, "zarr.json") or b"")["attributes"])
     except (OSError, ValueError, KeyError, TypeError):

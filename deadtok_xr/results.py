@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 
-from deadtok_xr import cluster, destination, storage, store, zarr_dtype
+from deadtok_xr import cluster, destination, storage, store, unfinished, zarr_dtype
 from deadtok_xr.analyses.kinematics import PER_TOKEN
 from deadtok_xr.blocks import uniform
 from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
 from deadtok_xr.sweep.writing import writing
+from deadtok_xr.unfinished import GOES_ON, RESULTS, Work
 
-RESULTS = "deadtok_results"
 RESULTS_VERSION = "1.0"
+_log = logging.getLogger(__name__)
 
 
 def save_results(
@@ -34,12 +37,18 @@ def save_results(
 ) -> xr.DataTree:
     """Compute a tree of results and write it, reading every chunk of the recording once.
 
+    Interrupted, even killed, the same call goes on: rows of chunks whose results are written are not looked at again,
+    unless their chunks have been written anew meanwhile. The logger ``deadtok_xr.results`` then says how many are done.
+
     Parameters
     ----------
     tree
         From `analyze`.
     path
-        The results store to write; it must not exist unless ``overwrite``.
+        The results store to write; there must be nothing unless ``overwrite``, or what the same call had left
+        unfinished.
+    overwrite
+        Replace results that are there, and begin anew.
     full
         Also write the large `position` and `thermal_velocity` (step, token, dim) of `kinematics`.
     progress
@@ -53,27 +62,58 @@ def save_results(
     Raises
     ------
     DestinationExistsError
-        If something is there already.
+        If something is there already: anything else, unfinished results of a recording that has changed, of other
+        analyses, options, tokens or versions, or those that another process is writing.
+    OSError
+        If the results cannot be written, or a chunk of the recording not be read. The same call goes on afterwards.
     """
     zarr_dtype.register()
     if not isinstance(tree, xr.DataTree):
         raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
     _keep_the_recording(tree, path)
-    destination.refuse_existing(path, overwrite=overwrite, kind=RESULTS)
-    if storage.exists(path):
-        storage.remove(path)
-    with _writing(path):
-        root = zarr.create_group(
-            storage.opened(path), attributes={**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
-        )
-        pairs = {name: _prepare(root, name, node.to_dataset(), full) for name, node in tree.children.items()}
+    tree = _wanted(tree, full)
+    _refuse_existing(path, overwrite)
+    work = Work(path, tree)
+    with _goes_on(work), _writing(path), work.held():
+        root = _begun(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
+        task = writing(_pairs(root, tree), work.journal)
+        if any(work.rows[:1]):
+            _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
-            writing([pair for found in pairs.values() for pair in found]).compute()
+            task.compute()
         _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
-        root.attrs["complete"] = True
+        root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
+        work.finish()
     return open_results(path)
+
+
+def _wanted(tree: xr.DataTree, full: bool) -> xr.DataTree:
+    """What of a tree is saved."""
+    dropped = [] if full else PER_TOKEN
+    groups = {name: node.to_dataset().drop_vars(dropped, errors="ignore") for name, node in tree.children.items()}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups})
+
+
+def _refuse_existing(path: str | Path, overwrite: bool) -> None:
+    destination.refuse_existing(path, overwrite=overwrite or unfinished.is_unfinished(path), kind=RESULTS)
+
+
+def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> zarr.Group:
+    """The results to write to: those that the same work left, or new ones in which every array is still empty."""
+    if not overwrite and unfinished.is_unfinished(work.path) and work.goes_on():
+        return zarr.open_group(storage.opened(work.path), mode="r+")
+    _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
+    work.clear()
+    if storage.exists(work.path):
+        storage.remove(work.path)
+    attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+    root = zarr.create_group(storage.opened(work.path), attributes=attributes)
+    for name, node in tree.children.items():
+        _prepare(root, name, node.to_dataset())
+    work.begin(root)
+    return root
 
 
 def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
@@ -83,6 +123,19 @@ def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
     recording, results = (PurePosixPath(p) if storage.is_address(p) else Path(p).resolve() for p in (source, str(path)))
     if "source" in tree.attrs and (recording == results or recording in results.parents):
         raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
+
+
+@contextmanager
+def _goes_on(work: Work) -> Iterator[None]:
+    """Say of whatever broke off the work how to go on. What the user gave has to be mended first, and says so."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if work.begun:
+            error.add_note(f"{work.path} is left incomplete and will not open: {GOES_ON}")
+        raise
 
 
 @contextmanager
@@ -97,8 +150,7 @@ def _writing(path: str | Path) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"{path} cannot be written: {os.strerror(error.errno)}; it is left incomplete and will not open; "
-            "make room, or choose another destination, and analyse again with --overwrite (overwrite=True)",
+            f"{path} cannot be written: {os.strerror(error.errno)}; make room, or choose another destination",
         ) from error
 
 
@@ -108,8 +160,8 @@ def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
         for key, array in group.arrays():
             if holes := store.missing_chunks(array, root, keys):
                 raise IncompleteStoreError(
-                    f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: run the analysis again with "
-                    "--overwrite; workers on other machines need the same disk"
+                    f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: give the same command again, "
+                    "with --overwrite if it says that they exist; workers on other machines need the same disk"
                 )
 
 
@@ -117,17 +169,15 @@ def _provenance() -> dict[str, Any]:
     return {
         RESULTS: RESULTS_VERSION,
         "complete": False,
+        "begun": uuid.uuid4().hex,
         "analysed": datetime.now(UTC).isoformat(timespec="seconds"),
         "analysed_with": store.software(),
     }
 
 
-def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tuple[da.Array, zarr.Array[Any]]]:
-    """Create a group's arrays; write the small ones now, return the lazy ones with their targets."""
-    if not full:
-        ds = ds.drop_vars(PER_TOKEN, errors="ignore")
+def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> None:
+    """Create a group's arrays, and write the small ones."""
     group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
-    pairs = []
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
         source: Any = uniform(variable.data) if lazy else variable.values
@@ -136,11 +186,19 @@ def _prepare(root: zarr.Group, name: str, ds: xr.Dataset, full: bool) -> list[tu
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
             source.chunksize if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
-        if lazy:
-            pairs.append((source, array))
-        elif source.size:
+        if not lazy and source.size:
             array[...] = source.astype(object) if text else source
-    return pairs
+
+
+def _pairs(root: zarr.Group, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
+    """The lazy arrays with their targets."""
+    lazy = [
+        (f"{name}/{key}", variable.data)
+        for name, node in tree.children.items()
+        for key, variable in node.to_dataset().variables.items()
+        if variable.chunks is not None
+    ]
+    return [(uniform(data), store.whole(cast("zarr.Array[Any]", root[place]))) for place, data in lazy]
 
 
 def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
@@ -178,7 +236,7 @@ def open_results(path: str | Path) -> xr.DataTree:
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
-        raise IncompleteStoreError(f"{path} was not written to its end: run the analysis again with --overwrite")
+        raise IncompleteStoreError(f"{path} was not written to its end: {GOES_ON}; --overwrite begins anew")
     _refuse_holes(path, root)
     tree = xr.open_datatree(storage.opened(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists in no order

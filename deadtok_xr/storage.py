@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -93,12 +94,28 @@ def objects(store: Any, prefix: str = "") -> dict[str, int]:
         root = store.root / prefix
         return {p.relative_to(store.root).as_posix(): -1 for p in _files(root)}
     if isinstance(store, ObjectStore):
-        import obstore
-
-        with reaching(place_of(store)):  # one request for a thousand keys
-            found = [item for batch in obstore.list(store.store, prefix or None) for item in batch]
-        return {item["path"]: item["size"] for item in found}
+        return {item["path"]: item["size"] for item in _items(store, prefix)}
     return _listed(store, prefix)
+
+
+def marks(store: Any) -> dict[str, tuple[int, str]]:
+    """Every key of a zarr store with its size in bytes, and with what is another when it is written again.
+
+    Of stores that are neither in a folder nor on S3, nothing.
+    """
+    if isinstance(store, LocalStore):
+        files = {path.relative_to(store.root).as_posix(): path.stat() for path in _files(store.root)}
+        return {key: (stat.st_size, str(stat.st_mtime_ns)) for key, stat in files.items()}
+    if isinstance(store, ObjectStore):
+        return {item["path"]: (item["size"], item["e_tag"] or str(item["last_modified"])) for item in _items(store, "")}
+    return {}
+
+
+def _items(store: ObjectStore[Any], prefix: str) -> list[Any]:
+    import obstore
+
+    with reaching(place_of(store)):  # one request for a thousand keys
+        return [item for batch in obstore.list(store.store, prefix or None) for item in batch]
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -154,7 +171,18 @@ def read(path: str | Path, name: str) -> bytes | None:
 
 
 def write(path: str | Path, name: str, data: bytes) -> None:
-    """Write an object of a store, whole or not at all; it is tried again where the connection breaks."""
+    """Write a small file of a store, whole or not at all; to S3 it is tried again where the connection breaks."""
+    if not is_address(path):
+        file = Path(path) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(file)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        return
     import obstore
 
     with reaching(path):

@@ -29,6 +29,8 @@ from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.reader import place
 
 ZSTD_LEVEL = 1
+# a chunk that is left out because it equals the fill value cannot be told from a lost one
+_EVERY_CHUNK: Any = {"write_empty_chunks": True}
 _SOFTWARE = ("deadtok_xr", "zarr", "numpy", "ml_dtypes")
 
 
@@ -84,9 +86,13 @@ def create_array(
         attributes=dict(attrs),  # later, they would be a request of their own
         compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),  # without it a flipped bit is returned as data
         fill_value=math.nan if floating else None,
-        # a chunk that is left out because it equals the fill value cannot be told from a lost one
-        config={"write_empty_chunks": True},
+        config=_EVERY_CHUNK,
     )
+
+
+def whole(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """An array that was opened again, to be written as by the one who made it."""
+    return array.with_config(_EVERY_CHUNK)
 
 
 def create_coordinate(

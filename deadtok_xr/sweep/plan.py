@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from deadtok_xr.device import Device
 from deadtok_xr.reader import recorded
 from deadtok_xr.stored import Stored, place_of
 from deadtok_xr.sweep.ahead import ahead
+from deadtok_xr.sweep.passed_on import Journal
 from deadtok_xr.sweep.pieces import PIECE_BYTES, Field, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
 
 _KEPT = 4096
@@ -186,7 +187,7 @@ class Sweep:
     """What the task of a row does: goes through it once for all probes, writes what it is told, returns the rest.
 
     ``kept`` are the fields (probe, field) that are returned, None for all; ``makes`` what is made of all that a probe
-    found, so that only that need be passed on.
+    found, so that only that need be passed on. What is passed on is noted in the ``journal``, if there is one.
     """
 
     places: Mapping[str, Stored]
@@ -197,6 +198,7 @@ class Sweep:
     sinks: tuple[Sink, ...] = ()
     kept: frozenset[tuple[str, str]] | None = None
     makes: tuple[Made, ...] = ()
+    journal: Journal | None = None
 
     def __call__(self, i: int, blocks: list[Any]) -> dict[str, Block]:
         first = sum(self.table.steps[:i])
@@ -205,6 +207,12 @@ class Sweep:
             values = found[sink.probe][sink.field]
             if len(values):
                 writer.write(sink.target, (first,), values)
+        passed = self._passed_on(found)
+        if self.journal is not None:  # last: from now on the row is done
+            self.journal.note(i, passed)
+        return passed
+
+    def _passed_on(self, found: dict[str, Block]) -> dict[str, Block]:
         if self.kept is None:
             return found
         passed = {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
@@ -243,15 +251,24 @@ def _go(job: Sweep, i: int, blocks: list[Any]) -> dict[str, Block]:
     return job(i, blocks)
 
 
+def _again(job: Sweep, i: int) -> dict[str, Block]:
+    assert job.journal is not None
+    found: dict[str, Block] | None = job.journal.passed(i)
+    if found is None:
+        raise OSError(f"{job.journal.place}: what was kept of row {i} is gone; do not remove it while work goes on")
+    return found
+
+
 def sweep_of(rows: da.Array) -> Sweep:
     """What the tasks of a sweep do."""
     found: Sweep = rows.dask.layers[rows.name][_job(rows.name)]
     return found
 
 
-def with_job(rows: da.Array, job: Sweep) -> dict[Any, Any]:
-    """The tasks of a sweep, doing something else."""
-    return {**rows.dask.layers[rows.name], _job(rows.name): job}
+def with_job(rows: da.Array, job: Sweep, done: Collection[int] = ()) -> dict[Any, Any]:
+    """The tasks of a sweep, doing something else, and nothing for rows that are done but give what was noted."""
+    again = {(rows.name, i): (_again, _job(rows.name), i) for i in done}
+    return {**rows.dask.layers[rows.name], **again, _job(rows.name): job}
 
 
 @dataclass(frozen=True)

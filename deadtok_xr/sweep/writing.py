@@ -6,7 +6,7 @@ may be lost and done again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,25 +20,31 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from deadtok_xr import writer
-from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, picked_from, sweep_of, with_job
+from deadtok_xr.sweep.passed_on import Journal
+from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, Sweep, picked_from, sweep_of, with_job
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
+Targets = Sequence["zarr.Array[Any]"]
+Resume = Callable[[da.Array, Sweep, Targets], tuple[Journal, Collection[int]]]
+"""For the rows of a sweep, what it does, and the arrays that it writes: where to note which are done, and those."""
 
 
-def writing(pairs: Pairs) -> Delayed:
+def writing(pairs: Pairs, resume: Resume | None = None) -> Delayed:
     """A task that is done when every array is in its target, by whole chunks.
 
     Parameters
     ----------
     pairs
         Lazy arrays, and arrays of a store with the same chunks.
+    resume
+        Which rows are done already and are left as they are, and where to note others. None: all are done anew.
     """
     found = [(picked_from(x.name), x, target) for x, target in pairs]
     direct = [(picked, target) for picked, _, target in found if isinstance(picked, Picked)]
     graph, keys = _blocks([(x, target) for picked, x, target in found if not isinstance(picked, Picked)])
     for rows in {picked.rows.name: picked.rows for picked, _ in direct}.values():
         sinks = [(picked, target) for picked, target in direct if picked.rows.name == rows.name]
-        graph, more = _rows(graph, rows, sinks)
+        graph, more = _rows(graph, rows, sinks, resume)
         keys += more
     name = f"saved-{tokenize(keys)}"
     optimized: Any = optimize(graph, keys)
@@ -71,7 +77,7 @@ def _blocks(pairs: Pairs) -> tuple[HighLevelGraph, list[Any]]:
 
 
 def _rows(
-    graph: HighLevelGraph, rows: da.Array, sinks: Sequence[tuple[Picked, zarr.Array[Any]]]
+    graph: HighLevelGraph, rows: da.Array, sinks: Sequence[tuple[Picked, zarr.Array[Any]]], resume: Resume | None
 ) -> tuple[HighLevelGraph, list[Any]]:
     """The tasks of a sweep, each of which writes its row, in the place of those that only find it."""
     graph = HighLevelGraph.merge(graph, rows.dask)
@@ -82,7 +88,8 @@ def _rows(
     makes = () if kept is None else tuple(p for p in picks if isinstance(p, Made))
     writes = tuple(Sink(p.probe, p.field, target) for p, target in sinks)
     layers: dict[str, Any] = dict(graph.layers)
-    layers[rows.name] = with_job(rows, replace(job, sinks=writes, kept=kept, makes=makes))
+    journal, before = resume(rows, job, [target for _, target in sinks]) if resume else (None, ())
+    layers[rows.name] = with_job(rows, replace(job, sinks=writes, kept=kept, makes=makes, journal=journal), before)
     for made in makes:
         layers[made.name] = {(made.name, i): (_made_of, (rows.name, i), made.name) for i in range(rows.numblocks[0])}
     done = f"row-{tokenize(rows.name, [target.path for _, target in sinks])}"
