@@ -317,10 +317,12 @@ class Findings:
         lengths = table.steps if spec.over == "states" else table.transitions
         if not sum(lengths):
             return da.zeros((0, *inner), dtype=dtype.base)
+        chunks = (lengths, *((n,) for n in inner))
         if not lengths[-1]:
-            rows, lengths = rows.blocks[:-1], lengths[:-1]
+            data = _fields_of_all_but_the_last(rows, self.names[probe], name, chunks, dtype.base)
+            return uniform(_remember(data, picked))
         data = rows.map_blocks(
-            _field, self.names[probe], name, dtype=dtype.base, chunks=(lengths, *((n,) for n in inner)),
+            _field, self.names[probe], name, dtype=dtype.base, chunks=chunks,
             new_axis=list(range(1, 1 + len(inner))) or None, meta=np.empty((0,) * (1 + len(inner)), dtype.base),
         )  # fmt: skip
         return uniform(_remember(data, picked))
@@ -378,6 +380,17 @@ def _merge(merge: Callable[[Any, Any], Any], a: list[Any], b: list[Any]) -> list
 def _field(row: Block, probe: str, name: str) -> NDArray[Any]:
     found: NDArray[Any] = row[probe][name]
     return found
+
+
+def _fields_of_all_but_the_last(
+    rows: da.Array, probe: str, name: str, chunks: tuple[tuple[int, ...], ...], dtype: np.dtype[Any]
+) -> da.Array:
+    """A field of which the last row, a single step, has nothing: rows that were cut would hide that it is picked."""
+    key = f"field-{tokenize(rows.name, probe, name)}"
+    inner = (0,) * (len(chunks) - 1)
+    graph: dict[Any, Any] = {(key, i, *inner): (_field, (rows.name, i), probe, name) for i in range(len(chunks[0]) - 1)}
+    layers = HighLevelGraph.from_collections(key, graph, dependencies=[rows])
+    return da.Array(layers, key, (chunks[0][:-1], *chunks[1:]), dtype=dtype)
 
 
 def _of_row(row: Block, probe: str, name: str) -> list[Any]:
