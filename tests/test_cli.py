@@ -544,7 +544,8 @@ def test_a_full_disk(larger: Path, tmp_path: Path) -> None:
         dx.open_recording(tmp_path / "a.zarr")
     said = process("analyze", larger, "-o", tmp_path / "r.zarr", "-q", "--only", "motion", before=FULL)
     assert said.status == 1
-    assert "r.zarr cannot be written: File too large; it is left incomplete and will not open" in said.sentence
+    assert "r.zarr cannot be written: File too large; make room, or choose another" in said.sentence
+    assert "r.zarr is left incomplete and will not open: the same command" in said.sentence
     with pytest.raises(IncompleteStoreError):
         dx.open_results(tmp_path / "r.zarr")
 
@@ -588,7 +589,7 @@ def test_interrupted(working: subprocess.Popen[str], tmp_path: Path) -> None:
     out, err = working.communicate(timeout=60)
     said = Ran(working.returncode, out, err)
     assert said.status == 1
-    assert "interrupted" in said.sentence
+    assert f"interrupted; {tmp_path / 'r.zarr'} is left incomplete and will not open: the same command" in said.sentence
     with pytest.raises(IncompleteStoreError):
         dx.open_results(tmp_path / "r.zarr")
 

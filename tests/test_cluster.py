@@ -139,8 +139,8 @@ def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.Monkey
     """The graph has a few tasks per row, and its size does not depend on the number of tokens times that of rows."""
     sizes, made = [], results.writing
 
-    def weighed(pairs: Any) -> Any:
-        task = made(pairs)
+    def weighed(*given: Any) -> Any:
+        task = made(*given)
         sizes.append((len(task.dask), [len(cloudpickle.dumps(part)) for part in task.dask.values()]))
         return task
 

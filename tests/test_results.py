@@ -180,5 +180,5 @@ class TestBadInput:
         with pytest.raises(Exception, match=r".+"):
             dx.save_results(tree, tmp_path / "r.zarr")
         assert not zarr.open_group(str(tmp_path / "r.zarr"), mode="r").attrs["complete"]
-        with pytest.raises(IncompleteStoreError, match="again with --overwrite"):
+        with pytest.raises(IncompleteStoreError, match="goes on from there; --overwrite begins anew"):
             dx.open_results(tmp_path / "r.zarr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -73,6 +74,8 @@ def analyze(
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
+    Interrupted, even killed, the same command goes on where it was.
+
     --lr, --optimizer, --hyperparameter and --arithmetic are for `mechanism`, where the store does not say
     how it was trained, or says it wrongly.
 
@@ -103,7 +106,7 @@ def analyze(
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
     plan = "" if quiet else _planned(store, recording, len(tree.children), scheduler, workers, partial=partial)
-    with _scheduler(scheduler, workers, device, quiet=quiet):
+    with _scheduler(scheduler, workers, device, quiet=quiet), _saying_what_is_done(quiet):
         progress = _announced(plan, dask_progress("analysing", quiet=quiet))
         saved = dx.save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
@@ -124,6 +127,26 @@ def _announced(plan: str, progress: AbstractContextManager[None]) -> Iterator[No
         say_compiling()
     with progress:
         yield
+
+
+@contextmanager
+def _saying_what_is_done(quiet: bool) -> Iterator[None]:
+    """Print what the library logs of results that it goes on with."""
+    said, logger = _Printed(logging.INFO), logging.getLogger("deadtok_xr.results")
+    level = logger.level
+    if not quiet:
+        logger.addHandler(said)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+
+
+class _Printed(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
 
 
 def _planned(

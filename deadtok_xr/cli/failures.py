@@ -34,6 +34,7 @@ def status(run: Callable[[], Any]) -> int:
             error.show()
             return 2
         message, status = _explained(error)
+        message = "; ".join([message, *_notes(error)])
         message = message.replace("\n", " ")  # a path may hold one
         click.echo(f"deadtok: {message}", err=True)
         return status
@@ -45,11 +46,9 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return _usage(error), 2
     if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
-        return (
-            "interrupted; what it was writing is incomplete and will not open: the same `deadtok convert` goes on from "
-            "there, anything else begins again with --overwrite",
-            1,
-        )
+        left = "; what it was writing is incomplete and will not open: the same `deadtok convert` or `deadtok analyze`"
+        left += " goes on from there, anything else begins again with --overwrite"
+        return f"interrupted{'' if _notes(error) else left}", 1
     if isinstance(error, InputError):
         return str(error), 2
     if isinstance(error, MemoryError):
@@ -64,6 +63,12 @@ def _explained(error: BaseException) -> tuple[str, int]:
         f"{_TRACEBACK}=1 in the environment for the traceback, and report it",
         1,
     )
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was noted on the way: how to go on. Of what click makes of Ctrl-C, that of the interrupt itself."""
+    cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else None
+    return [*getattr(error, "__notes__", ()), *getattr(cause, "__notes__", ())]
 
 
 def _usage(error: click.ClickException) -> str:
