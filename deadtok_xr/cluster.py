@@ -142,6 +142,32 @@ def check_places(results: str | Path, recording: str | Path | None) -> None:
                 )
 
 
+def check_writing(results: str | Path, place: str) -> None:
+    """Refuse to begin where a worker may not write beside the results, in a folder or at an address that it sees.
+
+    Raises
+    ------
+    InputError
+        Which worker, why, and what to do.
+    """
+    client = current()
+    for worker, reason in {} if client is None else client.run(_refused, storage.absolute(place)).items():
+        if reason is not None:
+            raise InputError(
+                f"the worker {worker} cannot write {results} ({reason}): let it write there, or choose another "
+                "destination, which all workers may write; see docs/cluster.md"
+            )
+
+
+def _refused(place: str) -> str | None:
+    """On a worker: why nothing can be written to a place, None if it can."""
+    try:
+        storage.write(place, "tried", b"")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def each(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """What ``work`` makes of each item, in order: on a cluster if Dask computes with one, else on this machine's cores.
 

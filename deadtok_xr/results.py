@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import uuid
@@ -77,6 +78,7 @@ def save_results(
     with _goes_on(work), _writing(path), work.held():
         root = _begun(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
+        cluster.check_writing(path, work.place)
         task = writing(_pairs(root, tree), work.journal)
         if any(work.rows[:1]):
             _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
@@ -148,10 +150,11 @@ def _writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(
-            error.errno,
-            f"{path} cannot be written: {os.strerror(error.errno)}; make room, or choose another destination",
-        ) from error
+        who = "" if cluster.current() is None else " by a worker"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = f"{path} cannot be written{who}: {os.strerror(error.errno)}"
+        mend = "make room" if full else "mend that"
+        raise OSError(error.errno, f"{what}; {mend}, or choose another destination") from error
 
 
 def _refuse_holes(path: str | Path, root: zarr.Group) -> None:

@@ -4,6 +4,7 @@ While RESULTS is written, `.RESULTS.progress` lies beside it, in the same folder
 
     lock            in a folder: held by the process that writes; the system lets go of it when the process dies
     job.json        what is being computed, of which recording, with which versions, part by part
+    tried           written by workers, to see that they can
     SWEEP/ROW       what a row of chunks passed on, written when all else of the row is in the results
 
 `job.json` is written when the results hold every array, still empty, and goes first when they are replaced. A row
@@ -88,7 +89,7 @@ class Work:
             yield self
         finally:
             if lock is not None:
-                self._forget_nothing()
+                self._leave_nothing()
                 lock.release()
 
     def goes_on(self) -> bool:
@@ -148,7 +149,7 @@ class Work:
         else:
             shutil.rmtree(self.place, ignore_errors=True)
 
-    def _forget_nothing(self) -> None:
+    def _leave_nothing(self) -> None:
         """Leave no folder behind in which there is nothing but the lock."""
         folder = Path(self.place)
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK}:

@@ -304,6 +304,51 @@ def test_workers_that_do_not_see_the_store(
         dx.open_results(where)
 
 
+@pytest.mark.skipif(shutil.which("unshare") is None or not can_hide(), reason="needs a file system of its own")
+def test_workers_that_may_not_write(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    script = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}" && exec "$@"'
+    words = ["analyze", recording, "-o", folder / "r.zarr", "--only", "motion", "--scheduler"]
+    with separate(1, tmp_path, before=("unshare", "-r", "-m", "sh", "-c", script, "sh")) as address:
+        status, err = deadtok(capsys, *words, address)
+    assert status == 2
+    assert "deadtok: the worker tcp://" in err
+    assert f"cannot write {folder / 'r.zarr'} (Read-only file system): let it write there, or choose another" in err
+    assert len(err.splitlines()) <= 2  # the address of the dashboard
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_workers_without_room_and_then_with_some(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file of a worker may grow beyond a size, as on a full disk; the same command goes on when it may."""
+    where = tmp_path / "r.zarr"
+    words = ["analyze", recording, "-o", where, "--tokens", "all", "--only", "census,kinematics", "--scheduler"]
+    client.run(_limit, 7000)
+    try:
+        status, err = deadtok(capsys, *words, client.scheduler.address, "-q")
+    finally:
+        client.run(_limit, None)
+    assert status == 1
+    assert f"deadtok: {where} cannot be written by a worker: File too large; make room, or choose another" in err
+    assert f"{where} is left incomplete and will not open: the same command" in err
+    assert len(err.splitlines()) == 1
+    with pytest.raises(IncompleteStoreError, match="goes on from there"):
+        dx.open_results(where)
+    status, err = deadtok(capsys, *words, client.scheduler.address)
+    assert status == 0, err
+    assert f"{where} goes on: " in err
+    assert_same(dx.open_results(where), expected)
+
+
+def _limit(size: int | None) -> None:
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
 def test_each_goes_on_in_order_on_threads_and_workers(client: Client) -> None:
     from deadtok_xr.cluster import each
 
