@@ -80,7 +80,7 @@ def save_results(
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
         task = writing(_pairs(root, tree), work.journal)
-        if any(work.rows[:1]):
+        if work.rows[0]:
             _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 import deadtok_xr as dx
 from deadtok_xr import cli, reader, storage, store
@@ -142,6 +144,36 @@ def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
     assert max(stop for _, stop in of_next) < whole / 2
     first = sorted((start, stop) for name, start, stop in asked if name == "W/c/0/0/0")
     assert [start for start, _ in first] == [0, *(stop for _, stop in first[:-1])]
+
+
+def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its notes lie in the bucket, too; rows that are done are not fetched again."""
+    from deadtok_xr import testing
+    from deadtok_xr.sweep.plan import Sweep
+    from tests.test_going_on import interrupted
+
+    place, looked, real = f"{here}/run.zarr", list[int](), Sweep._look
+    upload(testing.synthetic_recording(tmp_path / "run.zarr", steps=400, tokens=30, dims=4), place)
+
+    def look(self: Sweep, i: int, *rest: Any) -> Any:
+        looked.append(i)
+        return real(self, i, *rest)
+
+    monkeypatch.setattr(Sweep, "_look", look)
+    some = {"analyses": ["h_persistence"]}  # of few variables
+    with dask.config.set(scheduler="synchronous"):
+        with interrupted(3):
+            dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")
+        assert len([key for key in keys(here) if key.startswith(".r.zarr.progress/sweep-")]) == 3
+        with pytest.raises(DestinationExistsError, match="differ in the analyses, their options or the tokens"):
+            dx.save_results(dx.analyze(place, tokens="all", **some), f"{here}/r.zarr")
+        dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")
+        assert sorted(looked) == [0, 1, 2, 3]
+        assert not [key for key in keys(here) if ".progress" in key]
+        dx.save_results(dx.analyze(place, **some), tmp_path / "whole.zarr")
+    assert keys(f"{here}/r.zarr").keys() == storage.objects(LocalStore(tmp_path / "whole.zarr")).keys()
+    for key in keys(f"{here}/r.zarr").keys() - {"zarr.json"}:
+        assert storage.read(f"{here}/r.zarr", key) == storage.read(tmp_path / "whole.zarr", key), key
 
 
 def upload(path: Path, place: str) -> None:
