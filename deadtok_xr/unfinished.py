@@ -161,7 +161,7 @@ class Work:
         """Where a sweep notes its rows, and which of them are done."""
         chunks = tuple(self._chunks_of(job, i) for i in range(rows.numblocks[0]))
         journal = Journal(storage.absolute(self.place), rows.name, chunks)
-        written = storage.marks(targets[0].store) if self.begun else {}
+        written = storage.marks(targets[0].store) if self.begun and targets else {}
         done = {i for i in range(len(chunks)) if _is_there(written, targets, i) and journal.passed(i) is not None}
         self.rows = (self.rows[0] + len(done), self.rows[1] + len(chunks))
         return journal, done

@@ -341,6 +341,13 @@ def _interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
+def test_rows_that_write_nothing_are_not_looked_at_again(small: Path, tmp_path: Path, looked: list[int]) -> None:
+    with interrupted(2):
+        save(small, tmp_path / "r.zarr", "connectivity")
+    save(small, tmp_path / "r.zarr", "connectivity")
+    assert sorted(looked) == [0, 1, 2, 3, 4]
+
+
 def test_of_two_at_once_the_second_is_refused(small: Path, tmp_path: Path) -> None:
     class Second:
         def __enter__(self) -> None:

@@ -160,7 +160,7 @@ def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, mon
         return real(self, i, *rest)
 
     monkeypatch.setattr(Sweep, "_look", look)
-    some = {"analyses": ["h_persistence"]}  # of few variables
+    some = {"analyses": ["connectivity"]}  # of few variables
     with dask.config.set(scheduler="synchronous"):
         with interrupted(3):
             dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")

@@ -265,6 +265,12 @@ def sweep_of(rows: da.Array) -> Sweep:
     return found
 
 
+def sweeps_in(graph: HighLevelGraph) -> list[da.Array]:
+    """The rows of every sweep of a graph."""
+    found = [(name, layer[_job(name)]) for name, layer in graph.layers.items() if name.startswith("sweep-")]
+    return [da.Array(graph, name, ((1,) * len(job.table.steps),), meta=np.empty(0, object)) for name, job in found]
+
+
 def with_job(rows: da.Array, job: Sweep, done: Collection[int] = ()) -> dict[Any, Any]:
     """The tasks of a sweep, doing something else, and nothing for rows that are done but give what was noted."""
     again = {(rows.name, i): (_again, _job(rows.name), i) for i in done}

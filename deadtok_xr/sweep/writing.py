@@ -21,7 +21,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from deadtok_xr import writer
 from deadtok_xr.sweep.passed_on import Journal
-from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, Sweep, picked_from, sweep_of, with_job
+from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, Sweep, picked_from, sweep_of, sweeps_in, with_job
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
 Targets = Sequence["zarr.Array[Any]"]
@@ -42,7 +42,8 @@ def writing(pairs: Pairs, resume: Resume | None = None) -> Delayed:
     found = [(picked_from(x.name), x, target) for x, target in pairs]
     direct = [(picked, target) for picked, _, target in found if isinstance(picked, Picked)]
     graph, keys = _blocks([(x, target) for picked, x, target in found if not isinstance(picked, Picked)])
-    for rows in {picked.rows.name: picked.rows for picked, _ in direct}.values():
+    sweeps = {rows.name: rows for rows in (*sweeps_in(graph), *(picked.rows for picked, _ in direct))}
+    for rows in sweeps.values():
         sinks = [(picked, target) for picked, target in direct if picked.rows.name == rows.name]
         graph, more = _rows(graph, rows, sinks, resume)
         keys += more
