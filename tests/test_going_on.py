@@ -191,7 +191,10 @@ def some_of_all(recording: Path) -> xr.DataTree:
     """Some variables of every analysis."""
     tree = dx.analyze(recording)
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
-    some = {name: ds[[*list(ds.data_vars)[::9], list(ds.data_vars)[-1]]] for name, ds in groups.items()}
+    some = {
+        name: ds[[name for i, name in enumerate(ds.data_vars) if i in (0, len(ds.data_vars) - 1)]]
+        for name, ds in groups.items()
+    }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **some})
 
 
