@@ -24,6 +24,7 @@ from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputErro
 from deadtok_xr.sweep.writing import writing
 from deadtok_xr.unfinished import GOES_ON, RESULTS, Work
 
+Arrays = dict[str, "zarr.Array[Any]"]
 RESULTS_VERSION = "1.0"
 _log = logging.getLogger(__name__)
 
@@ -76,10 +77,10 @@ def save_results(
     _refuse_existing(path, overwrite)
     work = Work(path, tree)
     with _goes_on(work), _writing(path), work.held():
-        root = _begun(work, tree, overwrite)
+        root, made = _begun(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
-        task = writing(_pairs(root, tree), work.journal)
+        task = writing(_pairs(root, made, tree), work.journal)
         if work.rows[0]:
             _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
         with progress or nullcontext():
@@ -102,20 +103,21 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
     destination.refuse_existing(path, overwrite=overwrite or unfinished.is_unfinished(path), kind=RESULTS)
 
 
-def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> zarr.Group:
-    """The results to write to: those that the same work left, or new ones in which every array is still empty."""
+def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
+    """The results to write to: those that the same work left, or new ones with the arrays made, still empty."""
     if not overwrite and unfinished.is_unfinished(work.path) and work.goes_on():
-        return zarr.open_group(storage.opened(work.path), mode="r+")
+        return zarr.open_group(storage.opened(work.path), mode="r+"), {}
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
     if storage.exists(work.path):
         storage.remove(work.path)
     attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(storage.opened(work.path), attributes=attributes)
+    made: Arrays = {}
     for name, node in tree.children.items():
-        _prepare(root, name, node.to_dataset())
+        made |= _prepare(root, name, node.to_dataset())
     work.begin(root)
-    return root
+    return root, made
 
 
 def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
@@ -178,9 +180,10 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> None:
-    """Create a group's arrays, and write the small ones."""
+def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
+    """Create a group's arrays, and write the small ones; the lazy ones by their places."""
     group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
+    made = {}
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
         source: Any = uniform(variable.data) if lazy else variable.values
@@ -189,11 +192,14 @@ def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> None:
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
             source.chunksize if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
-        if not lazy and source.size:
+        if lazy:
+            made[f"{name}/{key}"] = array
+        elif source.size:
             array[...] = source.astype(object) if text else source
+    return made
 
 
-def _pairs(root: zarr.Group, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
+def _pairs(root: zarr.Group, made: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
     """The lazy arrays with their targets."""
     lazy = [
         (f"{name}/{key}", variable.data)
@@ -201,7 +207,9 @@ def _pairs(root: zarr.Group, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Arr
         for key, variable in node.to_dataset().variables.items()
         if variable.chunks is not None
     ]
-    return [(uniform(data), store.whole(cast("zarr.Array[Any]", root[place]))) for place, data in lazy]
+    opened = {place: store.whole(cast("zarr.Array[Any]", root[place])) for place, _ in lazy if place not in made}
+    targets = made | opened
+    return [(uniform(data), targets[place]) for place, data in lazy]
 
 
 def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
