@@ -81,7 +81,7 @@ def save_results(
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
         task = writing(_pairs(root, made, tree), work.journal)
-        if work.rows[0]:
+        if not made and work.rows[1]:  # they were made before
             _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
