@@ -34,8 +34,9 @@ from deadtok_xr import destination, motion_bounds, storage, store
 from deadtok_xr.chunk_files import file_key
 from deadtok_xr.errors import DestinationExistsError
 from deadtok_xr.stored import Stored
+from deadtok_xr.sweep.job import Sweep
 from deadtok_xr.sweep.passed_on import Journal
-from deadtok_xr.sweep.plan import Picked, Sweep, picked_from, sweep_of
+from deadtok_xr.sweep.plan import Picked, picked_from, sweep_of
 
 RESULTS = "deadtok_results"
 _JOB, _LOCK = "job.json", "lock"

@@ -26,8 +26,8 @@ from deadtok_xr import cli, results, store, testing, unfinished
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, IncompleteStoreError
 from deadtok_xr.sweep import passed_on
+from deadtok_xr.sweep.job import Sweep
 from deadtok_xr.sweep.passed_on import Journal, NotPlain, from_bytes, to_bytes
-from deadtok_xr.sweep.plan import Sweep
 from tests.conftest import once
 
 STEPS = 513

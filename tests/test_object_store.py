@@ -149,7 +149,7 @@ def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
 def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its notes lie in the bucket, too; rows that are done are not fetched again."""
     from deadtok_xr import testing
-    from deadtok_xr.sweep.plan import Sweep
+    from deadtok_xr.sweep.job import Sweep
     from tests.test_going_on import interrupted
 
     place, looked, real = f"{here}/run.zarr", list[int](), Sweep._look

@@ -3,62 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-import zarr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from deadtok_xr import device as devices
-from deadtok_xr import writer
 from deadtok_xr.blocks import fitting, neighbour, uniform
-from deadtok_xr.device import Device
 from deadtok_xr.reader import recorded
-from deadtok_xr.stored import Stored, place_of
-from deadtok_xr.sweep.ahead import ahead
-from deadtok_xr.sweep.passed_on import Journal
-from deadtok_xr.sweep.pieces import PIECE_BYTES, Field, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
+from deadtok_xr.stored import place_of
+from deadtok_xr.sweep.job import Made, Sweep, Table
+from deadtok_xr.sweep.probe import Block, Probe
 
 _KEPT = 4096
-Block = dict[str, Any]
-"""What a look found in a row, by field."""
-
-
-class Look(Protocol):
-    """A probe at work in one row."""
-
-    def piece(self, piece: Piece) -> None:
-        """Look at some steps; called for all in order."""
-        ...
-
-    def end(self) -> Block:
-        """Every field of the probe for the row."""
-        ...
-
-
-class Probe(Protocol):
-    """A question to a recording, answered row by row. A frozen dataclass: its options tell it from another."""
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variables (step, token, dim) that it looks at."""
-        ...
-
-    def fields(self) -> Mapping[str, Field]:
-        """What it finds."""
-        ...
-
-    def begin(self, row: Row) -> Look:
-        """Begin with a row."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,21 +42,6 @@ class Plan:
     matrices: Mapping[str, da.Array]
     probes: Mapping[str, Probe]
     finish: Callable[[Findings], xr.Dataset]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """How the rows of a sweep lie in the recording."""
-
-    steps: tuple[int, ...]
-    shape: tuple[int, int, int]
-
-    @property
-    def transitions(self) -> tuple[int, ...]:
-        return (*self.steps[:-1], self.steps[-1] - 1)
-
-    def row(self, i: int, device: Device) -> Row:
-        return Row(sum(self.steps[:i]), self.steps[i], self.transitions[i], *self.shape[1:], device)
 
 
 def run(plans: Sequence[Plan], device: str = "auto") -> list[xr.Dataset]:
@@ -119,7 +68,7 @@ class _Layer:
     """The tasks of a sweep: an array of one `Block` of `Block`s per row."""
 
     rows: da.Array
-    table: _Table
+    table: Table
 
 
 def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe], device: str) -> _Layer:
@@ -127,7 +76,7 @@ def _layer(matrices: dict[str, da.Array], probes: dict[str, Probe], device: str)
     arrays = {name: x for name, x in matrices.items() if name in used}
     first = next(iter(arrays.values()))
     arrays = {name: fitting(recorded(x), first.chunks[0]) for name, x in arrays.items()}
-    table = _Table(first.chunks[0], first.shape)
+    table = Table(first.chunks[0], first.shape)
     stored = {name: place_of(x) for name, x in arrays.items()}
     places = {name: p for name, p in stored.items() if p is not None and p.chunk_steps == first.chunks[0][0]}
     held = {name: x for name, x in arrays.items() if name not in places}
@@ -152,99 +101,6 @@ def _keys(x: da.Array, i: int) -> list[Any]:
 
 def _job(name: str) -> str:
     return f"{name}-job"
-
-
-@dataclass(frozen=True)
-class Sink:
-    """A field that the tasks of a sweep write themselves, and the array that it goes to."""
-
-    probe: str
-    field: str
-    target: zarr.Array[Any]
-
-
-MADE = "made"
-"""Where a task that writes its row passes on what was made of its findings, by name of the array."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a function makes of all that a probe found in a row: the array of these objects, and how."""
-
-    name: str
-    sweep: str
-    probe: str
-    make: Callable[..., Any]
-    options: Mapping[str, Any]
-
-    def of(self, found: Mapping[str, Block]) -> Any:
-        """Of a row."""
-        return self.make(found[self.probe], **self.options)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What the task of a row does: goes through it once for all probes, writes what it is told, returns the rest.
-
-    ``kept`` are the fields (probe, field) that are returned, None for all; ``makes`` what is made of all that a probe
-    found, so that only that need be passed on. What is passed on is noted in the ``journal``, if there is one.
-    """
-
-    places: Mapping[str, Stored]
-    probes: tuple[tuple[str, Probe], ...]
-    table: _Table
-    held: tuple[str, ...]
-    device: str = "auto"
-    sinks: tuple[Sink, ...] = ()
-    kept: frozenset[tuple[str, str]] | None = None
-    makes: tuple[Made, ...] = ()
-    journal: Journal | None = None
-
-    def __call__(self, i: int, blocks: list[Any]) -> dict[str, Block]:
-        first = sum(self.table.steps[:i])
-        found = self._look(i, first, blocks)
-        for sink in self.sinks:
-            values = found[sink.probe][sink.field]
-            if len(values):
-                writer.write(sink.target, (first,), values)
-        passed = self._passed_on(found)
-        if self.journal is not None:  # last: from now on the row is done
-            self.journal.note(i, passed)
-        return passed
-
-    def _passed_on(self, found: dict[str, Block]) -> dict[str, Block]:
-        if self.kept is None:
-            return found
-        passed = {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
-        return passed | {MADE: {made.name: made.of(found) for made in self.makes}}
-
-    def _look(self, i: int, first: int, blocks: list[Any]) -> dict[str, Block]:
-        sources: dict[str, Steps] = {name: StoredSteps(place, first) for name, place in self.places.items()}
-        sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
-        try:
-            row = self.table.row(i, devices.resolve(self.device, self._bytes(i, sources)))
-            looks = {name: probe.begin(row) for name, probe in self.probes}
-            with closing(_cut(row, sources)) as parts:
-                for piece in parts:
-                    for look in looks.values():
-                        look.piece(piece)
-        finally:
-            for source in sources.values():
-                source.close()
-        return {name: look.end() for name, look in looks.items()}
-
-    def _bytes(self, i: int, sources: Mapping[str, Steps]) -> int:
-        """Of the largest variable in a row."""
-        _, n, d = self.table.shape
-        return self.table.steps[i] * n * d * max(source.dtype.itemsize for source in sources.values())
-
-
-def _cut(row: Row, sources: Mapping[str, Steps]) -> Generator[Piece, None, None]:
-    """A row in pieces: small ones that stay in a core's cache, or large ones for a device, each decoded ahead."""
-    step = row.n_tokens * row.n_dims * sum(source.dtype.itemsize for source in sources.values())
-    size = devices.PIECE_BYTES if row.device.kernels else PIECE_BYTES
-    parts = pieces(row, sources, max(1, size // max(1, step)))
-    return ahead(parts) if row.device.kernels else parts
 
 
 def _go(job: Sweep, i: int, blocks: list[Any]) -> dict[str, Block]:

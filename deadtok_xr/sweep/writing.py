@@ -20,8 +20,10 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from deadtok_xr import writer
+from deadtok_xr.sweep.job import MADE, Made, Sink, Sweep
 from deadtok_xr.sweep.passed_on import Journal
-from deadtok_xr.sweep.plan import MADE, Block, Made, Picked, Sink, Sweep, picked_from, sweep_of, sweeps_in, with_job
+from deadtok_xr.sweep.plan import Picked, picked_from, sweep_of, sweeps_in, with_job
+from deadtok_xr.sweep.probe import Block
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
 Targets = Sequence["zarr.Array[Any]"]
