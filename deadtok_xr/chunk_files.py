@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import struct
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -86,15 +85,7 @@ def shard_of(chunks: Sequence[bytes], n: int) -> bytes:
 
 def put(array: zarr.Array[Any], position: tuple[int, ...], data: bytes) -> None:
     """Put the file of a chunk of an array in a folder in place at a stroke."""
-    path = _path(array, array.metadata.encode_chunk_key(position))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # a lost task may be at work on it too
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    storage.put_file(_path(array, array.metadata.encode_chunk_key(position)), data)
 
 
 def _per_shard(array: zarr.Array[Any]) -> tuple[int, ...]:

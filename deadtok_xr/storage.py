@@ -170,18 +170,22 @@ def read(path: str | Path, name: str) -> bytes | None:
         return None
 
 
+def put_file(path: Path, data: bytes) -> None:
+    """Put a file in place at a stroke, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # a lost task may be at work on it too
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write(path: str | Path, name: str, data: bytes) -> None:
     """Write a small file of a store, whole or not at all; to S3 it is tried again where the connection breaks."""
     if not is_address(path):
-        file = Path(path) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(file)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        put_file(Path(path) / name, data)
         return
     import obstore
 

@@ -113,7 +113,7 @@ class Work:
             )
         self.begun = True
         if not storage.is_address(self.path):
-            for part in Path(self.path).rglob("*.partial"):  # which zarr was writing
+            for part in Path(self.path).rglob("*.partial"):  # which zarr or we were writing
                 part.unlink()
         return True
 
