@@ -8,9 +8,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 
 import deadtok_xr as dx
-from benchmarks import coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
+from benchmarks import analyses, coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
 
@@ -145,3 +146,13 @@ def test_both_ways_to_cosines_agree() -> None:
     ours, theirs = dx.coherence(ds).compute(), coherence.all_pairs(ds.W.astype(np.float32).values)
     np.testing.assert_allclose(ours.displacement_cosine_mean, theirs["mean"], atol=1e-12)
     np.testing.assert_allclose(ours.displacement_cosine_std, theirs["std"], atol=1e-9)
+
+
+def test_the_cost_of_each_analysis_is_taken_without_changing_it(recording: Path, tmp_path: Path) -> None:
+    rec = dx.open_recording(recording, tokens="dead")
+    found, together = analyses.costs(rec, ["motion", "census", "lattice"], tmp_path / "r.zarr")
+    assert {*found} == {"decoding", "which rows changed", "Transitions", "Places", "Cells"}
+    assert all(seconds > 0 for seconds in found.values())
+    assert sum(found.values()) - found["decoding"] < together
+    expected = dx.analyze(rec, analyses=["census"])["census"].to_dataset().compute()
+    xr.testing.assert_equal(dx.open_results(tmp_path / "r.zarr")["census"].to_dataset().compute(), expected)
