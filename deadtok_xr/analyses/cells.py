@@ -13,7 +13,7 @@ from deadtok_xr import blocks
 from deadtok_xr.analyses.in_steps import SERIES
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.errors import OffGridError
-from deadtok_xr.sweep import Field, Piece, Row, room
+from deadtok_xr.sweep import Field, OfOne, Piece, Row, room
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
 COUNTS = (
@@ -38,16 +38,10 @@ _SHARES = {
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(OfOne):
     """The probe of a variable's elements on a grid."""
 
-    variable: str
     grid: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """Counts of exponents and mantissas, what belongs to tokens; and a `series` of all that is of steps alone."""

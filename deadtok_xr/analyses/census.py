@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 SIGNED_ZERO = ("equal", "distinct")
 _HOLE = "a black hole is a place that two or more tokens share"
@@ -162,7 +162,7 @@ def _words_of(dtype: np.dtype[Any], signed_zero: str) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Places:
+class Places(OfOne):
     """The probe of tokens in the same place; `FIELDS` says what it finds.
 
     Attributes
@@ -171,14 +171,8 @@ class Places:
         Positions of the steps at which each token's place is kept.
     """
 
-    variable: str
     at: tuple[int, ...]
     signed_zero: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """See `FIELDS`."""

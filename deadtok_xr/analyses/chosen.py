@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Piece, Row
+from deadtok_xr.sweep import Field, OfOne, Piece, Row
 
 
 def positions(labels: NDArray[np.int64], steps: Sequence[int] | None, purpose: str, at_most: int) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def sample(n_tokens: int, max_tokens: int, purpose: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class AtSteps:
+class AtSteps(OfOne):
     """The probe of what a function makes of some tokens at some steps, or across the transitions to these.
 
     Attributes
@@ -66,17 +66,11 @@ class AtSteps:
         Whether it looks at two steps.
     """
 
-    variable: str
     at: tuple[int, ...]
     tokens: tuple[int, ...]
     measure: Callable[..., Any]
     options: tuple[Any, ...] = ()
     pairs: bool = False
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """One `found` per row: by position, what the function made."""

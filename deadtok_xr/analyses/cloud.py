@@ -15,7 +15,7 @@ from deadtok_xr.analyses.kinematics import Cloud
 from deadtok_xr.analyses.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 _MOVERS = "over the tokens that moved; NaN if none did. A token that stands still has no direction, and counts as none"
 _LAG1 = "cos(ΔW[t-1], ΔW[t]) over tokens that moved at both steps; NaN if none did"
@@ -187,15 +187,8 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
 
 
 @dataclass(frozen=True)
-class Within:
+class Within(OfOne):
     """The probe of tokens in motion."""
-
-    variable: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """A `series` of what `cloud` has per step, but for lags across rows; and `tokens`, what joins these."""

@@ -14,7 +14,7 @@ from deadtok_xr.analyses.graph_walk import check_grid
 from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 ATTRS: dict[str, dict[str, Any]] = {
     "connectivity_threshold": {
@@ -103,17 +103,11 @@ def _positions(labels: Any, steps: Sequence[int] | None) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Trees:
+class Trees(OfOne):
     """The probe of spanning trees at some positions in the recording."""
 
-    variable: str
     grid: str
     at: tuple[int, ...]
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """One list of trees per row."""

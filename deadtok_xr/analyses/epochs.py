@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deadtok_xr import blocks
 from deadtok_xr.analyses.kinematics import Cloud
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Block, Field, Findings, Piece, Plan, Probe, Row, analysis, folded, room
+from deadtok_xr.sweep import Block, Field, Findings, OfOne, Piece, Plan, Probe, Row, analysis, folded, room
 
 Floats = NDArray[np.float64]
 EPOCHS = ("inhale", "sneeze", "deceleration", "freeze")
@@ -151,15 +151,8 @@ FIELDS = {"radius": Field("states"), **{name: Field("transitions", (), "i8") for
 
 
 @dataclass(frozen=True)
-class Radius:
+class Radius(OfOne):
     """The probe of the distance from the origin, and of who moved; `FIELDS` says what it finds."""
-
-    variable: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """See `FIELDS`."""

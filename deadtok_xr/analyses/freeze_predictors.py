@@ -14,7 +14,7 @@ from deadtok_xr.analyses import transitions
 from deadtok_xr.analyses.h_persistence import directions
 from deadtok_xr.bfloat16 import decode, ulp
 from deadtok_xr.errors import OffGridError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 Floats = NDArray[np.float64]
 PREDICTORS = {
@@ -135,16 +135,10 @@ def freeze_predictors(
 
 
 @dataclass(frozen=True)
-class Ends:
+class Ends(OfOne):
     """The probe of how tokens begin and end: their first and last places, and when they last moved."""
 
-    variable: str
     steps: NDArray[np.int64]
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """One `ends` per row: `first`, `last` (token, dim), and `moved`, the label of the last motion."""

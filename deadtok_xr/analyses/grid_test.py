@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import GRIDS, on_grid
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 ATTRS: dict[str, dict[str, Any]] = {
     "n_on_grid": {"long_name": "values that the format holds exactly", "units": "1",
@@ -78,15 +78,8 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan
 
 
 @dataclass(frozen=True)
-class Grids:
+class Grids(OfOne):
     """The probe of a variable's values."""
-
-    variable: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """One `counts` per row: values that are not finite, and those off each grid."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 ATTRS: dict[str, dict[str, Any]] = {
     "centroid": {"long_name": "centroid C of the tokens", "units": "1", "formula": "C[t] = mean_i W[t,i]"},
@@ -121,15 +121,8 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Cloud:
+class Cloud(OfOne):
     """The probe of the cloud as a whole; `FIELDS` says what it finds."""
-
-    variable: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """See `FIELDS`."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -101,16 +101,10 @@ def _chosen(labels: NDArray[np.int64], steps: Sequence[int] | None) -> NDArray[n
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(OfOne):
     """The probe of covariances at some positions along `step`."""
 
-    variable: str
     at: tuple[int, ...]
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """One `found` per row: by position, (eigenvalues, deviations)."""

@@ -15,7 +15,7 @@ from deadtok_xr.analyses.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.errors import InputError
 from deadtok_xr.series import Series
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 COINCIDENT = ("separate", "linked")
 SPACINGS = {
@@ -208,10 +208,9 @@ def _read_first(place: Any, shape: tuple[int, int]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(OfOne):
     """The probe of the adjacency graph."""
 
-    variable: str
     grid: str
     k: float
     spacing: str
@@ -219,11 +218,6 @@ class Graph:
     n_tokens: int
     held: str | None = None
     start: Series | None = None
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """Those of `ATTRS`."""

@@ -12,7 +12,7 @@ import xarray as xr
 
 from deadtok_xr import blocks
 from deadtok_xr.errors import InputError, OffGridError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, room
+from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, room
 
 MAGNITUDES = (0.1, 10.0, 100.0)
 """The limits of notebook 1.31b's regimes, in norm ULP."""
@@ -36,16 +36,10 @@ hottest, and `changed` is whether a bit did."""
 
 
 @dataclass(frozen=True)
-class Transitions:
+class Transitions(OfOne):
     """The probe of every transition of a variable on a grid."""
 
-    variable: str
     grid: str
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """The variable."""
-        return (self.variable,)
 
     def fields(self) -> dict[str, Field]:
         """See `FIELDS`."""

@@ -7,9 +7,9 @@ while every *probe* looks at them. What the probes keep is small; the decoded va
 from deadtok_xr.sweep.analysis import Analysis, analysis
 from deadtok_xr.sweep.pieces import Field, Piece, Row, room
 from deadtok_xr.sweep.plan import Findings, Plan, folded, run
-from deadtok_xr.sweep.probe import Block, Look, Probe
+from deadtok_xr.sweep.probe import Block, Look, OfOne, Probe
 
 __all__ = [
-    "Analysis", "Block", "Field", "Findings", "Look", "Piece", "Plan", "Probe", "Row", "analysis", "folded", "room",
-    "run",
+    "Analysis", "Block", "Field", "Findings", "Look", "OfOne", "Piece", "Plan", "Probe", "Row", "analysis", "folded",
+    "room", "run",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deadtok_xr.sweep.pieces import Field, Piece, Row
@@ -38,3 +39,15 @@ class Probe(Protocol):
     def begin(self, row: Row) -> Look:
         """Begin with a row."""
         ...
+
+
+@dataclass(frozen=True)
+class OfOne:
+    """What probes of one variable have in common; options of theirs follow."""
+
+    variable: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.variable,)
