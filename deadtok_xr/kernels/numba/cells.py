@@ -13,11 +13,13 @@ SIGN, SIZE, MANTISSA = np.uint32(1 << 31), np.uint32((1 << 31) - 1), np.uint32((
 
 @compiled
 def word_of(steps, t, n, d, shift):
+    """An element of words (t, n, d) as a float32 word."""
     return np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
 
 
 @compiled
 def value_of(word):
+    """The number that a word stands for."""
     return np.float64(np.uint32(word).view(np.float32))
 
 
@@ -29,6 +31,7 @@ def height_of(word, smallest):
 
 @compiled
 def ordinal_of(word, smallest, ulp_offset):
+    """How many numbers of the lattice lie between it and zero, negative below it."""
     height = height_of(word, smallest)
     if height:
         size = (height << (ulp_offset - 127)) + (np.int64(word & MANTISSA) >> (150 - ulp_offset))
@@ -45,6 +48,7 @@ def power(exponent):
 
 @compiled
 def off_grid(word, spare, largest):
+    """Whether a finite element is no number of the lattice."""
     size = np.uint32(word & SIZE)
     field = size >> np.uint32(23)
     return (field < np.uint32(255)) & ((size > np.uint32(largest)) | ((word & spare[np.uint64(field)]) != 0))
@@ -52,4 +56,5 @@ def off_grid(word, spare, largest):
 
 @compiled
 def not_finite(word):
+    """Whether it is NaN or infinite."""
     return (word & SIZE) >= np.uint32(0x7F800000)

@@ -6,6 +6,7 @@ change keeps its hash; a step at which no row changed keeps its answer. What bec
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Hashed:
     label: Longs
 
 
+@functools.cache  # it is asked for with every piece
 def keys(n_dims: int) -> NDArray[np.uint32]:
     """What the words of a row are multiplied by for its hash, (d,); odd, and always the same."""
     return np.random.default_rng(0x5EED).integers(0, 2**32, n_dims, dtype=np.uint32) | np.uint32(1)

@@ -115,8 +115,20 @@ def moments(unit, n, centre):
     a = 0.5 * (q - s)
     # few vectors: the pairs themselves cost less, and nothing cancels where all cosines are the same
     variance = _by_pairs(unit, n, a, q) if n <= D + 8 else _by_products(unit, n, a, q)
+    return mean_and_deviation(n, q, variance)
+
+
+@compiled
+def mean_and_deviation(n, q, variance):
+    """Of the pairwise cosines of n unit vectors, within their bounds."""
     mean = 1.0 - q * n / (n - 1)
     return min(max(mean, -1.0), 1.0), np.sqrt(max(variance, 0.0))
+
+
+@compiled
+def variance_of(n, q, spread_a, squares):
+    """The variance of the pairwise cosines, from Σa² and the sum of the squares of K."""
+    return (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
 
 
 @compiled_finite
@@ -142,7 +154,7 @@ def _by_products(rows, n, a, q):
     spread_a = 0.0
     for i in range(n):
         spread_a += a[i] * a[i]
-    return (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
+    return variance_of(n, q, spread_a, squares)
 
 
 @compiled_finite

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.coherence import moments
-from deadtok_xr.kernels.numba.words import compiled, finite_row, value
+from deadtok_xr.kernels.numba.coherence import mean_and_deviation, moments, variance_of
+from deadtok_xr.kernels.numba.words import compiled, finite_row, list_changed, value
 
 _DENSE = 16
 """Whole rows take products in vectors: below D²/16 products for a row, those of its own elements cost less."""
@@ -85,7 +85,7 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
             finite[n] = finite_row(block, t + 1, n)
             continue  # too much moves to be listed, or it is not known how far
         start = ends[used]
-        end = _differ(block, t, n, dims, start)
+        end = list_changed(block, t, n, dims, start)
         squares = 0.0
         for i in range(start, end):
             values[i] = value(block[t + 1, n, dims[i]]) - value(block[t, n, dims[i]])
@@ -112,16 +112,6 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
 
 
 @compiled
-def _differ(block, t, n, dims, start):
-    """List the dims in which a row's values differ, without a branch that depends on them; the end of the list."""
-    end = start
-    for d in range(block.shape[2]):
-        dims[end] = d
-        end += block[t, n, d] != block[t + 1, n, d]
-    return end
-
-
-@compiled
 def _moments(dims, values, ends, n, centre, q):
     """Mean and deviation of the pairwise cosines of the first n unit vectors."""
     D = len(centre)
@@ -140,9 +130,7 @@ def _moments(dims, values, ends, n, centre, q):
         for j in range(i):
             squares += 2.0 * (K[i, j] - n * centre[i] * centre[j]) ** 2
         squares += (K[i, i] - n * centre[i] ** 2) ** 2
-    variance = (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
-    mean = 1.0 - q * n / (n - 1)
-    return min(max(mean, -1.0), 1.0), np.sqrt(max(variance, 0.0))
+    return mean_and_deviation(n, q, variance_of(n, q, spread_a, squares))
 
 
 @compiled

@@ -20,7 +20,7 @@ from deadtok_xr.kernels.numba.cells import (
     word_of,
 )  # fmt: skip
 from deadtok_xr.kernels.numba.running import STATES, ULPS, Running, recount, refuse
-from deadtok_xr.kernels.numba.words import compiled, compiled_finite
+from deadtok_xr.kernels.numba.words import compiled, compiled_finite, list_changed
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",
@@ -140,11 +140,8 @@ def _transition(
 
 @compiled
 def _differ(steps, t, n, shift, where, one, two):
-    """The words of a token that differ, before and after, without a branch that depends on them; how many."""
-    k = 0
-    for d in range(steps.shape[2]):
-        where[k] = d
-        k += steps[t, n, d] != steps[t + 1, n, d]
+    """The words of a token that differ, before and after; how many."""
+    k = list_changed(steps, t, n, where, 0)
     for i in range(k):
         one[i], two[i] = word_of(steps, t, n, where[i], shift), word_of(steps, t + 1, n, where[i], shift)
     return k

@@ -59,6 +59,19 @@ def changed_rows(steps):
 
 
 @compiled
+def list_changed(steps, t, n, where, start):
+    """List from ``where[start]`` on the dims in which a row differs from the next step; the end of the list.
+
+    There is no branch that depends on the values: it would be mispredicted at every other element.
+    """
+    end = start
+    for d in range(steps.shape[2]):
+        where[end] = d
+        end += steps[t, n, d] != steps[t + 1, n, d]
+    return end
+
+
+@compiled
 def _changed_rows(steps, out):
     for t in range(out.shape[0]):
         for n in range(out.shape[1]):
@@ -103,6 +116,7 @@ def _last_motion(steps, changed, labels, invalid, out):
 
 @inlined_sums
 def finite_row(steps, t, n):
+    """Whether all elements of a row are finite."""
     total = 0.0
     for d in range(steps.shape[2]):
         x = value(steps[t, n, d])
