@@ -27,8 +27,8 @@ from dask.base import tokenize
 import deadtok_xr as dx
 from deadtok_xr import analyses as package
 from deadtok_xr.analyses import open_for_analysis
-from deadtok_xr.blocks import as_dask
-from deadtok_xr.sweep import Field, Findings, Look, Piece, Plan, Probe, Row, run
+from deadtok_xr.engine import Field, Findings, Look, Piece, Plan, Probe, Row, run
+from deadtok_xr.engine.blocks import as_dask
 
 _taken: Counter[str] = Counter()
 _lock = threading.Lock()

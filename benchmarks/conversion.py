@@ -28,6 +28,7 @@ from typing import Any
 import click
 import h5py
 import numpy as np
+from dask.system import CPU_COUNT
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
@@ -37,7 +38,6 @@ from deadtok_xr.conversion import open_for
 from deadtok_xr.conversion.options import NOTHING_SAID
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.units import divide, fill, word_type
-from deadtok_xr.machine import workers
 
 Figures = dict[str, float]
 
@@ -65,7 +65,7 @@ def _encode(source: Path, put: Callable[[int, bytes], object]) -> Figures:
         put(i, data)
         return len(data)
 
-    with open_for(source, NOTHING_SAID) as (opened, options), ThreadPoolExecutor(workers()) as pool:
+    with open_for(source, NOTHING_SAID) as (opened, options), ThreadPoolExecutor(CPU_COUNT) as pool:
         plan = make_plan(opened, options)
         for unit in divide(plan, plan.room()):
             blocks = np.empty(unit.nbytes, np.uint8).view(word_type(unit.variable.dtype)).reshape(unit.layout())

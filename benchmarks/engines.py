@@ -22,10 +22,10 @@ import zarr
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr.reader import chunk_reader, recorded
-from deadtok_xr.stored import Stored, place_of
-from deadtok_xr.sweep import Row
-from deadtok_xr.sweep.pieces import StoredSteps, pieces
+from deadtok_xr.engine import Row
+from deadtok_xr.engine.batches import StoredSteps, pieces
+from deadtok_xr.store.reading import chunk_reader, recorded
+from deadtok_xr.store.stored_array import Stored, place_of
 
 Blocks = Iterator[NDArray[Any]]
 

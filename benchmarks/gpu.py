@@ -27,14 +27,14 @@ import numpy as np
 import torch
 
 import deadtok_xr as dx
-from deadtok_xr import device as devices
 from deadtok_xr import kernels, testing
-from deadtok_xr.analyses.graph_walk import n_bins
-from deadtok_xr.analyses.transitions import FIELDS, MAGNITUDES
+from deadtok_xr.analyses.common.graph_walk import n_bins
+from deadtok_xr.analyses.common.transitions import FIELDS, MAGNITUDES
+from deadtok_xr.engine import Row, room
+from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
 from deadtok_xr.kernels.torch.parts import host, words
-from deadtok_xr.sweep import Row, room
 
 LATTICE = kernels.lattice("bfloat16")
 TOGETHER = (("motion", "phases", "kinematics"), ("topology",), ("census",))

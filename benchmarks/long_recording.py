@@ -191,7 +191,7 @@ def real_schedule(run: demo.Run = MODEL) -> Schedule:
 @click.option("--dims", default=64, show_default=True)
 def main(folder: Path, steps: int, tokens: int, dims: int) -> None:
     """Train, fit, and write."""
-    from deadtok_xr.progress import reporting
+    from deadtok_xr.engine.progress import reporting
 
     folder.mkdir(parents=True, exist_ok=True)
     schedule = real_schedule()

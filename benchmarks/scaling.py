@@ -37,20 +37,20 @@ def analysed(store: Path, analyses: list[str] | None) -> dict[str, Any]:
     import cloudpickle
     import dask
 
-    from deadtok_xr import results
+    from deadtok_xr.results import save
 
     with tempfile.TemporaryDirectory() as temporary, dask.config.set(scheduler="synchronous"):
         folder = Path(temporary)
         tiny = dx.testing.synthetic_recording(folder / "tiny.zarr", steps=200, tokens=8, dims=4)
         dx.save_results(dx.analyze(tiny, analyses=analyses, tokens="all"), folder / "tiny-results")
-        graphs, writing = [], results.writing
+        graphs, writing = [], save.writing
 
         def counted(pairs: Any) -> Any:
             task = writing(pairs)
             graphs.append(task.dask)
             return task
 
-        results.writing = counted
+        save.writing = counted
         began, cpu = time.perf_counter(), time.process_time()
         dx.save_results(dx.analyze(store, analyses=analyses, tokens="all"), folder / "results")
         taken = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -68,7 +68,7 @@ def analysed(store: Path, analyses: list[str] | None) -> dict[str, Any]:
 
 def by_workers(store: Path, analyses: list[str] | None, counts: list[int], runs: int) -> dict[int, list[float]]:
     """Seconds of each run with so many worker processes of one thread each, in turn; the workers are warm."""
-    from deadtok_xr import cluster
+    from deadtok_xr.engine import cluster
 
     seconds: dict[int, list[float]] = {n: [] for n in counts}
     with tempfile.TemporaryDirectory() as temporary:

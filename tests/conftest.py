@@ -16,9 +16,10 @@ from hypothesis import settings
 from zarr.storage import LocalStore
 
 import deadtok_xr as dx
-from deadtok_xr import demo, motion_bounds, stored
-from deadtok_xr.chunks import CHUNK_STEPS
-from deadtok_xr.reader import ChunkReader
+from deadtok_xr import demo
+from deadtok_xr.store import motion_index, stored_array
+from deadtok_xr.store.chunk_layout import CHUNK_STEPS
+from deadtok_xr.store.reading import ChunkReader
 
 settings.register_profile("default", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)  # pytest --hypothesis-profile thorough
@@ -106,15 +107,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 
     Without what stores know of motion, by which less is decoded: see test_motion_bounds.
     """
-    monkeypatch.setattr(motion_bounds, "read", lambda array, position: None)
+    monkeypatch.setattr(motion_index, "read", lambda array, position: None)
     counts: Counter[tuple[str, int]] = Counter()
-    read = stored._Stream.read
+    read = stored_array._Stream.read
 
-    def counted(self: stored._Stream, out: Any, rows: slice) -> None:
+    def counted(self: stored_array._Stream, out: Any, rows: slice) -> None:
         counts[self._reader.array.basename, self._id[-3]] += len(out) if self._id[-2] == 0 else 0
         read(self, out, rows)
 
-    monkeypatch.setattr(stored._Stream, "read", counted)
+    monkeypatch.setattr(stored_array._Stream, "read", counted)
     return counts
 
 

@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy as np
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.transitions import FIELDS, MAGNITUDES
+from deadtok_xr.analyses.common.transitions import FIELDS, MAGNITUDES
+from deadtok_xr.engine import Row, room
 from deadtok_xr.kernels import numba
 from deadtok_xr.kernels.torch import one_pass
 from deadtok_xr.kernels.torch.parts import bits, host
-from deadtok_xr.sweep import Row, room
 
 EDGES = [0x0000, 0x8000, 0x0001, 0x8001, 0x007F, 0x0080, 0x3F80, 0x3F7F, 0x3F81, 0xBF80, 0x7F7F, 0xFF7F]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import xarray as xr
 
-from deadtok_xr import blocks
 from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
@@ -29,8 +28,8 @@ from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
+from deadtok_xr.engine import Plan, blocks, run
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Plan, run
 
 ANALYSES: dict[str, Callable[..., Plan]] = {
     "motion": motion.plan,
@@ -189,7 +188,7 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
 def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:
     """Open a store for analysis: its dead tokens where it knows them, unless the caller says which."""
     from deadtok_xr import store
-    from deadtok_xr.recording import open_recording
+    from deadtok_xr.recording.opening import open_recording
 
     if tokens is None:
         group, _ = store.open_group(path, partial=opening.get("partial", False))

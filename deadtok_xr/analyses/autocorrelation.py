@@ -11,8 +11,8 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import decode
+from deadtok_xr.engine import blocks
 from deadtok_xr.errors import InputError
 
 _V = "v = ΔW, steps at rest count as v = 0; over what is finite"
@@ -111,7 +111,7 @@ def _sums(x: da.Array, lags: int) -> da.Array:
 
 
 def _follow(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:
-    from deadtok_xr.kernels.numba.lags import lagged  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.lags import lagged
 
     n = block.shape[1]
     if state is None:

@@ -11,9 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 SIGNED_ZERO = ("equal", "distinct")
 _HOLE = "a black hole is a place that two or more tokens share"
@@ -193,7 +192,7 @@ class _Look:
         self.snapshots = {name: np.empty((len(self.at), row.n_tokens), np.int64) for name in names}
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.company import company  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.coincidence_history import company
 
         # no recording is as wide as float64: what is derived stays on the CPU
         wide = piece.values[self.probe.variable].dtype.itemsize > 4
@@ -238,7 +237,7 @@ class _Look:
 
 def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """What two rows know of places, the second of which begins where the first one ends."""
-    from deadtok_xr.kernels.numba.company import continued
+    from deadtok_xr.kernels.numba.coincidence_history import continued
 
     kept = dict(a["at"])
     for position, places in b["at"].items():
@@ -268,7 +267,7 @@ def _of_tokens(found: Findings, ds: xr.Dataset, positions: tuple[int, ...]) -> d
 
 
 def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> blocks.Block:
-    from deadtok_xr.kernels.numba.company import together_since
+    from deadtok_xr.kernels.numba.coincidence_history import together_since
 
     (places,) = inputs["places"]
     out: dict[str, list[Any]] = {name: [] for name in _PER_TOKEN}

@@ -8,10 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
 from deadtok_xr.analyses.coherence import cosine
 from deadtok_xr.analyses.kinematics import Cloud
-from deadtok_xr.sweep import Findings, Plan, analysis
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {

@@ -13,12 +13,12 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.cells import MANTISSAS
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.analyses.common.cells import MANTISSAS
+from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid
+from deadtok_xr.engine import blocks
+from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError, OffGridError
-from deadtok_xr.series import Series
 
 _NEAREST = "nearest of the reference tokens; -1 or NaN for a token with NaN or infinity, or without a reference"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -218,7 +218,7 @@ def _describe(
 ) -> dict[str, Any]:
     """What a block of tokens adds up to, dead and live by themselves; of each token its norm and its row's digest."""
     from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba.running import Running  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.incremental_counts import Running
 
     words, lattice = kernels.words(rows), kernels.lattice(grid)
     values = words.astype(np.uint32) << np.uint32(kernels.word_shift(words))
@@ -288,7 +288,7 @@ def _largest(parts: list[Any]) -> list[int]:
 
 def _measure(rows: NDArray[Any], first: int, grid: str, few: dict[str, Any]) -> dict[str, Any]:
     from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba.neighbours import nearest  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.neighbours import nearest
 
     finite = np.isfinite(few["rows"].astype(np.float32)).all(axis=1)
     valid = np.asarray(np.isfinite(rows.astype(np.float32)).all(axis=1))

@@ -9,13 +9,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import in_steps
+from deadtok_xr.analyses.common import per_step
+from deadtok_xr.analyses.common.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.analyses.kinematics import Cloud
-from deadtok_xr.analyses.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.bfloat16 import decode
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 _MOVERS = "over the tokens that moved; NaN if none did. A token that stands still has no direction, and counts as none"
 _LAG1 = "cos(ΔW[t-1], ΔW[t]) over tokens that moved at both steps; NaN if none did"
@@ -176,7 +175,7 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
     shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
 
     def finish(found: Findings) -> xr.Dataset:
-        inputs = {"series": in_steps.chained(found, "within"), "tokens": found.merged("within", "tokens", _join)}
+        inputs = {"series": per_step.chained(found, "within"), "tokens": found.merged("within", "tokens", _join)}
         inputs["centroid"] = found.array("cloud", "centroid").rechunk(-1)
         values = blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token", "dim"}}
@@ -192,7 +191,7 @@ class Within(OfOne):
 
     def fields(self) -> dict[str, Field]:
         """A `series` of what `cloud` has per step, but for lags across rows; and `tokens`, what joins these."""
-        return {in_steps.SERIES: Field("row"), "tokens": Field("row")}
+        return {per_step.SERIES: Field("row"), "tokens": Field("row")}
 
     def room(self) -> dict[str, Field]:
         """What the series holds."""
@@ -217,7 +216,7 @@ class _Look:
         self.last: Any = None
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba import cloud as kernel  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba import cloud as kernel
 
         recorded = piece.values[self.name]
         self.first = recorded[:2].copy() if self.first is None else self.first
@@ -236,7 +235,7 @@ class _Look:
         out["shear_ratio"][:] = _ratio(out["thermal_speed_mean"], out["bulk_speed"])
         own = {"first": self.first, "last": self.last, "totals": self.totals}
         tokens = {**own, "at": self.row.first, "n": self.row.n_transitions, "borders": []}
-        return {in_steps.SERIES: (out,), "tokens": tokens}
+        return {per_step.SERIES: (out,), "tokens": tokens}
 
 
 def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -257,7 +256,7 @@ def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def _across(first: NDArray[Any], second: NDArray[Any], third: NDArray[Any]) -> dict[str, Any]:
-    from deadtok_xr.kernels.numba import cloud as kernel  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba import cloud as kernel
 
     steps = [_floats(x) for x in (first, second, third)]
     with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
@@ -279,7 +278,7 @@ def _lengths(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _measure(inputs: dict[str, list[Any]], *, lags: int) -> blocks.Block:
     (tokens,) = inputs["tokens"]
-    series = in_steps.joined(inputs["series"], (*_PER_STEP, *_LAG))
+    series = per_step.joined(inputs["series"], (*_PER_STEP, *_LAG))
     return {
         **{name: series[name] if name in _STATES else _after_the_start(series[name]) for name in _PER_STEP},
         **_persistence(series, tokens),

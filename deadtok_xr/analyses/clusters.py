@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import chosen
+from deadtok_xr.analyses.common import step_selection
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Findings, Plan, analysis
 
 Floats = NDArray[np.float64]
 Longs = NDArray[np.int64]
@@ -80,16 +79,16 @@ def clusters(
     numbers = tuple(int(n) for n in k)
     if not numbers or min(numbers) < 2 or len(set(numbers)) < len(numbers):
         raise InputError(f"clusters: k={list(k)}; needed: different numbers of clusters, each at least 2")
-    at = chosen.positions(ds["step"].values, steps, "clusters", _AT_MOST)
-    tokens = chosen.sample(ds.sizes["token"], max_tokens, "clusters")
-    probe = chosen.AtSteps(variable, at, tokens, _describe, (numbers, seed))
+    at = step_selection.positions(ds["step"].values, steps, "clusters", _AT_MOST)
+    tokens = step_selection.sample(ds.sizes["token"], max_tokens, "clusters")
+    probe = step_selection.AtSteps(variable, at, tokens, _describe, (numbers, seed))
     shapes: dict[str, Any] = {
         **dict.fromkeys(("silhouette", "inertia"), (("step", "k"), (len(at), len(numbers)), "f8")),
         **dict.fromkeys(("best_k", "n_tokens"), (("step",), (len(at),), "i8")),
     }
 
     def finish(found: Findings) -> xr.Dataset:
-        inputs = {"found": found.merged("clusters", "found", chosen.both)}
+        inputs = {"found": found.merged("clusters", "found", step_selection.both)}
         values = blocks.at_once(inputs, _table, shapes, ATTRS, at=at, numbers=numbers)
         coords = {"step": ds["step"].variable[list(at)], "k": np.array(numbers)}
         return xr.Dataset(values, coords, blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens, seed=seed))

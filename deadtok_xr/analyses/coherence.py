@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.transitions import step_and_token_coords
-from deadtok_xr.series import Series
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
+from deadtok_xr.analyses.common.transitions import step_and_token_coords
+from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine.series import Series
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
 
@@ -246,7 +245,7 @@ class Directions:
 
 class _Look:
     def __init__(self, probe: Directions, row: Row) -> None:
-        from deadtok_xr.kernels.numba.hops import Moved  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.sparse_directions import Moved
 
         self.probe, self.out = probe, room(probe.fields(), row)
         self.series = {"step": probe.steps[row.later]}
@@ -257,7 +256,7 @@ class _Look:
         self.room = {name: np.empty(shape) for name in _MATRICES if name in probe.matrices}
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba import coherence as kernel  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba import coherence as kernel
 
         values = {name: piece.readable(name) for name in self.probe.matrices}
         W, changed = values["W"], piece.changed("W")

@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.cells import step_coords
+from deadtok_xr.analyses.common.cells import step_coords
+from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
 ATTRS: dict[str, dict[str, Any]] = {
     "n_different": {
@@ -154,7 +153,7 @@ class _Look:
         self.coming = np.ones((1, row.n_tokens), bool)  # which tokens to look at in the next step
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.differences import differences  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.differences import differences
 
         n = piece.n_states
         a, b = piece.floats("a")[:n], piece.floats("b")[:n]

@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.graph_walk import Walk
+from deadtok_xr.analyses.common.graph_walk import Walk
+from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.analyses.topology import Graph, check_options
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, Piece, Plan, Row, analysis, room
 
 ATTRS: dict[str, dict[str, Any]] = {
     "component": {

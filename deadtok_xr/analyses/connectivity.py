@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.graph_walk import check_grid
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.analyses.common.graph_walk import check_grid
+from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 ATTRS: dict[str, dict[str, Any]] = {
     "connectivity_threshold": {
@@ -130,7 +129,7 @@ class _Look:
 
     def _tree(self, piece: Piece, t: int) -> dict[str, Any]:
         from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba.spanning_tree import spanning_tree  # here: a graph is built without numba
+        from deadtok_xr.kernels.numba.spanning_tree import spanning_tree
         from deadtok_xr.kernels.numba.topology import centroids, count_not_finite
 
         values = piece.values[self.probe.variable][t : t + 1]

@@ -10,13 +10,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr import blocks, kernels
-from deadtok_xr.analyses import transitions
-from deadtok_xr.analyses.updates import read_updates
+from deadtok_xr import kernels
+from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common.updates import read_updates
+from deadtok_xr.engine import Block, Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay.settings import Settings
-from deadtok_xr.series import Series
-from deadtok_xr.sweep import Block, Field, Findings, Piece, Plan, Row, analysis, room
 
 _RATIO = "|η·m̂ / (√v̂ + ε)| / (half the gap from W[t-1] in the direction of the step)"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ class _Look:
         self.t, self.lr = (probe.series[name].values()[at] for name in ("t", "lr"))
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.critical import critical  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.critical import critical
 
         W, m, v = (piece.floats(name) for name in self.probe.matrices)
         for i in range(piece.n_transitions):

@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import bfloat16, blocks
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr import bfloat16
+from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.engine import blocks
 from deadtok_xr.errors import OffGridError
 
 ATTRS: dict[str, dict[str, Any]] = {

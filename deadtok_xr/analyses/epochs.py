@@ -9,10 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
 from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.engine import Block, Field, Findings, OfOne, Piece, Plan, Probe, Row, analysis, blocks, folded, room
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Block, Field, Findings, OfOne, Piece, Plan, Probe, Row, analysis, folded, room
 
 Floats = NDArray[np.float64]
 EPOCHS = ("inhale", "sneeze", "deceleration", "freeze")
@@ -169,7 +168,7 @@ class _Look:
         self.norms = np.full(row.n_tokens, -1.0)
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.radius import radius  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.radius import radius
 
         out = piece.room(self.out, FIELDS)
         steps, changed = piece.floats(self.variable), piece.changed(self.variable)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr.analyses.updates import PIECE, Updates, held, read_updates
+from deadtok_xr.analyses.common.updates import PIECE, Updates, held, read_updates
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.compare import Comparison, sentence

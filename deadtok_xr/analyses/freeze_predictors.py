@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.common import transitions
 from deadtok_xr.analyses.h_persistence import directions
 from deadtok_xr.bfloat16 import decode, ulp
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
 from deadtok_xr.errors import OffGridError
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 Floats = NDArray[np.float64]
 PREDICTORS = {
@@ -157,7 +156,7 @@ class _Look:
         self.moved = np.full(row.n_tokens, _NEVER)
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba import last_motion  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba import last_motion
 
         steps = piece.values[self.name]
         self.first = steps[0].copy() if self.first is None else self.first
@@ -228,7 +227,7 @@ def _concordance(
     time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats
 ) -> tuple[float, float, float, float]:
     """Somers' D of Harrell's pairs, its interval by the jackknife, and the number of pairs."""
-    from deadtok_xr.kernels.numba.ranks import concordance  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.ranks import concordance
 
     agree, known = np.zeros((2, len(time)), np.int64)
     concordance(time, censored, value, agree, known)

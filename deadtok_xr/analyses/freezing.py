@@ -8,10 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.common import transitions
+from deadtok_xr.engine import Block, Findings, Plan, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Block, Findings, Plan, analysis
 
 Longs = NDArray[np.int64]
 EXACT = ("value", "bits")

@@ -11,9 +11,10 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from deadtok_xr import bfloat16, blocks
+from deadtok_xr import bfloat16
 from deadtok_xr.analyses.checkpoint import one_step
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.engine import blocks
 from deadtok_xr.errors import InputError, OffGridError
 
 _GAP = "gaps between successive distinct values of the dim, in representable numbers"
@@ -125,7 +126,7 @@ def _seen(x: da.Array, variable: str, grid: str) -> da.Array:
 
 
 def _mark(state: list[Any] | None, block: NDArray[Any], variable: str, grid: str) -> list[Any]:
-    from deadtok_xr.kernels.numba.presence import mark  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba.presence import mark
 
     n_dims, g = block.shape[2], bfloat16.get_grid(grid)
     if state is None:

@@ -10,10 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
 from deadtok_xr.bfloat16 import GRIDS, on_grid
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis
 
 ATTRS: dict[str, dict[str, Any]] = {
     "n_on_grid": {"long_name": "values that the format holds exactly", "units": "1",
@@ -100,7 +99,7 @@ class _Look:
         self.coming = np.ones((1, row.n_tokens), bool)  # which tokens to look at in the next step
 
     def piece(self, piece: Piece) -> None:
-        from deadtok_xr.kernels.numba.grids import count_off_grid  # here, so that a graph is built without numba
+        from deadtok_xr.kernels.numba.grids import count_off_grid
 
         n = piece.n_states
         values = piece.floats(self.name)[:n]

@@ -8,9 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Findings, Plan, analysis
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {

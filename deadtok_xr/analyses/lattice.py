@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import cells, in_steps, transitions
-from deadtok_xr.sweep import Findings, Plan, analysis
+from deadtok_xr.analyses.common import cells, per_step, transitions
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 _HOPS = "frozen: d = 0; lattice: d <= 8·u; thermal: the rest; d = ‖ΔW‖₂, u the token's ULP at t-1"
@@ -140,7 +139,7 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
     def finish(found: Findings) -> xr.Dataset:
         labels = {"token_ulp": list(cells.TOKEN_ULPS), "hop": list(cells.HOPS), "regime": list(cells.REGIMES)}
         attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
-        inputs = {"series": in_steps.chained(found, "cells")}
+        inputs = {"series": per_step.chained(found, "cells")}
         shapes = cells.steps_of(grid, ds.sizes["step"] - 1, _OF_STEPS)
         small = blocks.at_once(inputs, _transitions, shapes, ATTRS)
         values = {**found.variables("cells", ATTRS), **small, **extra}
@@ -150,7 +149,7 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
 
 
 def _transitions(inputs: dict[str, list[Any]]) -> blocks.Block:
-    return in_steps.joined(inputs["series"], _OF_STEPS)
+    return per_step.joined(inputs["series"], _OF_STEPS)
 
 
 STATE_ATTRS: dict[str, dict[str, Any]] = {
@@ -205,7 +204,7 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
 
     def finish(found: Findings) -> xr.Dataset:
         values = found.variables("cells", STATE_ATTRS)
-        inputs = {"series": in_steps.chained(found, "cells")}
+        inputs = {"series": per_step.chained(found, "cells")}
         shapes = cells.steps_of(grid, ds.sizes["step"], _OF_STATES)
         values |= blocks.at_once(inputs, _states, shapes, STATE_ATTRS)
         labels = {
@@ -220,5 +219,5 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
 
 def _states(inputs: dict[str, list[Any]]) -> blocks.Block:
     names = tuple("n_invalid_now" if name == "n_invalid" else name for name in _OF_STATES)
-    found = in_steps.joined(inputs["series"], names)
+    found = per_step.joined(inputs["series"], names)
     return {name: found[key] for name, key in zip(_OF_STATES, names, strict=True)}

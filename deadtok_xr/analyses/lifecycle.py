@@ -10,11 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.common import transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
+from deadtok_xr.engine import Block, Findings, Plan, analysis, blocks, folded
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Block, Findings, Plan, analysis, folded
 
 Longs = NDArray[np.int64]
 ORDER = ("earliest", "median", "latest")
@@ -187,7 +186,7 @@ def _shapes(n_steps: int, n_tokens: int, n_phases: int) -> dict[str, Any]:
 
 def _phases(row: Block, *, scheme: str, n_dims: int) -> dict[str, Any]:
     """The phase of each transition of a row and how the token moved, a byte each."""
-    from deadtok_xr.kernels.numba import lifecycle as kernel  # here, so that a graph is built without numba
+    from deadtok_xr.kernels.numba import lifecycle as kernel
 
     known = {
         "lattice": (kernel.LATTICE, ()),

@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import replayed, transitions
-from deadtok_xr.analyses.updates import read_updates
+from deadtok_xr.analyses.common import replayed, transitions
+from deadtok_xr.analyses.common.updates import read_updates
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError
-from deadtok_xr.series import Series
-from deadtok_xr.sweep import Findings, Plan, analysis
 
 CAUSES = ("no_gradient", "rounded_to_zero", "moved", "unknown")
 _OF_CAUSES = {"flag_values": list(range(4)), "flag_meanings": " ".join(CAUSES)}

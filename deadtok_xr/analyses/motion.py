@@ -6,9 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
-from deadtok_xr.sweep import Findings, Plan, analysis
+from deadtok_xr.analyses.common import transitions
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 ATTRS: dict[str, dict[str, Any]] = {

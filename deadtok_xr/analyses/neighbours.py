@@ -9,9 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import chosen
-from deadtok_xr.sweep import Findings, Plan, analysis
+from deadtok_xr.analyses.common import step_selection
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {
@@ -68,13 +67,15 @@ def neighbour_preservation(
     x = blocks.require(ds, variable, "neighbour_preservation")
     blocks.check_steps(ds, "neighbour_preservation", allow_gaps=allow_gaps)
     labels = ds["step"].values[1:]
-    at = tuple(i + 1 for i in chosen.positions(labels, steps, "neighbour_preservation", _AT_MOST))
-    tokens = chosen.sample(ds.sizes["token"], max_tokens, "neighbour_preservation")
-    probe = chosen.AtSteps(variable, at, tokens, _compare, pairs=True)
+    at = tuple(i + 1 for i in step_selection.positions(labels, steps, "neighbour_preservation", _AT_MOST))
+    tokens = step_selection.sample(ds.sizes["token"], max_tokens, "neighbour_preservation")
+    probe = step_selection.AtSteps(variable, at, tokens, _compare, pairs=True)
     shapes: dict[str, Any] = {name: (("step",), (len(at),), "i8" if name == "n_tokens" else "f8") for name in ATTRS}
 
     def finish(found: Findings) -> xr.Dataset:
-        values = blocks.at_once({"found": found.merged("pairs", "found", chosen.both)}, _table, shapes, ATTRS, at=at)
+        values = blocks.at_once(
+            {"found": found.merged("pairs", "found", step_selection.both)}, _table, shapes, ATTRS, at=at
+        )
         attrs = blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens)
         return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
 

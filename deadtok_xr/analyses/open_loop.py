@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
-from deadtok_xr.analyses.updates import held, read_updates
+from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common.updates import held, read_updates
+from deadtok_xr.engine import blocks
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings

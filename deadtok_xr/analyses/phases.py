@@ -7,10 +7,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses import transitions
+from deadtok_xr.analyses.common import transitions
+from deadtok_xr.engine import Findings, Plan, analysis, blocks
 from deadtok_xr.errors import InputError
-from deadtok_xr.sweep import Findings, Plan, analysis
 
 LATTICE = ("frozen", "late", "midlife", "early")
 MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")

@@ -9,13 +9,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr import blocks
-from deadtok_xr.analyses.graph_walk import Walk, n_bins
-from deadtok_xr.analyses.transitions import grid_name
+from deadtok_xr.analyses.common.graph_walk import Walk, n_bins
+from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid
+from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError
-from deadtok_xr.series import Series
-from deadtok_xr.sweep import Field, Findings, OfOne, Piece, Plan, Row, analysis, room
 
 COINCIDENT = ("separate", "linked")
 SPACINGS = {
@@ -185,8 +184,8 @@ def first_step(x: Any) -> Any:
     """The first step of an array, (1, token, dim), of which no more is decoded than that."""
     import dask.array as da
 
-    from deadtok_xr.reader import recorded
-    from deadtok_xr.stored import place_of
+    from deadtok_xr.store.reading import recorded
+    from deadtok_xr.store.stored_array import place_of
 
     x = recorded(x)
     place = place_of(x)
@@ -196,7 +195,7 @@ def first_step(x: Any) -> Any:
 
 
 def _read_first(place: Any, shape: tuple[int, int]) -> NDArray[Any]:
-    from deadtok_xr.sweep.pieces import StoredSteps
+    from deadtok_xr.engine.batches import StoredSteps
 
     steps = StoredSteps(place, 0)
     out = np.empty((1, *shape), steps.dtype)

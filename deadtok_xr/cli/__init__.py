@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from deadtok_xr import __version__
+from deadtok_xr._version import __version__
 from deadtok_xr.cli import after, analyze, demo, stores
 from deadtok_xr.cli.failures import status
 

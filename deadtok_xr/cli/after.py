@@ -10,7 +10,7 @@ import click
 from deadtok_xr.cli.options import OVERWRITE, PATH, QUIET, STORE, description
 
 if TYPE_CHECKING:
-    from deadtok_xr.recording import Tokens
+    from deadtok_xr.recording.opening import Tokens
 
 
 @click.command()
@@ -52,7 +52,7 @@ def export(
     Example:  deadtok export thimble_7.zarr dead.safetensors --variables W,grad --tokens dead
     """
     import deadtok_xr as dx
-    from deadtok_xr.progress import reporting
+    from deadtok_xr.engine.progress import reporting
 
     names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
     with reporting("exporting", quiet=quiet) as report:

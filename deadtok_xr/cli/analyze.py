@@ -24,8 +24,8 @@ from deadtok_xr.cli.options import (
     say_compiling,
 )
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
-from deadtok_xr.device import NAMES, resolve, resources
 from deadtok_xr.errors import InputError
+from deadtok_xr.kernels.device import NAMES, resolve, resources
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,9 +85,9 @@ def analyze(
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
     import deadtok_xr as dx
-    from deadtok_xr import destination
     from deadtok_xr.analyses import open_for_analysis
-    from deadtok_xr.progress import dask_progress
+    from deadtok_xr.engine.progress import dask_progress
+    from deadtok_xr.store import destination
 
     if workers is None and scheduler in _HERE and device != "auto":
         resolve(device, 0)  # now, not in the first task
@@ -132,7 +132,7 @@ def _announced(plan: str, progress: AbstractContextManager[None]) -> Iterator[No
 @contextmanager
 def _saying_what_is_done(quiet: bool) -> Iterator[None]:
     """Print what the library logs of results that it goes on with."""
-    said, logger = _Printed(logging.INFO), logging.getLogger("deadtok_xr.results")
+    said, logger = _Printed(logging.INFO), logging.getLogger("deadtok_xr.results.save")
     level = logger.level
     if not quiet:
         logger.addHandler(said)
@@ -153,11 +153,13 @@ def _planned(
     store: Path | str, recording: xr.Dataset, n_analyses: int, scheduler: str, workers: int | None, *, partial: bool
 ) -> str:
     """What is about to be done, and the memory that it takes at most."""
-    from deadtok_xr import describe, machine
-    from deadtok_xr.store import open_group
+    from dask.system import CPU_COUNT
+
+    from deadtok_xr.cli import describe
+    from deadtok_xr.store.group import open_group
 
     here = workers is None and scheduler == "threads"
-    threads = machine.workers() if here else 1
+    threads = CPU_COUNT if here else 1
     group, _ = open_group(store, partial=partial)
     bound = describe.size(describe.memory_bound(group, recording.sizes["token"], threads=threads))
     sizes = " x ".join(f"{recording.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
@@ -175,7 +177,7 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
         with dask.config.set(scheduler=name):
             yield
         return
-    from deadtok_xr import cluster
+    from deadtok_xr.engine import cluster
 
     if workers is not None and name != "threads":
         raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")

@@ -25,7 +25,7 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     """
     import deadtok_xr as dx
     from deadtok_xr import demo as training
-    from deadtok_xr.progress import dask_progress, reporting
+    from deadtok_xr.engine.progress import dask_progress, reporting
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.Run()

@@ -58,7 +58,7 @@ def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
 
 def description(path: Path | str, *, partial: bool = False) -> str:
     """What a store holds, as one screen."""
-    from deadtok_xr.describe import describe
+    from deadtok_xr.cli.describe import describe
 
     return describe(path, partial=partial)
 
@@ -82,6 +82,6 @@ def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
 
 def read_ids(path: Path) -> list[int]:
     """The token ids in a file; here so that commands that read none do not import NumPy."""
-    from deadtok_xr import token_ids
+    from deadtok_xr.store import token_ids
 
     return token_ids.read_ids(path)

@@ -75,7 +75,7 @@ def convert(
     """
     from deadtok_xr.conversion import carry_out, options_from
     from deadtok_xr.conversion.plan import DEFAULT_MEMORY
-    from deadtok_xr.progress import reporting
+    from deadtok_xr.engine.progress import reporting
 
     options |= {
         "keys": pairs(keys, "--key", "VARIABLE=KEY"),
@@ -149,7 +149,7 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
     Example:  deadtok info thimble_7.zarr
     """
     if as_json:
-        from deadtok_xr.describe import facts
+        from deadtok_xr.cli.describe import facts
 
         print_json(**facts(store, partial=partial))
         return
@@ -169,8 +169,8 @@ def verify(store: Path | str, source: Path | None, initial: Path | None, as_json
     Example:  deadtok verify thimble_7.zarr --source thimble_7.h5
     """
     import deadtok_xr as dx
+    from deadtok_xr.engine.progress import reporting
     from deadtok_xr.errors import DamagedStoreError
-    from deadtok_xr.progress import reporting
 
     with reporting("verifying", quiet=quiet) as report:
         found = dx.verify(store, source, initial=initial, progress=report)

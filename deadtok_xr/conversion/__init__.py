@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deadtok_xr.conversion.options import Options
     from deadtok_xr.conversion.plan import Plan
-    from deadtok_xr.conversion.sources import Source
+    from deadtok_xr.conversion.readers.source import Source
 
 __all__ = ["convert", "recipes"]
 
@@ -146,7 +146,7 @@ def convert(
     """
     from dask.utils import parse_bytes
 
-    from deadtok_xr import storage
+    from deadtok_xr.store import location
 
     options = options_from(
         keys=keys, dims=dims, include=include, drop=drop, bits=bits, keep_dtype=keep_dtype, steps=steps,
@@ -156,12 +156,12 @@ def convert(
     shown = nullcontext(progress or (lambda done, total: None))
     room = None if memory is None else parse_bytes(memory)
     noticed = carry_out(
-        Path(src), storage.place_for(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
+        Path(src), location.place_for(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
         looking=nullcontext(lambda done, total: None), writing=shown,
     )  # fmt: skip
     for sentence in noticed:  # now that the store is whole: a warning may be an error
         warnings.warn(sentence, UserWarning, stacklevel=2)
-    return storage.place_for(dest)
+    return location.place_for(dest)
 
 
 def carry_out(
@@ -203,11 +203,11 @@ def options_from(**given: Any) -> Options:
 @contextmanager
 def open_for(src: Path, options: Options, recipe: str | Path | None = None) -> Iterator[tuple[Source, Options]]:
     """Open a source with everything that belongs to it; the options with those of the recipe."""
-    from deadtok_xr.conversion.derived import absolute, joined
-    from deadtok_xr.conversion.formats import open_source
-    from deadtok_xr.conversion.layout import KNOWN
+    from deadtok_xr.conversion.inspect.derived import absolute, joined
+    from deadtok_xr.conversion.inspect.keys import KNOWN
+    from deadtok_xr.conversion.inspect.sidecars import with_metadata
     from deadtok_xr.conversion.options import with_recipe
-    from deadtok_xr.conversion.sidecars import with_metadata
+    from deadtok_xr.conversion.readers.formats import open_source
 
     options = with_recipe(options, recipe)
     labels: Any = options.steps if options.steps in ("names", "content") else None

@@ -28,10 +28,10 @@ import zarr
 from blake3 import blake3
 from filelock import FileLock, Timeout
 
-from deadtok_xr import motion_bounds, storage
 from deadtok_xr.conversion.plan import fingerprint
 from deadtok_xr.conversion.units import Finds
 from deadtok_xr.errors import DestinationExistsError
+from deadtok_xr.store import location, motion_index
 
 
 def folder_of(dest: Path) -> Path:
@@ -41,7 +41,7 @@ def folder_of(dest: Path) -> Path:
 
 def markers_of(dest: Path | str) -> Markers:
     """The markers of a destination in a folder, or of one behind an address."""
-    if storage.is_address(dest):
+    if location.is_address(dest):
         from deadtok_xr.conversion.object_markers import ObjectMarkers
 
         return ObjectMarkers(str(dest))
@@ -122,7 +122,7 @@ class Markers:
 
     def put_bounds(self, array: zarr.Array[Any], position: tuple[int, ...], steps: Any, chunk: bytes) -> None:
         """Keep when each token moves in a chunk."""
-        motion_bounds.put(self.dest, array, position, steps, chunk)
+        motion_index.put(self.dest, array, position, steps, chunk)
 
     def differs(self, facts: Mapping[str, Any]) -> list[str] | None:
         """In which parts begun work is another than ``facts``; [] if it is the same, None if there is none."""

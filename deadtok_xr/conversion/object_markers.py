@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deadtok_xr import storage
 from deadtok_xr.conversion.markers import Markers
 from deadtok_xr.conversion.plan import fingerprint
 from deadtok_xr.conversion.units import Finds
+from deadtok_xr.store import location
 
 
 class ObjectMarkers(Markers):
@@ -44,37 +44,37 @@ class ObjectMarkers(Markers):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def begun(self) -> bool:
-        return storage.read(self.place, "plan.json") is not None
+        return location.read(self.place, "plan.json") is not None
 
     def tidy(self) -> None:
         pass
 
     def read(self, name: str) -> bytes:
-        data = storage.read(self.place, name)
+        data = location.read(self.place, name)
         if data is None:
             raise FileNotFoundError(f"{self.place}/{name}")
         return data
 
     def put(self, name: str, text: str) -> Path:
-        storage.write(self.place, name, text.encode())
+        location.write(self.place, name, text.encode())
         return self.folder / name
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        storage.remove(self.place)
-        storage.remove(self.dest)  # before the plan: what lies there then can only be of this one
+        location.remove(self.place)
+        location.remove(self.dest)  # before the plan: what lies there then can only be of this one
         self.done = {}
         self.put("plan.json", json.dumps({"fingerprint": fingerprint(facts), "facts": facts}, default=str))
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
         """What was in the store when this began."""
-        return storage.objects(storage.opened(self.dest))
+        return location.objects(location.opened(self.dest))
 
     def is_intact(self, name: str, size: int, known: str) -> bool:
         return self._sizes.get(name) == size
 
     def resume(self) -> None:
-        noted = [name for name in storage.objects(storage.opened(self.place)) if name.startswith("noted/")]
+        noted = [name for name in location.objects(location.opened(self.place)) if name.startswith("noted/")]
         finds: dict[str, Finds] = {}
         for name in noted:
             key, n_bad, first = json.loads(self.read(name))
@@ -87,10 +87,10 @@ class ObjectMarkers(Markers):
 
     def put_back(self, made: Path, names: Sequence[str]) -> None:
         for name in names:
-            storage.write(self.dest, name, (made / name).read_bytes())
+            location.write(self.dest, name, (made / name).read_bytes())
 
     def put_root(self, text: str) -> None:
-        storage.write(self.dest, "zarr.json", text.encode())
+        location.write(self.dest, "zarr.json", text.encode())
 
     def put_bounds(self, array: Any, position: tuple[int, ...], steps: Any, chunk: bytes) -> None:
         pass  # a request for each chunk costs more than they save
@@ -98,8 +98,8 @@ class ObjectMarkers(Markers):
     def finish_chunk(self, key: str, data: bytes, finds: Finds) -> None:
         if finds.n_bad:
             self.put(f"noted/{key}", json.dumps([key, finds.n_bad, finds.first]))
-        storage.write(self.dest, key, data)
+        location.write(self.dest, key, data)
         self.done[key] = finds
 
     def remove(self) -> None:
-        storage.remove(self.place)
+        location.remove(self.place)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 from numpy.typing import NDArray
 
-from deadtok_xr import __version__, schema, store
-from deadtok_xr.conversion.sources import Entry
+from deadtok_xr import schema, store
+from deadtok_xr._version import __version__
+from deadtok_xr.conversion.readers.source import Entry
 from deadtok_xr.errors import InputError
-from deadtok_xr.machine import workers
 
 PIECE_BYTES = 8 * 2**20
 """How much is read at a time: what was read before is in memory once more only for so much."""
@@ -161,7 +162,7 @@ class Plan:
         torch = _TORCH if "torch" in self.format else 0
         buffers = max(v.entry.buffer_bytes for v in self.variables)
         largest = max(v.chunk_bytes * v.per_file for v in self.variables)
-        compressed = 2 * workers() * largest
+        compressed = 2 * CPU_COUNT * largest
         return _LIBRARIES + torch + buffers + 3 * PIECE_BYTES + compressed + 40 * len(self.rows.tokens)
 
     def room(self, memory: int = DEFAULT_MEMORY) -> int:

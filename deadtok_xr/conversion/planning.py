@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
-from deadtok_xr.chunks import chunks_of
-from deadtok_xr.conversion import others
-from deadtok_xr.conversion.axes import Axes, first_row, full_dims
-from deadtok_xr.conversion.derived import ABSOLUTE
-from deadtok_xr.conversion.layout import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
-from deadtok_xr.conversion.models import model_keys
+from deadtok_xr.conversion.inspect import extra_arrays
+from deadtok_xr.conversion.inspect.axes import Axes, first_row, full_dims
+from deadtok_xr.conversion.inspect.derived import ABSOLUTE
+from deadtok_xr.conversion.inspect.keys import KNOWN, WEIGHTS, Layout, numeric, single_key, variable_keys
+from deadtok_xr.conversion.inspect.models import model_keys
+from deadtok_xr.conversion.inspect.proofs import all_on_bfloat16_grid, repeats_its_first_step
+from deadtok_xr.conversion.inspect.sidecars import tell_tales
+from deadtok_xr.conversion.inspect.tokens import RowPlan, find_rows
 from deadtok_xr.conversion.options import NOTHING_SAID, Options, suggested
 from deadtok_xr.conversion.plan import Plan, PlannedVariable
-from deadtok_xr.conversion.proofs import all_on_bfloat16_grid, repeats_its_first_step
-from deadtok_xr.conversion.rows import RowPlan, find_rows
-from deadtok_xr.conversion.sidecars import tell_tales
-from deadtok_xr.conversion.sources import Entry, Source, listing, whole
+from deadtok_xr.conversion.readers.source import Entry, Source, listing, whole
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.chunk_layout import chunks_of
 
 Progress = Callable[[int, int], None]
 _DRIFT = 0.9
@@ -62,7 +62,7 @@ def make_plan(
     axes = _axes(source, keys, options)
     axes_of = next(name for name in WEIGHTS if name in keys)
     if "W" in keys and not axes.static:
-        others.check_written(source, "W", keys["W"], 0)
+        extra_arrays.check_written(source, "W", keys["W"], 0)
     steps, step_key, notes = _steps(source, layout, axes, options)
     skip = _skipped(source, keys, axes, options)
     if skip:
@@ -79,16 +79,17 @@ def make_plan(
     _check_bits(source, matrices, options)
     matrices = _decided(context, matrices, progress)
     used = {*(v.key for v in matrices), *found.keys, step_key, *options.drop}
-    rest = others.others(source, layout, options, keys, axes, used, is_model=is_model)
+    rest = extra_arrays.others(source, layout, options, keys, axes, used, is_model=is_model)
     n_dead = 0 if found.rows.dead is None else int(found.rows.dead.sum())
     variables = tuple(
         replace(_cut(v, n_dead, options.shard), skip=skip if _has_steps(v) else 0) for v in (*matrices, *rest.variables)
     )
-    stated = others.plain(options.stated())
+    stated = extra_arrays.plain(options.stated())
     return Plan(
         source.path, source.format, tuple(source.files()), variables, steps, found.rows, found.reason,
         hyperparameters={
-            **others.plain_attributes(source), **rest.settings, **others.plain(dict(options.hyperparameters)),
+            **extra_arrays.plain_attributes(source), **rest.settings,
+            **extra_arrays.plain(dict(options.hyperparameters)),
         },
         attributes={**rest.attributes, **({"conversion": stated} if stated else {})},
         dropped={**rest.dropped, **{key: "as told" for key in options.drop if key in source.entries}},
@@ -190,7 +191,7 @@ def _matrix(context: _Context, name: str, key: str) -> PlannedVariable:
     due = (*axes.lead(), *(() if axes.static else (n - (first or 0),)), axes.n_rows, axes.n_dims)
     if first is None or entry.shape != due:
         raise InputError(f"{source.path}: variable {key!r} has the shape {entry.shape}; needed: {due}")
-    others.check_written(source, name, key, first)
+    extra_arrays.check_written(source, name, key, first)
     shape = tuple(axes.size(d) for d in dims)
     if context.options.dims.get(key, dims) != dims:
         raise InputError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.plan import Plan, PlannedVariable
-from deadtok_xr.conversion.sources import Source
+from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.errors import InputError
 
 PIECE_BYTES = 3 * 2**20

@@ -12,15 +12,18 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import cluster, motion_bounds, reader, store
+from deadtok_xr import store
 from deadtok_xr.conversion import open_for
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import Plan
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.sources import Source
+from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.units import Unit, divide, fill, word_type
+from deadtok_xr.engine import cluster
 from deadtok_xr.errors import DamagedStoreError, InputError
-from deadtok_xr.reader import place
+from deadtok_xr.store import motion_index
+from deadtok_xr.store import reading as reader
+from deadtok_xr.store.reading import place
 
 Progress = Callable[[int, int], None]
 
@@ -106,10 +109,10 @@ def _check_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
         except DamagedStoreError as error:
             problems.append(str(error))
         else:
-            if not motion_bounds.agree(array, position, chunk):
+            if not motion_index.agree(array, position, chunk):
                 problems.append(
                     f"{place(array)}: the motion that is kept of the chunk {position} is not that of its values: "
-                    f"remove {motion_bounds.file_of(array, position)}, which nothing needs"
+                    f"remove {motion_index.file_of(array, position)}, which nothing needs"
                 )
     return len(rest), problems
 

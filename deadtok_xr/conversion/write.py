@@ -16,17 +16,18 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from blake3 import blake3
+from dask.system import CPU_COUNT
 from numcodecs.zstd import Zstd
 
-from deadtok_xr import destination, storage, store, zarr_dtype
-from deadtok_xr.chunk_files import file_key, shard_of
-from deadtok_xr.conversion import skeleton
+from deadtok_xr import store
+from deadtok_xr.conversion import empty_store
 from deadtok_xr.conversion.markers import Markers, markers_of
 from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
-from deadtok_xr.conversion.sources import Source, reading
+from deadtok_xr.conversion.readers.source import Source, reading
 from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_type
 from deadtok_xr.errors import DestinationExistsError, InputError, StorageError
-from deadtok_xr.machine import workers
+from deadtok_xr.store import destination, location, zarr_dtype
+from deadtok_xr.store.chunk_bytes import file_key, shard_of
 
 _HASH_BLOCK = 2**18  # stays in a core's own cache between being read and being hashed
 Progress = Callable[[int, int], None]
@@ -60,8 +61,8 @@ def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> N
 
 def _is_unfinished(files: Sequence[Path], dest: Path | str) -> bool:
     """Whether a conversion of this source was broken off here, even if its markers are lost."""
-    attrs = skeleton.root_attributes(dest) or {}
-    ours = attrs.get("made_by") == skeleton.MADE_BY and attrs.get("complete") is False
+    attrs = empty_store.root_attributes(dest) or {}
+    ours = attrs.get("made_by") == empty_store.MADE_BY and attrs.get("complete") is False
     names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
     return ours and names == {path.name for path in files}
 
@@ -108,11 +109,11 @@ def write_plan(
     room = plan.room() if memory is None else plan.room(memory)
     facts = plan.facts()
     counts = _Progress(plan.nbytes, progress)
-    if not storage.is_address(dest):
+    if not location.is_address(dest):
         Path(dest).absolute().parent.mkdir(parents=True, exist_ok=True)
     with _writing(dest, counts), markers_of(dest).held() as markers:
         _prepare(plan, facts, dest, markers, overwrite=overwrite)
-        if (skeleton.root_attributes(dest) or {}).get("complete"):  # broken off at the very end, or damaged since
+        if (empty_store.root_attributes(dest) or {}).get("complete"):  # broken off at the very end, or damaged since
             _write_units(plan, source, dest, markers, room, counts)
         else:
             with _hashing(plan) as hashes:
@@ -129,11 +130,11 @@ def _prepare(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Marke
     differs = markers.differs(facts)
     if differs == []:
         markers.resume()
-        if skeleton.is_ours(dest, markers):
-            skeleton.mend(plan, dest, markers) if storage.exists(dest) else skeleton.make(plan, dest, markers)
+        if empty_store.is_ours(dest, markers):
+            empty_store.mend(plan, dest, markers) if location.exists(dest) else empty_store.make(plan, dest, markers)
             return
     protected = (
-        differs and "the source" not in differs and storage.exists(dest)
+        differs and "the source" not in differs and location.exists(dest)
     )  # of another source nothing can be used
     if protected and not overwrite and _is_unfinished(plan.files, dest):
         raise DestinationExistsError(
@@ -142,18 +143,18 @@ def _prepare(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Marke
         )
     destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
     markers.begin(facts)
-    skeleton.make(plan, dest, markers)
+    empty_store.make(plan, dest, markers)
 
 
 def _write_units(plan: Plan, source: Source, dest: Path | str, markers: Markers, room: int, counts: _Progress) -> None:
     """Read units one after the other, while the one before is compressed and written."""
-    group = zarr.open_group(storage.opened(dest), mode="r")
+    group = zarr.open_group(location.opened(dest), mode="r")
     buffers: SimpleQueue[Words] = SimpleQueue()
     largest = max(unit.nbytes for unit in divide(plan, room))
     for _ in range(IN_FLIGHT):
         buffers.put(np.empty(largest, np.uint8))
     pending: list[tuple[Words, list[Future[int]]]] = []
-    with ThreadPoolExecutor(workers(), "encode") as pool:
+    with ThreadPoolExecutor(CPU_COUNT, "encode") as pool:
         try:
             for unit in divide(plan, room):
                 array = cast("zarr.Array[Any]", group[unit.variable.name])
@@ -213,7 +214,7 @@ def _complete(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Mark
         {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
         for path, digest in zip(plan.files, hashes, strict=True)
     ]
-    skeleton.complete(dest, markers, sources)
+    empty_store.complete(dest, markers, sources)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.places import SIGN
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.unique_rows import SIGN
 
 CENTROID, PAIR, ELEMENT = 0, 1, 2
 """Spacings: one threshold for all pairs; by the coarser token of a pair; by the coarser element in each dim."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deadtok_xr.kernels.numba.words import compiled, same_row
+from deadtok_xr.kernels.numba.bit_words import compiled, same_row
 
 
 @compiled

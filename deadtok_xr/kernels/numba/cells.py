@@ -6,7 +6,7 @@ the format lie between it and zero.
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.bit_words import compiled
 
 SIGN, SIZE, MANTISSA = np.uint32(1 << 31), np.uint32((1 << 31) - 1), np.uint32((1 << 23) - 1)
 

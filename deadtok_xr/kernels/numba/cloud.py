@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled, compiled_sums
+from deadtok_xr.kernels.numba.bit_words import compiled, compiled_sums
 
 QUARTILES = (0.25, 0.5, 0.75)
 

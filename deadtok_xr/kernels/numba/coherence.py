@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled, compiled_finite, inlined_sums, value
+from deadtok_xr.kernels.numba.bit_words import compiled, compiled_finite, inlined_sums, value
 
 Rows = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.words import INFINITY, compiled
+from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
 
 COUNTS = ("elements", "above", "moved", "moved_above", "tokens", "tokens_above")
 

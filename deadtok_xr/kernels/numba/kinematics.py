@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.words import compiled, finite_row, inlined_sums, value
+from deadtok_xr.kernels.numba.bit_words import compiled, finite_row, inlined_sums, value
 
 
 def kinematics(

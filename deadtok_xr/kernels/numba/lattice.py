@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, word_shift
+from deadtok_xr.kernels.numba.bit_words import compiled, compiled_finite, list_changed
 from deadtok_xr.kernels.numba.cells import (
     MANTISSA,
     SIZE,
@@ -19,8 +20,7 @@ from deadtok_xr.kernels.numba.cells import (
     value_of,
     word_of,
 )  # fmt: skip
-from deadtok_xr.kernels.numba.running import STATES, ULPS, Running, recount, refuse
-from deadtok_xr.kernels.numba.words import compiled, compiled_finite, list_changed
+from deadtok_xr.kernels.numba.incremental_counts import STATES, ULPS, Running, recount, refuse
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",

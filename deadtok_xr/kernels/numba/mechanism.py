@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.words import INFINITY, compiled
+from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
 
 NO_GRADIENT, ROUNDED, MOVED, UNKNOWN = 0, 1, 2, 3
 COUNTS = (

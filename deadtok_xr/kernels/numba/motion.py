@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.words import INFINITY, compiled, compiled_finite, inlined, inlined_sums
+from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled, compiled_finite, inlined, inlined_sums
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 """What a row of a step may be."""

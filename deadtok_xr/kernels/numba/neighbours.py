@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, word_shift
+from deadtok_xr.kernels.numba.bit_words import compiled
 from deadtok_xr.kernels.numba.cells import height_of, ordinal_of, value_of, word_of
-from deadtok_xr.kernels.numba.words import compiled
 
 INVALID = -1
 

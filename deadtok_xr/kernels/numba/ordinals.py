@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.places import SIGN
-from deadtok_xr.kernels.numba.words import INFINITY, compiled
+from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
+from deadtok_xr.kernels.numba.unique_rows import SIGN
 
 
 def count_off_grid(steps: NDArray[Any], shift: int, lattice: Lattice) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent, element
+from deadtok_xr.kernels.numba.bit_words import compiled
 from deadtok_xr.kernels.numba.components import alone, join
-from deadtok_xr.kernels.numba.places import places
-from deadtok_xr.kernels.numba.shell import Shell, finite, forgotten
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.unique_rows import places
+from deadtok_xr.kernels.numba.verlet_list import Shell, finite, forgotten
 
 _APART, _OPEN, _CERTAIN = 0, 1, 2
 _FRONT = 16

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.places import places, value_word
-from deadtok_xr.kernels.numba.words import compiled
+from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.unique_rows import places, value_word
 
 
 def spanning_tree(step: NDArray[Any], shift: int) -> NDArray[np.float64]:

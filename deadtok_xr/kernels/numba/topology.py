@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.adjacency import CENTROID, ELEMENT, PAIR, Rule, element, limits_of, rule
+from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
 from deadtok_xr.kernels.numba.components import FIGURES, INVALID, count, name_components
 from deadtok_xr.kernels.numba.pairs import join_open, measure
-from deadtok_xr.kernels.numba.places import SIGN
-from deadtok_xr.kernels.numba.shell import Shell, forgotten, grow, holds, no_shell
-from deadtok_xr.kernels.numba.words import INFINITY, compiled
+from deadtok_xr.kernels.numba.unique_rows import SIGN
+from deadtok_xr.kernels.numba.verlet_list import Shell, forgotten, grow, holds, no_shell
 
 __all__ = ["CENTROID", "ELEMENT", "FIGURES", "PAIR", "centroids", "count_not_finite", "no_shell", "rule", "topology"]
 

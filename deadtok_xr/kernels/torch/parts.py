@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
-from deadtok_xr.device import check_size, owned
 from deadtok_xr.errors import InputError
+from deadtok_xr.kernels.device import check_size, owned
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,0 +1,95 @@
+"""The public names and where they live; `lazy_loader` reads this file, and type checkers do."""
+
+from . import bfloat16, errors, plot, testing
+from ._version import __version__
+from .analyses import analyze
+from .analyses.autocorrelation import velocity_autocorrelation
+from .analyses.census import census
+from .analyses.centroid_origin import centroid_origin
+from .analyses.checkpoint import checkpoint
+from .analyses.cloud import cloud
+from .analyses.clusters import clusters
+from .analyses.coherence import coherence
+from .analyses.compare_runs import compare_runs
+from .analyses.components import component_events, components
+from .analyses.connectivity import connectivity
+from .analyses.critical_boundary import critical_boundary
+from .analyses.elements import elements
+from .analyses.epochs import epochs
+from .analyses.find_arithmetic import find_arithmetic
+from .analyses.freeze_predictors import freeze_predictors
+from .analyses.freezing import freezing
+from .analyses.gaps import lattice_gaps
+from .analyses.grid_test import grid_test
+from .analyses.h_persistence import h_persistence
+from .analyses.kinematics import kinematics
+from .analyses.lattice import exponents, lattice
+from .analyses.lifecycle import lifecycle
+from .analyses.mechanism import mechanism
+from .analyses.motion import motion
+from .analyses.neighbours import neighbour_preservation
+from .analyses.open_loop import replay_open_loop
+from .analyses.phases import phases
+from .analyses.spectrum import spectrum
+from .analyses.topology import topology
+from .conversion import convert
+from .conversion.verify import verify
+from .record.recorder import Recorder
+from .recording.export import export
+from .recording.opening import open_recording
+from .recording.runs import concat_runs
+from .results.report import report
+from .results.save import open_results, save_results
+from .results.summary import summary
+from .store.labels import label
+
+__all__ = [
+    "Recorder",
+    "__version__",
+    "analyze",
+    "bfloat16",
+    "census",
+    "centroid_origin",
+    "checkpoint",
+    "cloud",
+    "clusters",
+    "coherence",
+    "compare_runs",
+    "component_events",
+    "components",
+    "concat_runs",
+    "connectivity",
+    "convert",
+    "critical_boundary",
+    "elements",
+    "epochs",
+    "errors",
+    "exponents",
+    "export",
+    "find_arithmetic",
+    "freeze_predictors",
+    "freezing",
+    "grid_test",
+    "h_persistence",
+    "kinematics",
+    "label",
+    "lattice",
+    "lattice_gaps",
+    "lifecycle",
+    "mechanism",
+    "motion",
+    "neighbour_preservation",
+    "open_recording",
+    "open_results",
+    "phases",
+    "plot",
+    "replay_open_loop",
+    "report",
+    "save_results",
+    "spectrum",
+    "summary",
+    "testing",
+    "topology",
+    "velocity_autocorrelation",
+    "verify",
+]

@@ -1,0 +1,256 @@
+"""The probe of `mechanism`: updates replayed, each element classed, and the sums for each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr import kernels
+from deadtok_xr.analyses.common.updates import PIECE, held
+from deadtok_xr.bfloat16 import get_grid
+from deadtok_xr.engine import Block, Field, Piece, Row, room
+from deadtok_xr.engine.series import Series
+from deadtok_xr.replay import arithmetic as arithmetics
+from deadtok_xr.replay.settings import Settings
+
+COUNTS = (
+    "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
+    "at_power_of_two",
+)  # fmt: skip
+MORE = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known")
+SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
+RATIOS = (
+    "replay_agreement", "replay_agreement_moved", "baseline_agreement", "exp_avg_agreement", "exp_avg_sq_agreement",
+    "stalled_fraction", "weight_decay_only", "at_power_of_two", "lr", "lr_estimate", "intended_norm", "realised_norm",
+)  # fmt: skip
+PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *MORE)] + [(n, "f8") for n in SUMS])
+
+Tensors = arithmetics.Tensors
+LEFT_OUT = -1
+"""In the place of t: the optimizer made no update of the parameter, for it had no gradient."""
+
+
+_STEP = Field("transitions", (), "i8")
+FIELDS = {
+    "cause": Field("transitions", ("token",), "i1"),
+    "margin": Field("transitions", ("token",), "f8"),
+    "intended": Field("transitions", ("token",), "f4"),
+    **{f"n_{name}": _STEP for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "missed")},
+    **{name: Field("transitions") for name in RATIOS},
+    "net": Field("row"),
+    "freeze": Field("row"),
+}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The probe of replayed updates; `FIELDS` says what it finds.
+
+    Attributes
+    ----------
+    settings, arithmetic
+        How the optimizer made an update.
+    grids
+        The number format of each tensor: the variables that it looks at.
+    series
+        Per step, `t`, the optimizer's count of updates, `lr`, and `step`, the label.
+    """
+
+    settings: Settings
+    arithmetic: str
+    grids: dict[str, str]
+    series: dict[str, Series]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The tensors."""
+        return tuple(self.grids)
+
+    def fields(self) -> dict[str, Field]:
+        """See `FIELDS`."""
+        return FIELDS
+
+    def begin(self, row: Row) -> _Look:
+        """Begin with a row."""
+        return _Look(self, row)
+
+
+_ON_DEVICE = 2**22
+"""Elements on which a device works at once, in some ten temporaries of float64."""
+
+
+class _Look:
+    def __init__(self, probe: Replay, row: Row) -> None:
+        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+        # the bits of a replay are those of the device: what a CPU recorded stays on the CPU
+        made_there = probe.settings.on_accelerator or row.device.name == "cpu"
+        self.on_device = row.device.runs("mechanism") and made_there
+        self.lattice = kernels.lattice(probe.grids["W"])
+        self.partial = np.zeros(row.n_transitions, PARTIAL)
+        self.net = np.zeros((row.n_tokens, 2, row.n_dims))
+        at = slice(row.first, row.later.stop)
+        self.t, self.lr, self.steps = (probe.series[n].values()[at] for n in ("t", "lr", "step"))
+
+    def piece(self, piece: Piece) -> None:
+        height = max(1, (_ON_DEVICE if self.on_device else PIECE) // self.row.n_dims)
+        for first in range(0, self.row.n_tokens, height):
+            rows = slice(first, first + height)
+            before = self._tensors(piece, 0, rows)
+            for i in range(piece.n_transitions):
+                after = self._tensors(piece, i + 1, rows)
+                self._update(piece.start + i, before, after, rows)
+                before = after
+
+    def _tensors(self, piece: Piece, i: int, rows: slice) -> Tensors:
+        return {name: self._tensor(piece, name, i, rows) for name in self.probe.grids}
+
+    def _tensor(self, piece: Piece, name: str, i: int, rows: slice) -> Any:
+        grid, values = self.probe.grids[name], piece.values[name]
+        if self.on_device and values.dtype == get_grid(grid).dtype:
+            return piece.tensor(name)[i, rows]
+        tensor = arithmetics.to_tensor(held(values[i, rows], grid))
+        return tensor.to(self.row.device.name) if self.on_device else tensor
+
+    def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
+        made = self.t[i + 1] - self.t[i]
+        t = int(self.t[i + 1]) if made == 1 else LEFT_OUT if made == 0 else 0
+        out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
+        s, arithmetic, lr = self.probe.settings, self.probe.arithmetic, float(self.lr[i + 1])
+        engine = kernels.engine("mechanism", self.on_device)
+        _one(engine, s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
+
+    def end(self) -> Block:
+        out = {**self.out, **of_steps(self.partial)}
+        labels, made = self.steps[1:].astype(np.int64), np.diff(self.t) > 0
+        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, made)}
+
+
+def _one(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors,
+         after: Tensors, out: Block, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
+    import torch
+
+    w = before["W"]
+    single = t > 0 and not np.isnan(lr)  # else the transition is not one update, or its rate is not known
+    nothing = torch.full_like(w, 0.0 if t == LEFT_OUT else np.nan, dtype=torch.float64)
+    u = arithmetics.intended(arithmetic, s, t, lr, before, after) if single else nothing
+    predicted = arithmetics.update(arithmetic, s, t, lr, before, after).to(w.dtype) if single else w
+    has_gradient = "grad" in after or t == LEFT_OUT
+    g = after["grad"] if "grad" in after and t != LEFT_OUT else torch.zeros_like(w)
+    counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
+    floats = [_given(engine, x.float()) for x in (w, after["W"], predicted, g)]
+    engine.mechanism(
+        *floats[:3], single, floats[3], has_gradient, _given(engine, u), lattice.smallest, lattice.ulp_offset,
+        out["cause"], out["margin"], out["intended"], net, counts, sums,
+    )  # fmt: skip
+    for name, value in zip(COUNTS, counts, strict=True):
+        partial[name] += value
+    for name, total in zip(SUMS, sums, strict=False):
+        partial[name] += total
+    partial["lr"] = lr
+    if single:
+        _decay(s, arithmetic, t, lr, before, after, partial)
+        _moments(engine, s, arithmetic, t, before, after, partial)
+
+
+def _given(engine: Any, x: Any) -> Any:
+    """A tensor as the kernels take it."""
+    return x if engine.__name__.startswith("deadtok_xr.kernels.torch") else x.numpy()
+
+
+def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, after: Tensors, partial: Any) -> None:
+    """Count what moved, and would not have moved without the decay of the weights."""
+    from dataclasses import replace
+
+    partial["decay_known"] += before["W"].numel()
+    if s.decoupled_decay:
+        moved = before["W"] != after["W"]
+        finite = before["W"].isfinite() & after["W"].isfinite()
+        without = arithmetics.update(arithmetic, replace(s, weight_decay=0.0), t, lr, before, after)
+        partial["decay_only"] += int((moved & finite & (without == before["W"])).sum())
+
+
+def _moments(engine: Any, s: Settings, arithmetic: str, t: int, before: Tensors, after: Tensors, partial: Any) -> None:
+    """Count moments that follow from those before, and second moments that stand still for good."""
+    if not s.is_adam or not {"grad", "exp_avg", "exp_avg_sq"} <= after.keys():
+        return
+    if len({after[n].dtype for n in ("W", "grad", "exp_avg", "exp_avg_sq")}) == 1:
+        found = arithmetics.moments(arithmetic, s, t, before, after)
+        for short, name in (("m", "exp_avg"), ("v", "exp_avg_sq")):
+            n_same, n = engine.same(*(_given(engine, x[name].reshape(-1).float()) for x in (found, after)))
+            partial[f"{short}_equal"] += n_same
+            partial[f"{short}_compared"] += n
+    g = arithmetics.gradient(s, before, after)
+    moments = (before["exp_avg_sq"], after["exp_avg_sq"], g)
+    n_stalled, n = engine.stalled(*(_given(engine, x.reshape(-1).float()) for x in moments))
+    partial["stalled"] += n_stalled
+    partial["v_known"] += n
+
+
+def of_steps(n: NDArray[Any]) -> Block:
+    """Per step, what its counts and sums mean."""
+    elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
+    explained = n["compared"] + n["no_gradient"] + n["rounded_to_zero"] > 0
+    return {
+        **{f"n_{name}": n[name] for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared")},
+        "n_missed": n["compared"] - n["equal"],
+        "replay_agreement": _ratio(n["equal"], n["compared"]),
+        "replay_agreement_moved": _ratio(n["equal_moved"], n["compared_moved"]),
+        "baseline_agreement": _ratio(n["compared"] - n["compared_moved"], n["compared"]),
+        "exp_avg_agreement": _ratio(n["m_equal"], n["m_compared"]),
+        "exp_avg_sq_agreement": _ratio(n["v_equal"], n["v_compared"]),
+        "stalled_fraction": _ratio(n["stalled"], n["v_known"]),
+        "weight_decay_only": _ratio(n["decay_only"], n["decay_known"]),
+        "at_power_of_two": _ratio(n["at_power_of_two"], elements),
+        "lr": n["lr"].copy(),
+        "lr_estimate": n["lr"] * _ratio(n["along"], n["squares"]),
+        "intended_norm": np.where(explained, np.sqrt(n["intended_squares"]), np.nan),
+        "realised_norm": np.where(explained | (n["moved"] > 0), np.sqrt(n["realised_squares"]), np.nan),
+    }
+
+
+def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def freezes(
+    cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64], made: NDArray[np.bool_]
+) -> Block:
+    """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`.
+
+    What came after is the next update that was ``made``: one that left the parameter out froze nothing.
+    """
+    n, tokens = cause.shape
+    if not n:  # the last row of a recording may hold one step, and no transition
+        nowhere = np.full(tokens, -1)
+        return {
+            "last_motion": nowhere, "next_step": nowhere, "next_cause": nowhere.astype(np.int8),
+            "margin_after": np.full(tokens, np.nan),
+        }  # fmt: skip
+    moved = cause == 2
+    last = np.where(moved.any(axis=0), n - 1 - moved[::-1].argmax(axis=0), -1)
+    after = np.arange(n)[:, None] > last
+    next_made = np.minimum.accumulate(np.append(np.where(made, np.arange(n), n), n)[::-1])[::-1]
+    following = next_made[last + 1]
+    there = following < n
+    following = np.minimum(following, n - 1)
+    return {
+        "last_motion": np.where(last >= 0, labels[np.maximum(last, 0)], -1),
+        "next_step": np.where(there, labels[following], -1),
+        "next_cause": np.where(there, cause[following, np.arange(tokens)], -1).astype(np.int8),
+        "margin_after": np.fmax.reduce(np.where(after, margin, np.nan), axis=0),
+    }
+
+
+def merge_freezes(a: Block, b: Block) -> Block:
+    """The same of two rows, one after the other."""
+    moved = b["last_motion"] >= 0
+    fresh = moved | (a["next_step"] < 0)  # nothing followed the last motion so far
+    return {
+        "last_motion": np.where(moved, b["last_motion"], a["last_motion"]),
+        "next_step": np.where(fresh, b["next_step"], a["next_step"]),
+        "next_cause": np.where(fresh, b["next_cause"], a["next_cause"]),
+        "margin_after": np.where(moved, b["margin_after"], np.fmax(a["margin_after"], b["margin_after"])),
+    }

@@ -1,0 +1,96 @@
+"""The centroid's path as a walk: its bias, how far it strays from it, and how long it keeps its velocity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.engine import blocks
+
+Floats = NDArray[np.float64]
+_S = "s² = Σ_t ‖ΔC[t] - b‖₂² / (T - 1), b the bias"
+WALK_ATTRS: dict[str, dict[str, Any]] = {
+    "walk_residual": {
+        "long_name": "distance of the centroid from steady drift", "units": "1", "formula": "‖C[t] - C[0] - n·bias‖₂",
+        "comment": "n transitions after the first step; 0 at the last step by construction",
+    },
+    "walk_envelope": {
+        "long_name": "root mean square distance of a random walk of the same steps", "units": "1",
+        "formula": f"s·√n, {_S}",
+    },
+    "walk_bridge": {
+        "long_name": "the same of a walk that must end where steady drift does", "units": "1",
+        "formula": f"s·√(n·(T - n) / T), {_S}", "comment": "what `walk_residual` is to be compared with",
+    },
+    "bias": {"long_name": "mean velocity of the centroid", "units": "1/step", "formula": "(C[T] - C[0]) / T"},
+    "bias_to_noise": {
+        "long_name": "drift relative to a random walk of the same steps", "units": "1",
+        "formula": f"‖C[T] - C[0]‖₂ / (s·√T), {_S}", "comment": "infinite for perfectly steady drift",
+    },
+    "bulk_autocorrelation": {
+        "long_name": "autocorrelation of the centroid's velocity", "units": "1",
+        "formula": "ρ(τ) = mean_t v[t]·v[t+τ] / mean_t ‖v[t]‖₂², v = ΔC",
+        "comment": "means over the pairs, and steps, whose velocities are finite; steps at rest count as v = 0",
+    },
+    "half_lag": {
+        "long_name": "first lag at which the autocorrelation is at most 0.5; -1 never", "units": "transitions",
+    },
+    "tenth_lag": {
+        "long_name": "first lag at which the autocorrelation is at most 0.1; -1 never", "units": "transitions",
+    },
+}  # fmt: skip
+
+
+def walk_shapes(n_steps: int, n_dims: int, lags: int) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]:
+    """The dims, shapes and dtypes of `WALK_ATTRS`, for `blocks.at_once`."""
+    return {
+        **dict.fromkeys(("walk_residual", "walk_envelope", "walk_bridge"), (("step",), (n_steps,), "f8")),
+        "bias": (("dim",), (n_dims,), "f8"),
+        "bias_to_noise": ((), (), "f8"),
+        "bulk_autocorrelation": (("lag",), (lags,), "f8"),
+        "half_lag": ((), (), "i8"),
+        "tenth_lag": ((), (), "i8"),
+    }
+
+
+def measure_walk(C: Floats, lags: int) -> blocks.Block:
+    """`WALK_ATTRS` of centroids (step, dim), at least two of them."""
+    T = len(C) - 1
+    n = np.arange(T + 1)
+    v = np.diff(C, axis=0)
+    bias = (C[-1] - C[0]) / T
+    s = np.sqrt(((v - bias) ** 2).sum() / (T - 1)) if T > 1 else np.nan
+    residual = np.linalg.norm(C - C[0] - n[:, None] * bias, axis=1)
+    residual[-1] *= 0  # NaN stays NaN
+    drift, reach = np.linalg.norm(C[-1] - C[0]), s * np.sqrt(T)
+    rho = autocorrelation(v, lags)
+    return {
+        "walk_residual": residual,
+        "walk_envelope": s * np.sqrt(n),
+        "walk_bridge": s * np.sqrt(n * (T - n) / T),
+        "bias": bias,
+        "bias_to_noise": drift / reach if reach > 0 else np.inf if drift > 0 and reach == 0 else np.nan,
+        "bulk_autocorrelation": rho,
+        "half_lag": _first_at_most(rho, 0.5),
+        "tenth_lag": _first_at_most(rho, 0.1),
+    }
+
+
+def autocorrelation(v: Floats, lags: int) -> Floats:
+    """ρ at 0..lags - 1 of velocities (t, d); NaN where no pair is finite, or all of them rest."""
+    there = np.asarray(np.isfinite(v).all(axis=1))
+    v = np.where(there[:, None], v, 0.0)
+    square = (v * v).sum() / max(there.sum(), 1)
+    rho = np.full(lags, np.nan)
+    for lag in range(lags):
+        pairs = (there[: len(v) - lag] & there[lag:]).sum()
+        if pairs and square > 0:
+            rho[lag] = (v[: len(v) - lag] * v[lag:]).sum() / pairs / square
+    return rho
+
+
+def _first_at_most(rho: Floats, limit: float) -> int:
+    below = np.flatnonzero(rho <= limit)
+    return int(below[0]) if below.size else -1

@@ -1,0 +1,198 @@
+"""Sources whose arrays are put together from those of another one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.bfloat16 import BFLOAT16, GRIDS, decode, on_grid
+from deadtok_xr.conversion.inspect.keys import Layout, single_key, variable_keys
+from deadtok_xr.conversion.options import Options
+from deadtok_xr.conversion.readers.source import Entry, Source, listing, whole
+from deadtok_xr.errors import InputError
+
+ABSOLUTE = "initial + deltas"
+"""The key of weights that are worked out."""
+
+
+class Wrapped(Source):
+    """A source with some entries of its own."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.path, self.format = source.path, source.format
+        self.attributes = source.attributes
+        self.entries: Mapping[str, Entry] = source.entries
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        return self.source.read(name, *where)
+
+    def unwritten(self, name: str) -> list[range]:
+        return self.source.unwritten(name)
+
+    def files(self) -> list[Path]:
+        return self.source.files()
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class Joined(Wrapped):
+    """Rows that a source holds in several arrays (dead and live ones apart), one after the other."""
+
+    def __init__(self, source: Source, pieces: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(source)
+        self._pieces = pieces
+        entries = {k: e for k, e in source.entries.items() if all(k not in keys for keys in pieces.values())}
+        self.entries = {**entries, **{name: self._joined(name, keys) for name, keys in pieces.items()}}
+
+    def _joined(self, name: str, keys: tuple[str, ...]) -> Entry:
+        parts = [self.source.entries[k] for k in keys]
+        one = parts[0]
+        same = all(p.dtype == one.dtype and p.shape[:1] + p.shape[2:] == one.shape[:1] + one.shape[2:] for p in parts)
+        if not same or len(one.shape) != 3:
+            found = ", ".join(f"{k!r} {e}" for k, e in zip(keys, parts, strict=True))
+            raise InputError(f"{self.path}: {found}; needed: (step, row, dim), the same but for the rows")
+        return replace(one, shape=(one.shape[0], sum(p.shape[1] for p in parts), one.shape[2]))
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        if name not in self._pieces:
+            return self.source.read(name, *where)
+        entry = self.entries[name]
+        steps, rows = (*where, *(slice(0, n) for n in entry.shape[len(where) :]))[:2]
+        found, begin = [], 0
+        for key in self._pieces[name]:
+            n = self.source.entries[key].shape[1]
+            start, stop = max(rows.start - begin, 0), min(rows.stop - begin, n)
+            if start < stop:
+                found.append(self.source.read(key, steps, slice(start, stop)))
+            begin += n
+        return np.concatenate(found, axis=1)[(slice(None), slice(None), *where[2:])]
+
+    def unwritten(self, name: str) -> list[range]:
+        return [hole for key in self._pieces.get(name, (name,)) for hole in self.source.unwritten(key)]
+
+
+def joined(source: Source, layout: Layout) -> Source:
+    """A source whose rows are in one array per variable."""
+    pieces = {
+        name: keys for name, keys in layout.pieces.items()
+        if name not in source.entries and all(k in source.entries for k in keys)
+    }  # fmt: skip
+    return Joined(source, pieces) if pieces else source
+
+
+class Absolute(Wrapped):
+    """Weights from initial ones and displacements: W[t] = W[t-1] + delta[t].
+
+    The weights lay on the grid that the initial ones lie on. A displacement that was rounded to float32 is
+    off by less than half of its own last place, so the sum has to be nearer to a grid point than that; if it
+    is not, the displacements are not those of these weights, and it is an error. What is given back is the
+    grid point, exactly.
+    """
+
+    def __init__(
+        self, source: Source, delta: str, initial: NDArray[Any], initial_path: Path, *, one_short: bool
+    ) -> None:
+        super().__init__(source)
+        n, *rest = source.entries[delta].shape
+        if tuple(rest) != initial.shape:
+            raise InputError(
+                f"{initial_path}: the initial weights have the shape {initial.shape}; needed: {tuple(rest)}, as in "
+                f"{source.path}"
+            )
+        self._delta, self._first = delta, 1 if one_short else 0
+        self._initial, self._initial_path = initial, initial_path
+        self._bfloat16 = bool(on_grid(initial, "bfloat16").all())
+        dtype = BFLOAT16 if self._bfloat16 else np.dtype(np.float32)
+        shape = (n + self._first, *rest)
+        self.entries = {**source.entries, ABSOLUTE: Entry(shape, dtype, dtype.name, in_order=True)}
+        self._at, self._weights = 0, decode(initial).astype(np.float64)
+
+    def files(self) -> list[Path]:
+        return [*self.source.files(), self._initial_path]
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        if name != ABSOLUTE:
+            return self.source.read(name, *where)
+        steps, rows = (*where, slice(0, self._initial.shape[0]))[:2]
+        if steps.start < self._at:
+            self._at, self._weights = 0, decode(self._initial).astype(np.float64)
+        found = np.empty((steps.stop - steps.start, *self._initial.shape), self.entries[ABSOLUTE].dtype)
+        for t in range(self._at, steps.stop):
+            if t > self._at:
+                self._advance(t)
+            if t >= steps.start:
+                found[t - steps.start] = self._weights
+        return found[:, rows]
+
+    def _advance(self, t: int) -> None:
+        row = t - self._first
+        delta = self.source.read(self._delta, slice(row, row + 1))[0].astype(np.float64)
+        exact = self._weights + delta
+        weights = exact.astype(np.float32).astype(BFLOAT16 if self._bfloat16 else np.float32).astype(np.float64)
+        off = np.abs(weights - exact) > np.abs(delta) * 2.0**-24
+        if off.any():
+            n, d = (int(i) for i in np.argwhere(off)[0])
+            grid = "bfloat16" if self._bfloat16 else "float32"
+            raise InputError(
+                f"{self.path}: {self._delta!r} at position {row}, row {n}, dim {d} leads from "
+                f"{float(self._weights[n, d])} by {float(delta[n, d])}, off the {grid} "
+                f"grid that {self._initial_path} lies on: these are not its initial weights, or steps are missing"
+            )
+        self._at, self._weights = t, weights
+
+
+def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
+    """The initial weights (row, dim) in a file of their own: its only matrix, or the one with a known key."""
+    matrices = [k for k, e in source.entries.items() if e.dtype is not None and len(e.shape) >= 2]
+    named = [k for k in keys if k in matrices]
+    if len(named or matrices) != 1:
+        raise InputError(f"{source.path}: needed: one array of initial weights; there is {listing(source)}")
+    key = (named or matrices)[0]
+    entry = source.entries[key]
+    assert entry.dtype is not None
+    if len(entry.shape) == 3:  # a recording: its first step
+        values = source.read(key, slice(0, 1))[0]
+    elif len(entry.shape) == 2:
+        values = whole(source, key)
+    else:
+        raise InputError(f"{source.path}: {key!r} is {entry}; needed: (row, dim)")
+    values = values.view(BFLOAT16) if values.dtype == np.uint16 else values
+    if values.dtype.name not in ("bfloat16", *GRIDS) or not math.prod(values.shape):
+        raise InputError(f"{source.path}: {key!r} is {entry}; needed: bfloat16, float16, float32 or bits of bfloat16")
+    return values
+
+
+def absolute(source: Source, initial: Source, layout: Layout, options: Options) -> Source:
+    """A source with weights worked out from its displacements and a file of initial weights.
+
+    Raises
+    ------
+    InputError
+        If there are weights already, or no displacements, or steps are missing between them.
+    """
+    keys = variable_keys(source, layout, options)
+    if "W" in keys or "delta" not in keys:
+        held = f"the weights, {keys['W']!r}," if "W" in keys else "no displacements"
+        raise InputError(f"{source.path} holds {held} and initial weights are given: leave them out")
+    step_key = single_key(source, layout.steps, "the step labels", options)
+    labels = None if step_key is None or options.steps == "position" else whole(source, step_key)
+    if labels is not None and (np.diff(labels.astype(np.int64)) != 1).any():
+        raise InputError(
+            f"{source.path}: {step_key!r} leaves steps out, so its displacements cannot be added up: initial weights "
+            "are of no use (if the labels drift, say --steps position)"
+        )
+    first = source.read(keys["delta"], slice(0, 1)).astype(np.float64)
+    if labels is not None and labels[0] not in (0, 1):
+        raise InputError(f"{source.path}: {step_key!r} begins at {labels[0]}: how the weights got there is not known")
+    # a row that moves, or is labelled 1, is that of update 1: the initial state has no row
+    one_short = bool(np.nan_to_num(first).any()) if labels is None else bool(labels[0] == 1)
+    values = initial_weights(initial, ("W", "initial", "W_initial", *layout.variables["W"]))
+    return Absolute(source, keys["delta"], values, initial.path, one_short=one_short)

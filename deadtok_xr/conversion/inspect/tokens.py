@@ -1,0 +1,240 @@
+"""Which token each row of a source is, and which tokens are dead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.conversion.inspect.keys import Layout, numeric, single_key
+from deadtok_xr.conversion.options import Options, same_ids
+from deadtok_xr.conversion.readers.source import TEXTS, Source, whole
+from deadtok_xr.errors import InputError
+from deadtok_xr.store.group import Rows
+
+GIVEN = "dead_ids="
+GIVEN_TOKENS = "token_ids="
+
+
+@dataclass(frozen=True)
+class Named:
+    """An array and what messages call it."""
+
+    name: str
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The rows, how that was told, and the source keys that this uses up."""
+
+    rows: Rows
+    reason: str
+    keys: tuple[str, ...]
+
+
+def find_rows(source: Source, layout: Layout, n_rows: int, variable: str, options: Options) -> RowPlan:
+    """Work out the rows from masks, lists of ids, the number of rows, and what the caller says.
+
+    Raises
+    ------
+    InputError
+        If what the file or the caller says is impossible or contradictory.
+    """
+    mask, mask_keys = _mask(source, layout, options)
+    ids = _ids(source, layout.dead_ids, "the dead ids", options)
+    live = _ids(source, layout.live_ids, "the live ids", options)
+    tokens = _ids(source, layout.token_ids, "the token ids of the rows", options)
+    keys = (*mask_keys, *(x.name for x in (ids, live, tokens) if x is not None))
+    if options.dead_ids is not None:
+        ids = _given(source, options.dead_ids, mask, ids)
+    if options.token_ids is not None:
+        tokens = _checked_ids(source, Named(GIVEN_TOKENS, np.asarray(options.token_ids)))
+    if mask is not None and ids is not None:
+        _agree(source, mask, ids)
+    _check_live(source, mask, ids, live)
+    if tokens is not None:
+        rows, reason = _rows_by_token(source, n_rows, variable, tokens, mask, ids)
+    else:
+        rows, reason = _rows(source, n_rows, variable, mask, ids, live)
+    if live is not None and not _says_all(rows, live):
+        keys = tuple(k for k in keys if k != live.name)  # it says less than `dead`: kept for what it is
+    return RowPlan(_with_texts(source, rows), reason, keys)
+
+
+def _with_texts(source: Source, rows: Rows) -> Rows:
+    """The rows with the texts of their tokens, where the source holds one for each."""
+    texts = source.attributes.get(TEXTS)
+    if isinstance(texts, str):
+        try:
+            texts = json.loads(texts)
+        except ValueError:
+            return rows
+    fits = isinstance(texts, list) and len(texts) == len(rows.tokens) and all(isinstance(t, str) for t in texts)
+    return replace(rows, text=texts) if fits else rows
+
+
+def _rows_by_token(
+    source: Source, n_rows: int, variable: str, tokens: Named, mask: Named | None, ids: Named | None
+) -> tuple[Rows, str]:
+    if len(tokens.values) != n_rows:
+        raise InputError(
+            f"{source.path}: {tokens.name!r} names {len(tokens.values)} tokens, and {variable!r} has {n_rows} rows; "
+            "needed: one id for each row"
+        )
+    reason = f"the tokens of {tokens.name!r}, in its order"
+    if mask is not None:
+        _check_range(source, tokens, len(mask.values), f"the entries of {mask.name!r}")
+        return Rows(tokens.values, mask.values[tokens.values]), f"{reason}; dead are those of {mask.name!r}"
+    if ids is not None:
+        dead = np.isin(tokens.values, ids.values)
+        if ids.values.size and not dead.any():
+            raise InputError(
+                f"{source.path}: {ids.name!r} and {tokens.name!r} have no token in common; needed: vocabulary ids"
+            )
+        return Rows(tokens.values, dead), f"{reason}; dead are those in {ids.name!r}"
+    return Rows(tokens.values), f"{reason}; nothing says which are dead"
+
+
+def _rows(
+    source: Source, n_rows: int, variable: str, mask: Named | None, ids: Named | None, live: Named | None
+) -> tuple[Rows, str]:
+    if mask is not None:
+        return _rows_by_mask(source, n_rows, variable, mask, ids)
+    if ids is None:
+        return Rows(np.arange(n_rows)), f"token ids 0..{n_rows - 1}; nothing says which are dead"
+    n_dead = len(ids.values)
+    if n_rows == n_dead:
+        return Rows(ids.values, np.ones(n_dead, bool)), f"the dead tokens alone, in the order of {ids.name!r}"
+    _check_range(source, ids, n_rows, f"the rows of {variable!r}")
+    if live is not None:
+        _check_range(source, live, n_rows, f"the rows of {variable!r}")
+    dead = np.zeros(n_rows, bool)
+    dead[ids.values] = True
+    return Rows(np.arange(n_rows), dead), f"token ids 0..{n_rows - 1}; dead are those in {ids.name!r}"
+
+
+def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: Named | None) -> tuple[Rows, str]:
+    n, n_dead = len(mask.values), int(mask.values.sum())
+    if n_rows == n:
+        return Rows(np.arange(n), mask.values), f"token ids 0..{n - 1}; dead are those of {mask.name!r}"
+    if n_rows == n_dead:
+        tokens = np.flatnonzero(mask.values) if ids is None else ids.values
+        order = "ascending" if ids is None else f"in the order of {ids.name!r}"
+        return Rows(tokens, np.ones(n_dead, bool)), f"the dead tokens alone, {order}"
+    raise InputError(
+        f"{source.path}: {variable!r} has {n_rows} rows, but {mask.name!r} has {n} entries, {n_dead} of them "
+        f"dead; needed: {n} rows, one per token, or {n_dead}, one per dead token; or say which token each row is with "
+        "--token-ids FILE (token_ids=)"
+    )
+
+
+def _mask(source: Source, layout: Layout, options: Options) -> tuple[Named | None, tuple[str, ...]]:
+    """Which tokens are dead, from a dead mask or else the opposite of a live mask."""
+    dead = _read_mask(source, layout.dead_mask, "the dead mask", options)
+    live = _read_mask(source, layout.live_mask, "the live mask", options)
+    if dead is not None and live is not None and not np.array_equal(dead.values, ~live.values):
+        raise InputError(
+            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other; needed: each token in "
+            "exactly one of them; write a file with the right one alone"
+        )
+    keys = tuple(x.name for x in (dead, live) if x is not None)
+    if dead is None and live is not None:
+        dead = Named(live.name, ~live.values)
+    return dead, keys
+
+
+def _read_mask(source: Source, keys: tuple[str, ...], meaning: str, options: Options) -> Named | None:
+    key = single_key(source, keys, meaning, options)
+    if key is None:
+        return None
+    entry = numeric(source, key)
+    values = whole(source, key) if len(entry.shape) == 1 else None
+    if values is None or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
+        raise InputError(f"{source.path}: {key!r} is {entry}; needed: one bool per vocabulary id, (token,), 0 or 1")
+    return Named(key, values.astype(bool))
+
+
+def _ids(source: Source, keys: tuple[str, ...], meaning: str, options: Options) -> Named | None:
+    key = single_key(source, keys, meaning, options)
+    if key is None:
+        return None
+    numeric(source, key)
+    return _checked_ids(source, Named(key, whole(source, key)))
+
+
+def _checked_ids(source: Source, ids: Named) -> Named:
+    values = ids.values
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise InputError(
+            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of integer token ids"
+        )
+    values = values.astype(np.int64)
+    unique, counts = np.unique(values, return_counts=True)
+    if len(unique) < len(values):
+        raise InputError(
+            f"{source.path}: {ids.name!r} repeats the token id {unique[counts > 1][0]}; needed: each id once"
+        )
+    if values.size and unique[0] < 0:
+        raise InputError(f"{source.path}: {ids.name!r} holds the token id {unique[0]}; needed: 0 or more")
+    return Named(ids.name, values)
+
+
+def _given(source: Source, given: Sequence[int], mask: Named | None, ids: Named | None) -> Named:
+    """The ids that the caller names, once they do not contradict the file."""
+    named = _checked_ids(source, Named(GIVEN, np.asarray(given)))
+    if ids is not None:
+        if not same_ids(named.values, ids.values):
+            raise InputError(
+                f"{source.path}: {GIVEN} names {len(named.values)} tokens, and {ids.name!r} in the file "
+                f"{len(ids.values)} others; needed: the same ones; leave {GIVEN} out to use the file's"
+            )
+        return ids
+    if mask is not None:
+        _agree(source, mask, named)
+    return named
+
+
+def _agree(source: Source, mask: Named, ids: Named) -> None:
+    _check_range(source, ids, len(mask.values), f"the entries of {mask.name!r}")
+    said = np.zeros(len(mask.values), bool)
+    said[ids.values] = True
+    differ = np.flatnonzero(said != mask.values)
+    if differ.size:
+        raise InputError(
+            f"{source.path}: {mask.name!r} ({int(mask.values.sum())} dead) and {ids.name!r} ("
+            f"{len(ids.values)}) contradict each other, first at token {differ[0]}; needed: the same dead "
+            "tokens"
+        )
+
+
+def _check_range(source: Source, ids: Named, n: int, what: str) -> None:
+    if ids.values.size and ids.values.max() >= n:
+        raise InputError(
+            f"{source.path}: {ids.name!r} holds the token id {ids.values.max()}, outside {what}; needed: 0 to {n - 1}"
+        )
+
+
+def _check_live(source: Source, mask: Named | None, ids: Named | None, live: Named | None) -> None:
+    if live is None:
+        return
+    if mask is not None:
+        _check_range(source, live, len(mask.values), f"the entries of {mask.name!r}")
+    dead = Named(mask.name, np.flatnonzero(mask.values)) if mask is not None else ids
+    both = np.intersect1d(live.values, dead.values) if dead is not None else live.values[:0]
+    if dead is not None and both.size:
+        raise InputError(
+            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other: token {both[0]} is "
+            "dead and live; needed: each token in one of them"
+        )
+
+
+def _says_all(rows: Rows, live: Named) -> bool:
+    """Whether the list of live ids says no more than that the other tokens are live."""
+    if rows.dead is None:
+        return False
+    return bool(rows.dead.all()) or same_ids(live.values, rows.tokens[~rows.dead])

@@ -1,0 +1,171 @@
+"""HDF5 files as a source."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, part_of, read_slab, reading
+from deadtok_xr.errors import InputError
+
+_DEFAULT_CACHE = 2**20
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Where a dataset lies in its file as plain bytes: blocks of ``height`` rows, in order."""
+
+    height: int
+    offsets: list[int]
+
+
+class Hdf5Source(Source):
+    """The datasets of an HDF5 file, those in groups by their path; its root attributes."""
+
+    format = "HDF5"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._current: tuple[str, h5py.Dataset] | None = None
+        self._bytes: _Blocks | None = None
+        with reading(path, "the file", self.format):
+            self._file = h5py.File(path, "r")
+            self._plain = path.open("rb", buffering=0)
+        try:
+            with reading(path, "its table of contents", self.format):
+                found: dict[str, Entry] = {}
+                self._file.visititems(lambda name, item: _note(found, name, item))
+                self.entries = found
+                self.attributes = {**self._file.attrs, **_texts(self._file)}
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        entry = self.entries[name]
+        with reading(self.path, part_of(name, where), self.format):
+            dataset = self._dataset(name)
+            if self._bytes is not None and entry.shape:
+                return self._from_bytes(self._bytes, entry, where)
+            values = np.asarray(dataset[where])
+        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
+
+    def _from_bytes(self, blocks: _Blocks, entry: Entry, where: tuple[slice, ...]) -> NDArray[Any]:
+        """Plain bytes, read from the file itself: half the time that HDF5's way through its own buffers takes."""
+        assert entry.dtype is not None
+        rows, *rest = where or (slice(0, entry.shape[0]),)
+        parts = []
+        for i in range(rows.start // blocks.height, math.ceil(rows.stop / blocks.height)):
+            start = i * blocks.height
+            part = slice(max(rows.start - start, 0), min(rows.stop - start, blocks.height))
+            shape = (blocks.height, *entry.shape[1:])
+            parts.append(read_slab(self._plain, blocks.offsets[i], entry.dtype, shape, (part, *rest)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """The dataset, opened with a cache that holds each compressed chunk until it has been read."""
+        if self._current is None or self._current[0] != name:
+            self._current = None  # its cache goes with it
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            size = max(_DEFAULT_CACHE, self.entries[name].buffer_bytes)
+            access.set_chunk_cache(10007, size, 1.0)
+            dataset = h5py.Dataset(h5py.h5d.open(self._file.id, name.encode(), access))
+            self._current, self._bytes = (name, dataset), _plain_blocks(self._file, dataset, self.entries[name])
+        return self._current[1]
+
+    def unwritten(self, name: str) -> list[range]:
+        with reading(self.path, f"variable {name!r}", self.format):
+            dataset = self._dataset(name)
+            n = dataset.shape[0]
+            if dataset.is_virtual:
+                return self._virtual_gaps(name, dataset)
+            if dataset.chunks is None:
+                plist = dataset.id.get_create_plist()
+                plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and plist.get_external_count() == 0
+                return [range(n)] if plain and dataset.size and not dataset.id.get_storage_size() else []
+            return _gaps(_written_rows(dataset), dataset.chunks[0], n)
+
+    def _virtual_gaps(self, name: str, dataset: h5py.Dataset) -> list[range]:
+        """What of a virtual dataset nobody wrote: it reads as zeros, as do parts whose file is gone."""
+        parts = dataset.virtual_sources()
+        lost = {p.file_name for p in parts if p.file_name != "." and not (self.path.parent / p.file_name).exists()}
+        if lost:
+            raise InputError(
+                f"{self.path}: variable {name!r} is put together from {', '.join(sorted(lost))}, which is not there: "
+                f"put it beside {self.path.name}"
+            )
+        mapped = sum(p.vspace.get_select_npoints() for p in parts)
+        return [range(dataset.shape[0])] if mapped < dataset.size else []
+
+    def close(self) -> None:
+        self._current = None
+        self._file.close()
+        self._plain.close()
+
+
+def _texts(file: h5py.File) -> dict[str, list[str]]:
+    """The texts of tokens, where they are a dataset of the file."""
+    item = file.get(TEXTS)
+    if not isinstance(item, h5py.Dataset) or h5py.check_string_dtype(item.dtype) is None or item.ndim != 1:
+        return {}
+    return {TEXTS: [str(text) for text in item.asstr()[...]]}
+
+
+def _note(found: dict[str, Entry], name: str, item: Any) -> None:
+    if isinstance(name, bytes):  # h5py's way with names that are not UTF-8
+        raise ValueError(f"the name {name!r} is not UTF-8")
+    if isinstance(item, h5py.Dataset) and item.shape is not None and not (name == TEXTS and item.dtype.kind == "O"):
+        numeric = item.dtype.kind in "biuf"
+        dtype = item.dtype.newbyteorder("=") if numeric else None
+        found[name] = Entry(tuple(item.shape), dtype, item.dtype.name, _buffer_bytes(item))
+
+
+def _buffer_bytes(dataset: h5py.Dataset) -> int:
+    """A row of chunks where they are compressed; uncompressed ones are read from disk part by part."""
+    if dataset.chunks is None or not dataset.id.get_create_plist().get_nfilters():
+        return 0
+    across = [math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    return math.prod([*across, *dataset.chunks, dataset.dtype.itemsize])
+
+
+def _plain_blocks(file: h5py.File, dataset: h5py.Dataset, entry: Entry) -> _Blocks | None:
+    """Where the values lie that need nothing done to them; None if something does."""
+    plist = dataset.id.get_create_plist()
+    # bool is an enumeration in HDF5; before a user block offsets count from elsewhere
+    as_read = entry.dtype is not None and dataset.id.get_type().equal(h5py.h5t.py_create(entry.dtype))
+    if file.userblock_size or not as_read or dataset.dtype == bool or not dataset.size:
+        return None
+    if plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count() and dataset.shape:
+        offset = dataset.id.get_offset()
+        return None if offset is None else _Blocks(dataset.shape[0], [offset])
+    whole_rows = dataset.chunks is not None and dataset.chunks[1:] == dataset.shape[1:]
+    if plist.get_layout() != h5py.h5d.CHUNKED or plist.get_nfilters() or not whole_rows:
+        return None
+    found: dict[int, int] = {}
+    dataset.id.chunk_iter(lambda chunk: found.update({chunk.chunk_offset[0]: chunk.byte_offset}))
+    starts = range(0, dataset.shape[0], dataset.chunks[0])
+    return _Blocks(dataset.chunks[0], [found[s] for s in starts]) if sorted(found) == list(starts) else None
+
+
+def _written_rows(dataset: h5py.Dataset) -> list[int]:
+    """Where the rows of chunks begin that are all there, in order. Costs what was written, not what was promised."""
+    counts: Counter[int] = Counter()
+    dataset.id.chunk_iter(lambda chunk: counts.update((chunk.chunk_offset[0],)))  # asking one by one is quadratic
+    across = math.prod(math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
+    return sorted(start for start, count in counts.items() if count == across)
+
+
+def _gaps(starts: list[int], height: int, n: int) -> list[range]:
+    """What lies between rows of chunks."""
+    ends = [0, *(start + height for start in starts)]
+    return [range(end, start) for end, start in zip(ends, [*starts, n], strict=True) if end < start]

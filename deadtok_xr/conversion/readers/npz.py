@@ -1,0 +1,249 @@
+"""NumPy's own files as a source: .npz archives, and single .npy arrays under the name of their file.
+
+The headers are read by NumPy, which unpickles nothing here. What lies in an archive as it is gets read from
+the file by parts; what is compressed is unpacked from the front, a piece at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, part_of, read_slab, readable, reading
+from deadtok_xr.errors import InputError
+
+_WHOLE = 64 * 2**20
+"""The largest array in Fortran order: it must be read whole to be turned."""
+_MOST_TEXT = 256 * 2**20
+_MOST_DENSE = 1040
+"""Deflate makes nothing smaller than a 1032nd."""
+
+
+@dataclass
+class _Member:
+    """One array: its header, and where its numbers are.
+
+    ``info`` is None for a file of its own; ``begin`` counts from the start of the file where the bytes lie in it as
+    they are, else from the start of what is unpacked. ``crc`` is the checksum of the first ``summed`` bytes of them.
+    """
+
+    info: zipfile.ZipInfo | None
+    begin: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    crc: int
+    summed: int = 0
+
+    @property
+    def packed(self) -> bool:
+        return self.info is not None and self.info.compress_type != zipfile.ZIP_STORED
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class NpzSource(Source):
+    """The arrays of an .npz archive by their names, or the one of an .npy file by the file's name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attributes: Mapping[str, Any] = {}
+        self._archive: zipfile.ZipFile | None = None
+        self._stream: tuple[str, BinaryIO] | None = None
+        self._members: dict[str, _Member] = {}
+        self._file = path.open("rb", buffering=0)
+        try:
+            self.format = "npy" if self._file.read(6) == npy.MAGIC_PREFIX else "npz"
+            with reading(path, "its table of contents", self.format):
+                self.entries = dict(self._found())
+        except BaseException:
+            self.close()
+            raise
+
+    def _found(self) -> Iterator[tuple[str, Entry]]:
+        if self.format == "npy":
+            yield self.path.stem, self._entry(self.path.stem, None)
+            return
+        self._archive = zipfile.ZipFile(self.path)
+        names = set()
+        for info in self._archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in names:
+                raise InputError(f"{self.path} holds {name!r} twice; needed: one array of each name; save it again")
+            names.add(name)
+            with reading(self.path, f"variable {name!r}", self.format):
+                is_array = info.filename.endswith(".npy")
+                if name in (TEXTS, "metadata") and is_array and self._take_text(name, info):
+                    continue
+                yield name, self._entry(name, info) if is_array else Entry((), None, "a file that is no array")
+
+    def _take_text(self, name: str, info: zipfile.ZipInfo) -> bool:
+        """Make an array of texts an attribute: the tokens' own, or settings as JSON, as our exports have them."""
+        assert self._archive is not None
+        if info.file_size > _MOST_TEXT:
+            return False
+        with self._archive.open(info) as stream:
+            try:
+                values = npy.read_array(cast(BinaryIO, stream), allow_pickle=False)
+                found = {TEXTS: values.tolist()} if name == TEXTS else dict(json.loads(str(values[()])))
+            except (ValueError, TypeError):
+                return False
+        if values.dtype.kind != "U":
+            return False
+        self.attributes = {**self.attributes, **found}
+        return True
+
+    def _entry(self, name: str, info: zipfile.ZipInfo | None) -> Entry:
+        member = self._member(info)
+        kind = _unreadable(member)
+        if not member.dtype.hasobject:
+            self._check_size(name, member)
+        if kind is not None:
+            return Entry(member.shape, None, kind)
+        self._members[name] = member
+        dtype = member.dtype.newbyteorder("=")
+        return Entry(member.shape, dtype, dtype.name, member.nbytes if member.fortran else 0, member.packed)
+
+    def _member(self, info: zipfile.ZipInfo | None) -> _Member:
+        if info is None:
+            self._file.seek(0)
+            return _Member(None, *_header(self._file))
+        assert self._archive is not None
+        if info.compress_type == zipfile.ZIP_DEFLATED and info.file_size > _MOST_DENSE * info.compress_size + 1000:
+            raise ValueError(f"{info.compress_size} bytes cannot hold the {info.file_size} that are promised")
+        with self._archive.open(info) as stream:
+            member = _Member(info, *_header(cast(BinaryIO, stream)))
+        if not member.packed:
+            member.begin += self._data_offset(info)
+        return member
+
+    def _data_offset(self, info: zipfile.ZipInfo) -> int:
+        """Where a member's bytes begin in the file, by its local header."""
+        self._file.seek(info.header_offset + 26)
+        lengths = self._file.read(4)
+        return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+
+    def _check_size(self, name: str, member: _Member) -> None:
+        """Whether all the numbers that a header promises are there, and no more."""
+        end = self._file.seek(0, 2)
+        if member.info is None:
+            there = end - member.begin
+        elif member.packed:
+            there = member.info.file_size - member.begin
+        else:
+            start = self._data_offset(member.info)
+            there = start + min(member.info.file_size, member.info.compress_size, end - start) - member.begin
+        if there != member.nbytes:
+            raise InputError(
+                f"{self.path} is damaged or truncated: {name!r} is {member.dtype} {member.shape}, which needs "
+                f"{member.nbytes} bytes, but there are {there}; copy it again from the original"
+            )
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        dtype = readable(self, name)
+        member = self._members[name]
+        with reading(self.path, part_of(name, where), self.format):
+            file = self._unpacked(name, member) if member.packed else cast(BinaryIO, self._file)
+            if member.fortran:
+                turned = read_slab(file, member.begin, member.dtype, member.shape[::-1], ())
+                return turned.T[where].astype(dtype, order="C")
+            values = read_slab(file, member.begin, member.dtype, member.shape, where)
+            self._check_sum(member, where, values)
+        return values if values.dtype == dtype else values.astype(dtype)  # the byte order, no more
+
+    def _unpacked(self, name: str, member: _Member) -> BinaryIO:
+        """What a compressed member unpacks to; going back in it begins again from its front."""
+        if self._stream is None or self._stream[0] != name:
+            self._close_stream()
+            assert self._archive is not None
+            assert member.info is not None
+            self._stream = name, cast(BinaryIO, self._archive.open(member.info))
+        return self._stream[1]
+
+    def _check_sum(self, member: _Member, where: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """The checksum of what is read in order from the front; that of compressed members is looked after."""
+        if member.info is None or member.packed or any(s != slice(0, n) for s, n in _later(where, member.shape)):
+            return
+        row = member.nbytes // max(1, member.shape[0]) if member.shape else 0
+        if (where[0].start * row if where else 0) != member.summed:
+            return
+        member.crc = zlib.crc32(values.reshape(-1).view(np.uint8).data, member.crc)
+        member.summed += values.nbytes
+        if member.summed == member.nbytes and member.crc != member.info.CRC:
+            raise zipfile.BadZipFile("its checksum is another than its bytes")
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def unwritten(self, name: str) -> list[range]:
+        return []
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream[1].close()
+            self._stream = None
+
+    def close(self) -> None:
+        self._close_stream()
+        if self._archive is not None:
+            self._archive.close()
+        self._file.close()
+
+
+def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, int]:
+    """Where the numbers begin, their dtype, shape and order, and the checksum of the header."""
+    counting = _Counting(file)
+    version = npy.read_magic(counting)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format, which only structured types need")
+    try:
+        shape, fortran, dtype = read(counting)
+    except (SyntaxError, tokenize.TokenError) as error:  # from a second look that NumPy takes at headers of Python 2
+        raise ValueError("its header is no description of an array") from error
+    if any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError(f"an array of the shape {shape}")
+    return counting.n, dtype, shape, fortran and len(shape) > 1, counting.crc
+
+
+class _Counting:
+    """A file that knows how much of it was read, and the checksum of that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.n, self.crc = file, 0, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.n += len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        return data
+
+
+def _later(where: tuple[slice, ...], shape: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
+    """Slices after the first axis, each with the length of its axis."""
+    return zip(where[1:], shape[1:], strict=False)
+
+
+def _unreadable(member: _Member) -> str | None:
+    """What an array is called whose numbers cannot be had."""
+    if member.dtype.hasobject:
+        return "Python objects"
+    if member.dtype.kind not in "biuf":
+        hint = " (bfloat16 must be saved as .view('uint16'))" if member.dtype == "V2" else ""
+        return f"{member.dtype.name}{hint}"
+    if member.fortran and member.nbytes > _WHOLE:
+        return f"{member.dtype.name} in Fortran order (save it with numpy.ascontiguousarray)"
+    return None

@@ -1,0 +1,96 @@
+"""Safetensors files as a source.
+
+The header is read here: the safetensors library hands bfloat16 to torch, but not to NumPy, and a mapped
+file would count as memory in use. The values are read from the file, part by part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.conversion.readers.source import Entry, Source, part_of, read_slab, reading
+from deadtok_xr.errors import InputError
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(bool),
+    "BF16": BFLOAT16,
+    **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+}
+
+
+class SafetensorsSource(Source):
+    """The tensors of a safetensors file; its metadata as attributes."""
+
+    format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        try:
+            with reading(path, "its header", self.format):
+                header, self._data = self._header()
+                self.attributes = dict(header.pop("__metadata__", None) or {})
+                self.entries = {name: _entry(fields) for name, fields in header.items()}
+                self._begins = {name: self._checked_begin(name, fields) for name, fields in header.items()}
+        except BaseException:
+            self.close()
+            raise
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if length > size - 8:
+            raise InputError(
+                f"{self.path} is truncated: its header needs {length} bytes, but the file ends after "
+                f"{size - 8}; copy it again from the original"
+            )
+        return json.loads(self._file.read(length)), 8 + length
+
+    def _checked_begin(self, name: str, fields: dict[str, Any]) -> int:
+        """Where a tensor begins in the file, once it is known to be all there."""
+        begin, end = (int(x) for x in fields["data_offsets"])
+        entry = self.entries[name]
+        if not 0 <= begin <= end or (entry.dtype is not None and end - begin != entry.nbytes):
+            raise InputError(
+                f"{self.path} is damaged: {name!r} is {entry}, but its bytes are {begin}..{end}; copy it "
+                "again from the original"
+            )
+        size = os.fstat(self._file.fileno()).st_size
+        if self._data + end > size:
+            raise InputError(
+                f"{self.path} is truncated: {name!r} ends at byte {self._data + end}, but the file has "
+                f"{size} bytes; copy it again from the original"
+            )
+        return self._data + begin
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        entry = self.entries[name]
+        with reading(self.path, part_of(name, where), self.format):
+            assert entry.dtype is not None
+            return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def unwritten(self, name: str) -> list[range]:
+        return []
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _entry(fields: dict[str, Any]) -> Entry:
+    shape = tuple(int(n) for n in fields["shape"])
+    if any(n < 0 for n in shape):
+        raise ValueError(f"a tensor of the shape {shape}")
+    dtype = _DTYPES.get(fields["dtype"])
+    return Entry(shape, dtype, fields["dtype"] if dtype is None else dtype.name)

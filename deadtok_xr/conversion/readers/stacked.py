@@ -1,0 +1,219 @@
+"""Checkpoints of one run, one per step, as arrays with a leading axis of steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.conversion.readers.source import Entry, Source, readable
+from deadtok_xr.errors import InputError
+
+Steps = Literal["names", "content"]
+STEP = "step"
+_OPEN = 2
+_STEP_KEYS = ("step", "global_step")
+_STEP_ATTRIBUTES = ("trainer_state.global_step",)
+
+
+@dataclass(frozen=True)
+class _Member:
+    path: Path
+    number: int
+    """The step by its name."""
+    content: int | None
+    """The step by what it says of itself."""
+
+
+class Stacked(Source):
+    """Checkpoints of one run, stacked along a leading axis of steps.
+
+    The entries are those of the checkpoints, with that axis; ``step`` holds the labels. Where small entries are not
+    alike in all checkpoints, they cannot be read, and say why.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    members
+        The checkpoints, each with the number in its name.
+    open_member
+        Opens one; two are open at a time.
+    steps
+        Which labels count where names and contents of the checkpoints contradict each other.
+    left_out
+        Files of the folder that are none of the checkpoints.
+
+    Raises
+    ------
+    InputError
+        If two checkpoints have one step, a matrix is not alike in all, or the steps are contradictory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Mapping[Path, int],
+        open_member: Callable[[Path], Source],
+        steps: Steps | None = None,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        if steps not in (None, "names", "content"):
+            raise InputError(f"steps={steps!r} is not known; needed: 'names' or 'content'")
+        self.path = path
+        self._open_member = open_member
+        self._opened: dict[Path, Source] = {}
+        self._files: list[Path] = []
+        by_number = sorted(members, key=lambda member: (members[member], member.name))
+        for one, other in itertools.pairwise(by_number):
+            if members[one] == members[other]:
+                raise InputError(
+                    f"{path}: {one.name} and {other.name} both have the number {members[one]}; needed: one checkpoint "
+                    "per step; move one of them away"
+                )
+        try:
+            self._look(by_number, members, left_out or {})
+            self._members = _in_order(path, self._found, steps)
+        except BaseException:
+            self.close()
+            raise
+        labels = [m.content if steps == "content" else m.number for m in self._members]
+        self._labels = np.array(labels, np.int64)
+
+    def _look(self, paths: list[Path], numbers: Mapping[Path, int], left_out: Mapping[str, str]) -> None:
+        """Look at the headers of every checkpoint."""
+        self._found: list[_Member] = []
+        first = self._member(paths[0])
+        self.format = f"{first.format}, one per step"
+        entries, attributes, aliases = dict(first.entries), dict(first.attributes), dict(first.aliases)
+        for i, path in enumerate(paths):
+            member = self._member(path)
+            _compare(entries, member, paths[0], i)
+            attributes = {k: v for k, v in attributes.items() if k in member.attributes and member.attributes[k] == v}
+            aliases = {k: v for k, v in aliases.items() if member.aliases.get(k) == v}
+            self._files += member.files()
+            self._found.append(_Member(path, numbers[path], _own_step(member)))
+        n = len(paths)
+        stacked = {name: _with_steps(entry, n) for name, entry in entries.items() if name not in _STEP_KEYS}
+        labels = Entry((n,), np.dtype(np.int64), "int64")
+        self.entries = {**stacked, STEP: labels, **{k: Entry((), None, why) for k, why in left_out.items()}}
+        self.attributes, self.aliases = attributes, aliases
+
+    def _member(self, path: Path) -> Source:
+        """An open checkpoint; those that were not asked for lately are closed."""
+        if path not in self._opened:
+            while len(self._opened) >= _OPEN:
+                self._opened.pop(next(iter(self._opened))).close()
+            self._opened[path] = self._open_member(path)
+        return self._opened[path]
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        dtype = readable(self, name)
+        steps, inner = (where[0], where[1:]) if where else (slice(0, len(self._members)), ())
+        if name == STEP:
+            return self._labels[steps].copy()
+        shape = self.entries[name].shape[1:]
+        inner = (*inner, *(slice(0, n) for n in shape[len(inner) :]))
+        values = np.empty((steps.stop - steps.start, *(s.stop - s.start for s in inner)), dtype)
+        late = self.entries[name].late
+        for i, member in enumerate(self._members[late + steps.start : late + steps.stop]):
+            source = self._member(member.path)
+            _check_same(source, name, dtype, shape)
+            values[i] = source.read(name, *inner)
+        return values
+
+    def unwritten(self, name: str) -> list[range]:
+        if name == STEP or self.entries[name].dtype is None or not self.entries[name].shape[1:]:
+            return []
+        members = self._members[self.entries[name].late :]
+        holes = (i for i, member in enumerate(members) if self._member(member.path).unwritten(name))
+        return [range(i, i + 1) for i in holes]
+
+    def files(self) -> list[Path]:
+        return list(self._files)
+
+    def close(self) -> None:
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+
+def _with_steps(entry: Entry, n: int) -> Entry:
+    return replace(entry, shape=(n - entry.late, *entry.shape)) if entry.dtype is not None else entry
+
+
+def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: int) -> None:
+    """Compare the entries of a checkpoint with those so far: matrices must be alike, and the rest is marked."""
+    for name in {**entries, **member.entries}:
+        one, other = entries.get(name), member.entries.get(name)
+        if one is not None and other is not None:
+            if (one.dtype, one.shape) == (other.dtype, other.shape) or one.dtype is None:
+                continue
+            if len(one.shape) >= 2 or len(other.shape) >= 2:
+                raise InputError(
+                    f"{member.path}: {name!r} is {other}, but in {first.name} it is {one}; needed: the same in every "
+                    "checkpoint of a run; move those of another run away"
+                )
+            entries[name] = Entry(one.shape, None, f"{one} in {first.name} and {other} in {member.path.name}")
+        elif other is None and one is not None and one.dtype is not None:
+            entries[name] = Entry(one.shape, None, f"{one}, which {member.path.name} does not have")
+        elif one is None and other is not None and other.dtype is not None and len(other.shape) >= 2:
+            entries[name] = replace(other, late=n_before)  # an optimizer has no state before its first step
+        elif one is None and other is not None:
+            entries[name] = Entry(other.shape, None, f"{other}, which {first.name} does not have")
+
+
+def _check_same(source: Source, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    entry = source.entries.get(name)
+    if entry is None or (entry.dtype, entry.shape) != (dtype, shape):
+        raise InputError(f"{source.path} changed while it was read; convert it when nothing writes to it")
+
+
+def _own_step(member: Source) -> int | None:
+    """The step that a checkpoint says it is of."""
+    for key in _STEP_KEYS:
+        entry = member.entries.get(key)
+        if entry is not None and entry.dtype is not None and entry.dtype.kind in "iu" and not entry.shape:
+            return int(member.read(key)[()])
+    values = (member.attributes.get(key) for key in _STEP_ATTRIBUTES)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+
+
+def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_Member]:
+    """The checkpoints in the order of their steps, once it is known which labels count."""
+    silent = next((m for m in members if m.content is None), None)
+    if steps == "content":
+        if silent is not None:
+            raise InputError(
+                f"{silent.path} does not say its step; needed with steps='content': a scalar named step or "
+                "global_step in every checkpoint; choose steps='names'"
+            )
+        return _ascending(path, members)
+    contradiction = next((m for m in members if m.content != m.number), None)
+    if steps is None and silent is None and contradiction is not None:
+        raise InputError(
+            f"{path}: by the names, the steps are {_few([m.number for m in members])}, but the checkpoints say "
+            f"{_few([m.content for m in members])} ({contradiction.path.name} says {contradiction.content}); choose "
+            "with steps='names' or steps='content' (--steps names|content)"
+        )
+    return members
+
+
+def _ascending(path: Path, members: list[_Member]) -> list[_Member]:
+    members = sorted(members, key=lambda m: (m.content or 0, m.number))
+    for one, other in itertools.pairwise(members):
+        if one.content == other.content:
+            raise InputError(
+                f"{path}: {one.path.name} and {other.path.name} both say that they are of step {one.content}; needed: "
+                "one checkpoint per step; choose steps='names', or move one of them away"
+            )
+    return members
+
+
+def _few(labels: list[Any]) -> str:
+    shown = [*labels[:3], "...", labels[-1]] if len(labels) > 5 else labels
+    return ", ".join(map(str, shown))

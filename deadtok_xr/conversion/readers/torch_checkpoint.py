@@ -1,0 +1,293 @@
+"""Torch checkpoints as a source.
+
+They are opened by torch with ``weights_only=True``, which runs nothing that a file says. Files in the zip format are
+mapped, and pages that were touched count as memory in use: the file is mapped anew after every `TOUCHED` bytes. Files
+from before torch 1.6 are read whole.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.conversion.readers.source import Entry, Source, part_of, readable, reading
+from deadtok_xr.errors import InputError
+
+TOUCHED = 64 * 2**20
+_PICKLE = 64 * 2**20
+_LEGACY = 2 * 2**30
+_NAMES = 100_000
+_NUMBERS = 10_000_000
+_DEPTH = 64
+_AGAIN = "copy it again from the original"
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.bfloat16: BFLOAT16,
+    **{
+        getattr(torch, name): np.dtype(name)
+        for name in ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+                     "float16", "float32", "float64")
+    },
+}  # fmt: skip
+
+
+class TorchSource(Source):
+    """The tensors and numbers of a torch checkpoint by their dotted names; its texts as attributes."""
+
+    format = "torch"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._touched = 0
+        self._state = _state(path)
+        self._mapped = zipfile.is_zipfile(path)
+        with reading(path, "its table of contents", self.format):
+            self._there = _check_archive(path) if self._mapped else _check_legacy(path)
+        self._load()
+        self.entries = {name: self._entry(value) for name, value in self._values.items()}
+        self.aliases = _aliases({n: v for n, v in self._values.items() if isinstance(v, torch.Tensor)}, self.entries)
+
+    def _load(self) -> None:
+        if _state(self.path) != self._state:
+            raise InputError(f"{self.path} changed while it was read; convert it when nothing writes to it")
+        self._values, self.attributes = {}, {}
+        self._touched = 0
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of torch's own plans
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+        except Exception as error:  # over a damaged file torch raises nearly anything
+            raise InputError(_refusal(self.path, str(error))) from error
+        with reading(self.path, "its table of contents", self.format):
+            values, attributes = _sorted_out(_flat(loaded))
+            _check_storages((v for v in values.values() if isinstance(v, torch.Tensor)), self._there)
+        self._values, self.attributes = values, attributes
+
+    def _entry(self, value: torch.Tensor | NDArray[Any]) -> Entry:
+        if isinstance(value, np.ndarray):
+            return Entry(value.shape, value.dtype, value.dtype.name)
+        name, shape = str(value.dtype).removeprefix("torch."), () if value.is_nested else tuple(value.shape)
+        kind = _unreadable(value)
+        if kind is not None:
+            return Entry(shape, None, f"{name}, {kind}")
+        if value.dtype not in _DTYPES:
+            return Entry(shape, None, name)
+        return Entry(shape, _DTYPES[value.dtype], name, TOUCHED if self._mapped else self._state[0])
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        dtype = readable(self, name)
+        with reading(self.path, part_of(name, where), self.format):
+            value = self._values[name]
+            if isinstance(value, np.ndarray):
+                return value[where].copy()
+            full = (*where, *(slice(0, n) for n in value.shape[len(where) :]))
+            values = np.empty([s.stop - s.start for s in full], dtype)
+            del value  # it would keep its file mapped
+            if values.size:
+                self._copy(values, name, full)
+        return values
+
+    def _copy(self, room: NDArray[Any], name: str, where: tuple[slice, ...]) -> None:
+        """Fill an array, in pieces that each touch a bounded part of the file."""
+        part = self._values[name][where]
+        extents = [(n - 1) * abs(stride) for n, stride in zip(part.shape, part.stride(), strict=True)]
+        touched = (sum(extents) + 1) * part.element_size()
+        if self._mapped and touched > TOUCHED and part.numel() > 1:
+            del part
+            axis = int(np.argmax(extents))
+            middle = room.shape[axis] // 2
+            for begin, end in ((0, middle), (middle, room.shape[axis])):
+                inner = tuple(slice(begin, end) if i == axis else slice(None) for i in range(room.ndim))
+                at = where[axis].start
+                outer = tuple(slice(at + begin, at + end) if i == axis else s for i, s in enumerate(where))
+                self._copy(room[inner], name, outer)
+            return
+        room[...] = _as_numpy(part)
+        del part
+        self._touched += touched
+        if self._mapped and self._touched >= TOUCHED:
+            self._load()
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def unwritten(self, name: str) -> list[range]:
+        return []
+
+    def close(self) -> None:
+        self._values = {}
+
+
+def _as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().resolve_neg()
+    return tensor.view(torch.int16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _check_archive(path: Path) -> int:
+    """Whether an archive is what torch writes, before torch sees it: nothing packed, nothing absurdly large.
+
+    Returns the size of all tensors.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        pickles = [m for m in members if re.fullmatch(r"[^/]+/data\.pkl", m.filename)]
+        if len(pickles) != 1:
+            raise InputError(f"{path} holds {len(pickles)} data.pkl; needed: one, as torch.save writes it; {_AGAIN}")
+        packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+        size = path.stat().st_size
+        if packed or sum(m.file_size for m in members) > size:
+            what = f"{packed[0]!r} is compressed" if packed else "its parts are larger than the file"
+            raise InputError(
+                f"{path} is not as torch.save writes it: {what}; load it and save it again with torch.save"
+            )
+        if pickles[0].file_size > _PICKLE:
+            raise InputError(
+                f"{path}: its data.pkl has {pickles[0].file_size} bytes; needed: less than {_PICKLE}; save tensors "
+                "instead of long lists of numbers"
+            )
+        _check_pickle(path, archive.read(pickles[0]))
+        order = pickles[0].filename.removesuffix("data.pkl") + "byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise InputError(f"{path} was saved on a machine with another byte order; save it again as safetensors")
+        return sum(m.file_size for m in members if re.fullmatch(r"[^/]+/data/[^/]+", m.filename))
+
+
+def _check_legacy(path: Path) -> int:
+    size = path.stat().st_size
+    if size > _LEGACY:
+        raise InputError(
+            f"{path} is in torch's format from before 1.6, which must be read whole, and has {size} bytes; needed: at "
+            f"most {_LEGACY}; load it and save it again with torch.save"
+        )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _check_pickle(path, content)
+    return size
+
+
+def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
+    # The one call that weights_only allows and that takes as much memory as a file asks for.
+    if any(content.find(b"c" + module + b"\nbytearray\n") >= 0 for module in (b"builtins", b"__builtin__")):
+        raise InputError(f"{path} holds a bytearray; needed: tensors, numbers and texts; save it without")
+
+
+def _refusal(path: Path, said: str) -> str:
+    """What torch said, in a sentence."""
+    code = re.search(r"GLOBAL (\S{1,80})", said)
+    if code is not None:
+        return (
+            f"{path} holds {code[1]}, which could run code and was not loaded; needed: tensors, numbers and texts, as "
+            "in a state_dict; where the file was made, save only those"
+        )
+    reason = " ".join(said.split("WeightsUnpickler error:")[-1].split())[:160]
+    return (
+        f"{path} cannot be read as torch ({reason}): the file is damaged, truncated, still being written, or no torch "
+        f"checkpoint; {_AGAIN}"
+    )
+
+
+def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts and lists under dotted names. A list of numbers is a leaf."""
+    if depth > _DEPTH:
+        raise ValueError(f"{name[:40]!r} is nested more than {_DEPTH} deep")
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)) and _numbers(value) is None:
+        items = dict(enumerate(value)).items()
+    else:
+        yield name or "data", value
+        return
+    for key, item in items:
+        yield from _flat(item, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _sorted_out(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and numbers, and beside them everything else as attributes."""
+    values: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    n_numbers = 0  # one list may be named many times, so that a small file holds very many
+    for i, (name, value) in enumerate(flat):
+        if i >= _NAMES:
+            raise ValueError(f"more than {_NAMES} names")
+        if name in values or name in attributes:
+            raise ValueError(f"two things are called {name!r}")
+        number = _numbers(value)
+        if isinstance(value, torch.Tensor):
+            values[name] = value
+        elif number is not None:
+            values[name] = number
+            n_numbers += number.size
+            if n_numbers > _NUMBERS:
+                raise ValueError(f"more than {_NUMBERS} numbers in lists")
+        else:
+            attributes[name] = _text(value)
+    return values, attributes
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    plain = isinstance(value, (int, complex, torch.dtype, torch.device))
+    return str(value) if plain else f"a {type(value).__name__}"
+
+
+def _numbers(value: Any) -> NDArray[Any] | None:
+    """A Python number, or a list of them all of one kind, as an array."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    kinds = {type(item) for item in items}
+    if not items or kinds - {bool, int, float} or (bool in kinds and len(kinds) > 1):
+        return None
+    dtype = bool if kinds == {bool} else np.int64 if kinds == {int} else np.float64
+    try:
+        return np.array(value, dtype)
+    except OverflowError:  # an integer beyond 64 bits stays as its text
+        return None
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+    )
+
+
+def _unreadable(tensor: torch.Tensor) -> str | None:
+    """Why a tensor's numbers cannot be had."""
+    if not _is_plain(tensor):
+        return "sparse, quantized or without values"
+    there = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > there:
+        return f"expanded from {there} bytes (save it with .contiguous())"
+    return None
+
+
+def _check_storages(tensors: Iterable[torch.Tensor], there: int) -> None:
+    """Whether what tensors lie in was in the file: it may say that they are larger."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if _is_plain(t)}
+    if sum(storages.values()) > there:
+        raise ValueError(f"its tensors need {sum(storages.values())} bytes, but {there} are there")
+
+
+def _aliases(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, Entry]) -> dict[str, str]:
+    first: dict[tuple[Any, ...], str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        if entries[name].dtype is not None and tensor.numel():
+            key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if first.setdefault(key, name) != name:
+                aliases[name] = first[key]
+    return aliases

@@ -1,0 +1,187 @@
+"""Workers elsewhere: a cluster of this machine, or one that was started before; and whether they can do the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dask.system import CPU_COUNT
+
+from deadtok_xr._version import __version__
+from deadtok_xr.errors import InputError
+from deadtok_xr.store import location
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R")
+_PATIENCE = "10s"  # for a scheduler to answer
+_INSTALL = "pip install 'deadtok_xr[cluster]'"
+
+
+def current() -> Client | None:
+    """The client that Dask computes with now, if it is one of a cluster."""
+    if "distributed" not in sys.modules:
+        return None
+    import dask.base
+    from distributed import Client
+
+    get: Any = dask.base.get_scheduler()
+    owner = getattr(get, "__self__", None)
+    return owner if isinstance(owner, Client) else None
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client of a scheduler that was started elsewhere, once its workers are known to have what we have.
+
+    Raises
+    ------
+    InputError
+        If nobody answers, there are no workers, or they have other versions.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(f"--scheduler ADDRESS needs dask.distributed: {_INSTALL}") from None
+    try:
+        client = Client(address, timeout=_PATIENCE)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address!r} ({error}): start one, or give its address"
+        ) from error
+    with client:
+        _check_workers(client, address)
+        yield client
+
+
+@contextmanager
+def of_this_machine(n_workers: int) -> Iterator[Client]:
+    """A cluster of so many processes of one thread each, closed at the end.
+
+    A process a thread: the parts that hold Python's lock then run side by side as well.
+
+    Raises
+    ------
+    InputError
+        If dask.distributed is not installed, or ``n_workers`` is no number of processes.
+    """
+    if n_workers < 1:
+        raise InputError(f"--workers {n_workers}: needed: 1 or more processes")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise InputError(f"--workers N needs dask.distributed: {_INSTALL}") from None
+    options: dict[str, Any] = {"dashboard_address": ":0", "silence_logs": "CRITICAL"}  # any port; failures are raised
+    with LocalCluster(n_workers=n_workers, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
+        yield client
+
+
+def _check_workers(client: Client, address: str) -> None:
+    """Refuse workers that compute with other code than the one that plans."""
+    ours = _software()
+    try:
+        theirs: dict[str, dict[str, str]] = client.run(_software)
+    except Exception as error:
+        raise InputError(
+            f"the workers at {address!r} cannot import deadtok_xr ({type(error).__name__}: {error}): install "
+            f"deadtok_xr {__version__} where they run"
+        ) from error
+    if not theirs:
+        raise InputError(f"the scheduler at {address!r} has no workers: start some with `dask worker {address}`")
+    for worker, versions in theirs.items():
+        for name, version in versions.items():
+            if version != ours[name]:
+                raise InputError(
+                    f"the worker {worker} has {name} {version}, and this process has {ours[name]}: install the same "
+                    "version in both places"
+                )
+    _check_libraries(client)
+
+
+def _check_libraries(client: Client) -> None:
+    try:
+        client.get_versions(check=True)
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the workers have other versions than this process: {text}; install the same ones") from error
+
+
+def _software() -> dict[str, str]:
+    from deadtok_xr import store
+
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {**store.software(), "deadtok_xr": __version__, "Python": python}
+
+
+def check_places(results: str | Path, recording: str | Path | None) -> None:
+    """Refuse to begin where a worker does not see what it is to read, or where it is to write.
+
+    Raises
+    ------
+    InputError
+        Which worker sees what, and what to do.
+    """
+    client = current()
+    if client is None:
+        return
+    places = {"the results": location.absolute(results)}
+    if recording is not None:
+        places["the recording"] = location.absolute(recording)
+    known = {what: location.read(place, "zarr.json") for what, place in places.items()}
+    for what, place in places.items():
+        for worker, seen in client.run(location.read, place, "zarr.json").items():
+            if known[what] is not None and seen != known[what]:
+                other = "nothing" if seen is None else "something else"
+                raise InputError(
+                    f"the worker {worker} sees {other} at {place}, where {what} lie: workers need the same disk or an "
+                    "object store, such as s3://bucket/run.zarr; see docs/cluster.md"
+                )
+
+
+def check_writing(results: str | Path, place: str) -> None:
+    """Refuse to begin where a worker may not write beside the results, in a folder or at an address that it sees.
+
+    Raises
+    ------
+    InputError
+        Which worker, why, and what to do.
+    """
+    client = current()
+    for worker, reason in {} if client is None else client.run(_refused, location.absolute(place)).items():
+        if reason is not None:
+            raise InputError(
+                f"the worker {worker} cannot write {results} ({reason}): let it write there, or choose another "
+                "destination, which all workers may write; see docs/cluster.md"
+            )
+
+
+def _refused(place: str) -> str | None:
+    """On a worker: why nothing can be written to a place, None if it can."""
+    try:
+        location.write(place, "tried", b"")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def each(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """What ``work`` makes of each item, in order: on a cluster if Dask computes with one, else on this machine's cores.
+
+    ``work`` can be sent to other processes, has no effects, and gives little back.
+    """
+    client = current()
+    if client is not None:
+        for future in client.map(work, items, pure=False):
+            yield future.result()
+        return
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)

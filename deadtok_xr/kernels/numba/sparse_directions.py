@@ -1,0 +1,145 @@
+"""Directions of displacements of which most elements are zero: few hop on a coarse grid at any one step.
+
+The moments of `coherence`, from the elements that moved: with u a unit vector of k of them, Σ u uᵀ takes k² products
+in the place of D², and n·μμᵀ is subtracted from the sum. Where the directions are so much alike that this would lose
+digits, they are centred first, in the dims in which anything moved. Where much moves, whole rows cost less.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.kernels.numba.bit_words import compiled, finite_row, list_changed, value
+from deadtok_xr.kernels.numba.coherence import mean_and_deviation, moments, variance_of
+
+_DENSE = 16
+"""Whole rows take products in vectors: below D²/16 products for a row, those of its own elements cost less."""
+_ALIKE = 0.01
+"""The mean square of d = u - μ below which a difference loses more than two of sixteen digits."""
+
+
+class Moved:
+    """What a step's rows did: room for the elements that moved, and which rows are finite."""
+
+    def __init__(self, n_tokens: int, n_dims: int) -> None:
+        self.dims = np.empty(n_tokens * n_dims, np.int32)  # memory is taken when it is filled
+        self.values = np.empty(n_tokens * n_dims)
+        self.ends = np.zeros(n_tokens + 1, np.int64)
+        self.finite: NDArray[np.bool_] | None = None
+
+    def directions(
+        self, block: NDArray[Any], t: int, changed: NDArray[np.bool_], unit: NDArray[np.float64]
+    ) -> dict[str, Any] | None:
+        """What `coherence.directions` says of the displacements from step t to t + 1 of a block (t, n, d).
+
+        ``changed`` (t, n) tells which rows differ; ``unit`` (n, d) is room, overwritten. Steps are given one after the
+        other, none left out. None where whole rows cost less.
+        """
+        if self.finite is None:
+            self.finite = _finite(block, t)
+        mean, direction = np.zeros(block.shape[2]), np.zeros(block.shape[2])
+        n_valid, n, length, products = _list_moved(
+            block, t, changed, self.finite, self.dims, self.values, self.ends, mean, direction
+        )
+        if n < 2 or products > n * len(mean) ** 2 // _DENSE:
+            return None
+        listed = self.dims, self.values, self.ends
+        size = direction @ direction
+        if size < 1 - _ALIKE and n > len(mean) + 8:  # of fewer, all cosines may be the same, which must not cancel
+            cosine_mean, cosine_std = _moments(*listed, n, direction, 1 - size)
+        else:
+            there = np.flatnonzero(np.bincount(self.dims[: self.ends[n]]))
+            rows = unit.reshape(-1)[: n * len(there)].reshape(n, len(there))
+            _spread(*listed, there, rows)
+            cosine_mean, cosine_std = moments(rows, n, direction[there])
+        return {
+            "n_valid": n_valid, "mean": mean, "norm_mean": length / n_valid,
+            "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
+        }  # fmt: skip
+
+
+@compiled
+def _finite(block, t):
+    out = np.empty(block.shape[1], np.bool_)
+    for n in range(len(out)):
+        out[n] = finite_row(block, t, n)
+    return out
+
+
+@compiled
+def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
+    """List the unit vectors of rows that moved by their elements that are not zero; sum up both kinds of mean."""
+    N, D = block.shape[1:]
+    most = N * D * D // _DENSE
+    n_valid = used = products = 0
+    length = 0.0
+    for n in range(N):
+        before = finite[n]
+        if not changed[t, n]:
+            n_valid += before
+            continue
+        if products > most or not before:
+            finite[n] = finite_row(block, t + 1, n)
+            continue  # too much moves to be listed, or it is not known how far
+        start = ends[used]
+        end = list_changed(block, t, n, dims, start)
+        squares = 0.0
+        for i in range(start, end):
+            values[i] = value(block[t + 1, n, dims[i]]) - value(block[t, n, dims[i]])
+            squares += values[i] * values[i]
+        finite[n] = squares < np.inf or finite_row(block, t + 1, n)
+        if not squares < np.inf:
+            continue  # NaN too
+        n_valid += 1
+        if squares == 0.0:
+            continue  # -0 and +0
+        norm = np.sqrt(squares)
+        length += norm
+        for i in range(start, end):
+            mean[dims[i]] += values[i]
+            values[i] /= norm
+            direction[dims[i]] += values[i]
+        products += (end - start) ** 2
+        used += 1
+        ends[used] = end
+    for d in range(D):
+        mean[d] = mean[d] / n_valid
+        direction[d] = direction[d] / used
+    return n_valid, used, length, products
+
+
+@compiled
+def _moments(dims, values, ends, n, centre, q):
+    """Mean and deviation of the pairwise cosines of the first n unit vectors."""
+    D = len(centre)
+    K = np.zeros((D, D))
+    size = 1 - q
+    spread_a = 0.0
+    for m in range(n):
+        along = 0.0
+        for i in range(ends[m], ends[m + 1]):
+            along += values[i] * centre[dims[i]]
+            for j in range(ends[m], i + 1):
+                K[dims[i], dims[j]] += values[i] * values[j]
+        spread_a += (along - size) ** 2
+    squares = 0.0
+    for i in range(D):
+        for j in range(i):
+            squares += 2.0 * (K[i, j] - n * centre[i] * centre[j]) ** 2
+        squares += (K[i, i] - n * centre[i] ** 2) ** 2
+    return mean_and_deviation(n, q, variance_of(n, q, spread_a, squares))
+
+
+@compiled
+def _spread(dims, values, ends, there, rows):
+    """Write listed vectors as rows (n, s) of the dims ``there``."""
+    place = np.zeros(there[-1] + 1, np.int64)
+    for i in range(len(there)):
+        place[there[i]] = i
+    rows[:] = 0.0
+    for m in range(len(rows)):
+        for i in range(ends[m], ends[m + 1]):
+            rows[m, place[dims[i]]] = values[i]

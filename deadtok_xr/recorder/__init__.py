@@ -1,1 +1,0 @@
-"""The parts of `deadtok_xr.record`: what is followed, host buffers, the thread that writes, the growing store."""

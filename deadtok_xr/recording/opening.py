@@ -1,0 +1,151 @@
+"""A recording as a lazy labelled dataset: (step, token, dim), ascending by token id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from deadtok_xr import schema, store
+from deadtok_xr.errors import InputError
+from deadtok_xr.store import reading, stored_array
+
+Tokens = Literal["all", "dead", "live"]
+
+
+def open_recording(
+    path: str | Path,
+    *,
+    tokens: Tokens = "all",
+    raw: bool = False,
+    partial: bool = False,
+    run: int | str | None = None,
+    chunks: Any = None,
+) -> xr.Dataset:
+    """Open a recording store as a lazy dataset.
+
+    Coordinates are read now; no chunk of a data variable is read before something is computed.
+
+    Parameters
+    ----------
+    path
+        The store.
+    tokens
+        ``"all"``, or only the ``"dead"`` or ``"live"`` ones. Where the dead tokens were known when the store was
+        written, they are a contiguous part of the file, and the others cost nothing. Where they were named
+        later (`label`), they lie among the live ones, and each chunk that holds one is read: up to all.
+    raw
+        False: 16-bit values are decoded, lazily and exactly, to float32, which xarray computes with
+        correctly. True: they stay bfloat16 (ml_dtypes) or float16, for their bits: xarray's comparisons,
+        `isnull` and means do not work with bfloat16.
+    partial
+        True opens a store that is still being written, or was left unfinished or damaged: the steps
+        before the first missing chunk.
+    run
+        The label of one run, of a store that holds several; None opens all, with a leading dimension `run`.
+    chunks
+        Dask chunks, as `xarray.Dataset.chunk` takes them; None for the store's own.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dataset with the dimensions step, token (vocabulary ids, ascending) and dim, and the coordinates `dead` and
+        `token_text` where they are known. Each variable has the attributes `precision`, the grid that its values live
+        on, and `valid_from`, the first step at which it means anything.
+
+    Raises
+    ------
+    MissingFileError, InputError, IncompleteStoreError
+        See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` where it is not known
+        which tokens are dead, and for a run that the store does not have.
+    """
+    group, n_steps = store.open_group(path, partial=partial)
+    ds = _dataset(group, n_steps)
+    ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)
+    if not raw:
+        ds = ds.map(_decoded, keep_attrs=True)
+    ds.attrs.update(source=str(path), tokens=tokens)
+    return ds if chunks is None else ds.chunk(chunks)
+
+
+def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
+    """All variables in the order of the schema, cut to so many steps; coordinates are read, the others lazy."""
+    arrays = dict(group.arrays())
+    names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
+    identity = (str(group.store), group.attrs.asdict())
+    coords = {n: _variable(arrays[n], np.asarray(arrays[n][...]), n_steps) for n in schema.COORDINATES if n in arrays}
+    data = {n: _variable(arrays[n], _lazy(arrays[n], identity), n_steps) for n in names}
+    return xr.Dataset(data, coords, group.attrs.asdict())
+
+
+def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
+    x = reading.lazy(array, identity)
+    one_run = schema.of_one_run(store.dimensions(array)) == schema.MATRIX
+    if one_run and array.chunks[-1] == array.shape[-1] and x.size:
+        stored_array.remember(x, stored_array.Stored(array, array.shape[-3], np.arange(array.shape[-2])))
+    return x
+
+
+def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
+    attrs = {k: v for k, v in array.attrs.items() if k != "coordinates"}
+    variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
+    if variable.sizes.get("step", n_steps) == n_steps:
+        return variable
+    shorter = variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
+    stored_array.carry(data, shorter.data, n_steps=n_steps)
+    return shorter
+
+
+def _decoded(v: xr.DataArray) -> xr.DataArray:
+    if v.dtype.name not in ("bfloat16", "float16"):
+        return v
+    return v.copy(data=reading.decoded(v.data))
+
+
+def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
+    if "run" not in ds.coords:
+        raise InputError(f"{path} holds one run alone: open it without run= (--run)")
+    labels = ds["run"].values.tolist()
+    there = [str(label) for label in labels]  # a command line knows text alone
+    if str(run) not in there:
+        raise InputError(f"{path} has no run {run!r}; its runs are {', '.join(there)}: choose one of them")
+    k = there.index(str(run))
+    return _carried(ds, ds.isel(run=k), run=k)
+
+
+def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
+    """The tokens that are asked for, in ascending order of their ids."""
+    if "token" not in ds.dims:
+        return ds
+    rows = np.flatnonzero(_wanted(ds, tokens, path))
+    if not rows.size:
+        raise InputError(f"{path} has no {tokens} tokens: open it with tokens='all'")
+    rows = rows[np.argsort(ds["token"].values[rows])]
+    together = bool(np.all(np.diff(rows) == 1))  # a slice reads no chunk in between, and leaves chunks as they are
+    chosen = ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
+    return _carried(ds, chosen, tokens=rows)
+
+
+def _carried(before: xr.Dataset, after: xr.Dataset, **changed: Any) -> xr.Dataset:
+    for name in before.data_vars:
+        stored_array.carry(before[name].data, after[name].data, **changed)
+    return after
+
+
+def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:
+    if tokens == "all":
+        return np.ones(ds.sizes["token"], bool)
+    if tokens not in ("dead", "live"):
+        raise InputError(f"tokens={tokens!r}: choose 'all', 'dead' or 'live'")
+    if "dead" not in ds.coords:
+        raise InputError(
+            f"{path} does not say which tokens are dead: open it with tokens='all', or name the dead tokens with "
+            "`deadtok label --dead-ids FILE`"
+        )
+    dead: NDArray[np.bool_] = ds["dead"].values
+    return dead if tokens == "dead" else ~dead

@@ -1,0 +1,74 @@
+"""Recordings for `xarray.open_dataset`, under the name "deadtok"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+
+class RecordingBackend(BackendEntrypoint):
+    """`xarray.open_dataset(path, engine="deadtok")`, with the keywords of `open_recording`.
+
+    Say ``chunks={}`` for Dask arrays in the store's chunks. `open_recording` gives the same dataset, and lets analyses
+    read the store in the most direct way.
+    """
+
+    description = "Recordings of embedding matrices during training (deadtok_xr)"
+    open_dataset_parameters: ClassVar[Any] = ("filename_or_obj", "drop_variables", "tokens", "raw", "partial", "run")
+
+    def open_dataset(  # type: ignore[override]
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        tokens: Any = "all",
+        raw: bool = False,
+        partial: bool = False,
+        run: int | str | None = None,
+    ) -> xr.Dataset:
+        """See `deadtok_xr.open_recording`."""
+        from deadtok_xr.recording.opening import open_recording
+
+        ds = open_recording(filename_or_obj, tokens=tokens, raw=raw, partial=partial, run=run)
+        names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
+        ds = ds.drop_vars(names, errors="ignore")
+        return xr.Dataset({name: _lazy(x) for name, x in ds.data_vars.items()}, ds.coords, ds.attrs)
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether it is the folder of a recording store."""
+        try:
+            root = json.loads((Path(filename_or_obj) / "zarr.json").read_text())
+            return "deadtok_format" in root["attributes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def _lazy(x: xr.DataArray) -> xr.Variable:
+    """As xarray wants a backend's variables: it makes Dask arrays of them itself, if it is asked to."""
+    if x.chunks is None:
+        return x.variable
+    variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
+    variable.encoding["preferred_chunks"] = dict(zip(x.dims, x.data.chunksize, strict=True))
+    return variable
+
+
+class _Array(BackendArray):
+    def __init__(self, data: da.Array) -> None:
+        self.data, self.shape, self.dtype = data, data.shape, data.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._values)
+
+    def _values(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        with dask.config.set(scheduler="synchronous"):  # one task of a graph is no place for threads of its own
+            return np.asarray(self.data[key].compute())

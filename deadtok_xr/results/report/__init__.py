@@ -1,0 +1,114 @@
+"""Results as one page that a person reads from top to bottom: no server, no network, no scripts needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from datetime import UTC, datetime
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.results.report import facts, series
+from deadtok_xr.results.report.reading import HOW_TO_READ, TITLES
+
+_HERE = files("deadtok_xr.results.report")
+
+
+def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a report of results as one HTML file.
+
+    Parameters
+    ----------
+    results
+        A tree of results, or the path of saved ones; any of the groups may be missing.
+    out
+        The file to write.
+    overwrite
+        Replace a file that is there.
+
+    Returns
+    -------
+    Path
+        The file: what was recorded, what was found in sentences, every picture with how to read it, warnings, the
+        definition of every variable with its formula, and where the data come from. It asks for nothing else, on this
+        machine or any other.
+
+    Raises
+    ------
+    DestinationExistsError
+        If ``out`` is there already.
+    InputError
+        If the results hold no group that is known.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from deadtok_xr.results.save import open_results
+
+    out = Path(out)
+    if out.exists() and (not overwrite or out.is_dir()):
+        raise DestinationExistsError(f"{out} is there already: name another file, or say overwrite=True (--overwrite)")
+    tree = results if isinstance(results, xr.DataTree) else open_results(results)
+    if not tree.children:
+        raise InputError("these results hold no group of analyses: there is nothing to report")
+    page = Environment(
+        loader=PackageLoader("deadtok_xr.results.report", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    ).get_template("page.html.jinja")  # fmt: skip
+    _put(out, page.render(**_content(tree)))
+    return out
+
+
+def _content(tree: xr.DataTree) -> dict[str, Any]:
+    groups = {name: node.to_dataset() for name, node in tree.children.items()}
+    return {
+        "title": facts.title(tree),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "recorded": facts.recorded(tree),
+        "findings": facts.findings(tree),
+        "warnings": facts.warnings(tree),
+        "pictures": _pictures(tree),
+        "series": json.dumps(series.of_steps(groups)).replace("<", "\\u003c"),  # it stands in a script element
+        "definitions": facts.definitions(groups),
+        "provenance": facts.provenance(tree),
+        "style": (_HERE / "page.css").read_text("utf-8"),
+        "script": (_HERE / "page.js").read_text("utf-8"),
+    }
+
+
+def _pictures(tree: xr.DataTree) -> list[dict[str, str]]:
+    """Every picture that the results allow: its title, how to read it, and its bytes."""
+    from deadtok_xr.plot.save import figures, write_png
+
+    found = []
+    for file, figure in figures(tree):
+        name = file.removesuffix(".png")
+        image = BytesIO()
+        write_png(figure, image, 130)
+        found.append(
+            {
+                "name": name,
+                "title": TITLES.get(name, name),
+                "read": HOW_TO_READ.get(name, ""),
+                "data": base64.b64encode(image.getvalue()).decode(),
+            }
+        )
+    return found
+
+
+def _put(out: Path, text: str) -> None:
+    """Write the file at a stroke: a page that breaks off in the middle is worse than none."""
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"{out} cannot be written: {reason}; choose another destination") from error

@@ -1,0 +1,261 @@
+"""Results on disk: a Zarr store with a group per analysis, written in one pass over the recording."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from deadtok_xr import store
+from deadtok_xr.analyses.kinematics import PER_TOKEN
+from deadtok_xr.engine import cluster
+from deadtok_xr.engine.blocks import uniform
+from deadtok_xr.engine.saving import writing
+from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
+from deadtok_xr.results import in_progress as unfinished
+from deadtok_xr.results.in_progress import GOES_ON, RESULTS, Work
+from deadtok_xr.store import destination, location, zarr_dtype
+
+Arrays = dict[str, "zarr.Array[Any]"]
+RESULTS_VERSION = "1.0"
+_log = logging.getLogger(__name__)
+
+
+def save_results(
+    tree: xr.DataTree,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    full: bool = False,
+    progress: AbstractContextManager[Any] | None = None,
+) -> xr.DataTree:
+    """Compute a tree of results and write it, reading every chunk of the recording once.
+
+    Interrupted, even killed, the same call goes on: rows of chunks whose results are written are not looked at again,
+    unless their chunks have been written anew meanwhile. The logger ``deadtok_xr.results.save`` then says how many are
+    done.
+
+    Parameters
+    ----------
+    tree
+        From `analyze`.
+    path
+        The results store to write; there must be nothing unless ``overwrite``, or what the same call had left
+        unfinished.
+    overwrite
+        Replace results that are there, and begin anew.
+    full
+        Also write the large `position` and `thermal_velocity` (step, token, dim) of `kinematics`.
+    progress
+        A context in which the computation runs, such as a Dask progress bar.
+
+    Returns
+    -------
+    xarray.DataTree
+        The tree, reopened from ``path``.
+
+    Raises
+    ------
+    DestinationExistsError
+        If something is there already: anything else, unfinished results of a recording that has changed, of other
+        analyses, options, tokens or versions, or those that another process is writing.
+    OSError
+        If the results cannot be written, or a chunk of the recording not be read. The same call goes on afterwards.
+    """
+    zarr_dtype.register()
+    if not isinstance(tree, xr.DataTree):
+        raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
+    _keep_the_recording(tree, path)
+    tree = _wanted(tree, full)
+    _refuse_existing(path, overwrite)
+    work = Work(path, tree)
+    with _goes_on(work), _writing(path), work.held():
+        root, made = _begun(work, tree, overwrite)
+        cluster.check_places(path, tree.attrs.get("source"))
+        cluster.check_writing(path, work.place)
+        task = writing(_pairs(root, made, tree), work.journal)
+        if not made and work.rows[1]:  # they were made before
+            _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
+        with progress or nullcontext():
+            # one call for all groups: a graph of its own for each would read the recording once for each
+            task.compute()
+        _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
+        root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
+        work.finish()
+    return open_results(path)
+
+
+def _wanted(tree: xr.DataTree, full: bool) -> xr.DataTree:
+    """What of a tree is saved."""
+    dropped = [] if full else PER_TOKEN
+    groups = {name: node.to_dataset().drop_vars(dropped, errors="ignore") for name, node in tree.children.items()}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups})
+
+
+def _refuse_existing(path: str | Path, overwrite: bool) -> None:
+    destination.refuse_existing(path, overwrite=overwrite or unfinished.is_unfinished(path), kind=RESULTS)
+
+
+def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
+    """The results to write to: those that the same work left, or new ones with the arrays made, still empty."""
+    if not overwrite and unfinished.is_unfinished(work.path) and work.goes_on():
+        return zarr.open_group(location.opened(work.path), mode="r+"), {}
+    _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
+    work.clear()
+    if location.exists(work.path):
+        location.remove(work.path)
+    attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+    root = zarr.create_group(location.opened(work.path), attributes=attributes)
+    made: Arrays = {}
+    for name, node in tree.children.items():
+        made |= _prepare(root, name, node.to_dataset())
+    work.begin(root)
+    return root, made
+
+
+def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
+    source = str(tree.attrs.get("source", ""))
+    if location.is_address(path) != location.is_address(source):
+        return
+    recording, results = (
+        PurePosixPath(p) if location.is_address(p) else Path(p).resolve() for p in (source, str(path))
+    )
+    if "source" in tree.attrs and (recording == results or recording in results.parents):
+        raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
+
+
+@contextmanager
+def _goes_on(work: Work) -> Iterator[None]:
+    """Say of whatever broke off the work how to go on. What the user gave has to be mended first, and says so."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if work.begun:
+            error.add_note(f"{work.path} is left incomplete and will not open: {GOES_ON}")
+        raise
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Say which store could not be written. What reading raises is a DamagedStoreError or an InputError."""
+    try:
+        yield
+    except (InputError, DamagedStoreError, StorageError):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        who = "" if cluster.current() is None else " by a worker"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = f"{path} cannot be written{who}: {os.strerror(error.errno)}"
+        mend = "make room" if full else "mend that"
+        raise OSError(error.errno, f"{what}; {mend}, or choose another destination") from error
+
+
+def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
+    keys = location.objects(root.store)
+    for name, group in root.groups():
+        for key, array in group.arrays():
+            if holes := store.missing_chunks(array, root, keys):
+                raise IncompleteStoreError(
+                    f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: give the same command again, "
+                    "with --overwrite if it says that they exist; workers on other machines need the same disk"
+                )
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        RESULTS: RESULTS_VERSION,
+        "complete": False,
+        "begun": uuid.uuid4().hex,
+        "analysed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "analysed_with": store.software(),
+    }
+
+
+def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
+    """Create a group's arrays, and write the small ones; the lazy ones by their places."""
+    group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
+    made = {}
+    for key, variable in ds.variables.items():
+        lazy = variable.chunks is not None
+        source: Any = uniform(variable.data) if lazy else variable.values
+        text = source.dtype.kind in "UOT"
+        array = store.create_array(
+            group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
+            source.chunksize if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
+        )  # fmt: skip
+        if lazy:
+            made[f"{name}/{key}"] = array
+        elif source.size:
+            array[...] = source.astype(object) if text else source
+    return made
+
+
+def _pairs(root: zarr.Group, made: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
+    """The lazy arrays with their targets."""
+    lazy = [
+        (f"{name}/{key}", variable.data)
+        for name, node in tree.children.items()
+        for key, variable in node.to_dataset().variables.items()
+        if variable.chunks is not None
+    ]
+    opened = {place: store.whole(cast("zarr.Array[Any]", root[place])) for place, _ in lazy if place not in made}
+    targets = made | opened
+    return [(uniform(data), targets[place]) for place, data in lazy]
+
+
+def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
+    if key in ds.coords:
+        return {}
+    other = [str(c) for c in ds.coords if c not in ds.dims and set(ds[c].dims) <= set(ds[key].dims)]
+    return {"coordinates": " ".join(other)} if other else {}
+
+
+def _plain(attrs: Any) -> Any:
+    """Attributes as JSON holds them."""
+    if isinstance(attrs, dict):
+        return {str(k): _plain(v) for k, v in attrs.items()}
+    if isinstance(attrs, (list, tuple)):
+        return [_plain(v) for v in attrs]
+    return attrs.tolist() if isinstance(attrs, (np.generic, np.ndarray)) else attrs
+
+
+def open_results(path: str | Path) -> xr.DataTree:
+    """Open saved results as a lazy tree.
+
+    Raises
+    ------
+    MissingFileError, InputError, IncompleteStoreError
+        If there is nothing at ``path``, if it holds no results, or if they were not written to the end.
+    """
+    if not location.exists(path):
+        raise MissingFileError(f"{path}: nothing is there; needed: results that `deadtok analyze` wrote")
+    try:
+        with location.reaching(path):
+            root = zarr.open_group(location.opened(path), mode="r")
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
+    attrs = root.attrs
+    if RESULTS not in attrs:
+        raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
+    if not attrs.get("complete"):
+        raise IncompleteStoreError(f"{path} was not written to its end: {GOES_ON}; --overwrite begins anew")
+    _refuse_holes(path, root)
+    tree = xr.open_datatree(location.opened(path), engine="zarr", consolidated=False, chunks={})
+    groups: Any = attrs["groups"]  # Zarr lists in no order
+    ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

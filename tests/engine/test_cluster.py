@@ -1,0 +1,385 @@
+"""Threads, processes and clusters give the same results; lost workers cost time alone; nothing large travels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from dask.callbacks import Callback
+from dask.sizeof import sizeof
+from distributed import Client, LocalCluster, WorkerPlugin
+
+import deadtok_xr as dx
+from deadtok_xr import cli, testing
+from deadtok_xr.errors import IncompleteStoreError
+from deadtok_xr.results import save
+
+ROOT = Path(dx.__file__).parents[1]
+SOME = ("motion", "phases", "kinematics", "mechanism", "freeze_predictors")
+"""Analyses of every kind: per token, per step, of several matrices, merged from row to row."""
+
+
+def assert_same(found: xr.DataTree, expected: xr.DataTree) -> None:
+    """Integers to the bit, floats within 1e-12 of their size."""
+    for name, node in found.children.items():
+        ours = node.to_dataset().compute()
+        for key, variable in expected[name].to_dataset().compute().variables.items():
+            assert ours[key].dtype == variable.dtype
+            if variable.dtype.kind == "f":
+                np.testing.assert_allclose(ours[key].values, variable.values, rtol=1e-12, atol=0, err_msg=str(key))
+            else:
+                np.testing.assert_array_equal(ours[key].values, variable.values, err_msg=str(key))
+
+
+@pytest.fixture(scope="module")
+def expected(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
+    """All analyses of all tokens of the real run, saved by threads."""
+    with dask.config.set(scheduler="threads"):
+        return dx.save_results(dx.analyze(recording, tokens="all"), tmp_path_factory.mktemp("threads") / "r.zarr")
+
+
+@contextmanager
+def cluster(n_workers: int = 2, **options: Any) -> Iterator[Client]:
+    made = LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL", **options
+    )
+    with made, Client(made) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A cluster of two processes that lives as long as this file."""
+    with cluster() as client:
+        yield client
+
+
+@pytest.mark.parametrize("scheduler", ["processes", "synchronous"])
+def test_other_schedulers_of_one_machine(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, scheduler: str
+) -> None:
+    some = SOME if scheduler == "synchronous" else ("phases", "freeze_predictors")  # each process imports and loads
+    with dask.config.set(scheduler=scheduler, num_workers=2):
+        assert_same(dx.save_results(dx.analyze(recording, analyses=some, tokens="all"), tmp_path / "r.zarr"), expected)
+
+
+@pytest.mark.usefixtures("client")
+def test_a_cluster(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
+    tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
+    assert list(tree.children) == list(expected.children)
+    assert_same(tree, expected)
+
+
+@pytest.mark.usefixtures("client")
+def test_blocks_that_come_through_the_graph(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
+    rec = dx.open_recording(recording, chunks={"step": 50, "token": 100})
+    tree = dx.save_results(dx.analyze(rec, analyses=["motion"]), tmp_path / "r.zarr")
+    for name in ("lattice_l1", "lattice_linf", "moved_dims", "n_invalid"):
+        np.testing.assert_array_equal(tree["motion"][name], expected["motion"][name])
+
+
+@pytest.mark.usefixtures("client")
+def test_an_analysis_alone_computes_on_the_cluster(recording: Path, expected: xr.DataTree) -> None:
+    motion = dx.motion(dx.open_recording(recording)).compute()
+    np.testing.assert_array_equal(motion["lattice_l2"], expected["motion"]["lattice_l2"])
+
+
+class Accident(WorkerPlugin):  # type: ignore[misc]
+    """Happens once, to whichever worker first begins with the second row."""
+
+    def __init__(self, marker: Path, what: str) -> None:
+        self.marker, self.what = marker, what
+
+    def setup(self, worker: Any) -> None:
+        self.worker = worker
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        if finish != "executing" or not (isinstance(key, tuple) and str(key[0]).startswith("sweep-") and key[1] == 1):
+            return
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        if self.what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.what == "out of memory":
+            self.hoard = np.ones(2**27)  # 1 GiB, which the nanny sees and ends
+            time.sleep(60)
+        else:
+            self.worker.loop.add_callback(self.worker.close, reason="restarted by a test", nanny=True)
+
+
+@pytest.mark.parametrize("what", ["killed", "out of memory", "lost for good"])
+def test_a_worker_that_is_lost(recording: Path, tmp_path: Path, expected: xr.DataTree, what: str) -> None:
+    with cluster(memory_limit="900MB" if what == "out of memory" else "auto") as client:
+        before = set(client.run(os.getpid).values())
+        client.register_plugin(Accident(tmp_path / "happened", what))
+        tree = dx.save_results(dx.analyze(recording, analyses=SOME, tokens="all"), tmp_path / "r.zarr")
+        after = set(client.run(os.getpid).values())
+    assert (tmp_path / "happened").exists()
+    assert before - after
+    assert_same(tree, expected)
+
+
+def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph has a few tasks per row, and its size does not depend on the number of tokens times that of rows."""
+    sizes, made = [], save.writing
+
+    def weighed(*given: Any) -> Any:
+        task = made(*given)
+        sizes.append((len(task.dask), [len(cloudpickle.dumps(part)) for part in task.dask.values()]))
+        return task
+
+    monkeypatch.setattr(save, "writing", weighed)
+    for n, tokens in enumerate((20, 5000)):
+        path = testing.synthetic_recording(tmp_path / f"{n}.zarr", steps=1000, tokens=tokens, dims=2)
+        dx.save_results(dx.analyze(path, tokens="all"), tmp_path / f"r{n}.zarr")
+    (few, small), (many, large) = sizes
+    assert few == many < 200 * 8  # for each row a few of every variable that is put together from small parts
+    heavy = [size for size in large if size > 20_000]  # what names every token: the sweep, and what is made at the end
+    assert len(heavy) <= 2
+    assert sum(large) < sum(small) + 10 * 5000 * 8  # one list of the tokens, not one for each row
+
+
+def test_results_are_written_where_they_are_found(recording: Path, tmp_path: Path) -> None:
+    """What a task of a row passes on is nothing beside what it writes."""
+    passed: dict[str, int] = {}
+
+    def note(key: Any, result: Any, *rest: Any) -> None:
+        passed[str(key)] = sizeof(result)
+
+    with Callback(posttask=note), dask.config.set(scheduler="threads"):
+        tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
+    written = sum(node.to_dataset().nbytes for node in tree.children.values())
+    rows = {key: size for key, size in passed.items() if key.startswith("('sweep-")}
+    assert len(rows) >= 3
+    assert max(passed.values()) < written / 10
+    assert sum(rows.values()) < written / 5
+
+
+def deadtok(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+    status = cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
+    return status, capsys.readouterr().err
+
+
+def test_workers_of_the_command(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["analyze", recording, "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", ",".join(SOME)]
+    status, err = deadtok(capsys, *words, "--workers", "2")
+    assert status == 0, err
+    assert "analysing: 100% after" in err
+    assert_same(dx.open_results(tmp_path / "r.zarr"), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--workers", "0"], "--workers 0: needed: 1 or more"),
+        (["--workers", "2", "--scheduler", "processes"], "are two ways: say one"),
+        (["--workers", "two"], "'two' is not a valid int"),
+    ],
+)
+def test_odd_workers(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    status, err = deadtok(capsys, "analyze", recording, "-o", tmp_path / "r", *options)
+    assert status == 2
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+@contextmanager
+def separate(n_workers: int, folder: Path, before: Sequence[str] = (), **environment: str) -> Iterator[str]:
+    """A scheduler and workers as processes of their own, each in a folder of its own; the scheduler's address."""
+    said = folder / "scheduler.json"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "10", **environment}
+    start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    begun = [_process([*start, "--no-dashboard", "--scheduler-file", said], folder / "scheduler", dict(os.environ))]
+    try:
+        _wait(said.exists)
+        for i in range(n_workers):
+            command = [
+                *before,
+                sys.executable,
+                "-m",
+                "distributed.cli.dask_worker",
+                "--scheduler-file",
+                said,
+                "--nthreads",
+                "1",
+            ]
+            begun.append(_process([*command, "--no-dashboard"], folder / f"worker {i}", env))
+        with Client(scheduler_file=str(said), timeout=60) as client:
+            if n_workers:
+                client.wait_for_workers(n_workers, timeout=60)
+            address = client.scheduler.address
+        yield address
+    finally:
+        for process in reversed(begun):
+            process.terminate()
+        for process in begun:
+            process.wait(20)
+
+
+def _process(command: list[Any], folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    folder.mkdir()
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen([str(x) for x in command], cwd=folder, env=env, stdout=log, stderr=log)
+
+
+def _wait(ready: Any, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_workers_that_do_not_fit_are_refused(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None at all; those with another version of the package; one that does not have it."""
+    words = ["analyze", recording, "-o", tmp_path / "r.zarr", "--scheduler"]
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "deadtok_xr", other / "deadtok_xr", ignore=shutil.ignore_patterns("__pycache__"))
+    home = other / "deadtok_xr" / "__init__.py"
+    home.write_text(home.read_text().replace(f'"{dx.__version__}"', '"0.0.1"'))
+    (tmp_path / "a").mkdir()
+    with separate(1, tmp_path / "a", PYTHONPATH=str(other)) as address:
+        status, err = deadtok(capsys, *words, address)
+    assert status == 2
+    assert f"has deadtok_xr 0.0.1, and this process has {dx.__version__}: install the same" in err
+    home.write_text("raise ImportError('not here')")
+    (tmp_path / "b").mkdir()
+    with separate(1, tmp_path / "b", PYTHONPATH=str(other)) as address:
+        status, err = deadtok(capsys, *words, address)
+    assert status == 2
+    assert "cannot import deadtok_xr" in err
+    (tmp_path / "c").mkdir()
+    with separate(0, tmp_path / "c") as address:
+        status, err = deadtok(capsys, *words, address)
+    assert status == 2
+    assert "has no workers: start some" in err
+    assert not (tmp_path / "r.zarr").exists()
+
+
+def can_hide() -> bool:
+    """Whether a process can be given folders of its own here."""
+    tried = subprocess.run(["unshare", "-r", "-m", "true"], check=False, capture_output=True)
+    return tried.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or not can_hide(), reason="needs a file system of its own")
+@pytest.mark.parametrize("hidden", ["recording", "results"])
+def test_workers_that_do_not_see_the_store(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: str
+) -> None:
+    (tmp_path / "results").mkdir()
+    folder = recording.parent if hidden == "recording" else tmp_path / "results"
+    blind = ("unshare", "-r", "-m", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh")
+    where = tmp_path / "results" / "r.zarr"
+    with separate(1, tmp_path, before=blind) as address:
+        status, err = deadtok(capsys, "analyze", recording, "-o", where, "--only", "motion", "--scheduler", address)
+    assert status == 2
+    assert "the worker tcp://" in err
+    assert (
+        f"sees nothing at {recording if hidden == 'recording' else where}, where the {hidden} lie: workers need" in err
+    )
+    with pytest.raises(IncompleteStoreError):
+        dx.open_results(where)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or not can_hide(), reason="needs a file system of its own")
+def test_workers_that_may_not_write(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    script = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}" && exec "$@"'
+    words = ["analyze", recording, "-o", folder / "r.zarr", "--only", "motion", "--scheduler"]
+    with separate(1, tmp_path, before=("unshare", "-r", "-m", "sh", "-c", script, "sh")) as address:
+        status, err = deadtok(capsys, *words, address)
+    assert status == 2
+    assert "deadtok: the worker tcp://" in err
+    assert f"cannot write {folder / 'r.zarr'} (Read-only file system): let it write there, or choose another" in err
+    assert len(err.splitlines()) <= 2  # the address of the dashboard
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_workers_without_room_and_then_with_some(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file of a worker may grow beyond a size, as on a full disk; the same command goes on when it may."""
+    where = tmp_path / "r.zarr"
+    words = ["analyze", recording, "-o", where, "--tokens", "all", "--only", "census,kinematics", "--scheduler"]
+    client.run(_limit, 7000)
+    try:
+        status, err = deadtok(capsys, *words, client.scheduler.address, "-q")
+    finally:
+        client.run(_limit, None)
+    assert status == 1
+    assert f"deadtok: {where} cannot be written by a worker: File too large; make room, or choose another" in err
+    assert f"{where} is left incomplete and will not open: the same command" in err
+    assert len(err.splitlines()) == 1
+    with pytest.raises(IncompleteStoreError, match="goes on from there"):
+        dx.open_results(where)
+    status, err = deadtok(capsys, *words, client.scheduler.address)
+    assert status == 0, err
+    assert f"{where} goes on: " in err
+    assert_same(dx.open_results(where), expected)
+
+
+def _limit(size: int | None) -> None:
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
+def test_each_goes_on_in_order_on_threads_and_workers(client: Client) -> None:
+    from deadtok_xr.engine.cluster import each
+
+    assert list(each(str, range(20))) == list(map(str, range(20)))
+    with dask.config.set(scheduler="threads"):
+        here = list(each(lambda i: (i, threading.get_ident()), range(20)))
+    assert [i for i, _ in here] == list(range(20))
+
+
+@pytest.mark.usefixtures("client")
+def test_verification_on_a_cluster(recording: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(recording, tmp_path / "copy.zarr"))
+    good = dx.verify(copy)
+    assert good.n_chunks > 20
+    assert not good.problems
+    chunk = copy / "W" / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    (problem,) = dx.verify(copy).problems
+    assert "step positions 128..255" in problem
+
+
+def test_json_for_scripts(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str | Path) -> dict[str, Any]:
+        assert cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False)) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    said = printed("info", recording, "--json")
+    assert (said["n_steps"], said["n_tokens"], said["complete"]) == (301, 256, True)
+    assert said["variables"]["W"]["shape"] == [301, 256, 16]
+    assert printed("verify", recording, "--json", "-q")["problems"] == []
+    said = printed("analyze", recording, "-o", tmp_path / "r", "--only", "motion", "--json", "-q")
+    assert said == {"results": str(tmp_path / "r"), "groups": ["motion"], "left_out": {}, "figures": []}

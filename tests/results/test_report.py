@@ -1,0 +1,185 @@
+"""The report: one page, from any results, that asks nothing of anybody and says what the results say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import deadtok_xr as dx
+from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.plot.save import _PICTURES
+from deadtok_xr.results.report import reading, series
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """What a page is made of: its elements with their attributes, and whether they are closed in order."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(results: xr.DataTree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dx.report(results, tmp_path_factory.mktemp("report") / "report.html")
+
+
+def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
+    text = page.read_text("utf-8")
+    found = Page(text)
+    for tag, attrs in found.elements:
+        for name in ("src", "href"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, value)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest", text)
+    ids = {attrs["id"] for _, attrs in found.elements if "id" in attrs}
+    assert {a["href"].removeprefix("#") for a in found.of("a") if a["href"]} <= ids
+
+
+def test_every_picture_is_there_with_words_for_who_cannot_see_it(page: Path, results: xr.DataTree) -> None:
+    images = [i for i in Page(page.read_text("utf-8")).of("img") if i.get("src")]
+    assert len(images) == sum(p.group in results.children for p in _PICTURES)
+    assert all(len(i["alt"] or "") > 60 for i in images)
+
+
+def test_every_picture_has_a_title_and_two_lines() -> None:
+    names = {p.file.removesuffix(".png") for p in _PICTURES}
+    assert set(reading.TITLES) == set(reading.HOW_TO_READ) == names
+
+
+def test_headings_descend_one_at_a_time(page: Path) -> None:
+    levels = [int(tag[1]) for tag, _ in Page(page.read_text("utf-8")).elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_the_sentences_are_of_these_results(page: Path, results: xr.DataTree) -> None:
+    text = page.read_text("utf-8")
+    moved = (results["motion"].moved_dims > 0).sum("token")
+    last = int(moved.step[moved > 0][-1])
+    assert f"At step 1, {int(moved[0])} of 162 tokens moved" in text
+    assert f"The last motion of all is at step {last}" in text
+    share = float(results["phases"].fraction.sel(phase="frozen")[-1])
+    assert f"{100 * share:.1f}% frozen" in text
+    for name in results["motion"].data_vars:
+        assert f"<code>{name}</code>" in text
+
+
+def test_the_series_are_of_these_results(page: Path, results: xr.DataTree) -> None:
+    text = page.read_text("utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    found = {s["name"]: s for s in json.loads(data)}
+    speed = found["kinematics: bulk_speed"]
+    expected = results["kinematics"].bulk_speed.values
+    assert speed["steps"] == results["kinematics"].step.values.tolist()
+    assert speed["values"][0] is None
+    np.testing.assert_allclose(speed["values"][1:], expected[1:], rtol=1e-5)
+
+
+def test_thinning_keeps_spikes_and_gaps() -> None:
+    values = np.zeros(50_000)
+    values[31_234], values[7], values[40_000:] = 9.0, -3.0, np.nan
+    at = series._thinned(values)
+    assert len(at) <= series.MOST + 2
+    assert {31_234, 7, 0, 49_999} <= set(at.tolist())
+    assert np.isnan(values[at]).sum() > 100
+    assert (np.diff(at) > 0).all()
+
+
+@pytest.mark.parametrize("group", ["motion", "phases", "kinematics", "topology", "freeze_predictors"])
+def test_partial_results_do(results: xr.DataTree, tmp_path: Path, group: str) -> None:
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), group: results[group].to_dataset()})
+    Page(dx.report(tree, tmp_path / "r.html").read_text("utf-8"))
+
+
+def test_what_was_left_out_and_what_is_dangerous_is_said_and_escaped(recording: Path, tmp_path: Path) -> None:
+    rec = dx.open_recording(recording, tokens="dead").drop_vars(["exp_avg", "exp_avg_sq"])
+    rec.attrs["source"] = "<script>alert(1)</script>.zarr"
+    rec["W"] = rec.W.where(rec.step != 7)
+    tree = dx.analyze(rec, precision="bfloat16").compute()
+    text = dx.report(tree, tmp_path / "r.html").read_text("utf-8")
+    assert "mechanism: left out." in text
+    assert "hold NaN or infinity" in text
+    assert "<script>alert(1)" not in text
+    Page(text)
+
+
+def test_a_file_that_is_there_is_kept(results: xr.DataTree, tmp_path: Path) -> None:
+    results = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "phases": results["phases"].to_dataset()})
+    out = tmp_path / "r.html"
+    out.write_text("mine")
+    with pytest.raises(DestinationExistsError, match=r"r\.html is there already"):
+        dx.report(results, out)
+    assert out.read_text() == "mine"
+    assert dx.report(results, out, overwrite=True).read_text("utf-8").startswith("<!doctype html>")
+    with pytest.raises(DestinationExistsError):
+        dx.report(results, tmp_path, overwrite=True)
+
+
+def test_no_results_no_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hold no group"):
+        dx.report(xr.DataTree(), tmp_path / "r.html")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [375, 1440])
+def test_in_a_browser_nothing_fails_and_nothing_overflows(page: Path, tmp_path: Path, width: int) -> None:
+    probe = (
+        "<script>addEventListener('error', e => document.title = 'failed: ' + e.message);"
+        "addEventListener('load', () => { const d = document.documentElement;"
+        " document.body.dataset.wide = d.scrollWidth - d.clientWidth;"
+        " document.body.dataset.options = document.querySelectorAll('#which option').length;"
+        " document.body.dataset.title = document.title; });</script></head>"
+    )
+    probed = tmp_path / "probed.html"
+    # an iframe of the width that is to be tried: a window of Chromium is never narrower than 500
+    probed.write_text(page.read_text("utf-8").replace("</head>", probe), "utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe src='probed.html' width={width} height=900 style='border:0'></iframe><pre></pre><script>"
+        "const f = document.querySelector('iframe'); const said = document.querySelector('pre');"
+        " f.onload = () => setTimeout(() => {"
+        " said.textContent = JSON.stringify(f.contentDocument.body.dataset); }, 300);</script>",
+        "utf-8",
+    )
+    out = _chromium("--dump-dom", "--virtual-time-budget=8000", "--allow-file-access-from-files", frame.as_uri())
+    (data,) = re.findall(r"<pre>(\{.*?\})</pre>", out.stdout)
+    found = json.loads(data)
+    assert found["wide"] == "0"
+    assert int(found["options"]) > 20
+    assert not found["title"].startswith("failed")
+    assert "CONSOLE" not in out.stderr
+
+
+def _chromium(*args: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
