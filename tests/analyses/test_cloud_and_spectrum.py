@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests import reference_cloud as reference
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.conftest import once
 from tests.reference import assert_agree
-from tests.test_analyses import dataset, hostile
 
 CUT = ("walk_residual", "walk_envelope", "walk_bridge", "bias", "bias_to_noise")
 LAGS = ("bulk_autocorrelation", "half_lag", "tenth_lag")

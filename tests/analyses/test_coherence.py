@@ -26,8 +26,8 @@ from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba import coherence as kernel
 from deadtok_xr.kernels.numba.sparse_directions import Moved
 from tests import reference
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset
 from tests.conftest import RUN, once
-from tests.test_analyses import dataset
 
 
 def directions(rows: np.ndarray) -> dict[str, Any]:

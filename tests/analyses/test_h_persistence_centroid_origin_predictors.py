@@ -20,8 +20,8 @@ from deadtok_xr import plot
 from deadtok_xr.analyses.freeze_predictors import _concordance, spearman
 from deadtok_xr.errors import InputError
 from tests import reference
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset
 from tests.reference import assert_agree
-from tests.test_analyses import dataset
 
 Array = np.ndarray
 QUESTIONS: dict[str, Callable[..., xr.Dataset]] = {

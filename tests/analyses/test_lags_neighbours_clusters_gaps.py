@@ -15,9 +15,9 @@ import deadtok_xr as dx
 from deadtok_xr.analyses.clusters import k_means, mean_silhouette
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference_beside as reference
+from tests.analyses.test_cloud_and_spectrum import moving
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.reference import assert_agree
-from tests.test_analyses import dataset, hostile
-from tests.test_cloud import moving
 
 FUNCTIONS = {
     "velocity_autocorrelation": dx.velocity_autocorrelation,

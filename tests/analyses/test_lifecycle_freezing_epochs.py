@@ -16,8 +16,8 @@ from deadtok_xr.analyses.freezing import runs
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference
 from tests import reference_lifecycle as expected_of
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.reference import assert_agree
-from tests.test_analyses import dataset, hostile
 
 SCHEMES = ("lattice", "magnitude", "cells")
 ON_TOKENS = {"lifecycle": dx.lifecycle, "freezing": dx.freezing, "epochs": dx.epochs}

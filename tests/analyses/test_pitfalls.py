@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 import deadtok_xr as dx
-from tests.test_analyses import dataset
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset
 
 BF16 = ml_dtypes.bfloat16
 

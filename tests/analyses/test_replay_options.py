@@ -12,7 +12,7 @@ import zarr
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
-from tests.test_cli import Deadtok, deadtok
+from tests.cli.test_cli import Deadtok, deadtok
 
 __all__ = ["deadtok"]
 ADAMW = ("--optimizer", "adamw", "--hyperparameter", "betas=0.9,0.999", "--hyperparameter", "eps=1e-8")

@@ -30,8 +30,8 @@ from deadtok_xr.conversion.plan import Plan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.units import divide
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError
+from tests.conversion.test_conversion import bits, raw
 from tests.soak_conversion import differences, soak
-from tests.test_convert import bits, raw
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 STEPS, TOKENS, DIMS = 300, 20, 4

@@ -142,7 +142,7 @@ PRINTED = {
 
 
 TABLE = "quantities"
-"""The notebook of which `tests/test_quantities.py` runs every call."""
+"""The notebook of which `tests/analyses/test_quantities.py` runs every call."""
 
 
 def read(name: str) -> Any:

@@ -18,11 +18,11 @@ from deadtok_xr.cli import cli
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
     "design.md": "no block",
-    "cluster.md": "tests/test_cluster_page.py",
-    "how-to/object-storage.md": "tests/test_cluster_page.py",
-    "how-to/recording.md": "tests/test_docs.py",
+    "cluster.md": "tests/docs/test_cluster_page.py",
+    "how-to/object-storage.md": "tests/docs/test_cluster_page.py",
+    "how-to/recording.md": "tests/docs/test_recording_page.py",
     "index.md": "test_the_commands_of_the_home_page",
-    "reference/quantities.md": "tests/test_quantities.py",
+    "reference/quantities.md": "tests/analyses/test_quantities.py",
 }
 SET_UP = ("pip install -e .", "pip install torch --index-url https://download.pytorch.org/whl/cpu")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

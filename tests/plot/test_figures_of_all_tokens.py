@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import deadtok_xr as dx
 from deadtok_xr import plot
 from deadtok_xr.errors import InputError
-from tests.test_plot import data, labelled, made
+from tests.plot.test_figures import data, labelled, made
 
 
 def axes(**options: object) -> object:

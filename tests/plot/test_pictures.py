@@ -1,6 +1,6 @@
 """The most used pictures beside those that somebody has looked at, in tests/pictures/.
 
-python -m tests.test_pictures    # draws them anew; look at them before they are committed
+python -m tests.plot.test_pictures    # draws them anew; look at them before they are committed
 """
 
 from __future__ import annotations

@@ -505,7 +505,7 @@ import resource, sys, warnings
 import torch
 import deadtok_xr as dx
 from deadtok_xr import chunk_files
-from tests.test_recorder_loops import Wide
+from tests.record.test_training_loops import Wide
 
 path, on_error = sys.argv[1:]
 torch.set_num_threads(1)

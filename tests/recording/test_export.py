@@ -24,7 +24,7 @@ from safetensors import safe_open
 import deadtok_xr as dx
 from deadtok_xr import schema, store, testing
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
-from tests.test_store import write_store
+from tests.store.test_store import write_store
 
 SUFFIXES = (".safetensors", ".h5", ".npz")
 
@@ -109,7 +109,7 @@ def test_every_chunk_shape_is_put_together(tmp_path: Path) -> None:
 
 
 def test_one_of_several_runs(tmp_path: Path) -> None:
-    from tests.test_runs import write_runs
+    from tests.recording.test_runs import write_runs
 
     path, W = write_runs(tmp_path / "runs.zarr")
     with pytest.raises(InputError, match=r"several runs \(5, 7\), and a file takes one"):

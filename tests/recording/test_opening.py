@@ -134,7 +134,7 @@ def test_derived_arrays_are_refused_where_the_grid_is_needed(recording: Path) ->
 
 
 def test_unknown_dead_tokens(recording: Path, tmp_path: Path) -> None:
-    from tests.test_store import write_store
+    from tests.store.test_store import write_store
 
     path = write_store(tmp_path / "x.zarr", np.zeros((2, 3, 1), ml_dtypes.bfloat16), np.arange(3), None)
     with pytest.raises(InputError, match="does not say which tokens are dead.*tokens='all'"):

@@ -17,8 +17,8 @@ import deadtok_xr as dx
 from deadtok_xr import demo, schema, store
 from deadtok_xr.cli.describe import describe
 from deadtok_xr.errors import IncompleteStoreError, InputError
-from tests.test_recording import chunk_reads
-from tests.test_store import write_store
+from tests.recording.test_opening import chunk_reads
+from tests.store.test_store import write_store
 
 
 def write_runs(path: Path, labels: Any = (5, 7), *, finish: bool = True) -> tuple[Path, np.ndarray]:

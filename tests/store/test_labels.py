@@ -23,8 +23,8 @@ from deadtok_xr import store
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.store.token_ids import read_ids
 from deadtok_xr.store.tokenizer import token_texts
-from tests.test_recording import chunk_reads
-from tests.test_store import write_store
+from tests.recording.test_opening import chunk_reads
+from tests.store.test_store import write_store
 
 IDS = [3, 17, 18, 40, 7]
 

@@ -152,7 +152,7 @@ def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, mon
     """Its notes lie in the bucket, too; rows that are done are not fetched again."""
     from deadtok_xr import testing
     from deadtok_xr.engine.block_task import Sweep
-    from tests.test_going_on import interrupted
+    from tests.results.test_resume_analysis import interrupted
 
     place, looked, real = f"{here}/run.zarr", list[int](), Sweep._look
     upload(testing.synthetic_recording(tmp_path / "run.zarr", steps=400, tokens=30, dims=4), place)
