@@ -397,7 +397,7 @@ import h5py
 from pathlib import Path
 import deadtok_xr as dx
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.formats import open_source
+from deadtok_xr.conversion.readers.formats import open_source
 
 def peak():  # VmHWM is this program's own; ru_maxrss may be inherited from whoever started it
     try:

@@ -328,7 +328,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch, numpy as np
-from deadtok_xr.conversion.formats import open_source
+from deadtok_xr.conversion.readers.formats import open_source
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024

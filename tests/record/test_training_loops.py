@@ -504,7 +504,7 @@ FULL = """
 import resource, sys, warnings
 import torch
 import deadtok_xr as dx
-from deadtok_xr import chunk_files
+from deadtok_xr.store import chunk_bytes
 from tests.record.test_training_loops import Wide
 
 path, on_error = sys.argv[1:]

@@ -138,7 +138,7 @@ PASSING = "census,lifecycle"
 """Analyses that pass on much from row to row."""
 HELD = """
 import sys, time
-from deadtok_xr.sweep.passed_on import Journal
+from deadtok_xr.engine.journal import Journal
 
 real = Journal.note
 
