@@ -315,7 +315,7 @@ def test_what_only_some_checkpoints_have_is_named(tmp_path: Path) -> None:
 
 def test_torch_is_loaded_for_torch_files_alone(runs: tuple[Path, dict[int, Arrays]]) -> None:
     code = (
-        "import sys\nfrom deadtok_xr.conversion import folders, formats, merged, npz, stacked\n"
+        "import sys\nfrom deadtok_xr.conversion.readers import folders, formats, merged, npz, stacked\n"
         f"formats.open_source({str(runs[0] / 'npz')!r}).close()\n"
         "assert not {'torch', 'h5py'} & set(sys.modules)"
     )
