@@ -112,7 +112,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         finish(self, key, *args)
 
     monkeypatch.setattr(Markers, "finish_chunk", finish_chunk)
-    monkeypatch.setattr(write, "workers", lambda: 1)  # so that no two pass the count at once
+    monkeypatch.setattr(write, "CPU_COUNT", 1)  # so that no two pass the count at once
     return seen
 
 
