@@ -9,11 +9,14 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import deadtok_xr as dx
 from benchmarks import analyses, coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
+from tests.test_analyses import dataset
 
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
 
@@ -54,26 +57,46 @@ def test_plain_xarray_agrees(recording: Path, folder: Path) -> None:
     np.testing.assert_allclose(np.stack(shares, axis=1), np.concatenate(phases, axis=1), **FLOAT32)
 
 
-def decided(W: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """The steps at which no pair's distance is within 1% of the threshold.
+SCALES = np.array([1.0, 1.0, 1.0, 2.0], np.float32)
 
-    The notebook rounds differences and threshold to bfloat16, half a percent at most in all, and takes the
-    centroid from a float32 mean; nearer pairs it may see otherwise.
+
+def on_a_lattice(places: np.ndarray) -> xr.Dataset:
+    """Tokens at whole numbers of ULP about (1.5, 1.5, 1.5, 3), another power of two at each step.
+
+    Within 16 ULP of the centre all differences are bfloat16 numbers, and the exponents of the centroid are those of the
+    centre: the threshold is exactly 5/4 of the smaller ULP, distances are 0, 1, 2, ... of it, and nothing is rounded.
     """
-    x = W.astype(np.float64)
-    distance = np.stack([np.abs(at[:, None] - at[None]).max(axis=2) for at in x])
-    return (np.abs(distance - threshold[:, None, None]) > 0.01 * threshold[:, None, None]).all(axis=(1, 2))
+    assert np.abs(places).max() <= 16
+    size = np.exp2(np.arange(len(places)) % 5 - 3, dtype=np.float32)[:, None, None]
+    return dataset(size * SCALES * (np.float32(1.5) + places.astype(np.float32) * np.float32(2.0**-7)))
 
 
-def test_topology_agrees_where_rounding_cannot_decide(atom: Path) -> None:
-    rec = dx.open_recording(atom, tokens="dead")
-    ours, theirs = dx.topology(rec).compute(), notebook.topology(rec.W.values)
-    sure = decided(rec.W.values, ours.mean_ulp.values)
-    assert sure.mean() > 0.5
-    assert len(np.unique(ours.n_components[sure])) > 5  # a graph that changes
+def check_topology(ds: xr.Dataset) -> xr.Dataset:
+    ours, theirs = dx.topology(ds, precision="bfloat16").compute(), notebook.topology(ds.W.values)
+    size = np.abs(ds.W.values[:, 0, 0])
+    np.testing.assert_array_equal(ours.mean_ulp, 1.25 * np.exp2(np.floor(np.log2(size)) - 7))
     for name in ("largest_component", "n_singletons", "n_components"):
-        np.testing.assert_array_equal(ours[name][sure], theirs[name][sure], err_msg=name)
-    np.testing.assert_allclose(ours.density[sure], theirs["density"][sure], rtol=1e-12)
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    np.testing.assert_allclose(ours.density, theirs["density"], rtol=1e-12)
+    return ours
+
+
+def test_topology_agrees_on_a_chain() -> None:
+    """Tokens in a row, the first t + 1 of them 1 ULP apart and the others 2: one component falls off at a time."""
+    n = 12
+    places = np.zeros((n, n, 4), int)
+    for t in range(n):
+        places[t, :, 0] = np.cumsum([0, *np.where(np.arange(n - 1) < t, 1, 2)]) - n
+    ours = check_topology(on_a_lattice(places))
+    np.testing.assert_array_equal(ours.n_components, n - np.arange(n))
+    np.testing.assert_array_equal(ours.largest_component, 1 + np.arange(n))
+    np.testing.assert_allclose(ours.density, 2 * np.arange(n) / (n * (n - 1)), rtol=1e-12)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 40), spread=st.integers(0, 4))
+def test_topology_agrees_where_nothing_is_rounded(seed: int, n: int, spread: int) -> None:
+    check_topology(on_a_lattice(np.random.default_rng(seed).integers(-spread, spread + 1, (6, n, 4))))
 
 
 @pytest.mark.parametrize("way", side_by_side.WAYS)

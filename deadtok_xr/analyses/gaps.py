@@ -55,6 +55,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _FLOATS = ("lowest", "highest", "width_ulp", "gap_median")
 _BY_SIZE = ("gap_count", "power_of_two_count")
+_OF_DIM = tuple(name for name in ATTRS if name not in (*_BY_SIZE, "n_not_finite"))
 _SIZES = 17
 
 
@@ -144,7 +145,7 @@ def _mark(state: list[Any] | None, block: NDArray[Any], variable: str, grid: str
 def _measure(inputs: dict[str, list[Any]], *, grid: str) -> blocks.Block:
     ((seen, n_not_finite),) = inputs["seen"]
     found = [_of_dim(np.flatnonzero(_unpacked(row)).astype(np.uint16), grid) for row in seen]
-    out = {name: np.array([dim[name] for dim in found]) for name in found[0] if name != "gaps"}
+    out = {name: np.array([dim[name] for dim in found]) for name in _OF_DIM}
     gaps = np.concatenate([dim["gaps"] for dim in found])
     size = np.frexp(gaps.astype(np.float64))[1] - 1
     exact = gaps & (gaps - 1) == 0
@@ -165,7 +166,7 @@ def _of_dim(bits: NDArray[np.uint16], grid: str) -> dict[str, Any]:
     place, first = np.unique(bfloat16.ordinal(values, grid), return_index=True)
     n = len(place)
     if not n:
-        nothing = {name: np.nan if name in _FLOATS else -1 for name in ATTRS if name not in _BY_SIZE}
+        nothing = {name: np.nan if name in _FLOATS else -1 for name in _OF_DIM}
         return {**nothing, "n_distinct": 0, "n_fractional": 0, "gaps": place}
     x, gaps = values[first].astype(np.float64), np.diff(place)
     ulp = bfloat16.ulp(values[first], grid)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 import deadtok_xr as dx
 from deadtok_xr.analyses.clusters import k_means, mean_silhouette
@@ -19,6 +19,7 @@ from tests.analyses.test_cloud_and_spectrum import moving
 from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.reference import assert_agree
 
+BF16 = ml_dtypes.bfloat16
 FUNCTIONS = {
     "velocity_autocorrelation": dx.velocity_autocorrelation,
     "neighbour_preservation": dx.neighbour_preservation,
@@ -172,6 +173,7 @@ class TestGaps:
 
     @settings(max_examples=15)
     @given(ds=hostile())
+    @example(ds=dataset(np.array([[[np.inf, 1.0]], [[1.0, 1.0]]], BF16)))  # a dim without a finite value comes first
     def test_hostile_bits(self, ds: xr.Dataset) -> None:
         W = np.asarray(ds.W.values[:1], np.float32)
         found = dx.lattice_gaps(ds.isel(step=[0])).compute()
@@ -180,6 +182,7 @@ class TestGaps:
             assert_agree(found[name][kept] if found[name].dims == ("dim",) else found[name], value, name)
         assert (found.n_distinct[~kept] == 0).all()
         assert (found.width[~kept] == -1).all()
+        assert found.n_not_finite.values.tolist() == (~np.isfinite(W)).sum((0, 1)).tolist()
 
     def test_blocks_of_tokens_do_not_matter(self, atom: Path) -> None:
         rec = dx.open_recording(atom).isel(step=[0])
