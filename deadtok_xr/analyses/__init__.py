@@ -14,6 +14,7 @@ from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.connectivity import connectivity
 from deadtok_xr.analyses.critical_boundary import critical_boundary
 from deadtok_xr.analyses.epochs import epochs
@@ -28,10 +29,10 @@ from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
-from deadtok_xr.engine import Plan, blocks, run
+from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError
 
-ANALYSES: dict[str, Callable[..., Plan]] = {
+ANALYSES: dict[str, Callable[..., AnalysisSpec]] = {
     "motion": motion.plan,
     "phases": phases.plan,
     "phases_magnitude": partial(phases.plan, scheme="magnitude"),
@@ -130,7 +131,7 @@ def analyze(
     if not plans:
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
     attrs = {
-        **blocks.result_attrs(ds, left_out=left_out),
+        **checks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
     found: dict[str, xr.Dataset] = {}
@@ -139,9 +140,9 @@ def analyze(
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: found[name] for name in plans}})
 
 
-def _alike(plans: Mapping[str, Plan]) -> list[dict[str, Plan]]:
+def _alike(plans: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:
     """Plans in groups that may run together: one name means one array; options may have chosen another variable."""
-    groups: list[dict[str, Plan]] = []
+    groups: list[dict[str, AnalysisSpec]] = []
     for name, plan in plans.items():
         fitting = (g for g in groups if all(_same(plan, other) for other in g.values()))
         group = next(fitting, None)
@@ -152,7 +153,7 @@ def _alike(plans: Mapping[str, Plan]) -> list[dict[str, Plan]]:
     return groups
 
 
-def _same(one: Plan, other: Plan) -> bool:
+def _same(one: AnalysisSpec, other: AnalysisSpec) -> bool:
     shared = one.matrices.keys() & other.matrices.keys()
     return all(one.matrices[name].name == other.matrices[name].name for name in shared)
 

@@ -8,11 +8,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.engine import blocks
+from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 _V = "v = ΔW, steps at rest count as v = 0; over what is finite"
@@ -77,8 +78,8 @@ def velocity_autocorrelation(
     fewer where tokens rest. Steps are taken in order, and ``max_lag`` of them carried on; blocks of tokens go side by
     side.
     """
-    x = blocks.require(ds, variable, "velocity_autocorrelation")
-    blocks.check_steps(ds, "velocity_autocorrelation", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "velocity_autocorrelation")
+    checks.check_steps(ds, "velocity_autocorrelation", allow_gaps=allow_gaps)
     if max_lag < 1:
         raise InputError(f"velocity_autocorrelation: max_lag={max_lag}; needed: at least 1 transition")
     lags = min(max_lag, ds.sizes["step"] - 2) + 1
@@ -90,24 +91,27 @@ def velocity_autocorrelation(
         "n_cosine": (("lag",), (lags,), "i8"),
         **dict.fromkeys(("pooled_half_lag", "pooled_tenth_lag"), ((), (), "i8")),
     }
-    values = blocks.at_once({"sums": _sums(blocks.as_dask(x.data), lags)}, _measure, shapes, ATTRS)
+    values = compute_together({"sums": _sums(checks.as_dask(x.data), lags)}, _measure, shapes, ATTRS)
     coords = {str(name): c.variable for name, c in ds.coords.items() if c.dims == ("token",)}
     coords["lag"] = xr.Variable("lag", np.arange(lags), {"long_name": "lag", "units": "transitions"})
-    return xr.Dataset({name: values[name] for name in ATTRS}, coords, blocks.result_attrs(ds, variable=variable))
+    return xr.Dataset({name: values[name] for name in ATTRS}, coords, checks.result_attrs(ds, variable=variable))
 
 
 def _sums(x: da.Array, lags: int) -> da.Array:
-    """What `_follow` has at the last step: one object per block of tokens."""
+    """Return what `_follow` has at the last step: one object per block of tokens."""
     name = f"lagged-{tokenize(x.name, lags)}"
-    graph: dict[Any, Any] = {}
-    for j in range(x.numblocks[1]):
-        state: Any = None
-        for i in range(x.numblocks[0]):
-            key = (name, j) if i == x.numblocks[0] - 1 else (f"{name}-part", i, j)
-            graph[key] = (_follow, state, (x.name, i, j, 0), lags)
-            state = key
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[x])
-    return da.Array(layers, name, ((1,) * x.numblocks[1],), meta=np.empty(0, object))
+
+    def tasks(names: list[str]) -> Tasks:
+        made: Tasks = {}
+        for j in range(x.numblocks[1]):
+            state: Any = None
+            for i in range(x.numblocks[0]):
+                key = (name, j) if i == x.numblocks[0] - 1 else (f"{name}-part", i, j)
+                made[key] = (_follow, state, (names[0], i, j, 0), lags)
+                state = key
+        return made
+
+    return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x])
 
 
 def _follow(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:
@@ -128,7 +132,7 @@ def _follow(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any
     return [{"last": steps[-lags:].copy(), "sums": sums}]  # lags - 1 velocities before the next
 
 
-def _measure(inputs: dict[str, list[Any]]) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]]) -> Arrays:
     parts = [part["sums"] for part in inputs["sums"]]
     s = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     total = {name: x.sum(axis=0, keepdims=True) for name, x in s.items()}

@@ -6,13 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.analyses.common import checks
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
+from deadtok_xr.engine.block_pass import with_start
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.stored_array import stored_dtype
 
 SIGNED_ZERO = ("equal", "distinct")
 _HOLE = "a black hole is a place that two or more tokens share"
@@ -71,17 +83,19 @@ _COUNTS = ("n_unique", "n_black_holes", "population", "largest", "n_singletons",
 _SHARES = ("herfindahl", "gini", "top_two_share")
 EVENTS = ("fissions", "fusions", "evaporated", "accreted")
 _PER_TOKEN = ("black_hole", "together_with", "together_since")
-FIELDS = {
-    **{name: Field("states", (), "i8") for name in _COUNTS},
-    **{name: Field("states") for name in _SHARES},
-    **{name: Field("transitions", (), "i8") for name in EVENTS},
-    "places": Field("row"),
+OUTPUTS = {
+    **{name: Output("step", dtype="i8") for name in _COUNTS},
+    **{name: Output("step") for name in _SHARES},
+    **{name: Output("step", dtype="i8", at="transitions") for name in EVENTS},
+    "places": Output(at="block"),
 }
 _BEFORE = "; the step before is the one recorded before; -1 at the first step"
 
 
 @analysis
-def census(ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str = "equal", variable: str = "W") -> Plan:
+def census(
+    ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str = "equal", variable: str = "W"
+) -> AnalysisSpec:
     """Count the tokens that lie in the very same place, at every step, and follow who is with whom.
 
     Parameters
@@ -123,21 +137,21 @@ def census(ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str 
     """
     if signed_zero not in SIGNED_ZERO:
         raise InputError(f"signed_zero={signed_zero!r}: choose one of {', '.join(SIGNED_ZERO)}")
-    x = blocks.require(ds, variable, "census")
+    x = checks.require(ds, variable, "census")
     if ds.sizes["step"] > 1:
-        blocks.check_steps(ds, "census", allow_gaps=True)
-    data = blocks.as_dask(x.data)
-    _words_of(data.dtype, signed_zero)  # now, not when it is computed
+        checks.check_steps(ds, "census", allow_gaps=True)
+    data = checks.as_dask(x.data)
+    _words_of(stored_dtype(data), signed_zero)  # now, not when it is computed
     positions = _positions(ds["step"].values, at)
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token"}}
         values = {**_with_start(found), **_of_tokens(found, ds, positions)}
-        attrs = blocks.result_attrs(ds, variable=variable, signed_zero=signed_zero)
+        attrs = checks.result_attrs(ds, variable=variable, signed_zero=signed_zero)
         chosen = xr.Variable("census_step", ds["step"].values[list(positions)], ds["step"].attrs)
         return xr.Dataset(values, {**coords, "census_step": chosen}, attrs)
 
-    return Plan({variable: data}, {"census": Places(variable, positions, signed_zero)}, finish)
+    return AnalysisSpec({variable: data}, {"census": Places(variable, positions, signed_zero)}, finish)
 
 
 def _positions(steps: NDArray[np.int64], at: Sequence[int] | None) -> tuple[int, ...]:
@@ -161,8 +175,8 @@ def _words_of(dtype: np.dtype[Any], signed_zero: str) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Places(OfOne):
-    """The probe of tokens in the same place; `FIELDS` says what it finds.
+class Places(SingleVariable):
+    """The reduction of tokens in the same place; `OUTPUTS` says what it finds.
 
     Attributes
     ----------
@@ -173,66 +187,66 @@ class Places(OfOne):
     at: tuple[int, ...]
     signed_zero: str
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Places, row: Row) -> None:
-        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+class _Accumulator:
+    def __init__(self, reduction: Places, block: StepBlock) -> None:
+        self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
         self.hashed: Any = None
         self.state: Any = None
-        self.at = [p for p in probe.at if row.states.start <= p < row.states.stop]
+        self.at = [p for p in reduction.at if block.states.start <= p < block.states.stop]
         names = ("label", "order", "since")
-        self.snapshots = {name: np.empty((len(self.at), row.n_tokens), np.int64) for name in names}
+        self.snapshots = {name: np.empty((len(self.at), block.n_tokens), np.int64) for name in names}
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.coincidence_history import company
 
         # no recording is as wide as float64: what is derived stays on the CPU
-        wide = piece.values[self.probe.variable].dtype.itemsize > 4
-        labels = self._hash(piece) if wide or not self.row.device.runs("census") else self._hash_on_device(piece)
-        first = self.row.first + piece.start
-        own = range(first, first + piece.n_states)  # the step after them belongs to another piece
+        wide = batch.values[self.reduction.variable].dtype.itemsize > 4
+        labels = self._hash(batch) if wide or not self.block.device.runs("census") else self._hash_on_device(batch)
+        first = self.block.first + batch.start
+        own = range(first, first + batch.n_states)  # the step after them belongs to another piece
         wanted = np.full(len(labels), -1)
         for i, position in enumerate(self.at):
             if position in own:
                 wanted[position - first] = i
-        changed, out = piece.changed(self.probe.variable), piece.room(self.out, FIELDS)
+        changed, out = batch.changed(self.reduction.variable), batch.slices(self.out, OUTPUTS)
         self.state = company(labels, changed, self.state, first, wanted, out, self.snapshots)
 
-    def _hash(self, piece: Piece) -> NDArray[np.int64]:
+    def _hash(self, batch: Batch) -> NDArray[np.int64]:
         """The place of each token at the steps of a piece, (t, n)."""
         from deadtok_xr import kernels
 
         kernel = kernels.engine("census", False)
-        values = piece.values[self.probe.variable]
-        limits = _words_of(values.dtype, self.probe.signed_zero)
+        values = batch.values[self.reduction.variable]
+        limits = _words_of(values.dtype, self.reduction.signed_zero)
         words = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
-        changed, keys = piece.changed(self.probe.variable), kernel.keys(self.row.n_dims)
+        changed, keys = batch.changed(self.reduction.variable), kernel.keys(self.block.n_dims)
         labels: NDArray[np.int64]
         labels, self.hashed = kernel.census(words, changed, self.hashed, limits, keys)
         return labels
 
-    def _hash_on_device(self, piece: Piece) -> NDArray[np.int64]:
+    def _hash_on_device(self, batch: Batch) -> NDArray[np.int64]:
         from deadtok_xr import kernels
 
-        steps = piece.tensor(self.probe.variable)  # before what changed, which is found where the values are
+        steps = batch.tensor(self.reduction.variable)  # before what changed, which is found where the values are
         known = self.state.label if self.state is not None else None
         labels: NDArray[np.int64] = kernels.engine("census", True).census(
-            steps, piece.changed(self.probe.variable), known, signed_zero=self.probe.signed_zero == "distinct"
+            steps, batch.changed(self.reduction.variable), known, signed_zero=self.reduction.signed_zero == "distinct"
         )
         return labels
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         kept = {p: {name: x[i] for name, x in self.snapshots.items()} for i, p in enumerate(self.at)}
         last = (self.state.order, self.state.since)
-        return {**self.out, "places": {"first": self.row.first, "last": last, "at": kept}}
+        return {**self.out, "places": {"first": self.block.first, "last": last, "at": kept}}
 
 
 def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -246,27 +260,26 @@ def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {"first": a["first"], "last": continued(a["last"], b["last"], b["first"]), "at": kept}
 
 
-def _with_start(found: Findings) -> dict[str, xr.Variable]:
+def _with_start(found: ReductionResults) -> dict[str, xr.Variable]:
     """Figures and events over all steps; at the first one there are no events."""
     variables = found.variables("census", ATTRS)
-    steps = found.array("census", "n_unique").chunks[0]
     for name in EVENTS:
-        data = da.concatenate([da.full((1,), -1, dtype=np.int64, chunks=1), variables[name].data]).rechunk((steps,))
+        data = with_start(variables[name].data, -1, found.n_states)
         attrs = {**ATTRS[name], "comment": ATTRS[name].get("comment", "of tokens valid at both steps") + _BEFORE}
         variables[name] = xr.Variable("step", data, attrs)
     return variables
 
 
-def _of_tokens(found: Findings, ds: xr.Dataset, positions: tuple[int, ...]) -> dict[str, xr.Variable]:
+def _of_tokens(found: ReductionResults, ds: xr.Dataset, positions: tuple[int, ...]) -> dict[str, xr.Variable]:
     shape = (len(positions), ds.sizes["token"])
     shapes: dict[str, Any] = dict.fromkeys(_PER_TOKEN, (("census_step", "token"), shape, "i8"))
     inputs = {"places": found.merged("census", "places", _join)}
-    return blocks.at_once(
+    return compute_together(
         inputs, _list, shapes, ATTRS, positions=positions, steps=ds["step"].values, tokens=ds["token"].values
     )
 
 
-def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> blocks.Block:
+def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> Arrays:
     from deadtok_xr.kernels.numba.coincidence_history import together_since
 
     (places,) = inputs["places"]

@@ -9,8 +9,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.coherence import cosine
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.kinematics import Cloud
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {
@@ -50,7 +52,7 @@ _PER_STEP = ("drift_projection", "cosine_initial", "cosine_final", "drift_length
 
 
 @analysis
-def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> Plan:
+def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
     """Take the last centroid apart into the first one and the drift.
 
     Parameters
@@ -77,8 +79,8 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
     InputError
         For fewer than two steps, gaps, or a recording without W.
     """
-    x = blocks.require(ds, variable, "centroid_origin")
-    extra = blocks.check_steps(ds, "centroid_origin", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "centroid_origin")
+    extra = checks.check_steps(ds, "centroid_origin", allow_gaps=allow_gaps)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
     known = [name for name in ("h_mean", "lr") if name in ds] if with_h else []
     steps, dims = ds.sizes["step"], ds.sizes["dim"]
@@ -88,19 +90,19 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
         "initial_projection": ((), (), "f8"),
     }
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"centroid": found.array("cloud", "centroid")}
-        inputs |= {name: blocks.as_series(ds[name]).rechunk(-1) for name in known}
+        inputs |= {name: checks.as_series(ds[name]).rechunk(-1) for name in known}
         left_out = {} if with_h else {"drift_h_cosine": "the dataset has no h_mean"}
         coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims in (("step",), ("dim",))}
-        values = blocks.at_once(inputs, _measure, shapes, ATTRS)
-        attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
-        return xr.Dataset({**values, **blocks.from_the_first(extra)}, coords, attrs)
+        values = compute_together(inputs, _measure, shapes, ATTRS)
+        attrs = checks.result_attrs(ds, variable=variable, left_out=left_out)
+        return xr.Dataset({**values, **checks.from_the_first(extra)}, coords, attrs)
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"cloud": Cloud(variable)}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"cloud": Cloud(variable)}, finish)
 
 
-def _measure(inputs: dict[str, list[Any]]) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]]) -> Arrays:
     C = np.concatenate(inputs["centroid"])
     first, last = C[0], C[-1]
     drift = C - first

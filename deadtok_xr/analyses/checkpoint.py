@@ -10,14 +10,15 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.cells import MANTISSAS
 from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import blocks
+from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine.series import Series
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError, OffGridError
 
 _NEAREST = "nearest of the reference tokens; -1 or NaN for a token with NaN or infinity, or without a reference"
@@ -123,12 +124,12 @@ def checkpoint(
     reference is known after the first reading. Equal rows are found by a digest of 128 bits. L∞ distances count
     representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
     """
-    x = one_step(blocks.require(ds, variable, "checkpoint"), step, "checkpoint")
+    x = one_step(checks.require(ds, variable, "checkpoint"), step, "checkpoint")
     grid = grid_name(x, precision)
     if norm_bins < 1:
         raise InputError(f"checkpoint: norm_bins={norm_bins}; needed: at least 1")
     tokens = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
-    rows = blocks.as_dask(x.data)
+    rows = checks.as_dask(x.data)
     rows = rows.rechunk({0: 1}) if rows.numblocks[0] != 1 else rows
     dead = ds["dead"].values if "dead" in ds.coords else None
     kinds = ("all",) if dead is None else ("all", "dead", "live")
@@ -140,7 +141,7 @@ def checkpoint(
     distances = _by_block(rows, _measure, grid, few)
     inputs = {"parts": _collected(parts), "few": few, "distances": _collected(distances)}
     shapes = _shapes(rows.shape, grid, len(kinds), norm_bins, 1 if named is None else len(named))
-    values = blocks.at_once(inputs, _together, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
+    values = compute_together(inputs, _together, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
     coords: dict[str, Any] = {str(n): c.variable for n, c in ds.coords.items() if c.dims in (("token",), ("dim",))}
     coords |= {
         "kind": list(kinds),
@@ -148,7 +149,7 @@ def checkpoint(
         "mantissa": np.arange(MANTISSAS),
     }
     coords["tolerance"] = np.arange(_TOLERANCES)
-    attrs = blocks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
+    attrs = checks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
     return xr.Dataset(values, coords, attrs)
 
 
@@ -188,12 +189,13 @@ def _by_block(x: da.Array, work: Any, *options: Any) -> da.Array:
     name = f"{work.__name__.strip('_')}-{tokenize(x.name, options)}"
     first = np.concatenate([[0], np.cumsum(x.chunks[1])]).tolist()
     lazy = [o for o in options if isinstance(o, da.Array)]
-    keys = [(o.name, 0) if isinstance(o, da.Array) else o for o in options]
-    graph: dict[Any, Any] = {
-        (name, j): (_work, work, (x.name, 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])
-    }
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[x, *lazy])
-    return da.Array(layers, name, ((1,) * x.numblocks[1],), meta=np.empty(0, object))
+
+    def tasks(names: list[str]) -> Tasks:
+        found = iter(names[1:])
+        keys = [(next(found), 0) if isinstance(o, da.Array) else o for o in options]
+        return {(name, j): (_work, work, (names[0], 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])}
+
+    return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x, *lazy])
 
 
 def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
@@ -202,11 +204,12 @@ def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
 
 def _collected(parts: da.Array) -> da.Array:
     """The objects of all blocks as one block."""
-    name = f"collected-{parts.name}"
-    layers = HighLevelGraph.from_collections(
-        name, {(name, 0): (_first_of, [(parts.name, j) for j in range(parts.numblocks[0])])}, dependencies=[parts]
-    )
-    return da.Array(layers, name, ((1,),), meta=np.empty(0, object))
+    name = f"collected-{tokenize(parts.name)}"
+    n = parts.numblocks[0]
+    return from_tasks(
+        name, lambda names: {(name, 0): (_first_of, [(names[0], j) for j in range(n)])}, ((1,),), np.empty(0, object),
+        [parts],
+    )  # fmt: skip
 
 
 def _first_of(blocks_of_one: list[Any]) -> list[Any]:
@@ -250,10 +253,13 @@ def _counts(running: Any, n_exponents: int) -> dict[str, Any]:
 def _gathered(parts: da.Array, x: da.Array, named: tuple[int, ...] | None) -> da.Array:
     """The reference: positions along token, and their rows. One task, which waits for the digests it needs."""
     name = f"reference-{tokenize(parts.name, named)}"
-    keys = [] if named is not None else [(parts.name, j) for j in range(parts.numblocks[0])]
-    graph = {(name, 0): (_gather, keys, _Rows(x), named)}
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[parts] if keys else [])
-    return da.Array(layers, name, ((1,),), meta=np.empty(0, object))
+    needed = [parts] if named is None else []
+
+    def task(names: list[str]) -> Tasks:
+        keys = [(n, j) for n in names for j in range(parts.numblocks[0])]
+        return {(name, 0): (_gather, keys, _Rows(x), named)}
+
+    return from_tasks(name, task, ((1,),), np.empty(0, object), needed)
 
 
 class _Rows:
@@ -314,7 +320,7 @@ def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: i
 
 def _together(
     inputs: dict[str, list[Any]], *, dead: NDArray[np.bool_] | None, tokens: NDArray[Any], bins: int
-) -> blocks.Block:
+) -> Arrays:
     ((parts,), (few,), (distances,)) = (inputs[name] for name in ("parts", "few", "distances"))
     out = {f"reference_{name}": np.concatenate([part[name] for part in distances]) for name in _DISTANCES}
     for name in ("exponent", "ordinal"):
@@ -330,7 +336,7 @@ def _together(
     return out
 
 
-def _totals(parts: list[list[dict[str, Any]]]) -> blocks.Block:
+def _totals(parts: list[list[dict[str, Any]]]) -> Arrays:
     """Sums over blocks, of all tokens first and then of each kind."""
     names = parts[0][0]
     of_kinds = {name: [sum(part[k][name] for part in parts) for k in range(len(parts[0]))] for name in names}

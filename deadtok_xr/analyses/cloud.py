@@ -9,11 +9,21 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import per_step
+from deadtok_xr.analyses.common import checks, per_step
 from deadtok_xr.analyses.common.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.analyses.kinematics import Cloud
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 _MOVERS = "over the tokens that moved; NaN if none did. A token that stands still has no direction, and counts as none"
@@ -115,7 +125,7 @@ _PER_STEP = (*tuple(ATTRS)[: list(ATTRS).index("lag1_mean")],)
 
 
 @analysis
-def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps: bool = False) -> Plan:
+def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps: bool = False) -> AnalysisSpec:
     """Measure the cloud in motion: temperatures, shear, radial motion, persistence, diffusion, and its walk.
 
     Centroid, radius and thermal speed are in `kinematics`, drift and path of the centroid in `centroid_origin`, its
@@ -161,8 +171,8 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
     A random walk whose steps have the variance s² is s·√n away after n of them: s is the length of a step in all dims,
     so D does not enter again. With the mean step taken out, the walk ends where it began, and is s·√(n·(T - n)/T) away.
     """
-    x = blocks.require(ds, variable, "cloud")
-    extra = blocks.check_steps(ds, "cloud", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "cloud")
+    extra = checks.check_steps(ds, "cloud", allow_gaps=allow_gaps)
     n_steps, n_dims = ds.sizes["step"], ds.sizes["dim"]
     if max_lag < 1:
         raise InputError(f"cloud: max_lag={max_lag}; needed: at least 1 transition")
@@ -174,67 +184,71 @@ def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps
     }
     shapes["diffusivity_class"] = (*shapes["diffusivity_class"][:2], "i1")
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"series": per_step.chained(found, "within"), "tokens": found.merged("within", "tokens", _join)}
         inputs["centroid"] = found.array("cloud", "centroid").rechunk(-1)
-        values = blocks.at_once(inputs, _measure, shapes, ATTRS, lags=lags)
+        values = compute_together(inputs, _measure, shapes, ATTRS, lags=lags)
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token", "dim"}}
-        attrs = blocks.result_attrs(ds, variable=variable)
-        return xr.Dataset({**values, **blocks.from_the_first(extra)}, {**coords, "lag": np.arange(lags)}, attrs)
+        attrs = checks.result_attrs(ds, variable=variable)
+        return xr.Dataset({**values, **checks.from_the_first(extra)}, {**coords, "lag": np.arange(lags)}, attrs)
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"within": Within(variable), "cloud": Cloud(variable)}, finish)
+    return AnalysisSpec(
+        {variable: checks.as_dask(x.data)}, {"within": Within(variable), "cloud": Cloud(variable)}, finish
+    )
 
 
 @dataclass(frozen=True)
-class Within(OfOne):
-    """The probe of tokens in motion."""
+class Within(SingleVariable):
+    """The reduction of tokens in motion."""
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """A `series` of what `cloud` has per step, but for lags across rows; and `tokens`, what joins these."""
-        return {per_step.SERIES: Field("row"), "tokens": Field("row")}
+        return {per_step.SERIES: Output(at="block"), "tokens": Output(at="block")}
 
-    def room(self) -> dict[str, Field]:
+    def block_outputs(self) -> dict[str, Output]:
         """What the series holds."""
         of_steps = {
-            name: Field("transitions", (), "i8" if name.startswith("n_") else "f8")
+            name: Output("step", dtype="i8" if name.startswith("n_") else "f8", at="transitions")
             for name in (*_PER_STEP, *_LAG, "n_valid", "bulk_speed", "thermal_speed_mean")
         }
-        return {**of_steps, **dict.fromkeys(_STATES, Field("states"))}
+        return {**of_steps, **dict.fromkeys(_STATES, Output("step"))}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Within, row: Row) -> None:
-        self.name, self.row, self.fields = probe.variable, row, probe.room()
-        self.out = room(self.fields, row)
+class _Accumulator:
+    def __init__(self, reduction: Within, block: StepBlock) -> None:
+        self.name, self.block, self.fields = reduction.variable, block, reduction.block_outputs()
+        self.out = allocate_outputs(self.fields, block)
         self.before: Any = None
-        self.totals = np.zeros((2, row.n_tokens))
+        self.totals = np.zeros((2, block.n_tokens))
         self.first: Any = None  # the first two steps and the last two, as recorded
         self.last: Any = None
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import cloud as kernel
 
-        recorded = piece.values[self.name]
+        recorded = batch.values[self.name]
         self.first = recorded[:2].copy() if self.first is None else self.first
         self.last = recorded[-2:].copy()
-        steps = piece.floats(self.name)
+        steps = batch.floats(self.name)
         self.before = self.before or kernel.Before(steps)
-        kernel.cloud_steps(steps, piece.changed(self.name), self.before, self.totals, piece.room(self.out, self.fields))
+        kernel.cloud_steps(
+            steps, batch.changed(self.name), self.before, self.totals, batch.slices(self.out, self.fields)
+        )
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         out = self.out
         valid = np.where(out["n_valid"] > 0, out["n_valid"], np.nan)
-        out["n_invalid"][:] = self.row.n_tokens - out["n_valid"]
+        out["n_invalid"][:] = self.block.n_tokens - out["n_valid"]
         out["temperature_effective"][:] = 2 * out["kinetic_energy"] / valid
         out["temperature_l2"][:] = out["total_l2"] / valid
         out["bulk_thermal_ratio"][:] = _ratio(out["bulk_speed"], np.sqrt(out["temperature"]))
         out["shear_ratio"][:] = _ratio(out["thermal_speed_mean"], out["bulk_speed"])
         own = {"first": self.first, "last": self.last, "totals": self.totals}
-        tokens = {**own, "at": self.row.first, "n": self.row.n_transitions, "borders": []}
+        tokens = {**own, "at": self.block.first, "n": self.block.n_transitions, "borders": []}
         return {per_step.SERIES: (out,), "tokens": tokens}
 
 
@@ -276,7 +290,7 @@ def _lengths(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(length), length, np.nan)
 
 
-def _measure(inputs: dict[str, list[Any]], *, lags: int) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]], *, lags: int) -> Arrays:
     (tokens,) = inputs["tokens"]
     series = per_step.joined(inputs["series"], (*_PER_STEP, *_LAG))
     return {
@@ -296,7 +310,7 @@ def _unknown(values: NDArray[Any]) -> float:
     return -1 if values.dtype == np.int64 else np.nan
 
 
-def _persistence(series: blocks.Block, tokens: dict[str, Any]) -> blocks.Block:
+def _persistence(series: Arrays, tokens: dict[str, Any]) -> Arrays:
     found = {}
     for name in _LAG:
         values = series[name]
@@ -307,7 +321,7 @@ def _persistence(series: blocks.Block, tokens: dict[str, Any]) -> blocks.Block:
     return found
 
 
-def _paths(tokens: dict[str, Any]) -> blocks.Block:
+def _paths(tokens: dict[str, Any]) -> Arrays:
     path, squares = tokens["totals"]
     with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
         net = _lengths(_floats(tokens["last"][-1]) - _floats(tokens["first"][0]))

@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import step_selection
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks, step_selection
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -42,7 +43,7 @@ def clusters(
     max_tokens: int = 1000,
     seed: int = 0,
     variable: str = "W",
-) -> Plan:
+) -> AnalysisSpec:
     """Cluster the tokens of chosen steps by k-means, and say by the silhouette how far the clusters are apart.
 
     Parameters
@@ -75,25 +76,25 @@ def clusters(
     -----
     Notebook 1.13d. k-means finds k clusters in any cloud: what matters is the silhouette, and how it changes.
     """
-    x = blocks.require(ds, variable, "clusters")
+    x = checks.require(ds, variable, "clusters")
     numbers = tuple(int(n) for n in k)
     if not numbers or min(numbers) < 2 or len(set(numbers)) < len(numbers):
         raise InputError(f"clusters: k={list(k)}; needed: different numbers of clusters, each at least 2")
     at = step_selection.positions(ds["step"].values, steps, "clusters", _AT_MOST)
     tokens = step_selection.sample(ds.sizes["token"], max_tokens, "clusters")
-    probe = step_selection.AtSteps(variable, at, tokens, _describe, (numbers, seed))
+    reduction = step_selection.AtSteps(variable, at, tokens, _describe, (numbers, seed))
     shapes: dict[str, Any] = {
         **dict.fromkeys(("silhouette", "inertia"), (("step", "k"), (len(at), len(numbers)), "f8")),
         **dict.fromkeys(("best_k", "n_tokens"), (("step",), (len(at),), "i8")),
     }
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"found": found.merged("clusters", "found", step_selection.both)}
-        values = blocks.at_once(inputs, _table, shapes, ATTRS, at=at, numbers=numbers)
+        values = compute_together(inputs, _table, shapes, ATTRS, at=at, numbers=numbers)
         coords = {"step": ds["step"].variable[list(at)], "k": np.array(numbers)}
-        return xr.Dataset(values, coords, blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens, seed=seed))
+        return xr.Dataset(values, coords, checks.result_attrs(ds, variable=variable, max_tokens=max_tokens, seed=seed))
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"clusters": probe}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"clusters": reduction}, finish)
 
 
 def _describe(x: Floats, numbers: tuple[int, ...], seed: int) -> tuple[Longs, Floats, Floats]:
@@ -166,7 +167,7 @@ def mean_silhouette(apart: Floats, cluster: Longs, k: int) -> float:
     return float(np.where(usable, (nearest - own) / np.where(usable, most, 1.0), 0.0).mean())
 
 
-def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...], numbers: tuple[int, ...]) -> blocks.Block:
+def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...], numbers: tuple[int, ...]) -> Arrays:
     (found,) = inputs["found"]
     n, silhouette, inertia = (np.stack([np.asarray(found[i][j]) for i in at]) for j in range(3))
     known = ~np.isnan(silhouette)

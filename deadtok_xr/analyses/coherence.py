@@ -9,8 +9,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.transitions import step_and_token_coords
-from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
 from deadtok_xr.engine.series import Series
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
@@ -109,7 +118,7 @@ _SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
 
 
 @analysis
-def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> Plan:
+def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
     """How much alike the tokens' displacements and gradients are in direction, and what they are aligned with.
 
     Cosines are of all pairs, exact in float64, by moments in O(N·D²): N x N is never formed.
@@ -150,29 +159,31 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
     those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in lore/dead-token-dynamics. The law of
     Adam's first step, whose moments are both the first gradient's: |Δθ₁| = lr·|g|/(|g| + eps).
     """
-    weights = blocks.require(ds, variable, "coherence")
-    extra = blocks.check_steps(ds, "coherence", allow_gaps=allow_gaps)
+    weights = checks.require(ds, variable, "coherence")
+    extra = checks.check_steps(ds, "coherence", allow_gaps=allow_gaps)
     adam = _first_update(ds)
     left_out = _left_out(ds, isinstance(adam, str))
     if isinstance(adam, str) and "grad" in ds:
         left_out["step1_deviation"] = adam
     names = [*_ALWAYS, *(name for name in _NEEDS if name not in left_out)]
     used = {need for name in names for need in _NEEDS.get(name, ())}
-    matrices = {"W": weights, **{name: blocks.require(ds, name, "coherence") for name in _MATRICES if name in used}}
-    series = {name: Series(blocks.as_series(ds[name])) for name in _SERIES if name in used}
+    matrices = {"W": weights, **{name: checks.require(ds, name, "coherence") for name in _MATRICES if name in used}}
+    series = {name: Series(checks.as_series(ds[name])) for name in _SERIES if name in used}
     if "step1_deviation" in names and "lr" in ds:
-        series["lr"] = Series(blocks.as_series(ds["lr"]))
+        series["lr"] = Series(checks.as_series(ds["lr"]))
     dead = ds["dead"].values if "dead" in ds.coords else np.ones(ds.sizes["token"], bool)
-    probe = Directions(
+    reduction = Directions(
         tuple(names), tuple(matrices), series, ds["step"].values, dead, None if isinstance(adam, str) else adam
     )
 
-    def finish(found: Findings) -> xr.Dataset:
-        attrs = blocks.result_attrs(ds, variable=variable, left_out=left_out)
+    def finish(found: ReductionResults) -> xr.Dataset:
+        attrs = checks.result_attrs(ds, variable=variable, left_out=left_out)
         coords = {k: v for k, v in step_and_token_coords(ds).items() if v.dims == ("step",)}
         return xr.Dataset({**found.variables("directions", ATTRS), **extra}, coords, attrs)
 
-    return Plan({name: blocks.as_dask(x.data) for name, x in matrices.items()}, {"directions": probe}, finish)
+    return AnalysisSpec(
+        {name: checks.as_dask(x.data) for name, x in matrices.items()}, {"directions": reduction}, finish
+    )
 
 
 def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
@@ -208,7 +219,7 @@ def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
 
 @dataclass(frozen=True)
 class Directions:
-    """The probe of directions: of displacements, and of gradients and updates where they are among its matrices.
+    """The reduction of directions: of displacements, and of gradients and updates where they are among its matrices.
 
     Attributes
     ----------
@@ -233,50 +244,52 @@ class Directions:
     dead: NDArray[np.bool_]
     adam: dict[str, float] | None
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """Counts as int64, the others as float64."""
         counts = ("n_used", "n_invalid")
-        return {name: Field("transitions", (), "i8" if name.endswith(counts) else "f8") for name in self.names}
+        return {
+            name: Output("step", dtype="i8" if name.endswith(counts) else "f8", at="transitions") for name in self.names
+        }
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Directions, row: Row) -> None:
+class _Accumulator:
+    def __init__(self, reduction: Directions, block: StepBlock) -> None:
         from deadtok_xr.kernels.numba.sparse_directions import Moved
 
-        self.probe, self.out = probe, room(probe.fields(), row)
-        self.series = {"step": probe.steps[row.later]}
-        self.series |= {name: series.values()[row.later] for name, series in probe.series.items()}
-        shape = (row.n_tokens, row.n_dims)
+        self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
+        self.series = {"step": reduction.steps[block.later]}
+        self.series |= {name: series.values(block.later) for name, series in reduction.series.items()}
+        shape = (block.n_tokens, block.n_dims)
         self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # memory is taken when they are filled
         self.moved = Moved(*shape)
-        self.room = {name: np.empty(shape) for name in _MATRICES if name in probe.matrices}
+        self.room = {name: np.empty(shape) for name in _MATRICES if name in reduction.matrices}
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import coherence as kernel
 
-        values = {name: piece.readable(name) for name in self.probe.matrices}
-        W, changed = values["W"], piece.changed("W")
-        for t in range(piece.n_transitions):
+        values = {name: batch.readable(name) for name in self.reduction.matrices}
+        W, changed = values["W"], batch.changed("W")
+        for t in range(batch.n_transitions):
             moved = self.moved.directions(W, t, changed, self.unit)
             if moved is None or self.room:
                 kernel.differences(W, t, self.step)
             moved = moved or kernel.directions(self.step, self.unit)
             if "separation" in self.out:
                 kernel.spread(W, t + 1, self.after)
-            if "step1_deviation" in self.out and self.series["step"][piece.start + t] == 1:
+            if "step1_deviation" in self.out and self.series["step"][batch.start + t] == 1:
                 kernel.spread(W, t, self.before)
             for name, room_of in self.room.items():
                 kernel.spread(values[name], t + 1, room_of)
-            found = self._transition(kernel, moved, piece.start + t)
+            found = self._transition(kernel, moved, batch.start + t)
             for name, out in self.out.items():
-                out[piece.start + t] = found[name]
+                out[batch.start + t] = found[name]
 
     def _transition(self, kernel: Any, moved: dict[str, Any], i: int) -> dict[str, Any]:
-        step, unit, dead = self.step, self.unit, self.probe.dead
+        step, unit, dead = self.step, self.unit, self.reduction.dead
         at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
         found = _cosine_fields("displacement", moved) | {
             "bulk_alignment": _clipped(moved["direction"] @ _unit(moved["mean"])),
@@ -294,14 +307,14 @@ class _Look:
         if "h_norm" in at:
             found["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
         found["p_dead"] = at.get("p_dead", np.nan)
-        if "step1_deviation" in self.out and self.probe.adam is not None:
+        if "step1_deviation" in self.out and self.reduction.adam is not None:
             law = at["step"] == 1
             found["step1_deviation"] = (
-                _first_step(self.before, step, self.room["grad"], at, self.probe.adam) if law else np.nan
+                _first_step(self.before, step, self.room["grad"], at, self.reduction.adam) if law else np.nan
             )
         return found
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 

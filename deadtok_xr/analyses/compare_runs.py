@@ -9,8 +9,18 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.cells import step_coords
-from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -47,7 +57,7 @@ _JOINS = ("exact", "inner")
 
 
 @analysis
-def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str = "exact") -> Plan:
+def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str = "exact") -> AnalysisSpec:
     """Compare two recordings token by token, aligned by step and by token id.
 
     Parameters
@@ -73,21 +83,21 @@ def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str
     InputError
         If the recordings differ in their steps, tokens (unless ``join="inner"``) or dims, or have nothing in common.
     """
-    one, two = _aligned(blocks.require(a, variable, "compare_runs"), blocks.require(b, variable, "compare_runs"), join)
+    one, two = _aligned(checks.require(a, variable, "compare_runs"), checks.require(b, variable, "compare_runs"), join)
     labels = one["step"].values
     numbers: dict[str, Any] = dict.fromkeys(tuple(ATTRS)[9:], ((), (), "i8"))
     shapes = {"token_first_difference": (("token",), (one.sizes["token"],), "i8"), **numbers}
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"first": found.merged("pairs", "first", _earlier), "n_different": found.array("pairs", "n_different")}
-        made = blocks.at_once(inputs, _measure, shapes, ATTRS, steps=labels, n_elements=one.size)
+        made = compute_together(inputs, _measure, shapes, ATTRS, steps=labels, n_elements=one.size)
         values = {**found.variables("pairs", ATTRS), **made}
         coords = {str(n): c.variable for n, c in one.coords.items() if set(c.dims) <= {"step", "token"} and n != "run"}
         attrs = {"variable": variable, "n_tokens": one.sizes["token"]}
         attrs |= {name: ds.attrs["source"] for name, ds in (("a", a), ("b", b)) if "source" in ds.attrs}
         return xr.Dataset(values, {**coords, **step_coords(one.to_dataset(name=variable))}, attrs)
 
-    return Plan({"a": blocks.as_dask(one.data), "b": blocks.as_dask(two.data)}, {"pairs": Pairs()}, finish)
+    return AnalysisSpec({"a": checks.as_dask(one.data), "b": checks.as_dask(two.data)}, {"pairs": Pairs()}, finish)
 
 
 def _aligned(a: xr.DataArray, b: xr.DataArray, join: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -124,49 +134,51 @@ def _places(labels: NDArray[Any], common: NDArray[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The probe of two matrices, "a" and "b"."""
+    """The reduction of two matrices, "a" and "b"."""
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """Both."""
         return ("a", "b")
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """Per step, per step and token, and `first`: by token, the position of the first difference, -1 for none."""
         kinds = {"different_fraction": "f8", "frobenius": "f8", "difference_max": "f8", "distance": "f4"}
         return {
-            **{n: Field("states", ("token",) if n == "distance" else (), kinds.get(n, "i8")) for n in _PER_STEP},
-            "first": Field("row"),
+            **{
+                n: Output(("step", "token") if n == "distance" else "step", dtype=kinds.get(n, "i8")) for n in _PER_STEP
+            },
+            "first": Output(at="block"),
         }
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Pairs, row: Row) -> None:
-        self.row, self.fields = row, probe.fields()
-        self.out = room(self.fields, row)
-        self.held = np.zeros((5, row.n_tokens))
-        self.first = np.full(row.n_tokens, -1)
-        self.coming = np.ones((1, row.n_tokens), bool)  # which tokens to look at in the next step
+class _Accumulator:
+    def __init__(self, reduction: Pairs, block: StepBlock) -> None:
+        self.block, self.fields = block, reduction.outputs()
+        self.out = allocate_outputs(self.fields, block)
+        self.held = np.zeros((5, block.n_tokens))
+        self.first = np.full(block.n_tokens, -1)
+        self.coming = np.ones((1, block.n_tokens), bool)  # which tokens to look at in the next step
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.differences import differences
 
-        n = piece.n_states
-        a, b = piece.floats("a")[:n], piece.floats("b")[:n]
-        look = np.concatenate([self.coming, piece.changed("a") | piece.changed("b")])
+        n = batch.n_states
+        a, b = batch.floats("a")[:n], batch.floats("b")[:n]
+        look = np.concatenate([self.coming, batch.changed("a") | batch.changed("b")])
         self.coming = look[n : n + 1]
-        out = piece.room(self.out, self.fields)
-        one, two = _words(piece.values["a"][:n], piece.values["b"][:n], a, b)
-        at = self.row.first + piece.start
+        out = batch.slices(self.out, self.fields)
+        one, two = _words(batch.values["a"][:n], batch.values["b"][:n], a, b)
+        at = self.block.first + batch.start
         differences(one, two, a, b, look, self.held, self.first, at, *(out[name] for name in _FILLED))
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         self.out["frobenius"][:] = np.sqrt(self.out["frobenius"])
-        self.out["different_fraction"][:] = self.out["n_different_tokens"] / self.row.n_tokens
+        self.out["different_fraction"][:] = self.out["n_different_tokens"] / self.block.n_tokens
         return {**self.out, "first": self.first}
 
 
@@ -185,7 +197,7 @@ def _earlier(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(a >= 0, a, b)
 
 
-def _measure(inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_elements: int) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_elements: int) -> Arrays:
     (first,) = inputs["first"]
     different = np.concatenate(inputs["n_different"])
     begins = np.flatnonzero(different)

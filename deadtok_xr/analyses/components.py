@@ -9,10 +9,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.graph_walk import Walk
 from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.analyses.topology import Graph, check_options
-from deadtok_xr.engine import Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -48,7 +57,7 @@ def components(
     coincident: str = "separate",
     variable: str = "W",
     precision: str | None = None,
-) -> Plan:
+) -> AnalysisSpec:
     """The connected component of every token at every step, of the graph of `topology`.
 
     Parameters
@@ -71,11 +80,11 @@ def components(
         As for `topology`.
     """
     check_options("components", k, spacing, coincident)
-    x = blocks.require(ds, variable, "components")
+    x = checks.require(ds, variable, "components")
     grid = grid_name(x, precision)
     ids = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         import dask.array as da
 
         label = found.array("members", "label").map_blocks(_named, ids, dtype=np.int64)
@@ -85,13 +94,13 @@ def components(
             whole = da.concatenate([da.zeros(1, np.int64, chunks=1), later]).rechunk({0: label.chunks[0]})
             values[name] = xr.Variable("step", whole, ATTRS[name])
         coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token"} and c.dims}
-        attrs = blocks.result_attrs(
+        attrs = checks.result_attrs(
             ds, variable=variable, k=float(k), spacing=spacing, coincident=coincident, precision=grid
         )
         return xr.Dataset(values, coords, attrs)
 
     graph = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"])
-    return Plan({variable: blocks.as_dask(x.data)}, {"members": Members(graph)}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"members": Members(graph)}, finish)
 
 
 def _named(label: NDArray[np.int32], ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -100,7 +109,7 @@ def _named(label: NDArray[np.int32], ids: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Members:
-    """The probe of the components' members."""
+    """The reduction of the components' members."""
 
     graph: Graph
 
@@ -109,29 +118,29 @@ class Members:
         """The variable."""
         return self.graph.matrices
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """Positions of tokens as labels, and counts of changes."""
-        counts = {name: Field("transitions", (), "i8") for name in ("n_merges", "n_splits")}
-        return {"label": Field("states", ("token",), "i4"), **counts}
+        counts = {name: Output("step", dtype="i8", at="transitions") for name in ("n_merges", "n_splits")}
+        return {"label": Output(("step", "token"), dtype="i4"), **counts}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Members, row: Row) -> None:
-        self.fields, self.out = probe.fields(), room(probe.fields(), row)
-        self.walk = Walk(probe.graph, row, labels=True)
+class _Accumulator:
+    def __init__(self, reduction: Members, block: StepBlock) -> None:
+        self.fields, self.out = reduction.outputs(), allocate_outputs(reduction.outputs(), block)
+        self.walk = Walk(reduction.graph, block, labels=True)
 
-    def piece(self, piece: Piece) -> None:
-        label = self.walk.piece(piece)["label"]
-        out = piece.room(self.out, self.fields)
-        out["label"][:] = label[: piece.n_states]
-        for t in range(piece.n_transitions):
+    def update(self, batch: Batch) -> None:
+        label = self.walk.update(batch)["label"]
+        out = batch.slices(self.out, self.fields)
+        out["label"][:] = label[: batch.n_states]
+        for t in range(batch.n_transitions):
             out["n_merges"][t], out["n_splits"][t] = _changes(label[t], label[t + 1])
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 

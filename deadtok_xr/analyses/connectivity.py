@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.graph_walk import check_grid
 from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -40,7 +42,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 @analysis
 def connectivity(
     ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W", precision: str | None = None
-) -> Plan:
+) -> AnalysisSpec:
     """The smallest threshold at which the graph of neighbours is connected, and all at which components merge.
 
     Parameters
@@ -71,7 +73,7 @@ def connectivity(
     The bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P distinct places, a tenth of a
     second for 3,700 x 64.
     """
-    x = blocks.require(ds, variable, "connectivity")
+    x = checks.require(ds, variable, "connectivity")
     grid = grid_name(x, precision)
     at = _positions(ds["step"].values, steps)
     n = ds.sizes["token"]
@@ -82,13 +84,13 @@ def connectivity(
     }
     shapes["merge_threshold"] = (("step", "edge"), (len(at), n - 1), "f8")
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         trees = found.merged("trees", "trees", _both)
-        values = blocks.at_once({"trees": trees}, _table, shapes, ATTRS, n_edges=n - 1)
-        attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+        values = compute_together({"trees": trees}, _table, shapes, ATTRS, n_edges=n - 1)
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
         return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"trees": Trees(variable, grid, at)}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"trees": Trees(variable, grid, at)}, finish)
 
 
 def _positions(labels: Any, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -102,49 +104,49 @@ def _positions(labels: Any, steps: Sequence[int] | None) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Trees(OfOne):
-    """The probe of spanning trees at some positions in the recording."""
+class Trees(SingleVariable):
+    """The reduction of spanning trees at some positions in the recording."""
 
     grid: str
     at: tuple[int, ...]
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """One list of trees per row."""
-        return {"trees": Field("row")}
+        return {"trees": Output(at="block")}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self)
 
 
-class _Look:
-    def __init__(self, probe: Trees) -> None:
-        self.probe, self.trees = probe, list[dict[str, Any]]()
+class _Accumulator:
+    def __init__(self, reduction: Trees) -> None:
+        self.reduction, self.trees = reduction, list[dict[str, Any]]()
 
-    def piece(self, piece: Piece) -> None:
-        begin = piece.row.first + piece.start
-        for position in self.probe.at:
-            if begin <= position < begin + piece.n_states:
-                self.trees.append(self._tree(piece, position - begin))
+    def update(self, batch: Batch) -> None:
+        begin = batch.block.first + batch.start
+        for position in self.reduction.at:
+            if begin <= position < begin + batch.n_states:
+                self.trees.append(self._tree(batch, position - begin))
 
-    def _tree(self, piece: Piece, t: int) -> dict[str, Any]:
+    def _tree(self, batch: Batch, t: int) -> dict[str, Any]:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba.spanning_tree import spanning_tree
         from deadtok_xr.kernels.numba.topology import centroids, count_not_finite
 
-        values = piece.values[self.probe.variable][t : t + 1]
-        check_grid(self.probe.variable, values, self.probe.grid)
+        values = batch.values[self.reduction.variable][t : t + 1]
+        check_grid(self.reduction.variable, values, self.reduction.grid)
         step = kernels.float32_words(values)
         shift = kernels.word_shift(step)
         n_invalid = count_not_finite(step[0], shift)
         if n_invalid:
             return {"n_invalid": n_invalid, "mean_ulp": np.nan, "merge_threshold": np.nan}
         centre = centroids(step, shift, np.zeros((0, step.shape[1]), np.bool_), None)
-        rounded = centre.astype(np.float32).astype(get_grid(self.probe.grid).dtype)
-        mean_ulp = float(ulp(rounded, self.probe.grid).mean())
+        rounded = centre.astype(np.float32).astype(get_grid(self.reduction.grid).dtype)
+        mean_ulp = float(ulp(rounded, self.reduction.grid).mean())
         return {"n_invalid": 0, "mean_ulp": mean_ulp, "merge_threshold": spanning_tree(step[0], shift)}
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"trees": self.trees}
 
 
@@ -152,7 +154,7 @@ def _both(a: list[Any], b: list[Any]) -> list[Any]:
     return a + b
 
 
-def _table(inputs: dict[str, list[Any]], *, n_edges: int) -> blocks.Block:
+def _table(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
     trees = inputs["trees"]
     merge = np.stack([np.broadcast_to(tree["merge_threshold"], (n_edges,)) for tree in trees])
     mean_ulp = np.array([tree["mean_ulp"] for tree in trees])

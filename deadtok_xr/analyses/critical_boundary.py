@@ -11,9 +11,18 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common import checks, transitions
 from deadtok_xr.analyses.common.updates import read_updates
-from deadtok_xr.engine import Block, Field, Findings, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    BlockResult,
+    Output,
+    ReductionResults,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
 from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay.settings import Settings
@@ -33,10 +42,13 @@ ATTRS: dict[str, dict[str, Any]] = {
     "moved_below": {"long_name": "share of the elements at or below it that moved all the same", "units": "1"},
     "n_invalid": {"long_name": "tokens whose ratio is not known", "units": "1"},
 }  # fmt: skip
-FIELDS = {
-    "critical_ratio": Field("transitions", ("token",), "f4"),
-    **{name: Field("transitions") for name in ("above_fraction", "tokens_above", "moved_above", "moved_below")},
-    "n_invalid": Field("transitions", (), "i8"),
+OUTPUTS = {
+    "critical_ratio": Output(("step", "token"), dtype="f4", at="transitions"),
+    **{
+        name: Output("step", at="transitions")
+        for name in ("above_fraction", "tokens_above", "moved_above", "moved_below")
+    },
+    "n_invalid": Output("step", dtype="i8", at="transitions"),
 }
 
 
@@ -50,7 +62,7 @@ def critical_boundary(
     precision: str | None = None,
     updates_before: int = 0,
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Compare the step that Adam takes with the boundary at which rounding lets it through, for every element.
 
     Parameters
@@ -83,8 +95,8 @@ def critical_boundary(
     are frozen. Here it is taken per element, corrected, and at half the gap, where rounding to nearest lets a step
     through. Weight decay is no part of it: `mechanism` has the whole update, and says what became of it.
     """
-    blocks.require(ds, variable, "critical_boundary")
-    extra = blocks.check_steps(ds, "critical_boundary", allow_gaps=allow_gaps)
+    checks.require(ds, variable, "critical_boundary")
+    extra = checks.check_steps(ds, "critical_boundary", allow_gaps=allow_gaps)
     u = read_updates(
         ds, "critical_boundary", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision,
         updates_before=updates_before,
@@ -97,21 +109,21 @@ def critical_boundary(
     u.ready_for("single", "critical_boundary")
     second = "max_exp_avg_sq" if u.settings.amsgrad else "exp_avg_sq"
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         values = {**found.variables("critical", ATTRS), **extra}
-        attrs = blocks.result_attrs(
+        attrs = checks.result_attrs(
             ds, variable=variable, precision=u.grids["W"], optimizer=u.settings.optimizer, **u.notes
         )
         return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
 
     series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr")}
-    probe = Critical(u.settings, u.grids["W"], second, series)
-    return Plan({name: u.arrays[name] for name in probe.matrices}, {"critical": probe}, finish)
+    reduction = Critical(u.settings, u.grids["W"], second, series)
+    return AnalysisSpec({name: u.arrays[name] for name in reduction.matrices}, {"critical": reduction}, finish)
 
 
 @dataclass(frozen=True)
 class Critical:
-    """The probe of Adam's step beside the gaps of W; `FIELDS` says what it finds.
+    """The reduction of Adam's step beside the gaps of W; `OUTPUTS` says what it finds.
 
     Attributes
     ----------
@@ -131,41 +143,41 @@ class Critical:
         """W and the moments."""
         return ("W", "exp_avg", self.second)
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Critical, row: Row) -> None:
-        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
-        self.counts = np.zeros((row.n_transitions, 6), np.int64)
-        self.lattice = kernels.lattice(probe.grid)
-        at = slice(row.first, row.later.stop)
-        self.t, self.lr = (probe.series[name].values()[at] for name in ("t", "lr"))
+class _Accumulator:
+    def __init__(self, reduction: Critical, block: StepBlock) -> None:
+        self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
+        self.counts = np.zeros((block.n_transitions, 6), np.int64)
+        self.lattice = kernels.lattice(reduction.grid)
+        at = slice(block.first, block.later.stop)
+        self.t, self.lr = (reduction.series[name].values(at) for name in ("t", "lr"))
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.critical import critical
 
-        W, m, v = (piece.floats(name) for name in self.probe.matrices)
-        for i in range(piece.n_transitions):
-            at = piece.start + i
+        W, m, v = (batch.floats(name) for name in self.reduction.matrices)
+        for i in range(batch.n_transitions):
+            at = batch.start + i
             critical(
-                W[i], W[i + 1], m[i + 1], v[i + 1], self._rates(at), self.probe.settings.eps, self.lattice.smallest,
+                W[i], W[i + 1], m[i + 1], v[i + 1], self._rates(at), self.reduction.settings.eps, self.lattice.smallest,
                 self.lattice.ulp_offset, self.out["critical_ratio"][at], self.counts[at],
             )  # fmt: skip
 
     def _rates(self, i: int) -> NDArray[np.float64]:
-        t, (b1, b2) = self.t[i + 1], self.probe.settings.betas
+        t, (b1, b2) = self.t[i + 1], self.reduction.settings.betas
         if t != self.t[i] + 1:  # more than one update, or none
             return np.full(2, np.nan)
         return np.array([self.lr[i + 1] / (1 - b1**t), 1 / (1 - b2**t)])
 
-    def end(self) -> Block:
+    def result(self) -> BlockResult:
         elements, above, moved, moved_above, tokens, tokens_above = self.counts.T
         return {
             **self.out,
@@ -173,7 +185,7 @@ class _Look:
             "tokens_above": _share(tokens_above, tokens),
             "moved_above": _share(moved_above, above),
             "moved_below": _share(moved - moved_above, elements - above),
-            "n_invalid": self.row.n_tokens - tokens,
+            "n_invalid": self.block.n_tokens - tokens,
         }
 
 

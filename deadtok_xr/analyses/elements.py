@@ -11,8 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.transitions import grid_name
-from deadtok_xr.engine import blocks
+from deadtok_xr.engine.block_pass import step_before
 from deadtok_xr.errors import OffGridError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -69,11 +70,11 @@ def elements(
     -----
     It is no part of `analyze`.
     """
-    x = blocks.require(ds, variable, "elements")
-    extra = blocks.check_steps(ds, "elements", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
+    x = checks.require(ds, variable, "elements")
+    extra = checks.check_steps(ds, "elements", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
     grid = grid_name(x, precision)
-    now = blocks.as_dask(x.data)
-    before = blocks.neighbour(now, -1)
+    now = checks.as_dask(x.data)
+    before = step_before(now)
     values: dict[str, Any] = {}
     for name, attrs in ATTRS.items():
         pairs = (now, "tnd", before, "tnd") if name in _OF_TWO else (now, "tnd")
@@ -81,8 +82,8 @@ def elements(
             _measure, "tnd", *pairs, name_of=name, grid=grid, variable=variable, dtype=np.float64, align_arrays=False
         )
         values[name] = xr.Variable(("step", "token", "dim"), data, attrs)
-    attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
-    return xr.Dataset({**values, **blocks.from_the_first(extra)}, ds.coords, attrs)
+    attrs = checks.result_attrs(ds, variable=variable, precision=grid)
+    return xr.Dataset({**values, **checks.from_the_first(extra)}, ds.coords, attrs)
 
 
 def _measure(

@@ -9,8 +9,22 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.kinematics import Cloud
-from deadtok_xr.engine import Block, Field, Findings, OfOne, Piece, Plan, Probe, Row, analysis, blocks, folded, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    BlockResult,
+    Output,
+    Reduction,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+    folded,
+)
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -71,7 +85,7 @@ def epochs(
     frozen_above: float = 0.9,
     variable: str = "W",
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Cut the run into the epochs of the radius curve.
 
     Parameters
@@ -106,34 +120,34 @@ def epochs(
     Notebooks 1.23a, 1.24b and 1.27a.
     """
     _check(radius, smooth, frozen_above)
-    x = blocks.require(ds, variable, "epochs")
-    extra = blocks.check_steps(ds, "epochs", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "epochs")
+    extra = checks.check_steps(ds, "epochs", allow_gaps=allow_gaps)
     n = ds.sizes["step"]
     dtypes = {"epoch": "i1", "n_invalid": "i8"}
     shapes: dict[str, Any] = {name: (("step",), (n,), dtypes.get(name, "f8")) for name in _OVER_STEPS}
     shapes |= {name: ((), (), "f8" if name == "inhale_depth" else "i8") for name in ATTRS if name not in shapes}
-    probes: dict[str, Probe] = {"radius": Radius(variable)}
-    probes |= {"cloud": Cloud(variable)} if radius == "centroid" else {}
+    reductions: dict[str, Reduction] = {"radius": Radius(variable)}
+    reductions |= {"cloud": Cloud(variable)} if radius == "centroid" else {}
 
-    def finish(found: Findings) -> xr.Dataset:
-        wanted = {"radius": tuple(FIELDS)} if radius == "origin" else {"cloud": ("radius",), "radius": COUNTS}
-        inputs = {p: folded(found.of_rows(p, _pick, names=names), _appended) for p, names in wanted.items()}
+    def finish(found: ReductionResults) -> xr.Dataset:
+        wanted = {"radius": tuple(OUTPUTS)} if radius == "origin" else {"cloud": ("radius",), "radius": COUNTS}
+        inputs = {p: folded(found.per_block(p, _pick, names=names), _appended) for p, names in wanted.items()}
         options = {"steps": ds["step"].values, "n_tokens": ds.sizes["token"], "frozen_above": frozen_above}
         attrs = {**ATTRS, "radius": {**ATTRS["radius"], "formula": _FORMULA[radius]}}
-        values = blocks.at_once(inputs, _describe, shapes, attrs, smooth=smooth, **options)
+        values = compute_together(inputs, _describe, shapes, attrs, smooth=smooth, **options)
         coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("step",)}
-        said = blocks.result_attrs(ds, variable=variable, radius=radius, smooth=smooth, frozen_above=frozen_above)
-        return xr.Dataset({**values, **blocks.from_the_first(extra)}, coords, said)
+        said = checks.result_attrs(ds, variable=variable, radius=radius, smooth=smooth, frozen_above=frozen_above)
+        return xr.Dataset({**values, **checks.from_the_first(extra)}, coords, said)
 
-    return Plan({variable: blocks.as_dask(x.data)}, probes, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, reductions, finish)
 
 
-def _pick(row: Block, *, names: tuple[str, ...]) -> Block:
+def _pick(row: BlockResult, *, names: tuple[str, ...]) -> BlockResult:
     return {name: row[name] for name in names}
 
 
-def _appended(rows: Block | None, row: Block) -> Block:
-    return row if rows is None else {name: np.concatenate([rows[name], row[name]]) for name in row}
+def _appended(rows: BlockResult, row: BlockResult) -> BlockResult:
+    return {name: np.concatenate([rows[name], row[name]]) for name in row}
 
 
 def _check(radius: str, smooth: int, frozen_above: float) -> None:
@@ -146,41 +160,41 @@ def _check(radius: str, smooth: int, frozen_above: float) -> None:
 
 
 COUNTS = ("n_moved", "n_valid")
-FIELDS = {"radius": Field("states"), **{name: Field("transitions", (), "i8") for name in COUNTS}}
+OUTPUTS = {"radius": Output("step"), **{name: Output("step", dtype="i8", at="transitions") for name in COUNTS}}
 
 
 @dataclass(frozen=True)
-class Radius(OfOne):
-    """The probe of the distance from the origin, and of who moved; `FIELDS` says what it finds."""
+class Radius(SingleVariable):
+    """The reduction of the distance from the origin, and of who moved; `OUTPUTS` says what it finds."""
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self.variable, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self.variable, block)
 
 
-class _Look:
-    def __init__(self, variable: str, row: Row) -> None:
-        self.variable, self.out = variable, room(FIELDS, row)
-        self.norms = np.full(row.n_tokens, -1.0)
+class _Accumulator:
+    def __init__(self, variable: str, block: StepBlock) -> None:
+        self.variable, self.out = variable, allocate_outputs(OUTPUTS, block)
+        self.norms = np.full(block.n_tokens, -1.0)
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.radius import radius
 
-        out = piece.room(self.out, FIELDS)
-        steps, changed = piece.floats(self.variable), piece.changed(self.variable)
+        out = batch.slices(self.out, OUTPUTS)
+        steps, changed = batch.floats(self.variable), batch.changed(self.variable)
         radius(steps, changed, self.norms, out["radius"], out["n_moved"], out["n_valid"])
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 
 def _describe(
     inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_tokens: int, smooth: int, frozen_above: float
-) -> blocks.Block:
+) -> Arrays:
     found = {name: x for (rows,) in inputs.values() for name, x in rows.items()}
     r, moved, valid = (found[name] for name in ("radius", "n_moved", "n_valid"))
     velocity = np.concatenate([[np.nan], np.diff(r) / np.diff(steps)])

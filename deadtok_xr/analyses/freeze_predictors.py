@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common import checks, transitions
 from deadtok_xr.analyses.h_persistence import directions
 from deadtok_xr.bfloat16 import decode, ulp
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import OffGridError
 
 Floats = NDArray[np.float64]
@@ -74,7 +75,7 @@ _NEVER, _INVALID = -1, np.iinfo(np.int64).max
 @analysis
 def freeze_predictors(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
-) -> Plan:
+) -> AnalysisSpec:
     """Correlate the step at which each token froze for good with what may explain it.
 
     Parameters
@@ -102,8 +103,8 @@ def freeze_predictors(
     InputError, OffGridError
         As for `motion`.
     """
-    x = blocks.require(ds, variable, "freeze_predictors")
-    extra = blocks.check_steps(ds, "freeze_predictors", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "freeze_predictors")
+    extra = checks.check_steps(ds, "freeze_predictors", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
     names = [name for name in PREDICTORS if with_h or name != "h_alignment"]
@@ -116,55 +117,57 @@ def freeze_predictors(
         **dict.fromkeys(_NUMBERS, ((), (), "i8")),
     }
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"ends": found.merged("ends", "ends", _longer)}
         if with_h:
-            inputs["h_mean"] = blocks.as_series(ds["h_mean"])[1:].rechunk(-1)
-        values: dict[str, Any] = blocks.at_once(inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names))
+            inputs["h_mean"] = checks.as_series(ds["h_mean"])[1:].rechunk(-1)
+        values: dict[str, Any] = compute_together(
+            inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names)
+        )
         coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("token",)}
         left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
-        attrs = blocks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
         if extra:  # this dataset has no steps
             span = {"long_name": "most optimizer updates that a transition spans", "units": "1"}
             values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
         return xr.Dataset(values, {**coords, "predictor": names}, attrs)
 
-    probe = Ends(variable, ds["step"].values)
-    return Plan({variable: blocks.as_dask(x.data)}, {"ends": probe}, finish)
+    reduction = Ends(variable, ds["step"].values)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"ends": reduction}, finish)
 
 
 @dataclass(frozen=True)
-class Ends(OfOne):
-    """The probe of how tokens begin and end: their first and last places, and when they last moved."""
+class Ends(SingleVariable):
+    """The reduction of how tokens begin and end: their first and last places, and when they last moved."""
 
     steps: NDArray[np.int64]
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """One `ends` per row: `first`, `last` (token, dim), and `moved`, the label of the last motion."""
-        return {"ends": Field("row")}
+        return {"ends": Output(at="block")}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Ends, row: Row) -> None:
-        self.name, self.labels = probe.variable, probe.steps[row.later]
+class _Accumulator:
+    def __init__(self, reduction: Ends, block: StepBlock) -> None:
+        self.name, self.labels = reduction.variable, reduction.steps[block.later]
         self.first: Any = None
         self.last: Any = None
-        self.moved = np.full(row.n_tokens, _NEVER)
+        self.moved = np.full(block.n_tokens, _NEVER)
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import last_motion
 
-        steps = piece.values[self.name]
+        steps = batch.values[self.name]
         self.first = steps[0].copy() if self.first is None else self.first
         self.last = steps[-1].copy()
-        labels = self.labels[piece.start : piece.start + piece.n_transitions]
-        last_motion(piece.readable(self.name), piece.changed(self.name), labels, _INVALID, self.moved)
+        labels = self.labels[batch.start : batch.start + batch.n_transitions]
+        last_motion(batch.readable(self.name), batch.changed(self.name), labels, _INVALID, self.moved)
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}
 
 
@@ -172,7 +175,7 @@ def _longer(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {"first": a["first"], "last": b["last"], "moved": np.maximum(a["moved"], b["moved"])}
 
 
-def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[str, ...]) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[str, ...]) -> Arrays:
     (ends,) = inputs["ends"]
     moved = ends["moved"]
     invalid, never = moved == _INVALID, moved == _NEVER

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import transitions
-from deadtok_xr.engine import Block, Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks, transitions
+from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 Longs = NDArray[np.int64]
@@ -51,7 +52,7 @@ def freezing(
     variable: str = "W",
     precision: str | None = None,
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Count the tokens that stand still, and the steps at which all of them do.
 
     Parameters
@@ -87,8 +88,8 @@ def freezing(
     is that of its earlier step: their run 1143-1145 is 1144-1146 here.
     """
     _check(definition, threshold)
-    x = blocks.require(ds, variable, "freezing")
-    extra = blocks.check_steps(ds, "freezing", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "freezing")
+    extra = checks.check_steps(ds, "freezing", allow_gaps=allow_gaps)
     said = x.attrs.get("precision", "unknown" if x.dtype == np.float32 else x.dtype.name)
     off = said in ("none", "unknown") and precision is None and definition in _OFF_THE_LATTICE
     grid = "float32" if off else transitions.grid_name(x, precision)
@@ -101,11 +102,11 @@ def freezing(
         "global_freeze": (("step",), (len(steps) - 1,), "?"),
     }
 
-    def finish(found: Findings) -> xr.Dataset:
-        rows = found.of_rows("transitions", _still, definition=definition, threshold=threshold)
-        values = blocks.at_once({"rows": rows}, _describe, shapes, ATTRS, steps=steps)
+    def finish(found: ReductionResults) -> xr.Dataset:
+        rows = found.per_block("transitions", _still, definition=definition, threshold=threshold)
+        values = compute_together({"rows": rows}, _describe, shapes, ATTRS, steps=steps)
         options = {"definition": definition, **({} if threshold is None else {"threshold": threshold})}
-        attrs = blocks.result_attrs(ds, variable=variable, precision=said if off else grid, **options)
+        attrs = checks.result_attrs(ds, variable=variable, precision=said if off else grid, **options)
         return xr.Dataset({**values, **extra}, transitions.step_and_token_coords(ds), attrs)
 
     return transitions.plan(x, grid, finish)
@@ -123,7 +124,7 @@ def _check(definition: str, threshold: float | None) -> None:
         raise InputError(f"freezing: definition={definition!r} is exact and takes no threshold: leave it out")
 
 
-def _still(row: Block, *, definition: str, threshold: float | None) -> dict[str, Longs]:
+def _still(row: BlockResult, *, definition: str, threshold: float | None) -> dict[str, Longs]:
     """How many tokens stand still and are valid at each transition of a row, and each token's last motion in it."""
     moved = row["moved_dims"]
     valid = moved >= 0
@@ -140,7 +141,7 @@ def _still(row: Block, *, definition: str, threshold: float | None) -> dict[str,
     }
 
 
-def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> blocks.Block:
+def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> Arrays:
     rows = inputs["rows"]
     n_frozen, n_valid = (np.concatenate([row[name] for row in rows]) for name in ("n_frozen", "n_valid"))
     last, start = np.full(len(rows[0]["last"]), -1), 0

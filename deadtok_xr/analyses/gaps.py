@@ -7,14 +7,14 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
 from deadtok_xr.analyses.checkpoint import one_step
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.transitions import grid_name
-from deadtok_xr.engine import blocks
+from deadtok_xr.engine import folded
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError, OffGridError
 
 _GAP = "gaps between successive distinct values of the dim, in representable numbers"
@@ -93,47 +93,39 @@ def lattice_gaps(
     of the values, not of the difference: a power of two is 128 of its own ULP whatever it is the difference of (1.8f).
     Of each dim it is only noted which of the 65,536 patterns occur, 8 kB, whatever the vocabulary.
     """
-    x = one_step(blocks.require(ds, variable, "lattice_gaps"), step, "lattice_gaps")
+    x = one_step(checks.require(ds, variable, "lattice_gaps"), step, "lattice_gaps")
     grid = grid_name(x, precision)
     if bfloat16.get_grid(grid).width != 16:
         raise InputError(
             f"lattice_gaps: {variable} lives on the {grid} grid; needed: a format of 16 bits, of which all values can "
             "be told apart"
         )
-    rows = blocks.as_dask(x.data)
+    rows = checks.as_dask(x.data)
     rows = rows.rechunk({0: 1}) if rows.numblocks[0] != 1 else rows
     n = ds.sizes["dim"]
     shapes: dict[str, Any] = {name: (("dim",), (n,), "f8" if name in _FLOATS else "i8") for name in ATTRS}
     shapes |= dict.fromkeys(_BY_SIZE, (("size",), (_SIZES,), "i8"))
     seen = _seen(rows, variable, grid)
-    values = blocks.at_once({"seen": seen}, _measure, shapes, ATTRS, grid=grid)
+    values = compute_together({"seen": seen}, _measure, shapes, ATTRS, grid=grid)
     coords: dict[str, Any] = {str(name): c.variable for name, c in ds.coords.items() if c.dims == ("dim",)}
     coords["size"] = xr.Variable("size", np.arange(_SIZES), {"long_name": "b: gaps from 2^b on, below 2^(b+1)"})
-    attrs = blocks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
+    attrs = checks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
     return xr.Dataset(values, coords, attrs)
 
 
 def _seen(x: da.Array, variable: str, grid: str) -> da.Array:
-    """Which patterns occur, block of tokens by block: one object."""
-    name = f"presence-{tokenize(x.name, grid)}"
-    graph: dict[Any, Any] = {}
-    state: Any = None
-    for j in range(x.numblocks[1]):
-        key = (name, 0) if j == x.numblocks[1] - 1 else (f"{name}-part", j)
-        graph[key] = (_mark, state, (x.name, 0, j, 0), variable, grid)
-        state = key
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[x])
-    return da.Array(layers, name, ((1,),), meta=np.empty(0, object))
+    """Return which patterns occur, and how many values are not finite: one object."""
+    objects = x.map_blocks(
+        _mark, variable, grid, drop_axis=[0, 2], chunks=((1,) * x.numblocks[1],), dtype=object, meta=np.empty(0, object)
+    )
+    return folded(objects, _either)
 
 
-def _mark(state: list[Any] | None, block: NDArray[Any], variable: str, grid: str) -> list[Any]:
+def _mark(block: NDArray[Any], variable: str, grid: str) -> list[Any]:
     from deadtok_xr.kernels.numba.presence import mark
 
     n_dims, g = block.shape[2], bfloat16.get_grid(grid)
-    if state is None:
-        seen, n_not_finite = np.zeros((n_dims, 1024), np.uint64), np.zeros(n_dims, np.int64)
-    else:
-        seen, n_not_finite = (part.copy() for part in state[0])
+    seen, n_not_finite = np.zeros((n_dims, 1024), np.uint64), np.zeros(n_dims, np.int64)
     try:
         bits = bfloat16.to_bits(block[0], grid)
     except OffGridError as error:
@@ -142,7 +134,11 @@ def _mark(state: list[Any] | None, block: NDArray[Any], variable: str, grid: str
     return [(seen, n_not_finite)]
 
 
-def _measure(inputs: dict[str, list[Any]], *, grid: str) -> blocks.Block:
+def _either(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
+    return a[0] | b[0], a[1] + b[1]
+
+
+def _measure(inputs: dict[str, list[Any]], *, grid: str) -> Arrays:
     ((seen, n_not_finite),) = inputs["seen"]
     found = [_of_dim(np.flatnonzero(_unpacked(row)).astype(np.uint16), grid) for row in seen]
     out = {name: np.array([dim[name] for dim in found]) for name in _OF_DIM}

@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import GRIDS, on_grid
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -26,7 +28,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 
 
 @analysis
-def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan:
+def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> AnalysisSpec:
     """Count, for each variable and number format, the values that lie on the format's grid.
 
     Parameters
@@ -51,7 +53,7 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan
         If there is no such variable.
     """
     if not isinstance(ds, xr.Dataset):
-        blocks.require(ds, "W", "grid_test")  # says what is needed
+        checks.require(ds, "W", "grid_test")  # says what is needed
     dims = {"step", "token", "dim"}
     names = [str(n) for n, v in ds.data_vars.items() if set(v.dims) == dims] if variables is None else list(variables)
     if not names:
@@ -59,7 +61,7 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan
             f"grid_test: no variable of this dataset has the dimensions (step, token, dim) "
             f"(found: {', '.join(map(str, ds.data_vars)) or 'none'}); of several runs select one with .isel(run=0)"
         )
-    matrices = {name: blocks.as_dask(blocks.require(ds, name, "grid_test").data) for name in names}
+    matrices = {name: checks.as_dask(checks.require(ds, name, "grid_test").data) for name in names}
     pair, one = (len(names), len(GRIDS)), (len(names),)
     shapes: dict[str, Any] = {
         "n_on_grid": (("variable", "grid"), pair, "i8"), "fraction_on_grid": (("variable", "grid"), pair, "f8"),
@@ -67,50 +69,50 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Plan
         "lives_on": (("variable",), one, "U8"),
     }  # fmt: skip
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {name: found.merged(name, "counts", np.add) for name in names}
         sizes = tuple(int(x.size) for x in matrices.values())
-        values = blocks.at_once(inputs, _measure, shapes, ATTRS, sizes=sizes)
-        return xr.Dataset(values, {"variable": names, "grid": list(GRIDS)}, blocks.result_attrs(ds))
+        values = compute_together(inputs, _measure, shapes, ATTRS, sizes=sizes)
+        return xr.Dataset(values, {"variable": names, "grid": list(GRIDS)}, checks.result_attrs(ds))
 
-    return Plan(matrices, {name: Grids(name) for name in names}, finish)
+    return AnalysisSpec(matrices, {name: Grids(name) for name in names}, finish)
 
 
 @dataclass(frozen=True)
-class Grids(OfOne):
-    """The probe of a variable's values."""
+class Grids(SingleVariable):
+    """The reduction of a variable's values."""
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """One `counts` per row: values that are not finite, and those off each grid."""
-        return {"counts": Field("row")}
+        return {"counts": Output(at="block")}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self.variable, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self.variable, block)
 
 
-class _Look:
-    def __init__(self, variable: str, row: Row) -> None:
+class _Accumulator:
+    def __init__(self, variable: str, block: StepBlock) -> None:
         from deadtok_xr import kernels
 
         self.name, self.grids = variable, [kernels.lattice(name) for name in GRIDS]
         self.counts = np.zeros(1 + len(GRIDS), np.int64)
-        self.held = np.zeros((row.n_tokens, 1 + len(GRIDS)), np.int64)
-        self.coming = np.ones((1, row.n_tokens), bool)  # which tokens to look at in the next step
+        self.held = np.zeros((block.n_tokens, 1 + len(GRIDS)), np.int64)
+        self.coming = np.ones((1, block.n_tokens), bool)  # which tokens to look at in the next step
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.grids import count_off_grid
 
-        n = piece.n_states
-        values = piece.floats(self.name)[:n]
+        n = batch.n_states
+        values = batch.floats(self.name)[:n]
         if values.dtype == np.float64:
             self.counts += _count(values)
             return
-        look = np.concatenate([self.coming, piece.changed(self.name)])
+        look = np.concatenate([self.coming, batch.changed(self.name)])
         self.coming = look[n : n + 1]
         count_off_grid(values.view(np.uint32), look[:n], self.grids, self.held, self.counts)
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"counts": self.counts}
 
 
@@ -119,7 +121,7 @@ def _count(values: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.array([(~np.isfinite(values)).sum(), *((~on_grid(values, name)).sum() for name in GRIDS)])
 
 
-def _measure(inputs: dict[str, list[Any]], *, sizes: tuple[int, ...]) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]], *, sizes: tuple[int, ...]) -> Arrays:
     counts = np.stack([found[0] for found in inputs.values()])
     n = np.array(sizes)
     on = n[:, None] - counts[:, 1:]

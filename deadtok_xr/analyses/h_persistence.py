@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -51,7 +53,7 @@ _COUNTS = ("n_pairs", "half_lag")
 
 
 @analysis
-def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: bool = False) -> Plan:
+def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: bool = False) -> AnalysisSpec:
     """How long the mean hidden state keeps its direction.
 
     Parameters
@@ -78,7 +80,7 @@ def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: boo
         Without h_mean, for fewer than two steps after the initial state, or gaps.
     """
     h = _needed(ds)
-    extra = blocks.check_steps(ds, "h_persistence", allow_gaps=allow_gaps)
+    extra = checks.check_steps(ds, "h_persistence", allow_gaps=allow_gaps)
     span = int(ds["step"].values[-1] - ds["step"].values[1])
     lags = max(1, span // 2) if max_lag is None else max_lag
     if not 0 <= lags <= max(span, 1):
@@ -90,14 +92,14 @@ def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: boo
         **{name: ((), (), "i8" if name in _COUNTS else "f8") for name in _SCALARS},
     }
 
-    def finish(_: Findings) -> xr.Dataset:  # it looks at no matrix
-        inputs = {"h": blocks.as_series(h)[1:].rechunk(-1)}
-        values = blocks.at_once(inputs, _measure, shapes, ATTRS, place=later - later[0], n_lags=lags + 1)
+    def finish(_: ReductionResults) -> xr.Dataset:  # it looks at no matrix
+        inputs = {"h": checks.as_series(h)[1:].rechunk(-1)}
+        values = compute_together(inputs, _measure, shapes, ATTRS, place=later - later[0], n_lags=lags + 1)
         lag = xr.Variable("lag", np.arange(lags + 1), {"long_name": "lag", "units": "step"})
         coords = {"step": ds["step"].variable[1:], "lag": lag}
-        return xr.Dataset({**values, **extra}, coords, blocks.result_attrs(ds))
+        return xr.Dataset({**values, **extra}, coords, checks.result_attrs(ds))
 
-    return Plan({}, {}, finish)
+    return AnalysisSpec({}, {}, finish)
 
 
 def _needed(ds: xr.Dataset) -> xr.DataArray:
@@ -114,7 +116,7 @@ def _needed(ds: xr.Dataset) -> xr.DataArray:
     return ds["h_mean"]
 
 
-def _measure(inputs: dict[str, list[Floats]], *, place: NDArray[np.int64], n_lags: int) -> blocks.Block:
+def _measure(inputs: dict[str, list[Floats]], *, place: NDArray[np.int64], n_lags: int) -> Arrays:
     unit = directions(inputs["h"][0])
     valid = ~np.isnan(unit[:, 0])
     cosine, swing = np.full((2, len(unit)), np.nan)

@@ -8,10 +8,23 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
+from deadtok_xr.engine.block_pass import step_before, uniform, with_start
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -42,7 +55,7 @@ PER_TOKEN = ("position", "thermal_velocity")
 
 
 @analysis
-def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool = False) -> Plan:
+def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool = False) -> AnalysisSpec:
     """Separate the motion of the cloud from the motion within it.
 
     Parameters
@@ -77,23 +90,23 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     """
     known = ds if isinstance(ds, xr.Dataset) else ()
     name = variable or ("W" if "W" in known or "delta" not in known else "delta")
-    recorded = blocks.require(ds, name, "kinematics")
-    extra = blocks.check_steps(ds, "kinematics", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
+    recorded = checks.require(ds, name, "kinematics")
+    extra = checks.check_steps(ds, "kinematics", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
     if name == "delta":
         _refuse_missing(ds)
-    x, key = blocks.as_dask(recorded.data), name
+    x, key = checks.as_dask(recorded.data), name
     if name == "delta":
-        x, key = da.cumsum(x.astype(np.float64), axis=0), "position"
+        x, key = _cumulative_sum(x.astype(np.float64)), "position"
 
-    def finish(found: Findings) -> xr.Dataset:
-        values = with_start(found)
+    def finish(found: ReductionResults) -> xr.Dataset:
+        values = cloud_variables(found)
         values["position"] = _positions(x)
         values["thermal_velocity"] = _thermal(x, values["bulk_velocity"].data)
         origin = "relative" if name == "delta" else "absolute"
-        attrs = blocks.result_attrs(ds, variable=name, origin=origin)
-        return xr.Dataset({**values, **blocks.from_the_first(extra)}, ds.coords, attrs)
+        attrs = checks.result_attrs(ds, variable=name, origin=origin)
+        return xr.Dataset({**values, **checks.from_the_first(extra)}, ds.coords, attrs)
 
-    return Plan({key: x}, {"cloud": Cloud(key)}, finish)
+    return AnalysisSpec({key: x}, {"cloud": Cloud(key)}, finish)
 
 
 def _refuse_missing(ds: xr.Dataset) -> None:
@@ -107,70 +120,93 @@ def _refuse_missing(ds: xr.Dataset) -> None:
         )
 
 
-FIELDS = {
-    "centroid": Field("states", ("dim",)),
-    "bulk_velocity": Field("transitions", ("dim",)),
-    "bulk_speed": Field("transitions"),
-    "thermal_rms": Field("transitions"),
-    "radius": Field("states"),
-    "radius_max": Field("states"),
-    "thermal_residual": Field("transitions"),
-    "n_invalid": Field("states", (), "i8"),
+OUTPUTS = {
+    "centroid": Output(("step", "dim")),
+    "bulk_velocity": Output(("step", "dim"), at="transitions"),
+    "bulk_speed": Output("step", at="transitions"),
+    "thermal_rms": Output("step", at="transitions"),
+    "radius": Output("step"),
+    "radius_max": Output("step"),
+    "thermal_residual": Output("step", at="transitions"),
+    "n_invalid": Output("step", dtype="i8"),
 }
 
 
 @dataclass(frozen=True)
-class Cloud(OfOne):
-    """The probe of the cloud as a whole; `FIELDS` says what it finds."""
+class Cloud(SingleVariable):
+    """The reduction of the cloud as a whole; `OUTPUTS` says what it finds."""
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self.variable, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self.variable, block)
 
 
-class _Look:
-    def __init__(self, variable: str, row: Row) -> None:
-        self.variable, self.out = variable, room(FIELDS, row)
+class _Accumulator:
+    def __init__(self, variable: str, block: StepBlock) -> None:
+        self.variable, self.out = variable, allocate_outputs(OUTPUTS, block)
         self.centre: NDArray[np.float64] | None = None
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
 
-        on_device = piece.row.device.runs("kinematics")
-        steps = piece.tensor(self.variable) if on_device else piece.readable(self.variable)
+        on_device = batch.block.device.runs("kinematics")
+        steps = batch.tensor(self.variable) if on_device else batch.readable(self.variable)
         kernel = kernels.engine("kinematics", on_device).kinematics
-        self.centre = kernel(steps, piece.changed(self.variable), self.centre, piece.room(self.out, FIELDS))
+        self.centre = kernel(steps, batch.changed(self.variable), self.centre, batch.slices(self.out, OUTPUTS))
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 
-def with_start(found: Findings) -> dict[str, xr.Variable]:
+def cloud_variables(found: ReductionResults) -> dict[str, xr.Variable]:
     """The fields of the probe "cloud" over all steps; at the first one there is no velocity."""
     variables = found.variables("cloud", ATTRS)
-    steps = found.array("cloud", "radius").chunks[0]
-    for name, field in FIELDS.items():
-        if field.over == "transitions":
+    for name, output in OUTPUTS.items():
+        if output.at == "transitions":
             dims, data, attrs = variables[name].dims, variables[name].data, variables[name].attrs
-            start = da.full((1, *data.shape[1:]), np.nan, chunks=(1, *data.chunks[1:]))
-            variables[name] = xr.Variable(dims, da.concatenate([start, data]).rechunk({0: steps}), attrs)
+            variables[name] = xr.Variable(dims, with_start(data, np.nan, found.n_states), attrs)
     return variables
+
+
+def _cumulative_sum(x: da.Array) -> da.Array:
+    """Sum up the steps; a block waits for the total of those before it."""
+    name = f"cumulative-{tokenize(x.name)}"
+
+    def tasks(names: list[str]) -> Tasks:
+        made: Tasks = {}
+        for j in range(x.numblocks[1]):
+            total: Any = 0.0
+            for i in range(x.numblocks[0]):
+                made[name, i, j, 0] = (_summed, (names[0], i, j, 0), total)
+                total = (f"{name}-total", i, j)
+                made[total] = (_last, (name, i, j, 0))
+        return made
+
+    return from_tasks(name, tasks, x.chunks, np.empty((0, 0, 0)), [x])
+
+
+def _summed(block: NDArray[np.float64], before: Any) -> NDArray[np.float64]:
+    return before + np.cumsum(block, axis=0)
+
+
+def _last(block: NDArray[np.float64]) -> NDArray[np.float64]:
+    return block[-1:].copy()
 
 
 def _positions(x: da.Array) -> xr.Variable:
     x = x if x.dtype == np.float64 else x.map_blocks(decode, dtype=np.float32)
-    return xr.Variable(("step", "token", "dim"), blocks.uniform(x), ATTRS["position"])
+    return xr.Variable(("step", "token", "dim"), uniform(x), ATTRS["position"])
 
 
 def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
-    before = blocks.neighbour(x, -1)
+    before = step_before(x)
     bulk = bulk.rechunk((x.chunks[0], x.chunks[2]))
     data = da.blockwise(_own_velocity, "tnd", x, "tnd", before, "tnd", bulk, "td", dtype=np.float64, align_arrays=False)
-    return xr.Variable(("step", "token", "dim"), blocks.uniform(data), ATTRS["thermal_velocity"])
+    return xr.Variable(("step", "token", "dim"), uniform(data), ATTRS["thermal_velocity"])
 
 
 def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import cells, per_step, transitions
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import cells, checks, per_step, transitions
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 _HOPS = "frozen: d = 0; lattice: d <= 8·u; thermal: the rest; d = ‖ΔW‖₂, u the token's ULP at t-1"
@@ -95,7 +96,9 @@ _OF_STEPS = tuple(name for name in ATTRS if name not in cells.PER_TOKEN)
 
 
 @analysis
-def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False) -> Plan:
+def lattice(
+    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
+) -> AnalysisSpec:
     """How elements step on the lattice of representable numbers.
 
     The norms of ΔW' itself are in `motion`; `exponents` has where elements are; `elements` has ΔW', ordinals and
@@ -132,23 +135,23 @@ def lattice(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None
     that replaced what is not finite by 0 took such a step for frozen. Ordinals ascend through zero and across
     exponents; lattice coordinates W/ULP(W) do not, and are not used here.
     """
-    x = blocks.require(ds, variable, "lattice")
-    extra = blocks.check_steps(ds, "lattice", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "lattice")
+    extra = checks.check_steps(ds, "lattice", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         labels = {"token_ulp": list(cells.TOKEN_ULPS), "hop": list(cells.HOPS), "regime": list(cells.REGIMES)}
-        attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
         inputs = {"series": per_step.chained(found, "cells")}
         shapes = cells.steps_of(grid, ds.sizes["step"] - 1, _OF_STEPS)
-        small = blocks.at_once(inputs, _transitions, shapes, ATTRS)
+        small = compute_together(inputs, _transitions, shapes, ATTRS)
         values = {**found.variables("cells", ATTRS), **small, **extra}
         return xr.Dataset(values, {**transitions.step_and_token_coords(ds), **labels}, attrs)
 
-    return Plan(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
+    return AnalysisSpec(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
 
 
-def _transitions(inputs: dict[str, list[Any]]) -> blocks.Block:
+def _transitions(inputs: dict[str, list[Any]]) -> Arrays:
     return per_step.joined(inputs["series"], _OF_STEPS)
 
 
@@ -175,7 +178,7 @@ _OF_STATES = tuple(STATE_ATTRS)[2:]
 
 
 @analysis
-def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None) -> Plan:
+def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None) -> AnalysisSpec:
     """Where the elements are on the lattice: their exponents, mantissas, zeros and powers of two.
 
     Parameters
@@ -199,25 +202,25 @@ def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = No
     OffGridError
         When computed, if the values are not on the grid.
     """
-    x = blocks.require(ds, variable, "exponents")
+    x = checks.require(ds, variable, "exponents")
     grid = transitions.grid_name(x, precision)
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         values = found.variables("cells", STATE_ATTRS)
         inputs = {"series": per_step.chained(found, "cells")}
         shapes = cells.steps_of(grid, ds.sizes["step"], _OF_STATES)
-        values |= blocks.at_once(inputs, _states, shapes, STATE_ATTRS)
+        values |= compute_together(inputs, _states, shapes, STATE_ATTRS)
         labels = {
             "exponent": np.arange(values["exponent_count"].sizes["exponent"]),
             "mantissa": np.arange(cells.MANTISSAS),
         }
-        attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
         return xr.Dataset(values, {**cells.step_coords(ds), **labels}, attrs)
 
-    return Plan(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
+    return AnalysisSpec(cells.matrix(x), {"cells": cells.Cells(variable, grid)}, finish)
 
 
-def _states(inputs: dict[str, list[Any]]) -> blocks.Block:
+def _states(inputs: dict[str, list[Any]]) -> Arrays:
     names = tuple("n_invalid_now" if name == "n_invalid" else name for name in _OF_STATES)
     found = per_step.joined(inputs["series"], names)
     return {name: found[key] for name, key in zip(_OF_STATES, names, strict=True)}

@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common import checks, transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
-from deadtok_xr.engine import Block, Findings, Plan, analysis, blocks, folded
+from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, analysis, folded
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 Longs = NDArray[np.int64]
@@ -113,7 +114,7 @@ def lifecycle(
     variable: str = "W",
     precision: str | None = None,
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Follow every token from phase to phase until it freezes.
 
     Parameters
@@ -153,19 +154,19 @@ def lifecycle(
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
-    x = blocks.require(ds, variable, "lifecycle")
-    extra = blocks.check_steps(ds, "lifecycle", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "lifecycle")
+    extra = checks.check_steps(ds, "lifecycle", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
     phases, steps = SCHEMES[scheme], ds["step"].values
     shapes = _shapes(len(steps) - 1, ds.sizes["token"], len(phases))
 
-    def finish(found: Findings) -> xr.Dataset:
-        rows = found.of_rows("transitions", _phases, scheme=scheme, n_dims=ds.sizes["dim"])
-        life = folded(rows, _follow)
-        values = blocks.at_once({"life": life}, _describe, shapes, ATTRS, steps=steps)
+    def finish(found: ReductionResults) -> xr.Dataset:
+        rows = found.per_block("transitions", _phases, scheme=scheme, n_dims=ds.sizes["dim"])
+        life = folded(rows, _follow, _begin)
+        values = compute_together({"life": life}, _describe, shapes, ATTRS, steps=steps)
         values["stratigraphy"] = _stratigraphy(life, found.array("transitions", "displacement"), phases)
         labels = {"phase": list(phases), "from_phase": list(phases), "order": list(ORDER)}
-        attrs = blocks.result_attrs(ds, variable=variable, scheme=scheme, definition=DEFINITION[scheme], precision=grid)
+        attrs = checks.result_attrs(ds, variable=variable, scheme=scheme, definition=DEFINITION[scheme], precision=grid)
         return xr.Dataset({**values, **extra}, {**transitions.step_and_token_coords(ds), **labels}, attrs)
 
     return transitions.plan(x, grid, finish)
@@ -184,7 +185,7 @@ def _shapes(n_steps: int, n_tokens: int, n_phases: int) -> dict[str, Any]:
     return {name: (d, tuple(sizes[x] for x in d), dtypes.get(name, "i8")) for name, d in dims.items()}
 
 
-def _phases(row: Block, *, scheme: str, n_dims: int) -> dict[str, Any]:
+def _phases(row: BlockResult, *, scheme: str, n_dims: int) -> dict[str, Any]:
     """The phase of each transition of a row and how the token moved, a byte each."""
     from deadtok_xr.kernels.numba import lifecycle as kernel
 
@@ -214,21 +215,27 @@ class _Life:
     steps: tuple[Longs, ...]
 
 
-def _follow(life: _Life | None, row: dict[str, Any]) -> _Life:
+def _begin(row: dict[str, Any]) -> _Life:
     from deadtok_xr.kernels.numba import lifecycle as kernel
 
-    (T, N), P = row["phase"].shape, row["n_phases"]
-    if life is None:
-        path = np.zeros((len(kernel.PATH), N), np.int64)
-        path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
-        life = _Life(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
+    N, P = row["phase"].shape[1], row["n_phases"]
+    path = np.zeros((len(kernel.PATH), N), np.int64)
+    path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
+    life = _Life(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
+    return _follow(life, row)
+
+
+def _follow(life: _Life, row: dict[str, Any]) -> _Life:
+    from deadtok_xr.kernels.numba import lifecycle as kernel
+
+    T = len(row["phase"])
     path, last, before, passages = life.path.copy(), life.last.copy(), life.before.copy(), life.passages.copy()
     steps = np.zeros((len(kernel.PER_STEP), T), np.int64)
     kernel.follow(row["phase"], row["motion"], life.n, path, last, before, passages, steps)
     return _Life(life.n + T, path, last, before, passages, (*life.steps, steps))
 
 
-def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> blocks.Block:
+def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> Arrays:
     from deadtok_xr.kernels.numba.lifecycle import PATH, PER_STEP
 
     (life,) = inputs["life"]
@@ -266,7 +273,7 @@ def _labels(position: Longs, steps: Longs) -> Longs:
     return np.where(position >= 0, steps[position + 1], -1)
 
 
-def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> blocks.Block:
+def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> Arrays:
     """``left`` (token, phase): the last step in the phase or a hotter one."""
     until = np.where(left >= 0, left, steps[0])
     duration = until - np.concatenate([until[:, 1:], np.full((len(left), 1), steps[0])], axis=1)
@@ -275,7 +282,7 @@ def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> blocks.Bl
     return {"duration": np.where(known[:, None], duration, -1), "duration_mean": mean, "duration_median": median}
 
 
-def _of_steps(n: dict[str, Longs], path: dict[str, Longs], known: Any, censored: Any, n_tokens: int) -> blocks.Block:
+def _of_steps(n: dict[str, Longs], path: dict[str, Longs], known: Any, censored: Any, n_tokens: int) -> Arrays:
     valid = n_tokens - n["n_invalid"]
     still = valid - n["n_moving"]
     stopped = known & (censored == 0)

@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from deadtok_xr.analyses.common import replayed, transitions
+from deadtok_xr.analyses.common import checks, replayed, transitions
 from deadtok_xr.analyses.common.updates import read_updates
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
 from deadtok_xr.engine.series import Series
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 CAUSES = ("no_gradient", "rounded_to_zero", "moved", "unknown")
@@ -105,7 +106,7 @@ def mechanism(
     precision: str | None = None,
     updates_before: int = 0,
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Replay every update with torch's arithmetic, and say of each element why it moved or did not.
 
     Parameters
@@ -170,27 +171,27 @@ def mechanism(
     u.ready_for(arithmetic, "mechanism")
     notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.untried}
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         values = {
             **found.variables("replay", {**PER_TOKEN, **PER_STEP}),
             **_of_tokens(found, ds.sizes["token"]),
             **extra,
         }
-        attrs = blocks.result_attrs(
+        attrs = checks.result_attrs(
             ds, variable=variable, precision=u.grids["W"], arithmetic=arithmetic, optimizer=u.settings.optimizer,
             **notes,
         )  # fmt: skip
         return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
 
-    series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr", "step")}
-    probe = replayed.Replay(u.settings, arithmetic, u.grids, series)
-    return Plan({n: u.arrays[n] for n in u.grids}, {"replay": probe}, finish)
+    series = {name: Series(u.arrays[name][:, 0, 0]) for name in ("t", "lr", "step")}
+    reduction = replayed.Replay(u.settings, arithmetic, u.grids, series)
+    return AnalysisSpec({n: u.arrays[n] for n in u.grids}, {"replay": reduction}, finish)
 
 
 def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Variable]:
-    blocks.require(ds, variable, "mechanism")
+    checks.require(ds, variable, "mechanism")
     try:
-        return blocks.check_steps(ds, "mechanism", allow_gaps=allow_gaps)
+        return checks.check_steps(ds, "mechanism", allow_gaps=allow_gaps)
     except InputError as error:
         if "allow_gaps" not in str(error):
             raise
@@ -200,17 +201,17 @@ def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Va
         ) from None
 
 
-def _of_tokens(found: Findings, n_tokens: int) -> dict[str, xr.Variable]:
+def _of_tokens(found: ReductionResults, n_tokens: int) -> dict[str, xr.Variable]:
     inputs = {
         "net": found.merged("replay", "net", np.add),
         "freeze": found.merged("replay", "freeze", replayed.merge_freezes),
     }
     dtypes = {"last_motion": "i8", "freeze_cause": "i1"}
     shapes: dict[str, Any] = {name: (("token",), (n_tokens,), dtypes.get(name, "f8")) for name in OF_TOKENS}
-    return blocks.at_once(inputs, _totals, shapes, OF_TOKENS)
+    return compute_together(inputs, _totals, shapes, OF_TOKENS)
 
 
-def _totals(inputs: dict[str, list[Any]]) -> blocks.Block:
+def _totals(inputs: dict[str, list[Any]]) -> Arrays:
     (net,), (freeze,) = inputs["net"], inputs["freeze"]
     lengths = np.linalg.norm(net, axis=2)
     return {

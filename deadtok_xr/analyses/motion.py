@@ -6,8 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from deadtok_xr.analyses.common import transitions
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks, transitions
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,9 @@ ATTRS: dict[str, dict[str, Any]] = {
 
 
 @analysis
-def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False) -> Plan:
+def motion(
+    ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
+) -> AnalysisSpec:
     """Measure every transition of every token.
 
     Parameters
@@ -83,12 +85,12 @@ def motion(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None,
     OffGridError
         When computed, if the values are not on the grid: a derived array is not a recording.
     """
-    x = blocks.require(ds, variable, "motion")
-    extra = blocks.check_steps(ds, "motion", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "motion")
+    extra = checks.check_steps(ds, "motion", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
 
-    def finish(found: Findings) -> xr.Dataset:
-        attrs = blocks.result_attrs(ds, variable=variable, precision=grid)
+    def finish(found: ReductionResults) -> xr.Dataset:
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
         values = {**found.variables("transitions", ATTRS), **extra}
         if (left_out := transitions.left_out(ds, variable)) is not None:
             values["skipped"] = left_out

@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import step_selection
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks, step_selection
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 
 Floats = NDArray[np.float64]
 ATTRS: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ def neighbour_preservation(
     max_tokens: int = 1000,
     variable: str = "W",
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Rank correlation of the distances of all pairs of tokens before and after transitions.
 
     Parameters
@@ -64,22 +65,22 @@ def neighbour_preservation(
     -----
     Notebook 12.2d. A rotation, a shift and a growth in all dims alike keep all ranks.
     """
-    x = blocks.require(ds, variable, "neighbour_preservation")
-    blocks.check_steps(ds, "neighbour_preservation", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "neighbour_preservation")
+    checks.check_steps(ds, "neighbour_preservation", allow_gaps=allow_gaps)
     labels = ds["step"].values[1:]
     at = tuple(i + 1 for i in step_selection.positions(labels, steps, "neighbour_preservation", _AT_MOST))
     tokens = step_selection.sample(ds.sizes["token"], max_tokens, "neighbour_preservation")
-    probe = step_selection.AtSteps(variable, at, tokens, _compare, pairs=True)
+    reduction = step_selection.AtSteps(variable, at, tokens, _compare, pairs=True)
     shapes: dict[str, Any] = {name: (("step",), (len(at),), "i8" if name == "n_tokens" else "f8") for name in ATTRS}
 
-    def finish(found: Findings) -> xr.Dataset:
-        values = blocks.at_once(
+    def finish(found: ReductionResults) -> xr.Dataset:
+        values = compute_together(
             {"found": found.merged("pairs", "found", step_selection.both)}, _table, shapes, ATTRS, at=at
         )
-        attrs = blocks.result_attrs(ds, variable=variable, max_tokens=max_tokens)
+        attrs = checks.result_attrs(ds, variable=variable, max_tokens=max_tokens)
         return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"pairs": probe}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"pairs": reduction}, finish)
 
 
 def _compare(before: Floats, after: Floats) -> tuple[float, int]:
@@ -104,7 +105,7 @@ def _spearman(a: Floats, b: Floats) -> float:
     return float(np.clip((x @ y) / size, -1.0, 1.0)) if size > 0 else np.nan
 
 
-def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> blocks.Block:
+def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:
     (found,) = inputs["found"]
     rho, n = zip(*(found[i] for i in at), strict=True)
     return {"rank_correlation": np.array(rho), "n_tokens": np.array(n)}

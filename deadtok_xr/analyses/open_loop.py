@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr.analyses.common import transitions
+from deadtok_xr.analyses.common import checks, transitions
 from deadtok_xr.analyses.common.updates import held, read_updates
-from deadtok_xr.engine import blocks
+from deadtok_xr.engine.block_pass import uniform
+from deadtok_xr.engine.small_results import carried_on, field_variables
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
@@ -98,13 +99,13 @@ def replay_open_loop(
     tokens = da.from_array(ds["token"].values.astype(np.int64), chunks=(u.arrays["W"].chunks[1],))
     arrays = {**{n: u.arrays[n] for n in names}, "token": tokens[None, :, None]}
     grids = {n: grid for n, grid in u.grids.items() if n in names}
-    filled = blocks.running(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
+    filled = carried_on(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
     steps = da.blockwise(
         _of_steps, "t", filled, "tn", dtype=_STEP_FIELDS, meta=np.empty(0, _STEP_FIELDS), concatenate=None
     )
-    values = {**blocks.fields(filled, ("step", "token"), PER_TOKEN), **blocks.fields(steps, ("step",), PER_STEP)}
-    values = {name: v[1:].copy(data=blocks.uniform(v[1:].data)) for name, v in values.items()}
-    attrs = blocks.result_attrs(
+    values = {**field_variables(filled, ("step", "token"), PER_TOKEN), **field_variables(steps, ("step",), PER_STEP)}
+    values = {name: v[1:].copy(data=uniform(v[1:].data)) for name, v in values.items()}
+    attrs = checks.result_attrs(
         ds, variable=variable, scheme=scheme, rounding=SCHEMES[scheme], seed=seed, moments=moments,
         precision=u.grids["W"], **u.notes,
     )  # fmt: skip
@@ -119,7 +120,7 @@ def _recorded_moments(s: Settings, moments: str) -> list[str]:
 
 def _refuse_gaps(ds: xr.Dataset) -> None:
     try:
-        blocks.check_steps(ds, "replay_open_loop", allow_gaps=False)
+        checks.check_steps(ds, "replay_open_loop", allow_gaps=False)
     except InputError as error:
         if "allow_gaps" not in str(error):
             raise

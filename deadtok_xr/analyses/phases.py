@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import transitions
-from deadtok_xr.engine import Findings, Plan, analysis, blocks
+from deadtok_xr.analyses.common import checks, transitions
+from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
 from deadtok_xr.errors import InputError
 
 LATTICE = ("frozen", "late", "midlife", "early")
@@ -31,7 +31,7 @@ def phases(
     variable: str = "W",
     precision: str | None = None,
     allow_gaps: bool = False,
-) -> Plan:
+) -> AnalysisSpec:
     """Sort every token at every step into a phase, and count.
 
     Parameters
@@ -63,11 +63,11 @@ def phases(
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
-    x = blocks.require(ds, variable, "phases")
-    extra = blocks.check_steps(ds, "phases", allow_gaps=allow_gaps)
+    x = checks.require(ds, variable, "phases")
+    extra = checks.check_steps(ds, "phases", allow_gaps=allow_gaps)
     grid = transitions.grid_name(x, precision)
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         counts = _counted(found.array("transitions", scheme), transitions.left_out(ds, variable))
         fraction = counts.map_blocks(_fraction, dtype=np.float64)
         first = counts.rechunk(-1).map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
@@ -78,7 +78,7 @@ def phases(
             "transition_step": ("phase", first, {"long_name": meanings[1], **formula}),
         }
         labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
-        attrs = blocks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid)
+        attrs = checks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid)
         return xr.Dataset({**values, **extra}, labels, attrs)
 
     return transitions.plan(x, grid, finish)

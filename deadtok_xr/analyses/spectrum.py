@@ -10,7 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks
+from deadtok_xr.analyses.common import checks
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
@@ -38,7 +40,7 @@ _AT_MOST = 65
 
 
 @analysis
-def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W") -> Plan:
+def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W") -> AnalysisSpec:
     """The spectrum of the tokens' covariance at chosen steps.
 
     Parameters
@@ -68,7 +70,7 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
     The spread of one dim is `std_dim`; a standard deviation over all elements of a cluster at once
     mostly measures how the dims of its centre differ.
     """
-    x = blocks.require(ds, variable, "spectrum")
+    x = checks.require(ds, variable, "spectrum")
     labels = ds["step"].values
     chosen = _chosen(labels, steps)
     n, n_dims = len(chosen), ds.sizes["dim"]
@@ -76,15 +78,17 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
     shapes["eigenvalue"] = (("spectrum_step", "mode"), (n, n_dims), "f8")
     shapes["std_dim"] = (("spectrum_step", "dim"), (n, n_dims), "f8")
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         inputs = {"found": found.merged("spectrum", "found", _both)}
-        values = blocks.at_once(inputs, _measure, shapes, ATTRS, at=tuple(chosen.tolist()))
+        values = compute_together(inputs, _measure, shapes, ATTRS, at=tuple(chosen.tolist()))
         coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("dim",)}
         coords |= {"spectrum_step": xr.Variable("spectrum_step", labels[chosen], dict(ds["step"].attrs))}
         coords |= {"mode": xr.Variable("mode", np.arange(n_dims))}
-        return xr.Dataset(values, coords, blocks.result_attrs(ds, variable=variable))
+        return xr.Dataset(values, coords, checks.result_attrs(ds, variable=variable))
 
-    return Plan({variable: blocks.as_dask(x.data)}, {"spectrum": Spectrum(variable, tuple(chosen.tolist()))}, finish)
+    return AnalysisSpec(
+        {variable: checks.as_dask(x.data)}, {"spectrum": Spectrum(variable, tuple(chosen.tolist()))}, finish
+    )
 
 
 def _chosen(labels: NDArray[np.int64], steps: Sequence[int] | None) -> NDArray[np.int64]:
@@ -100,32 +104,32 @@ def _chosen(labels: NDArray[np.int64], steps: Sequence[int] | None) -> NDArray[n
 
 
 @dataclass(frozen=True)
-class Spectrum(OfOne):
-    """The probe of covariances at some positions along `step`."""
+class Spectrum(SingleVariable):
+    """The reduction of covariances at some positions along `step`."""
 
     at: tuple[int, ...]
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """One `found` per row: by position, (eigenvalues, deviations)."""
-        return {"found": Field("row")}
+        return {"found": Output(at="block")}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Spectrum, row: Row) -> None:
-        self.name, self.row, self.at = probe.variable, row, set(probe.at)
+class _Accumulator:
+    def __init__(self, reduction: Spectrum, block: StepBlock) -> None:
+        self.name, self.block, self.at = reduction.variable, block, set(reduction.at)
         self.found: dict[int, Any] = {}
 
-    def piece(self, piece: Piece) -> None:
-        first = self.row.first + piece.start
-        for t in range(piece.n_states):
+    def update(self, batch: Batch) -> None:
+        first = self.block.first + batch.start
+        for t in range(batch.n_states):
             if first + t in self.at:
-                self.found[first + t] = _covariance(piece.floats(self.name)[t])
+                self.found[first + t] = _covariance(batch.floats(self.name)[t])
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"found": self.found}
 
 
@@ -148,7 +152,7 @@ def _both(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
     return {**a, **b}
 
 
-def _measure(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> blocks.Block:
+def _measure(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:
     (found,) = inputs["found"]
     eigenvalue, std = (np.stack([found[i][k] for i in at]) for k in (0, 1))
     total, squares = eigenvalue.sum(axis=1), (eigenvalue**2).sum(axis=1)

@@ -9,12 +9,24 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.graph_walk import Walk, n_bins
 from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, analysis, blocks, room
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+    analysis,
+)
 from deadtok_xr.engine.series import Series
+from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.stored_array import first_step
 
 COINCIDENT = ("separate", "linked")
 SPACINGS = {
@@ -71,7 +83,7 @@ def topology(
     held: str | None = None,
     variable: str = "W",
     precision: str | None = None,
-) -> Plan:
+) -> AnalysisSpec:
     """The adjacency graph of the tokens at every step.
 
     Two tokens are adjacent when they lie within ``k`` lattice spacings of each other in every dim, and not in the very
@@ -127,17 +139,17 @@ def topology(
     spacing ``"centroid"``; the other spacings stay on the CPU. The numbers are identical.
     """
     check_options("topology", k, spacing, coincident, held)
-    recorded = blocks.require(ds, variable, "topology")
+    recorded = checks.require(ds, variable, "topology")
     grid = grid_name(recorded, precision)
     if spacing == "ordinal" and get_grid(grid).width != 16:
         raise InputError(f"topology: spacing='ordinal' is for 16-bit formats, not {grid}; choose 'element'")
-    x = blocks.as_dask(recorded.data)
-    start = Series(first_step(x)) if held else None
-    probe = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"], held, start)
+    x = checks.as_dask(recorded.data)
+    initial = Series(first_step(x)) if held else None
+    reduction = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"], held, initial)
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-        attrs = blocks.result_attrs(
+        attrs = checks.result_attrs(
             ds, variable=variable, coincident=coincident, precision=grid, k=float(k), spacing=spacing,
             **({"held": held} if held else {}),
         )  # fmt: skip
@@ -146,7 +158,7 @@ def topology(
         least = np.concatenate([[0], 2 ** np.arange(n_bins(ds.sizes["token"]) - 1)])
         return xr.Dataset(values, {**coords, "degree": least, "component_size": 2 ** np.arange(len(least))}, attrs)
 
-    return Plan({variable: x}, {"graph": probe}, finish)
+    return AnalysisSpec({variable: x}, {"graph": reduction}, finish)
 
 
 def check_options(purpose: str, k: float, spacing: str, coincident: str, held: str | None = None) -> None:
@@ -180,35 +192,9 @@ def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]
     return {n: a if n in ("mean_ulp", "n_invalid") else {**a, "adjacent": rule} for n, a in ATTRS.items()}
 
 
-def first_step(x: Any) -> Any:
-    """The first step of an array, (1, token, dim), of which no more is decoded than that."""
-    import dask.array as da
-
-    from deadtok_xr.store.reading import recorded
-    from deadtok_xr.store.stored_array import place_of
-
-    x = recorded(x)
-    place = place_of(x)
-    if place is None:
-        return x[:1]
-    return da.map_blocks(_read_first, place, x.shape[1:], dtype=x.dtype, chunks=((1,), *((n,) for n in x.shape[1:])))
-
-
-def _read_first(place: Any, shape: tuple[int, int]) -> NDArray[Any]:
-    from deadtok_xr.engine.batches import StoredSteps
-
-    steps = StoredSteps(place, 0)
-    out = np.empty((1, *shape), steps.dtype)
-    try:
-        steps.read(out)
-    finally:
-        steps.close()
-    return out
-
-
 @dataclass(frozen=True)
-class Graph(OfOne):
-    """The probe of the adjacency graph."""
+class Graph(SingleVariable):
+    """The reduction of the adjacency graph."""
 
     grid: str
     k: float
@@ -216,34 +202,34 @@ class Graph(OfOne):
     linked: bool
     n_tokens: int
     held: str | None = None
-    start: Series | None = None
+    initial: Series | None = None
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """Those of `ATTRS`."""
         bins = np.dtype(("i8", (n_bins(self.n_tokens),)))
         return {
-            "mean_ulp": Field("states"),
-            "density": Field("states"),
-            **{name: Field("states", (), "i8") for name in _COUNTS},
-            "state": Field("states", (), "i1"),
-            "degree_tokens": Field("states", ("degree",), bins),
-            "size_components": Field("states", ("component_size",), bins),
+            "mean_ulp": Output("step"),
+            "density": Output("step"),
+            **{name: Output("step", dtype="i8") for name in _COUNTS},
+            "state": Output("step", dtype="i1"),
+            "degree_tokens": Output(("step", "degree"), dtype=bins),
+            "size_components": Output(("step", "component_size"), dtype=bins),
         }
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Graph, row: Row) -> None:
-        self.probe, self.out = probe, room(probe.fields(), row)
-        self.walk = Walk(probe, row)
+class _Accumulator:
+    def __init__(self, reduction: Graph, block: StepBlock) -> None:
+        self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
+        self.walk = Walk(reduction, block)
 
-    def piece(self, piece: Piece) -> None:
-        _describe(self.walk.piece(piece), piece.row.n_tokens, piece.room(self.out, self.probe.fields()))
+    def update(self, batch: Batch) -> None:
+        _describe(self.walk.update(batch), batch.block.n_tokens, batch.slices(self.out, self.reduction.outputs()))
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 
@@ -274,10 +260,10 @@ def _state(largest: NDArray[np.int64], alone: NDArray[np.int64], n_tokens: int) 
 def verdict(state: Any, steps: NDArray[Any]) -> dict[str, xr.Variable]:
     """The variables of `VERDICT_ATTRS`, lazily, of the states (step,) of the cloud at steps with these labels."""
     shapes: dict[str, Any] = {name: ((), (), "i1" if name == "verdict" else "i8") for name in VERDICT_ATTRS}
-    return blocks.at_once({"state": state}, _judge, shapes, VERDICT_ATTRS, steps=steps)
+    return compute_together({"state": state}, _judge, shapes, VERDICT_ATTRS, steps=steps)
 
 
-def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> blocks.Block:
+def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> Arrays:
     state = np.concatenate(inputs["state"])
     gas, clusters, crystal = range(3)
     known = np.flatnonzero(state >= 0)

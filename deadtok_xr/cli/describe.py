@@ -13,7 +13,7 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from deadtok_xr import store
-from deadtok_xr.engine.batches import PIECE_BYTES
+from deadtok_xr.engine.batches import BATCH_BYTES
 from deadtok_xr.schema import MATRIX, of_one_run
 
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
@@ -95,7 +95,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     found = height * tokens * _FOUND_BYTES
     streams = sum(math.ceil(tokens / a.chunks[-2]) for a in arrays) * _STREAM_BYTES
     step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
-    piece = max(PIECE_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
+    piece = max(BATCH_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
     kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
     base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
     at_once = min(threads or CPU_COUNT, math.ceil(steps / height))

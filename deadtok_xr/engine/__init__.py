@@ -1,15 +1,20 @@
 """One pass over a recording: everything that is asked of it together, at one decoding of each chunk.
 
-A *row* is all chunks of the same steps. One task goes through it in *pieces* of a few steps, which stay in the cache
-while every *probe* looks at them. What the probes keep is small; the decoded values are never held whole.
+A block is mostly all chunks of the same steps. One task goes through it in batches of a few steps, which stay in the
+cache while the accumulator of every reduction takes them. What these keep is small; decoded values are never held whole.
+
+In: lazy arrays (step, token, dim) and reductions. Out: lazy arrays of what the reductions find, and tasks that write
+them. It imports `store`, `kernels` and what lies below these; analyses import it.
 """
 
 from deadtok_xr.engine.analysis import Analysis, analysis
-from deadtok_xr.engine.batches import Field, Piece, Row, room
-from deadtok_xr.engine.graph import Findings, Plan, folded, run
-from deadtok_xr.engine.reduction import Block, Look, OfOne, Probe
+from deadtok_xr.engine.batches import Batch, StepBlock
+from deadtok_xr.engine.block_pass import ReductionResults, folded
+from deadtok_xr.engine.output import Output
+from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction, SingleVariable, allocate_outputs
+from deadtok_xr.engine.spec import AnalysisSpec, run
 
 __all__ = [
-    "Analysis", "Block", "Field", "Findings", "Look", "OfOne", "Piece", "Plan", "Probe", "Row", "analysis", "folded",
-    "room", "run",
+    "Accumulator", "Analysis", "AnalysisSpec", "Batch", "BlockResult", "Output", "Reduction", "ReductionResults",
+    "SingleVariable", "StepBlock", "allocate_outputs", "analysis", "folded", "run",
 ]  # fmt: skip

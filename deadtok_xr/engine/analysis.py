@@ -8,7 +8,7 @@ from typing import Generic, ParamSpec
 
 import xarray as xr
 
-from deadtok_xr.engine.graph import Plan, run
+from deadtok_xr.engine.spec import AnalysisSpec, run
 
 P = ParamSpec("P")
 
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 class Analysis(Generic[P]):
     """A function from a recording to a lazy dataset; `plan` is what it asks, to be run with others."""
 
-    def __init__(self, plan: Callable[P, Plan]) -> None:
+    def __init__(self, plan: Callable[P, AnalysisSpec]) -> None:
         functools.update_wrapper(self, plan)
         self.__annotations__ = {**plan.__annotations__, "return": "xr.Dataset"}
         self.plan = plan
@@ -26,6 +26,6 @@ class Analysis(Generic[P]):
         return run([self.plan(*args, **kwargs)])[0]
 
 
-def analysis(plan: Callable[P, Plan]) -> Analysis[P]:
+def analysis(plan: Callable[P, AnalysisSpec]) -> Analysis[P]:
     """Make a function that plans into one that answers."""
     return Analysis(plan)

@@ -1,127 +1,176 @@
-"""What the task of a row does, and what it is told to write and to pass on."""
+"""What the task of a block does, and what it is told to write and to pass on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import zarr
 
-from deadtok_xr.engine.batches import PIECE_BYTES, HeldSteps, Piece, Row, Steps, StoredSteps, pieces
-from deadtok_xr.engine.journal import Journal
-from deadtok_xr.engine.prefetch import ahead
-from deadtok_xr.engine.reduction import Block, Probe
+from deadtok_xr.engine.batches import BATCH_BYTES, Batch, HeldSteps, StepBlock, Steps, batches
+from deadtok_xr.engine.journal import ResumeJournal
+from deadtok_xr.engine.prefetch import prefetch
+from deadtok_xr.engine.reduction import BlockResult, Reduction
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels.device import Device
 from deadtok_xr.store import writing
-from deadtok_xr.store.stored_array import Stored
+from deadtok_xr.store.stored_array import StepReader, StoredArray
+
+PASSED_ON = "passed on"
+"""Where a task that writes its outputs itself returns what others still need of them, by `Pick.key`."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """How the rows of a sweep lie in the recording."""
+class BlockLayout:
+    """How the steps of a pass are cut into blocks.
 
-    steps: tuple[int, ...]
+    Attributes
+    ----------
+    n_states
+        The steps of each block.
+    shape
+        Steps, tokens, dims.
+    """
+
+    n_states: tuple[int, ...]
     shape: tuple[int, int, int]
 
     @property
-    def transitions(self) -> tuple[int, ...]:
-        return (*self.steps[:-1], self.steps[-1] - 1)
+    def n_transitions(self) -> tuple[int, ...]:
+        """The transitions that begin in each block."""
+        return (*self.n_states[:-1], self.n_states[-1] - 1)
 
-    def row(self, i: int, device: Device) -> Row:
-        return Row(sum(self.steps[:i]), self.steps[i], self.transitions[i], *self.shape[1:], device)
+    @cached_property
+    def starts(self) -> list[int]:
+        """The position of the first step of each block."""
+        return np.cumsum([0, *self.n_states]).tolist()[:-1]
 
-
-@dataclass(frozen=True)
-class Sink:
-    """A field that the tasks of a sweep write themselves, and the array that it goes to."""
-
-    probe: str
-    field: str
-    target: zarr.Array[Any]
-
-
-MADE = "made"
-"""Where a task that writes its row passes on what was made of its findings, by name of the array."""
+    def block(self, i: int, device: Device) -> StepBlock:
+        """Return a block."""
+        return StepBlock(self.starts[i], self.n_states[i], self.n_transitions[i], *self.shape[1:], device)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a function makes of all that a probe found in a row: the array of these objects, and how."""
+class Pick:
+    """What is taken of the result of a block: an output of a reduction, or what a function makes of all its outputs.
 
-    name: str
-    sweep: str
-    probe: str
-    make: Callable[..., Any]
-    options: Mapping[str, Any]
-
-    def of(self, found: Mapping[str, Block]) -> Any:
-        """Of a row."""
-        return self.make(found[self.probe], **self.options)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What the task of a row does: goes through it once for all probes, writes what it is told, returns the rest.
-
-    ``kept`` are the fields (probe, field) that are returned, None for all; ``makes`` what is made of all that a probe
-    found, so that only that need be passed on. What is passed on is noted in the ``journal``, if there is one.
+    Called with the result of a block. Objects come in a list, as the only element of a block of an array of objects.
     """
 
-    places: Mapping[str, Stored]
-    probes: tuple[tuple[str, Probe], ...]
-    table: Table
+    reduction: str
+    output: str = ""
+    make: Callable[..., Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_object: bool = False
+    token: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from other picks of a pass."""
+        return f"{self.reduction}/{self.output}{self.token}"
+
+    def __call__(self, result: dict[str, BlockResult]) -> Any:
+        if PASSED_ON in result:
+            return result[PASSED_ON][self.key]
+        found = result[self.reduction]
+        value = found[self.output] if self.make is None else self.make(found, **self.options)
+        return [value] if self.is_object else value
+
+
+@dataclass(frozen=True)
+class WriteTarget:
+    """An output that the tasks of a pass write themselves, and the array that it goes to."""
+
+    reduction: str
+    output: str
+    array: zarr.Array[Any]
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """What the tasks of a pass do: go through a block once for all reductions, write what they are told, return the rest.
+
+    Attributes
+    ----------
+    stored
+        The variables that are read from a store.
+    reductions
+        The reductions, by names that tell their options apart.
+    layout
+        The blocks.
+    held
+        The variables that come as values of Dask's tasks.
+    device
+        The name of a device, see `deadtok_xr.kernels.device`.
+    targets
+        What is written.
+    picks
+        What is returned, where outputs are written; None: all outputs of all reductions.
+    journal
+        Where what is returned is kept for a later call that resumes.
+    """
+
+    stored: Mapping[str, StoredArray]
+    reductions: Mapping[str, Reduction]
+    layout: BlockLayout
     held: tuple[str, ...]
     device: str = "auto"
-    sinks: tuple[Sink, ...] = ()
-    kept: frozenset[tuple[str, str]] | None = None
-    makes: tuple[Made, ...] = ()
-    journal: Journal | None = None
+    targets: tuple[WriteTarget, ...] = ()
+    picks: tuple[Pick, ...] | None = None
+    journal: ResumeJournal | None = None
 
-    def __call__(self, i: int, blocks: list[Any]) -> dict[str, Block]:
-        first = sum(self.table.steps[:i])
-        found = self._look(i, first, blocks)
-        for sink in self.sinks:
-            values = found[sink.probe][sink.field]
+    def __call__(self, i: int, blocks: list[Any]) -> dict[str, BlockResult]:
+        result = self._reduce(i, blocks)
+        for target in self.targets:
+            values = result[target.reduction][target.output]
             if len(values):
-                writing.write(sink.target, (first,), values)
-        passed = self._passed_on(found)
-        if self.journal is not None:  # last: from now on the row is done
-            self.journal.note(i, passed)
-        return passed
+                writing.write(target.array, (self.layout.starts[i],), values)
+        if self.picks is None:
+            return result
+        passed_on = {pick.key: pick(result) for pick in self.picks}
+        if self.journal is not None:  # last: from now on the block is done
+            self.journal.note(i, passed_on)
+        return {PASSED_ON: passed_on}
 
-    def _passed_on(self, found: dict[str, Block]) -> dict[str, Block]:
-        if self.kept is None:
-            return found
-        passed = {p: {f: x for f, x in block.items() if (p, f) in self.kept} for p, block in found.items()}
-        return passed | {MADE: {made.name: made.of(found) for made in self.makes}}
+    def resumed(self, i: int) -> dict[str, BlockResult]:
+        """Return what the task of a block returned when it was done, in an earlier call."""
+        assert self.journal is not None
+        passed_on = self.journal.passed_on(i)
+        if passed_on is None:
+            raise OSError(
+                f"{self.journal.place}: what was kept of block {i} is gone; leave the folder there while work resumes"
+            )
+        return {PASSED_ON: passed_on}
 
-    def _look(self, i: int, first: int, blocks: list[Any]) -> dict[str, Block]:
-        sources: dict[str, Steps] = {name: StoredSteps(place, first) for name, place in self.places.items()}
+    def _reduce(self, i: int, blocks: list[Any]) -> dict[str, BlockResult]:
+        start, n = self.layout.starts[i], self.layout.n_states[i]
+        sources: dict[str, Steps] = {name: StepReader(x, start, start + n) for name, x in self.stored.items()}
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
         try:
-            row = self.table.row(i, devices.resolve(self.device, self._bytes(i, sources)))
-            looks = {name: probe.begin(row) for name, probe in self.probes}
-            with closing(_cut(row, sources)) as parts:
-                for piece in parts:
-                    for look in looks.values():
-                        look.piece(piece)
+            block = self.layout.block(i, devices.resolve(self.device, self._bytes(i, sources)))
+            accumulators = {name: reduction.start(block) for name, reduction in self.reductions.items()}
+            with closing(_in_batches(block, sources)) as parts:
+                for batch in parts:
+                    for accumulator in accumulators.values():
+                        accumulator.update(batch)
         finally:
             for source in sources.values():
                 source.close()
-        return {name: look.end() for name, look in looks.items()}
+        return {name: accumulator.result() for name, accumulator in accumulators.items()}
 
     def _bytes(self, i: int, sources: Mapping[str, Steps]) -> int:
-        """Of the largest variable in a row."""
-        _, n, d = self.table.shape
-        return self.table.steps[i] * n * d * max(source.dtype.itemsize for source in sources.values())
+        """Return the bytes of the largest variable in a block."""
+        _, n, d = self.layout.shape
+        return self.layout.n_states[i] * n * d * max(source.dtype.itemsize for source in sources.values())
 
 
-def _cut(row: Row, sources: Mapping[str, Steps]) -> Generator[Piece, None, None]:
-    """A row in pieces: small ones that stay in a core's cache, or large ones for a device, each decoded ahead."""
-    step = row.n_tokens * row.n_dims * sum(source.dtype.itemsize for source in sources.values())
-    size = devices.PIECE_BYTES if row.device.kernels else PIECE_BYTES
-    parts = pieces(row, sources, max(1, size // max(1, step)))
-    return ahead(parts) if row.device.kernels else parts
+def _in_batches(block: StepBlock, sources: Mapping[str, Steps]) -> Generator[Batch, None, None]:
+    """Yield small batches that stay in a core's cache, or large ones for a device, each decoded ahead."""
+    step = block.n_tokens * block.n_dims * sum(source.dtype.itemsize for source in sources.values())
+    size = devices.PIECE_BYTES if block.device.kernels else BATCH_BYTES
+    parts = batches(block, sources, max(1, size // max(1, step)))
+    return prefetch(parts) if block.device.kernels else parts

@@ -30,7 +30,7 @@ class NotPlain(TypeError):
 
 
 @dataclass(frozen=True)
-class Journal:
+class ResumeJournal:
     """The rows of a sweep that are done, in a folder that every worker sees: a file each.
 
     Attributes
@@ -55,7 +55,7 @@ class Journal:
             return
         location.write(self.place, f"{self.sweep}/{i}", data)
 
-    def passed(self, i: int) -> Any:
+    def passed_on(self, i: int) -> Any:
         """What a row passed on; None if it is not done, or was done of other chunks."""
         data = location.read(self.place, f"{self.sweep}/{i}")
         found = None if data is None else from_bytes(data)

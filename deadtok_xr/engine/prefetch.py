@@ -1,4 +1,4 @@
-"""The next piece decoded while a device works on this one."""
+"""The next batch is decoded while a device works on this one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from deadtok_xr.engine.batches import Piece
+from deadtok_xr.engine.batches import Batch
 
 
-def ahead(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
-    """The same pieces with arrays of their own, each handed out while a thread decodes the one after it.
+def prefetch(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """Yield the same batches with arrays of their own, each while a thread decodes the one after it.
 
-    Close it before what the pieces are read from: closing waits for the thread.
+    Close it before what the batches are read from: closing waits for the thread.
     """
     from deadtok_xr.kernels.torch import own
 
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, pieces, None)
-        while (piece := coming.result()) is not None:
-            kept = replace(piece, values={n: own(x, piece.row.device.name) for n, x in piece.values.items()})
-            coming = thread.submit(next, pieces, None)
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            kept = replace(batch, values={n: own(x, batch.block.device.name) for n, x in batch.values.items()})
+            coming = thread.submit(next, batches, None)
             yield kept

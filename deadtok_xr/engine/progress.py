@@ -12,7 +12,6 @@ from typing import Any
 from dask.callbacks import Callback
 
 Report = Callable[[int, int], None]
-SWEEP = "sweep-"
 _POLL_S = 0.5
 
 
@@ -83,7 +82,7 @@ def dask_progress(label: str, *, quiet: bool = False) -> Iterator[None]:
 
 def _is_row(key: Any) -> bool:
     # the work is in the tasks that go through a row; hundreds of small ones come after
-    return isinstance(key, tuple) and str(key[0]).startswith(SWEEP)
+    return isinstance(key, tuple) and str(key[0]).startswith("pass-")
 
 
 class _Tasks(Callback):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What asks something of a recording, and looks for the answer in one row of chunks after the other."""
+"""What is asked of a recording: a reduction, which finds outputs in one block of steps after the other."""
 
 from __future__ import annotations
 
@@ -6,44 +6,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deadtok_xr.engine.batches import Field, Piece, Row
+import numpy as np
+from numpy.typing import NDArray
 
-Block = dict[str, Any]
-"""What a look found in a row, by field."""
+from deadtok_xr.engine.batches import Batch, StepBlock
+from deadtok_xr.engine.output import Output
+
+BlockResult = dict[str, Any]
+"""What a reduction found in a block, by output."""
 
 
-class Look(Protocol):
-    """A probe at work in one row."""
+class Accumulator(Protocol):
+    """A reduction at work in one block."""
 
-    def piece(self, piece: Piece) -> None:
-        """Look at some steps; called for all in order."""
+    def update(self, batch: Batch) -> None:
+        """Take the next steps; called for all batches of the block in order."""
         ...
 
-    def end(self) -> Block:
-        """Every field of the probe for the row."""
+    def result(self) -> BlockResult:
+        """Return every output of the reduction for the block."""
         ...
 
 
-class Probe(Protocol):
-    """A question to a recording, answered row by row. A frozen dataclass: its options tell it from another."""
+class Reduction(Protocol):
+    """A question to a recording, answered block by block. A frozen dataclass: its options tell it from another."""
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """The variables (step, token, dim) that it looks at."""
+        """The variables (step, token, dim) that it reads."""
         ...
 
-    def fields(self) -> Mapping[str, Field]:
-        """What it finds."""
+    def outputs(self) -> Mapping[str, Output]:
+        """Return its outputs by name."""
         ...
 
-    def begin(self, row: Row) -> Look:
-        """Begin with a row."""
+    def start(self, block: StepBlock) -> Accumulator:
+        """Return an accumulator for a block."""
         ...
 
 
 @dataclass(frozen=True)
-class OfOne:
-    """What probes of one variable have in common; options of theirs follow."""
+class SingleVariable:
+    """What reductions of one variable have in common; their own options follow."""
 
     variable: str
 
@@ -51,3 +55,13 @@ class OfOne:
     def matrices(self) -> tuple[str, ...]:
         """The variable."""
         return (self.variable,)
+
+
+def allocate_outputs(outputs: Mapping[str, Output], block: StepBlock) -> dict[str, NDArray[Any]]:
+    """Return arrays of zeros for the states and transitions of a block; memory is taken where something is written."""
+    lengths = {"states": block.n_states, "transitions": block.n_transitions}
+    return {
+        name: np.zeros((lengths[o.at], *o.inner_shape(block.n_tokens, block.n_dims)), o.base)
+        for name, o in outputs.items()
+        if o.at in lengths
+    }

@@ -1,23 +1,17 @@
-"""Short series that every block of a graph needs, without an edge from one task to all blocks.
+"""Short series that every block of a pass needs, without an edge from one task to all blocks.
 
-Dask orders a graph by what waits for what. A task that all others wait for makes it read far ahead, and keep
-what it read: a store twenty times larger than memory allows was held whole. A `Series` is computed inside the
-first task that asks for it, once per process, and is small.
+Dask orders a graph by what waits for what. A task that all others wait for makes it read far ahead, and keep what it
+read: a store twenty times larger than memory allows was held whole. A `Series` is computed inside the task that needs a
+part of it, and that part is small.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
-
-_KEPT = 32
-_values: OrderedDict[str, NDArray[Any]] = OrderedDict()
-_lock = threading.Lock()
 
 
 class Series:
@@ -29,13 +23,6 @@ class Series:
     def __dask_tokenize__(self) -> str:
         return str(self._data.name)
 
-    def values(self) -> NDArray[Any]:
-        """The whole series, computed here unless it has been."""
-        with _lock:
-            name = str(self._data.name)
-            if name not in _values:
-                _values[name] = np.asarray(self._data.compute(scheduler="synchronous"))
-            _values.move_to_end(name)
-            while len(_values) > _KEPT:
-                _values.popitem(last=False)
-            return _values[name]
+    def values(self, steps: slice = slice(None)) -> NDArray[Any]:
+        """Compute the values at some steps."""
+        return np.asarray(self._data[steps].compute(scheduler="synchronous"))

@@ -12,8 +12,10 @@ import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
+from deadtok_xr.dask_arrays import traced
 from deadtok_xr.errors import InputError
-from deadtok_xr.store import reading, stored_array
+from deadtok_xr.store import reading
+from deadtok_xr.store.stored_array import StoredArray
 
 Tokens = Literal["all", "dead", "live"]
 
@@ -85,10 +87,9 @@ def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
 
 def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
     x = reading.lazy(array, identity)
-    one_run = schema.of_one_run(store.dimensions(array)) == schema.MATRIX
-    if one_run and array.chunks[-1] == array.shape[-1] and x.size:
-        stored_array.remember(x, stored_array.Stored(array, array.shape[-3], np.arange(array.shape[-2])))
-    return x
+    is_matrix = schema.of_one_run(store.dimensions(array)) == schema.MATRIX
+    all_dims = array.chunks[-1] == array.shape[-1]
+    return traced(x, StoredArray.whole(array) if is_matrix and all_dims and x.size else None)
 
 
 def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
@@ -96,9 +97,7 @@ def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
     variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
     if variable.sizes.get("step", n_steps) == n_steps:
         return variable
-    shorter = variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
-    stored_array.carry(data, shorter.data, n_steps=n_steps)
-    return shorter
+    return variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
 
 
 def _decoded(v: xr.DataArray) -> xr.DataArray:
@@ -115,7 +114,7 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
     if str(run) not in there:
         raise InputError(f"{path} has no run {run!r}; its runs are {', '.join(there)}: choose one of them")
     k = there.index(str(run))
-    return _carried(ds, ds.isel(run=k), run=k)
+    return ds.isel(run=k)
 
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
@@ -127,14 +126,7 @@ def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
         raise InputError(f"{path} has no {tokens} tokens: open it with tokens='all'")
     rows = rows[np.argsort(ds["token"].values[rows])]
     together = bool(np.all(np.diff(rows) == 1))  # a slice reads no chunk in between, and leaves chunks as they are
-    chosen = ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
-    return _carried(ds, chosen, tokens=rows)
-
-
-def _carried(before: xr.Dataset, after: xr.Dataset, **changed: Any) -> xr.Dataset:
-    for name in before.data_vars:
-        stored_array.carry(before[name].data, after[name].data, **changed)
-    return after
+    return ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
 
 
 def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:

@@ -19,8 +19,7 @@ from xarray.core import indexing
 class RecordingBackend(BackendEntrypoint):
     """`xarray.open_dataset(path, engine="deadtok")`, with the keywords of `open_recording`.
 
-    Say ``chunks={}`` for Dask arrays in the store's chunks. `open_recording` gives the same dataset, and lets analyses
-    read the store in the most direct way.
+    Say ``chunks={}`` for Dask arrays in the store's chunks. Analyses read the store of either kind directly.
     """
 
     description = "Recordings of embedding matrices during training (deadtok_xr)"
@@ -53,8 +52,24 @@ class RecordingBackend(BackendEntrypoint):
             return False
 
 
+def dask_array_of(variable: xr.Variable) -> da.Array | None:
+    """Return the Dask array behind a variable that xarray would read when it is first used, with what was selected.
+
+    None for values in memory, and for what other backends opened.
+    """
+    data: Any = variable._data
+    key = None
+    while not isinstance(data, _Array):
+        if isinstance(data, indexing.LazilyIndexedArray):
+            key = data.key.tuple
+        data = getattr(data, "array", None)
+        if data is None or isinstance(data, np.ndarray):
+            return None
+    return data.data if key is None else data.data[key]
+
+
 def _lazy(x: xr.DataArray) -> xr.Variable:
-    """As xarray wants a backend's variables: it makes Dask arrays of them itself, if it is asked to."""
+    """Return a variable as xarray wants it of a backend: it makes Dask arrays of it itself, if it is asked to."""
     if x.chunks is None:
         return x.variable
     variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)

@@ -31,13 +31,13 @@ from dask.base import tokenize
 from filelock import FileLock, Timeout
 
 from deadtok_xr import store
-from deadtok_xr.engine.block_task import Sweep
-from deadtok_xr.engine.graph import Picked, picked_from, sweep_of
-from deadtok_xr.engine.journal import Journal
+from deadtok_xr.engine.block_task import BlockTask
+from deadtok_xr.engine.journal import ResumeJournal
+from deadtok_xr.engine.saving import passes_in
 from deadtok_xr.errors import DestinationExistsError
 from deadtok_xr.store import destination, location, motion_index
 from deadtok_xr.store.chunk_bytes import file_key
-from deadtok_xr.store.stored_array import Stored
+from deadtok_xr.store.stored_array import StoredArray
 
 RESULTS = "deadtok_results"
 _JOB, _LOCK = "job.json", "lock"
@@ -158,27 +158,28 @@ class Work:
             shutil.rmtree(folder, ignore_errors=True)
 
     def journal(
-        self, rows: da.Array, job: Sweep, targets: Sequence[zarr.Array[Any]]
-    ) -> tuple[Journal, Collection[int]]:
-        """Where a sweep notes its rows, and which of them are done."""
-        chunks = tuple(self._chunks_of(job, i) for i in range(rows.numblocks[0]))
-        journal = Journal(location.absolute(self.place), rows.name, chunks)
+        self, name: str, task: BlockTask, targets: Sequence[zarr.Array[Any]]
+    ) -> tuple[ResumeJournal, Collection[int]]:
+        """Where a pass notes its blocks, and which of them are done."""
+        chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
+        journal = ResumeJournal(location.absolute(self.place), name, chunks)
         written = location.marks(targets[0].store) if self.begun and targets else {}
-        done = {i for i in range(len(chunks)) if _is_there(written, targets, i) and journal.passed(i) is not None}
+        done = {i for i in range(len(chunks)) if _is_there(written, targets, i) and journal.passed_on(i) is not None}
         self.rows = (self.rows[0] + len(done), self.rows[1] + len(chunks))
         return journal, done
 
-    def _chunks_of(self, job: Sweep, i: int) -> str:
-        """What tells the chunks that a row is made of from any others."""
+    def _chunks_of(self, job: BlockTask, i: int) -> str:
+        """What tells the chunks that a block is made of from any others."""
         if job.held:  # which come through the graph, from nobody knows where
             return tokenize(sorted(self._marks.items()))
-        keys = [key for place in job.places.values() for key in _keys(place, i)]
+        start, n = job.layout.starts[i], job.layout.n_states[i]
+        keys = [key for stored in job.stored.values() for key in _keys(stored, start, start + n)]
         return tokenize([(key, self._marks.get(key)) for key in keys])
 
     @cached_property
     def _marks(self) -> dict[str, tuple[int, str]]:
         """Every file of the recordings, with what is another when it is written again."""
-        stores = {location.place_of(p.array.store): p.array.store for job in self._jobs for p in job.places.values()}
+        stores = {location.place_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
         source = self._tree.attrs.get("source")
         if isinstance(source, str) and destination.root_attributes(source):
             opened = zarr.open_group(location.opened(source), mode="r").store
@@ -188,16 +189,14 @@ class Work:
         }
 
     @cached_property
-    def _jobs(self) -> list[Sweep]:
+    def _jobs(self) -> list[BlockTask]:
         datas = [v.data for node in self._tree.children.values() for v in node.to_dataset().variables.values()]
-        picks = [picked_from(x.name) for x in datas if isinstance(x, da.Array)]
-        rows = {picked.rows.name: picked.rows for picked in picks if isinstance(picked, Picked)}
-        return [sweep_of(found) for found in rows.values()]
+        return list(passes_in(datas).values())
 
     @cached_property
     def _facts(self) -> dict[str, str]:
         """What must be the same for the work to go on, part by part; chunks are looked at row by row."""
-        swept = tuple(f"{_place(p)}/" for job in self._jobs for p in job.places.values())
+        swept = tuple(f"{_place(p)}/" for job in self._jobs for p in job.stored.values())
         small = {key: mark for key, mark in self._marks.items() if not key.startswith(swept) and not _is_bounds(key)}
         return {
             "the recording": tokenize(sorted(small.items())),
@@ -228,15 +227,16 @@ def _is_bounds(key: str) -> bool:
     return f"/{motion_index.GROUP}/" in key  # a help alone
 
 
-def _place(stored: Stored) -> str:
+def _place(stored: StoredArray) -> str:
     return f"{location.place_of(stored.array.store)}/{stored.array.path}"
 
 
-def _keys(stored: Stored, i: int) -> Iterator[str]:
-    """The files of a row, and of the row after it, whose first step belongs to the last transition."""
-    array, leading = stored.array, () if stored.run is None else (stored.run,)
+def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
+    """The files of a block of steps, and that of the step after it, which belongs to the last transition."""
+    array, leading = stored.array, stored.leading
+    rows = np.unique(stored.steps[start : stop + 1] // stored.chunk_steps).tolist()
     columns = np.unique(stored.tokens // array.chunks[-2]).tolist()
-    for position in itertools.product((i, i + 1), columns):
+    for position in itertools.product(rows, columns):
         yield f"{_place(stored)}/{file_key(array, (*leading, *position, 0))}"
 
 

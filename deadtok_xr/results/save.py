@@ -20,8 +20,8 @@ import zarr
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
 from deadtok_xr.engine import cluster
-from deadtok_xr.engine.blocks import uniform
-from deadtok_xr.engine.saving import writing
+from deadtok_xr.engine.block_pass import uniform
+from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import GOES_ON, RESULTS, Work
@@ -84,7 +84,7 @@ def save_results(
         root, made = _begun(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
-        task = writing(_pairs(root, made, tree), work.journal)
+        task = write_all(_pairs(root, made, tree), work.journal)
         if not made and work.rows[1]:  # they were made before
             _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
         with progress or nullcontext():

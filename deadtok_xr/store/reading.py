@@ -20,7 +20,8 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 
-from deadtok_xr.bfloat16 import GRIDS, decode
+from deadtok_xr.bfloat16 import decode
+from deadtok_xr.dask_arrays import origin_of, traced
 from deadtok_xr.errors import DamagedStoreError, StorageError
 from deadtok_xr.store import chunk_bytes, location
 
@@ -114,22 +115,10 @@ def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
 
 
 def decoded(x: da.Array) -> da.Array:
-    """16-bit values as float32, lazily; `recorded` finds the way back."""
-    name = f"decoded-{x.dtype.name}-{tokenize(x)}"
-    return x.map_blocks(decode, dtype=np.float32, meta=np.empty((0,) * x.ndim, np.float32), name=name)
-
-
-def recorded(x: da.Array) -> da.Array:
-    """The 16-bit values that `decoded` was given, where nothing has happened since; else ``x`` itself.
-
-    Kernels take either, and read half as much from 16 bits.
-    """
-    prefix, _, rest = x.name.partition("-")
-    dtype = rest.partition("-")[0]
-    if prefix != "decoded" or dtype not in GRIDS:
-        return x
-    (source,) = x.dask.dependencies[x.name]
-    return da.Array(x.dask, source, x.chunks, dtype=GRIDS[dtype].dtype)
+    """Decode 16-bit values to float32, lazily; the array keeps its origin."""
+    name = f"decoded-{x.dtype.name}-{tokenize(x.name)}"
+    meta = np.empty((0,) * x.ndim, np.float32)
+    return traced(x.map_blocks(decode, dtype=np.float32, meta=meta, name=name), origin_of(x))
 
 
 def _read(reader: ChunkReader, block_id: tuple[int, ...] = ()) -> NDArray[Any]:

@@ -1,13 +1,12 @@
 """Where the values of a lazy array lie in a store, and their chunks decoded step by step, side by side.
 
-Dask knows a lazy array as tasks. A sweep wants more: to decode the chunks of the same steps together, a few steps at
-a time, and the one step that follows without the rest of its chunk. For that it must know the place of the array,
-which is kept under the array's name. Dask's names tell contents apart, so an array that was changed has another.
+Dask knows a lazy array as tasks. The engine decodes the chunks of the same steps together, a few steps at a time, and the
+one step that follows without the rest of its chunk. For that it must know where the values lie: a `StoredArray`, which
+travels with the array (`dask_arrays.TracedArray`) through selections.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -18,39 +17,78 @@ import zarr
 from numpy.typing import NDArray
 from zstandard import ZstdDecompressor, ZstdError
 
+from deadtok_xr.dask_arrays import Index, origin_of
 from deadtok_xr.store import motion_index
 from deadtok_xr.store.reading import ChunkReader, chunk_reader
 
-_KEPT = 4096
 _BROKEN = (ZstdError, RuntimeError, ValueError, OSError)
-_places: OrderedDict[str, Stored] = OrderedDict()
+_SKIPPED_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A part of an array (step, token, dim) of a store, or of one run of (run, step, token, dim).
+@dataclass(frozen=True, eq=False)
+class StoredArray:
+    """A selection of a matrix of a store: (step, token, dim), or (run, step, token, dim).
 
     Attributes
     ----------
     array
-        The array.
-    n_steps
-        How many of its steps, from the first.
-    tokens
-        Its rows on disk, in the order in which they are wanted.
-    run
-        Which run, where it holds several.
+        The array of the store.
+    index
+        For each of its axes the position, or the positions in the order in which they are wanted.
+    axes
+        For each axis of the selection, which axis of the store it is.
     """
 
     array: zarr.Array[Any]
-    n_steps: int
-    tokens: NDArray[np.int64]
-    run: int | None = None
+    index: tuple[int | NDArray[np.int64], ...]
+    axes: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, array: zarr.Array[Any]) -> StoredArray:
+        """Return all of an array."""
+        return cls(array, tuple(np.arange(n) for n in array.shape), tuple(range(array.ndim)))
+
+    def select(self, index: tuple[Index, ...]) -> StoredArray:
+        """Return a selection of the selection, one index per axis."""
+        wanted = list(self.index)
+        for axis, positions in zip(self.axes, index, strict=True):
+            chosen: Any = self.index[axis][positions]  # type: ignore[index]
+            wanted[axis] = int(chosen) if np.ndim(chosen) == 0 else chosen
+        axes = tuple(axis for axis, i in zip(self.axes, index, strict=True) if not isinstance(i, int))
+        return replace(self, index=tuple(wanted), axes=axes)
+
+    def transpose(self, axes: tuple[int, ...]) -> StoredArray:
+        """Return the same selection with its axes in another order."""
+        return replace(self, axes=tuple(self.axes[k] for k in axes))
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it is (step, token, dim) of one run, with ascending steps and all dims: `StepReader` reads these."""
+        n = self.array.ndim
+        if self.axes != (n - 3, n - 2, n - 1) or not len(self.tokens) or not len(self.steps):
+            return False
+        dims = self.index[-1]
+        return bool((np.diff(self.steps) > 0).all() and np.array_equal(dims, np.arange(self.array.shape[-1])))
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Positions of the steps in the store."""
+        return self.index[-3]  # type: ignore[return-value]
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Positions of the tokens in the store."""
+        return self.index[-2]  # type: ignore[return-value]
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Position of the run, where the array holds several."""
+        return self.index[:-3]  # type: ignore[return-value]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Steps, tokens, dims."""
-        return self.n_steps, len(self.tokens), self.array.shape[-1]
+        return len(self.steps), len(self.tokens), self.array.shape[-1]
 
     @property
     def chunk_steps(self) -> int:
@@ -58,49 +96,119 @@ class Stored:
         return int(self.array.chunks[-3])
 
 
-def remember(x: da.Array, place: Stored) -> None:
-    """Keep the place of a lazy array that holds a part of a store as it is."""
-    _places[str(x.name)] = place
-    while len(_places) > _KEPT:
-        _places.popitem(last=False)
+def stored_array(x: Any) -> StoredArray | None:
+    """Return where a lazy array (step, token, dim) lies, if the engine can read it from there."""
+    origin = origin_of(x)
+    return origin if isinstance(origin, StoredArray) and origin.is_readable else None
 
 
-def carry(before: Any, after: Any, **changed: Any) -> None:
-    """What was said of ``before`` holds of ``after``, which is a part of it or the same values decoded."""
-    place = place_of(before)
-    if place is not None and isinstance(after, da.Array):
-        remember(after, replace(place, **changed))
+def stored_dtype(x: Any) -> np.dtype[Any]:
+    """Return the dtype in which the values of an array were recorded: bfloat16 of decoded float32."""
+    origin = origin_of(x)
+    return np.dtype(origin.array.dtype if isinstance(origin, StoredArray) else x.dtype)
 
 
-def place_of(x: Any) -> Stored | None:
-    """Where a lazy array lies, if it holds the values of a store and nothing was done to them."""
-    return _places.get(str(x.name)) if isinstance(x, da.Array) else None
+def first_step(x: da.Array) -> da.Array:
+    """Return the first step, (1, token, dim), of which no more is decoded than that where it lies in a store."""
+    stored = stored_array(x)
+    if stored is None:
+        return x[:1]
+    chunks = ((1,), *((n,) for n in stored.shape[1:]))
+    return da.map_blocks(
+        _read_first, stored, dtype=stored.array.dtype, chunks=chunks, meta=np.empty((0, 0, 0), x.dtype)
+    )
+
+
+def _read_first(stored: StoredArray) -> NDArray[Any]:
+    out = np.empty((1, *stored.shape[1:]), stored.array.dtype)
+    reader = StepReader(stored, 0, 1)
+    try:
+        reader.read(out)
+    finally:
+        reader.close()
+    return out
+
+
+class StepReader:
+    """The steps of a selection from one position to another, and the one after them, in order.
+
+    Every chunk of which one of the steps themselves is read is read to its end, so that its checksum is checked. Of the
+    step after them no more is decoded than that.
+    """
+
+    def __init__(self, stored: StoredArray, start: int, stop: int) -> None:
+        self.dtype = stored.array.dtype
+        self._stored, self._n_own = stored, stop - start
+        self._positions = stored.steps[start : stop + 1]
+        self._next = 0
+        self._row: RowReader | None = None
+
+    def read(self, out: NDArray[Any]) -> None:
+        """Fill ``out`` (t, n, d) with the next steps."""
+        height = self._stored.chunk_steps
+        filled = 0
+        while filled < len(out):
+            ahead = self._positions[self._next : self._next + len(out) - filled]
+            row, offset = divmod(int(ahead[0]), height)
+            n = int(np.argmin(ahead == ahead[0] + np.arange(len(ahead)))) or len(ahead)  # positions without a gap
+            n = min(n, height - offset)
+            if self._row is None:
+                self._row = RowReader(self._stored, row)
+            self._row.skip(offset - self._row.position)
+            self._row.read(out[filled : filled + n])
+            filled, self._next = filled + n, self._next + n
+            self._leave(row)
+
+    def _leave(self, row: int) -> None:
+        """Finish a row of chunks unless its next steps are wanted."""
+        height = self._stored.chunk_steps
+        if self._row is None or (self._next < len(self._positions) and self._positions[self._next] // height == row):
+            return
+        own = self._positions[: self._n_own] // height
+        if (own == row).any():
+            self._row.finish()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._row is not None:
+            self._row.close()
+            self._row = None
 
 
 class RowReader:
     """The values of one row of chunks, decoded together, a few steps at a time."""
 
-    def __init__(self, place: Stored, first: int) -> None:
-        self.place = place
-        self._left = min(place.chunk_steps, place.n_steps - first)
-        self._parts = _parts(place, first // place.chunk_steps)
-        self._order = _order(place.tokens)
+    def __init__(self, stored: StoredArray, row: int) -> None:
+        self.position = 0
+        self._parts = _parts(stored, row)
+        self._order = _order(stored.tokens)
+        self._shape, self._dtype = stored.shape[1:], stored.array.dtype
         self._room: NDArray[Any] | None = None
 
+    def skip(self, n: int) -> None:
+        """Pass over steps; they are decoded, since a stream has no other way."""
+        if n:
+            unused = np.empty((min(n, _SKIPPED_AT_ONCE), *self._shape), self._dtype)
+        while n:
+            self._read_parts(unused[:n])
+            n -= len(unused[:n])
+
     def read(self, out: NDArray[Any]) -> None:
-        """The next steps, (t, n, d)."""
-        self._left -= len(out)
+        """Fill ``out`` (t, n, d) with the next steps."""
         rows = out
         if self._order is not None:
             if self._room is None or len(self._room) < len(out):
                 self._room = np.empty_like(out)
             rows = self._room[: len(out)]
-        for part in self._parts:
-            part.read(rows)
+        self._read_parts(rows)
         if self._order is not None:
             np.take(rows, self._order, axis=1, out=out)
-        if not self._left:
-            self.finish()
+
+    def _read_parts(self, out: NDArray[Any]) -> None:
+        for part in self._parts:
+            part.read(out)
+        self.position += len(out)
 
     def finish(self) -> None:
         """Read what is left of the chunks, so that their checksums are checked, and let go of them."""
@@ -120,12 +228,12 @@ def _order(tokens: NDArray[np.int64]) -> NDArray[np.intp] | None:
     return None if (np.diff(by_disk) == 1).all() else np.argsort(by_disk)
 
 
-def _parts(place: Stored, row: int) -> list[_Part]:
+def _parts(stored: StoredArray, row: int) -> list[_Part]:
     """The chunks of a row that hold wanted tokens, each with its rows and their places."""
-    height = place.array.chunks[-2]
-    on_disk = np.sort(place.tokens)
-    reader = chunk_reader(place.array)
-    leading = () if place.run is None else (place.run,)
+    height = stored.array.chunks[-2]
+    on_disk = np.sort(stored.tokens)
+    reader = chunk_reader(stored.array)
+    leading = stored.leading
     parts = []
     for chunk in np.unique(on_disk // height).tolist():
         begin, end = np.searchsorted(on_disk, [chunk * height, (chunk + 1) * height]).tolist()

@@ -1,4 +1,4 @@
-"""The probe of elements on their lattice, which `lattice` and `exponents` share."""
+"""The reduction of elements on their lattice, which `lattice` and `exponents` share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.per_step import SERIES
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import Field, OfOne, Piece, Row, blocks, room
+from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock, allocate_outputs
 from deadtok_xr.errors import OffGridError
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
@@ -37,77 +38,86 @@ _SHARES = {
 
 
 @dataclass(frozen=True)
-class Cells(OfOne):
-    """The probe of a variable's elements on a grid."""
+class Cells(SingleVariable):
+    """The reduction of a variable's elements on a grid."""
 
     grid: str
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """Counts of exponents and mantissas, what belongs to tokens; and a `series` of all that is of steps alone."""
         own = (*PER_TOKEN, "exponent_count", "mantissa_count")
-        return {**{name: field for name, field in self.room().items() if name in own}, SERIES: Field("row")}
+        return {
+            **{name: field for name, field in self.block_outputs().items() if name in own},
+            SERIES: Output(at="block"),
+        }
 
-    def room(self) -> dict[str, Field]:
+    def block_outputs(self) -> dict[str, Output]:
         """States: `STATES`, the counts of exponents and mantissas. Transitions: the rest."""
         heights = np.dtype(("i8", (get_grid(self.grid).max_exponent,)))
         return {
-            "exponent_count": Field("states", ("exponent",), heights),
-            "mantissa_count": Field("states", ("mantissa",), np.dtype(("i8", (MANTISSAS,)))),
-            **dict.fromkeys((*STATES, "n_invalid_now"), Field("states", (), "i8")),
-            "ulp_min": Field("states"),
-            "ulp_max": Field("states"),
-            **dict.fromkeys(PER_TOKEN, Field("transitions", ("token",), "i8")),
-            **dict.fromkeys((*COUNTS, "n_valid", "n_elements", "n_invalid"), Field("transitions", (), "i8")),
-            **dict.fromkeys(("lattice_sum", "lattice_max", "l2_over_l1", "linf_over_l2"), Field("transitions")),
-            "hops": Field("transitions", ("token_ulp", "hop"), np.dtype(("i8", (3, 3)))),
-            "regimes": Field("transitions", ("regime",), np.dtype(("i8", (3,)))),
-            **dict.fromkeys((*tuple(_SHARES)[:4], "crossing_fraction", "lattice_mean"), Field("transitions")),
-            "hop_fraction": Field("transitions", ("token_ulp", "hop"), np.dtype(("f8", (3, 3)))),
-            "regime_fraction": Field("transitions", ("regime",), np.dtype(("f8", (3,)))),
+            "exponent_count": Output(("step", "exponent"), dtype=heights),
+            "mantissa_count": Output(("step", "mantissa"), dtype=np.dtype(("i8", (MANTISSAS,)))),
+            **dict.fromkeys((*STATES, "n_invalid_now"), Output("step", dtype="i8")),
+            "ulp_min": Output("step"),
+            "ulp_max": Output("step"),
+            **dict.fromkeys(PER_TOKEN, Output(("step", "token"), dtype="i8", at="transitions")),
+            **dict.fromkeys(
+                (*COUNTS, "n_valid", "n_elements", "n_invalid"), Output("step", dtype="i8", at="transitions")
+            ),
+            **dict.fromkeys(
+                ("lattice_sum", "lattice_max", "l2_over_l1", "linf_over_l2"), Output("step", at="transitions")
+            ),
+            "hops": Output(("step", "token_ulp", "hop"), dtype=np.dtype(("i8", (3, 3))), at="transitions"),
+            "regimes": Output(("step", "regime"), dtype=np.dtype(("i8", (3,))), at="transitions"),
+            **dict.fromkeys(
+                (*tuple(_SHARES)[:4], "crossing_fraction", "lattice_mean"), Output("step", at="transitions")
+            ),
+            "hop_fraction": Output(("step", "token_ulp", "hop"), dtype=np.dtype(("f8", (3, 3))), at="transitions"),
+            "regime_fraction": Output(("step", "regime"), dtype=np.dtype(("f8", (3,))), at="transitions"),
         }
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Cells, row: Row) -> None:
+class _Accumulator:
+    def __init__(self, reduction: Cells, block: StepBlock) -> None:
         from deadtok_xr import kernels
 
-        self.probe, self.row, self.lattice = probe, row, kernels.lattice(probe.grid)
-        self.fields = probe.room()
-        self.out = room(self.fields, row)
+        self.reduction, self.block, self.lattice = reduction, block, kernels.lattice(reduction.grid)
+        self.fields = reduction.block_outputs()
+        self.out = allocate_outputs(self.fields, block)
         self.running: Any = None
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba.incremental_counts import Running
         from deadtok_xr.kernels.numba.lattice import lattice_steps
 
-        name = self.probe.variable
-        words = kernels.words(piece.values[name])
+        name = self.reduction.variable
+        words = kernels.words(batch.values[name])
         try:
             if self.running is None:
                 self.running = Running(words, self.lattice)
-            out = piece.room(self.out, self.fields)
-            lattice_steps(words, piece.changed(name), self.running, self.lattice, out)
+            out = batch.slices(self.out, self.fields)
+            lattice_steps(words, batch.changed(name), self.running, self.lattice, out)
         except OffGridError as error:
             raise OffGridError(
-                f"{name}: {error} of {self.probe.grid}; measure the recorded values, not derived ones, or say "
+                f"{name}: {error} of {self.reduction.grid}; measure the recorded values, not derived ones, or say "
                 "precision="
             ) from None
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         out = self.out
-        out["n_elements"][:] = out["n_valid"] * self.row.n_dims
-        out["n_invalid"][:] = self.row.n_tokens - out["n_valid"]
+        out["n_elements"][:] = out["n_valid"] * self.block.n_dims
+        out["n_invalid"][:] = self.block.n_tokens - out["n_valid"]
         for name, (above, below) in _SHARES.items():
             out[name][:] = _share(out[above], out[below])
         out["crossing_fraction"][:] = _share(out["n_crossings_up"] + out["n_crossings_down"], out["n_elements"])
         out["lattice_max"][out["n_valid"] == 0] = np.nan
-        out["ulp_min"][:], out["ulp_max"][:] = _spacings(out["exponent_count"], self.probe.grid)
-        own = self.probe.fields()
+        out["ulp_min"][:], out["ulp_max"][:] = _spacings(out["exponent_count"], self.reduction.grid)
+        own = self.reduction.outputs()
         series = {name: x for name, x in out.items() if name not in own}
         return {**{name: out[name] for name in own if name in out}, SERIES: (series,)}
 
@@ -127,10 +137,10 @@ def _spacings(counts: NDArray[np.int64], grid: str) -> tuple[NDArray[np.float64]
 
 
 def steps_of(grid: str, n: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """Dims, shapes and dtypes of results of n steps, for `blocks.at_once`."""
-    room = Cells("", grid).room()
-    fields = {name: room["n_invalid_now" if name == "n_invalid" else name] for name in names}
-    return {name: (("step", *f.inner), (n, *f.shape(0, 0)), np.dtype(f.dtype).base.str) for name, f in fields.items()}
+    """Dims, shapes and dtypes of results of n steps, for `compute_together`."""
+    known = Cells("", grid).block_outputs()
+    outputs = {name: known["n_invalid_now" if name == "n_invalid" else name] for name in names}
+    return {name: (o.all_dims, (n, *o.inner_shape(0, 0)), o.base.str) for name, o in outputs.items()}
 
 
 def step_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
@@ -140,4 +150,4 @@ def step_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
 
 def matrix(x: xr.DataArray) -> dict[str, Any]:
     """The matrices of a plan with the probe alone."""
-    return {str(x.name): blocks.as_dask(x.data)}
+    return {str(x.name): checks.as_dask(x.data)}

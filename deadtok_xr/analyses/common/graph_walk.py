@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.engine import Piece, Row
+from deadtok_xr.engine import Batch, StepBlock
 from deadtok_xr.errors import OffGridError
 
 if TYPE_CHECKING:
@@ -36,99 +36,101 @@ class Walk:
         Whether to name the component of each token.
     """
 
-    def __init__(self, probe: Graph, row: Row, *, labels: bool = False) -> None:
+    def __init__(self, reduction: Graph, block: StepBlock, *, labels: bool = False) -> None:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
-        self.probe, self.lattice = probe, kernels.lattice(probe.grid)
+        self.reduction, self.lattice = reduction, kernels.lattice(reduction.grid)
         spacings = {"pair": kernel.PAIR, "element": kernel.ELEMENT}
-        self.rule = kernel.rule(spacings.get(probe.spacing, kernel.CENTROID), probe.k, probe.linked, self.lattice)
-        self.shell = kernel.no_shell(row.n_tokens, row.n_dims)
-        bins = n_bins(row.n_tokens)
+        self.rule = kernel.rule(
+            spacings.get(reduction.spacing, kernel.CENTROID), reduction.k, reduction.linked, self.lattice
+        )
+        self.shell = kernel.no_shell(block.n_tokens, block.n_dims)
+        bins = n_bins(block.n_tokens)
         self.widths = {"figures": len(kernel.FIGURES), "degrees": bins, "sizes": bins}
-        self.widths["label"] = row.n_tokens if labels else 0
-        self.on_device = row.device.runs("topology") and probe.spacing == "centroid" and not labels
+        self.widths["label"] = block.n_tokens if labels else 0
+        self.on_device = block.device.runs("topology") and reduction.spacing == "centroid" and not labels
         self.last: dict[str, NDArray[Any]] | None = None
-        self.start = kernels.float32_words(probe.start.values()) if probe.start is not None else None
+        self.initial = kernels.float32_words(reduction.initial.values()) if reduction.initial is not None else None
         self.still: Any = None
 
-    def piece(self, piece: Piece) -> dict[str, NDArray[Any]]:
+    def update(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """The kernel's figures, and `mean_ulp`, at each step of a piece; with the step after it, where there is one."""
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
-        values = piece.values[self.probe.variable]
-        check_grid(self.probe.variable, values, self.probe.grid)
+        values = batch.values[self.reduction.variable]
+        check_grid(self.reduction.variable, values, self.reduction.grid)
         words = kernels.float32_words(values)
-        if self.on_device and self.probe.held != "positions":
-            piece.tensor(self.probe.variable)  # before what changed, which is found where the values are
-        shift, changed = kernels.word_shift(words), piece.changed(self.probe.variable)
+        if self.on_device and self.reduction.held != "positions":
+            batch.tensor(self.reduction.variable)  # before what changed, which is found where the values are
+        shift, changed = kernels.word_shift(words), batch.changed(self.reduction.variable)
         found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
         if self.last is not None:
             for name in self.widths:
                 found[name][0] = self.last[name]
         found["centre"] = kernel.centroids(words, shift, changed, self.last["centre"] if self.last else None)
         found["mean_ulp"] = self._mean_ulp(found["centre"])
-        threshold = self.probe.k * found["mean_ulp"]
-        if self.probe.held == "threshold":
+        threshold = self.reduction.k * found["mean_ulp"]
+        if self.reduction.held == "threshold":
             threshold = np.full(len(words), self._first_threshold())
         measure = self._measure_on_device if self.on_device else self._measure
-        measure(piece, words, threshold, found)
+        measure(batch, words, threshold, found)
         self.last = {name: found[name][-1].copy() for name in (*self.widths, "centre")}
         return found
 
-    def _measure(self, piece: Piece, words: Any, threshold: NDArray[np.float64], found: dict[str, Any]) -> None:
+    def _measure(self, batch: Batch, words: Any, threshold: NDArray[np.float64], found: dict[str, Any]) -> None:
         from deadtok_xr import kernels
 
-        if self.probe.held == "positions":
-            words = self.start
+        if self.reduction.held == "positions":
+            words = self.initial
         words, shift, threshold = self._compared(words, kernels.word_shift(words), threshold)
         self.shell = kernels.engine("topology", False).topology(
-            words, shift, piece.changed(self.probe.variable), threshold, self.rule, self.shell, found,
+            words, shift, batch.changed(self.reduction.variable), threshold, self.rule, self.shell, found,
             first=int(self.last is not None),
         )  # fmt: skip
 
     def _measure_on_device(
-        self, piece: Piece, words: Any, threshold: NDArray[np.float64], found: dict[str, Any]
+        self, batch: Batch, words: Any, threshold: NDArray[np.float64], found: dict[str, Any]
     ) -> None:
         from deadtok_xr import kernels
 
-        steps = self._still(piece) if self.probe.held == "positions" else piece.tensor(self.probe.variable)
+        steps = self._still(batch) if self.reduction.held == "positions" else batch.tensor(self.reduction.variable)
         kernels.engine("topology", True).topology(
-            steps, piece.changed(self.probe.variable), threshold, self.probe.linked, found,
+            steps, batch.changed(self.reduction.variable), threshold, self.reduction.linked, found,
             first=int(self.last is not None),
         )  # fmt: skip
 
-    def _still(self, piece: Piece) -> Any:
+    def _still(self, batch: Batch) -> Any:
         """The positions at the first step, on the device of a piece."""
         from deadtok_xr.kernels.torch import to_device
 
         if self.still is None:
-            assert self.probe.start is not None
-            self.still = to_device(np.ascontiguousarray(self.probe.start.values()), piece.row.device.name)
+            assert self.reduction.initial is not None
+            self.still = to_device(np.ascontiguousarray(self.reduction.initial.values()), batch.block.device.name)
         return self.still
 
     def _mean_ulp(self, centre: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(over="ignore"):
-            rounded = centre.astype(np.float32).astype(get_grid(self.probe.grid).dtype)
-        return ulp(rounded, self.probe.grid).mean(axis=1)
+            rounded = centre.astype(np.float32).astype(get_grid(self.reduction.grid).dtype)
+        return ulp(rounded, self.reduction.grid).mean(axis=1)
 
     def _first_threshold(self) -> float:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
-        assert self.start is not None
-        shift = kernels.word_shift(self.start)
-        centre = kernel.centroids(self.start, shift, np.zeros((0, self.start.shape[1]), np.bool_), None)
-        return self.probe.k * float(self._mean_ulp(centre)[0])
+        assert self.initial is not None
+        shift = kernels.word_shift(self.initial)
+        centre = kernel.centroids(self.initial, shift, np.zeros((0, self.initial.shape[1]), np.bool_), None)
+        return self.reduction.k * float(self._mean_ulp(centre)[0])
 
     def _compared(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
         """What is compared, and with what: ordinals as words, for the spacing that counts them."""
         from deadtok_xr.kernels.numba.ordinals import ordinals
 
-        if self.probe.spacing == "ordinal":
-            words = ordinals(words, shift, self.lattice, get_grid(self.probe.grid).mantissa_bits)
-            return words, 0, np.full(len(threshold), self.probe.k)
+        if self.reduction.spacing == "ordinal":
+            words = ordinals(words, shift, self.lattice, get_grid(self.reduction.grid).mantissa_bits)
+            return words, 0, np.full(len(threshold), self.reduction.k)
         return words, shift, threshold
 
 

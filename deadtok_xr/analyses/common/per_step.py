@@ -7,22 +7,22 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from deadtok_xr.engine import Block, Findings
+from deadtok_xr.engine import BlockResult, ReductionResults
 
 SERIES = "series"
 """The field over rows of a probe that has such results: a tuple of one dict of arrays."""
 
 
-def chained(found: Findings, probe: str) -> da.Array:
+def chained(found: ReductionResults, reduction: str) -> da.Array:
     """The dicts of all rows as one tuple, in one block."""
-    return found.merged(probe, SERIES, _chain)
+    return found.merged(reduction, SERIES, _chain)
 
 
-def _chain(a: tuple[Block, ...], b: tuple[Block, ...]) -> tuple[Block, ...]:
+def _chain(a: tuple[BlockResult, ...], b: tuple[BlockResult, ...]) -> tuple[BlockResult, ...]:
     return a + b
 
 
-def joined(inputs: list[Any], names: tuple[str, ...]) -> Block:
+def joined(inputs: list[Any], names: tuple[str, ...]) -> BlockResult:
     """What `chained` gave to a task, as one array per name."""
     (parts,) = inputs
     return {name: np.concatenate([part[name] for part in parts]) for name in names}

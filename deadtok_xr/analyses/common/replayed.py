@@ -1,4 +1,4 @@
-"""The probe of `mechanism`: updates replayed, each element classed, and the sums for each step."""
+"""The reduction of `mechanism`: updates replayed, each element classed, and the sums for each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deadtok_xr import kernels
 from deadtok_xr.analyses.common.updates import PIECE, held
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import Block, Field, Piece, Row, room
+from deadtok_xr.engine import Batch, BlockResult, Output, StepBlock, allocate_outputs
 from deadtok_xr.engine.series import Series
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
@@ -33,21 +33,21 @@ LEFT_OUT = -1
 """In the place of t: the optimizer made no update of the parameter, for it had no gradient."""
 
 
-_STEP = Field("transitions", (), "i8")
-FIELDS = {
-    "cause": Field("transitions", ("token",), "i1"),
-    "margin": Field("transitions", ("token",), "f8"),
-    "intended": Field("transitions", ("token",), "f4"),
+_STEP = Output("step", dtype="i8", at="transitions")
+OUTPUTS = {
+    "cause": Output(("step", "token"), dtype="i1", at="transitions"),
+    "margin": Output(("step", "token"), dtype="f8", at="transitions"),
+    "intended": Output(("step", "token"), dtype="f4", at="transitions"),
     **{f"n_{name}": _STEP for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "missed")},
-    **{name: Field("transitions") for name in RATIOS},
-    "net": Field("row"),
-    "freeze": Field("row"),
+    **{name: Output("step", at="transitions") for name in RATIOS},
+    "net": Output(at="block"),
+    "freeze": Output(at="block"),
 }
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The probe of replayed updates; `FIELDS` says what it finds.
+    """The reduction of replayed updates; `OUTPUTS` says what it finds.
 
     Attributes
     ----------
@@ -69,67 +69,67 @@ class Replay:
         """The tensors."""
         return tuple(self.grids)
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
 _ON_DEVICE = 2**22
 """Elements on which a device works at once, in some ten temporaries of float64."""
 
 
-class _Look:
-    def __init__(self, probe: Replay, row: Row) -> None:
-        self.probe, self.row, self.out = probe, row, room(FIELDS, row)
+class _Accumulator:
+    def __init__(self, reduction: Replay, block: StepBlock) -> None:
+        self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
         # the bits of a replay are those of the device: what a CPU recorded stays on the CPU
-        made_there = probe.settings.on_accelerator or row.device.name == "cpu"
-        self.on_device = row.device.runs("mechanism") and made_there
-        self.lattice = kernels.lattice(probe.grids["W"])
-        self.partial = np.zeros(row.n_transitions, PARTIAL)
-        self.net = np.zeros((row.n_tokens, 2, row.n_dims))
-        at = slice(row.first, row.later.stop)
-        self.t, self.lr, self.steps = (probe.series[n].values()[at] for n in ("t", "lr", "step"))
+        made_there = reduction.settings.on_accelerator or block.device.name == "cpu"
+        self.on_device = block.device.runs("mechanism") and made_there
+        self.lattice = kernels.lattice(reduction.grids["W"])
+        self.partial = np.zeros(block.n_transitions, PARTIAL)
+        self.net = np.zeros((block.n_tokens, 2, block.n_dims))
+        at = slice(block.first, block.later.stop)
+        self.t, self.lr, self.steps = (reduction.series[n].values(at) for n in ("t", "lr", "step"))
 
-    def piece(self, piece: Piece) -> None:
-        height = max(1, (_ON_DEVICE if self.on_device else PIECE) // self.row.n_dims)
-        for first in range(0, self.row.n_tokens, height):
+    def update(self, batch: Batch) -> None:
+        height = max(1, (_ON_DEVICE if self.on_device else PIECE) // self.block.n_dims)
+        for first in range(0, self.block.n_tokens, height):
             rows = slice(first, first + height)
-            before = self._tensors(piece, 0, rows)
-            for i in range(piece.n_transitions):
-                after = self._tensors(piece, i + 1, rows)
-                self._update(piece.start + i, before, after, rows)
+            before = self._tensors(batch, 0, rows)
+            for i in range(batch.n_transitions):
+                after = self._tensors(batch, i + 1, rows)
+                self._update(batch.start + i, before, after, rows)
                 before = after
 
-    def _tensors(self, piece: Piece, i: int, rows: slice) -> Tensors:
-        return {name: self._tensor(piece, name, i, rows) for name in self.probe.grids}
+    def _tensors(self, batch: Batch, i: int, rows: slice) -> Tensors:
+        return {name: self._tensor(batch, name, i, rows) for name in self.reduction.grids}
 
-    def _tensor(self, piece: Piece, name: str, i: int, rows: slice) -> Any:
-        grid, values = self.probe.grids[name], piece.values[name]
+    def _tensor(self, batch: Batch, name: str, i: int, rows: slice) -> Any:
+        grid, values = self.reduction.grids[name], batch.values[name]
         if self.on_device and values.dtype == get_grid(grid).dtype:
-            return piece.tensor(name)[i, rows]
+            return batch.tensor(name)[i, rows]
         tensor = arithmetics.to_tensor(held(values[i, rows], grid))
-        return tensor.to(self.row.device.name) if self.on_device else tensor
+        return tensor.to(self.block.device.name) if self.on_device else tensor
 
     def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
         made = self.t[i + 1] - self.t[i]
         t = int(self.t[i + 1]) if made == 1 else LEFT_OUT if made == 0 else 0
         out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
-        s, arithmetic, lr = self.probe.settings, self.probe.arithmetic, float(self.lr[i + 1])
+        s, arithmetic, lr = self.reduction.settings, self.reduction.arithmetic, float(self.lr[i + 1])
         engine = kernels.engine("mechanism", self.on_device)
         _one(engine, s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
 
-    def end(self) -> Block:
+    def result(self) -> BlockResult:
         out = {**self.out, **of_steps(self.partial)}
         labels, made = self.steps[1:].astype(np.int64), np.diff(self.t) > 0
         return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, made)}
 
 
 def _one(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors,
-         after: Tensors, out: Block, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
+         after: Tensors, out: BlockResult, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
     import torch
 
     w = before["W"]
@@ -189,7 +189,7 @@ def _moments(engine: Any, s: Settings, arithmetic: str, t: int, before: Tensors,
     partial["v_known"] += n
 
 
-def of_steps(n: NDArray[Any]) -> Block:
+def of_steps(n: NDArray[Any]) -> BlockResult:
     """Per step, what its counts and sums mean."""
     elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
     explained = n["compared"] + n["no_gradient"] + n["rounded_to_zero"] > 0
@@ -217,7 +217,7 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
 
 def freezes(
     cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64], made: NDArray[np.bool_]
-) -> Block:
+) -> BlockResult:
     """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`.
 
     What came after is the next update that was ``made``: one that left the parameter out froze nothing.
@@ -244,7 +244,7 @@ def freezes(
     }
 
 
-def merge_freezes(a: Block, b: Block) -> Block:
+def merge_freezes(a: BlockResult, b: BlockResult) -> BlockResult:
     """The same of two rows, one after the other."""
     moved = b["last_motion"] >= 0
     fresh = moved | (a["next_step"] < 0)  # nothing followed the last motion so far

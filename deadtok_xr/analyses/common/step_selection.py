@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Field, OfOne, Piece, Row
+from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock
 from deadtok_xr.errors import InputError
 
 
@@ -47,8 +47,8 @@ def sample(n_tokens: int, max_tokens: int, purpose: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class AtSteps(OfOne):
-    """The probe of what a function makes of some tokens at some steps, or across the transitions to these.
+class AtSteps(SingleVariable):
+    """The reduction of what a function makes of some tokens at some steps, or across the transitions to these.
 
     Attributes
     ----------
@@ -72,33 +72,33 @@ class AtSteps(OfOne):
     options: tuple[Any, ...] = ()
     pairs: bool = False
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """One `found` per row: by position, what the function made."""
-        return {"found": Field("row")}
+        return {"found": Output(at="block")}
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self)
 
 
-class _Look:
-    def __init__(self, probe: AtSteps) -> None:
-        self.probe, self.at, self.found = probe, set(probe.at), dict[int, Any]()
+class _Accumulator:
+    def __init__(self, reduction: AtSteps) -> None:
+        self.reduction, self.at, self.found = reduction, set(reduction.at), dict[int, Any]()
 
-    def piece(self, piece: Piece) -> None:
-        first = piece.row.first + piece.start
-        steps = piece.floats(self.probe.variable)
-        n = piece.n_transitions if self.probe.pairs else piece.n_states
+    def update(self, batch: Batch) -> None:
+        first = batch.block.first + batch.start
+        steps = batch.floats(self.reduction.variable)
+        n = batch.n_transitions if self.reduction.pairs else batch.n_states
         for t in range(n):
-            position = first + t + self.probe.pairs
+            position = first + t + self.reduction.pairs
             if position in self.at:
-                states = (self._of(steps, t + i) for i in range(1 + self.probe.pairs))
-                self.found[position] = self.probe.measure(*states, *self.probe.options)
+                states = (self._of(steps, t + i) for i in range(1 + self.reduction.pairs))
+                self.found[position] = self.reduction.measure(*states, *self.reduction.options)
 
     def _of(self, steps: NDArray[Any], t: int) -> NDArray[np.float64]:
-        return np.asarray(steps[t, list(self.probe.tokens)], np.float64)
+        return np.asarray(steps[t, list(self.reduction.tokens)], np.float64)
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"found": self.found}
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.engine import Field, Findings, OfOne, Piece, Plan, Row, blocks, room
+from deadtok_xr.analyses.common import checks
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Output,
+    ReductionResults,
+    SingleVariable,
+    StepBlock,
+    allocate_outputs,
+)
 from deadtok_xr.errors import InputError, OffGridError
 
 MAGNITUDES = (0.1, 10.0, 100.0)
@@ -20,52 +29,52 @@ CELLS = (1.0, 1000.0)
 _PER_TOKEN = {"displacement": "f4", "displacement_ulp": "f4", "lattice_l1": "f8", "lattice_l2": "f8",
               "lattice_linf": "f8", "moved_dims": "i8"}  # fmt: skip
 _OF_FOUR = np.dtype(("i8", (4,)))
-FIELDS = {
-    **{name: Field("transitions", ("token",), dtype) for name, dtype in _PER_TOKEN.items()},
-    "displacement_ulp_mean": Field("transitions"),
-    "displacement_ulp_std": Field("transitions"),
-    "n_invalid": Field("transitions", (), "i8"),
-    "lattice": Field("transitions", ("phase",), _OF_FOUR),
-    "magnitude": Field("transitions", ("phase",), _OF_FOUR),
-    "cells": Field("transitions", ("phase",), np.dtype(("i8", (5,)))),
-    "changed": Field("transitions", ("token",), "?"),
+OUTPUTS = {
+    **{name: Output(("step", "token"), dtype=dtype, at="transitions") for name, dtype in _PER_TOKEN.items()},
+    "displacement_ulp_mean": Output("step", at="transitions"),
+    "displacement_ulp_std": Output("step", at="transitions"),
+    "n_invalid": Output("step", dtype="i8", at="transitions"),
+    "lattice": Output(("step", "phase"), dtype=_OF_FOUR, at="transitions"),
+    "magnitude": Output(("step", "phase"), dtype=_OF_FOUR, at="transitions"),
+    "cells": Output(("step", "phase"), dtype=np.dtype(("i8", (5,))), at="transitions"),
+    "changed": Output(("step", "token"), dtype="?", at="transitions"),
 }
 """What the probe finds: `lattice`, `magnitude` and `cells` are the tokens in each phase of each scheme, from coldest to
 hottest, and `changed` is whether a bit did."""
 
 
 @dataclass(frozen=True)
-class Transitions(OfOne):
-    """The probe of every transition of a variable on a grid."""
+class Transitions(SingleVariable):
+    """The reduction of every transition of a variable on a grid."""
 
     grid: str
 
-    def fields(self) -> dict[str, Field]:
-        """See `FIELDS`."""
-        return FIELDS
+    def outputs(self) -> dict[str, Output]:
+        """See `OUTPUTS`."""
+        return OUTPUTS
 
-    def begin(self, row: Row) -> _Look:
-        """Begin with a row."""
-        return _Look(self, row)
+    def start(self, block: StepBlock) -> _Accumulator:
+        """Start with a block."""
+        return _Accumulator(self, block)
 
 
-class _Look:
-    def __init__(self, probe: Transitions, row: Row) -> None:
+class _Accumulator:
+    def __init__(self, reduction: Transitions, block: StepBlock) -> None:
         from deadtok_xr import kernels
 
-        self.probe, self.lattice = probe, kernels.lattice(probe.grid)
-        self.out = room(FIELDS, row)
+        self.reduction, self.lattice = reduction, kernels.lattice(reduction.grid)
+        self.out = allocate_outputs(OUTPUTS, block)
         self.state: Any = None
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
         from deadtok_xr.kernels.numba.lifecycle import cells
 
-        name, grid = self.probe.variable, self.probe.grid
-        on_device = piece.row.device.runs("motion")
-        steps = piece.tensor(name) if on_device else kernels.words(piece.values[name])
+        name, grid = self.reduction.variable, self.reduction.grid
+        on_device = batch.block.device.runs("motion")
+        steps = batch.tensor(name) if on_device else kernels.words(batch.values[name])
         motion = kernels.engine("motion", on_device).motion
-        changed, out = piece.changed(name), piece.room(self.out, FIELDS)
+        changed, out = batch.changed(name), batch.slices(self.out, OUTPUTS)
         out["changed"][:] = changed
         try:
             self.state = motion(steps, changed, self.state, self.lattice, MAGNITUDES, out)
@@ -73,17 +82,17 @@ class _Look:
             raise OffGridError(
                 f"{name}: {error} of {grid}; measure the recorded values, not derived ones, or say precision="
             ) from None
-        root = np.sqrt(piece.row.n_dims)
+        root = np.sqrt(batch.block.n_dims)
         cells(out["lattice_l1"], out["lattice_l2"], out["moved_dims"], root, CELLS, out["cells"])
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return self.out
 
 
-def plan(x: xr.DataArray, grid: str, finish: Callable[[Findings], xr.Dataset]) -> Plan:
+def plan(x: xr.DataArray, grid: str, finish: Callable[[ReductionResults], xr.Dataset]) -> AnalysisSpec:
     """A plan with the probe of a variable's transitions alone, under the name "transitions"."""
     name = str(x.name)
-    return Plan({name: blocks.as_dask(x.data)}, {"transitions": Transitions(name, grid)}, finish)
+    return AnalysisSpec({name: checks.as_dask(x.data)}, {"transitions": Transitions(name, grid)}, finish)
 
 
 def grid_name(x: xr.DataArray, precision: str | None) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import GRIDS, get_grid, to_bits
-from deadtok_xr.engine import blocks
+from deadtok_xr.engine.small_results import carried_on
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings, read_settings
-from deadtok_xr.store.reading import recorded
+from deadtok_xr.store.stored_array import stored_dtype
 
 TENSORS = ("grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 PIECE = 2**15
@@ -100,22 +101,22 @@ def read_updates(
     InputError
         If weights, hyperparameters or the learning rate are missing.
     """
-    x = blocks.require(ds, variable, purpose)
+    x = checks.require(ds, variable, purpose)
     if not isinstance(updates_before, (int, np.integer)) or updates_before < 0:
         raise InputError(f"{purpose}: updates_before={updates_before!r}; needed: a number of updates, 0 or more")
     settings = read_settings(ds.attrs, hyperparameters or {}, where=purpose)
     if "cuda" in str(ds.attrs.get("device", "")):
         settings = replace(settings, on_accelerator=True)
     suffix = "" if variable == "W" else f"_{variable}"
-    found = {"W": x, **{n: blocks.require(ds, n + suffix, purpose) for n in TENSORS if n + suffix in ds}}
+    found = {"W": x, **{n: checks.require(ds, n + suffix, purpose) for n in TENSORS if n + suffix in ds}}
     grids = {n: _grid(a, precision if n == "W" else None) for n, a in found.items()}
-    arrays = {n: blocks.as_dask(a.data) for n, a in found.items()}
+    arrays = {n: checks.as_dask(a.data) for n, a in found.items()}
     rates, source = _rates(ds, settings, lr, purpose)
     chunks = arrays["W"].chunks[0]
-    arrays["lr"] = rates.reshape(-1, 1, 1).rechunk({0: chunks})
+    arrays["lr"] = rates[:, None, None].rechunk({0: chunks})
     labels = da.from_array(ds["step"].values.astype(np.float64), chunks=(chunks,))
     counted = labels + updates_before - _left_out(ds, suffix, chunks)
-    arrays["step"], arrays["t"] = (x.reshape(-1, 1, 1) for x in (labels, counted))
+    arrays["step"], arrays["t"] = (x[:, None, None] for x in (labels, counted))
     updates = Updates(settings, arrays, grids, {"lr_from": source})
     return _with_running_state(updates, ds["step"].values + updates_before)
 
@@ -124,7 +125,9 @@ def _left_out(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array 
     """How many updates up to each step left the parameter out, having no gradient: its optimizer did not count them."""
     if f"skipped{suffix}" not in ds or ds[f"skipped{suffix}"].dims != ("step",):
         return 0.0
-    return da.asarray(ds[f"skipped{suffix}"].data).astype(np.float64).cumsum(axis=0).rechunk((chunks,))
+    return (
+        da.asarray(ds[f"skipped{suffix}"].data).astype(np.float64).rechunk(-1).map_blocks(np.cumsum).rechunk((chunks,))
+    )
 
 
 def _grid(x: xr.DataArray, precision: str | None) -> str:
@@ -133,9 +136,7 @@ def _grid(x: xr.DataArray, precision: str | None) -> str:
     name = precision or x.attrs.get("precision")
     if name in GRIDS:
         return str(name)
-    data = x.data
-    dtype = recorded(data).dtype if isinstance(data, da.Array) else x.dtype
-    return str(dtype.name)
+    return str(stored_dtype(x.data).name)
 
 
 def _rates(ds: xr.Dataset, s: Settings, given: Any, purpose: str) -> tuple[da.Array, str]:
@@ -182,7 +183,7 @@ def _with_running_state(u: Updates, steps: NDArray[np.int64]) -> Updates:
     fields = np.dtype([("state", get_grid(grid).dtype)])
     parts = {n: u.arrays[n] for n in (*needed, "lr", "t")}
     x = u.arrays["W"]
-    filled = blocks.running(parts, _running_state, np.dtype([]), settings=s, grids=u.grids, name=name)
+    filled = carried_on(parts, _running_state, np.dtype([]), settings=s, grids=u.grids, name=name)
     data = filled.map_blocks(
         _pick, name, dtype=fields["state"], chunks=x.chunks, new_axis=2, meta=np.empty((0, 0, 0), fields["state"])
     )

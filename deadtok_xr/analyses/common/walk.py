@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import blocks
+from deadtok_xr.engine.small_results import Arrays
 
 Floats = NDArray[np.float64]
 _S = "s² = Σ_t ‖ΔC[t] - b‖₂² / (T - 1), b the bias"
@@ -44,7 +44,7 @@ WALK_ATTRS: dict[str, dict[str, Any]] = {
 
 
 def walk_shapes(n_steps: int, n_dims: int, lags: int) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]:
-    """The dims, shapes and dtypes of `WALK_ATTRS`, for `blocks.at_once`."""
+    """The dims, shapes and dtypes of `WALK_ATTRS`, for `compute_together`."""
     return {
         **dict.fromkeys(("walk_residual", "walk_envelope", "walk_bridge"), (("step",), (n_steps,), "f8")),
         "bias": (("dim",), (n_dims,), "f8"),
@@ -55,7 +55,7 @@ def walk_shapes(n_steps: int, n_dims: int, lags: int) -> dict[str, tuple[tuple[s
     }
 
 
-def measure_walk(C: Floats, lags: int) -> blocks.Block:
+def measure_walk(C: Floats, lags: int) -> Arrays:
     """`WALK_ATTRS` of centroids (step, dim), at least two of them."""
     T = len(C) - 1
     n = np.arange(T + 1)

@@ -1,0 +1,117 @@
+"""Checks of a dataset that is to be analysed, and the attributes of results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from deadtok_xr.errors import InputError
+from deadtok_xr.recording.xarray_backend import dask_array_of
+
+
+def as_dask(data: Any) -> da.Array:
+    """Return an array of (step, token, dim) as a Dask array whose blocks hold all dims."""
+    array = data if isinstance(data, da.Array) else da.from_array(data)
+    return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
+
+
+def as_series(x: xr.DataArray) -> da.Array:
+    """Return a variable of (step) or (step, ...) as a Dask array, steps first; values in memory stay one block.
+
+    Raises
+    ------
+    InputError
+        If it has no steps.
+    """
+    if "step" not in x.dims:
+        raise InputError(f"{x.name!r} has the dimensions {x.dims}; needed: one value, or one vector, per step")
+    data = x.transpose("step", ...).data
+    return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
+
+
+def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
+    """Return the variable of a recording that an analysis needs.
+
+    Raises
+    ------
+    InputError
+        If the variable is missing or has other dimensions.
+    """
+    if not isinstance(ds, xr.Dataset):
+        raise InputError(
+            f"{purpose} takes a recording's dataset, not a {type(ds).__name__}: give it what open_recording returned"
+        )
+    if variable not in ds:
+        raise InputError(
+            f"{purpose} needs the variable {variable!r}; this dataset has "
+            f"{', '.join(map(str, ds.data_vars)) or 'none'}"
+            + (": it holds displacements without an initial W, and absolute positions are not known"
+               if variable == "W" and "delta" in ds else "")
+        )  # fmt: skip
+    if "run" in ds[variable].dims:
+        labels = ", ".join(map(repr, ds["run"].values.tolist()[:8])) if "run" in ds.coords else ds.sizes["run"]
+        raise InputError(
+            f"{purpose} takes one run at a time; {variable!r} holds several along the dimension run ({labels}): select "
+            "one with .isel(run=0) or .sel(run=...) (--run)"
+        )
+    if set(ds[variable].dims) != {"step", "token", "dim"}:
+        raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
+    if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
+        raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
+    return _lazily(ds[variable]).transpose("step", "token", "dim")
+
+
+def _lazily(x: xr.DataArray) -> xr.DataArray:
+    """Return a variable as Dask array: one that xarray would load when it is first used is cut as its file is."""
+    if x.chunks is not None:
+        return x
+    if (lazy := dask_array_of(x.variable)) is not None:
+        return x.copy(data=lazy)
+    preferred = x.encoding.get("preferred_chunks", {})
+    return x.chunk({dim: preferred.get(dim, "auto") for dim in x.dims})
+
+
+def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
+    """Return the attributes of a result: which recording it is of, and the options that made it."""
+    known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
+    n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
+    return {**known, **n_tokens, **options}
+
+
+def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:
+    """Check that transitions between consecutive rows are single updates.
+
+    Returns
+    -------
+    ``{"step_span": ...}``, the updates that each transition spans, when gaps are allowed; else nothing.
+
+    Raises
+    ------
+    InputError
+        If there is only one step, or steps are missing and gaps are not allowed.
+    """
+    steps = ds["step"].values
+    if len(steps) < 2:
+        raise InputError(f"{purpose} needs at least two steps; this dataset has one (step {steps[0]})")
+    span = np.diff(steps)
+    if (span <= 0).any():
+        raise InputError(f"{purpose}: the steps must ascend; step {steps[1:][span <= 0][0]} does not")
+    if allow_gaps:
+        attrs = {"long_name": "optimizer updates that the transition spans", "units": "1"}
+        return {"step_span": xr.Variable("step", span.astype(np.int64), attrs)}
+    if (span > 1).any():
+        i = int(np.argmax(span > 1))
+        raise InputError(
+            f"{purpose}: steps {steps[i] + 1}..{steps[i + 1] - 1} are missing"
+            + (f", and {int((span > 1).sum()) - 1} more gaps" if (span > 1).sum() > 1 else "")
+            + "; a transition across a gap is not one update: say allow_gaps=True to measure it all the same"
+        )
+    return {}
+
+
+def from_the_first(extra: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
+    """Return `step_span` of a result that begins at the first step, before which nothing was spanned."""
+    return {name: xr.Variable("step", np.concatenate([[0], x.values]), x.attrs) for name, x in extra.items()}

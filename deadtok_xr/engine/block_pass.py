@@ -1,0 +1,293 @@
+"""One pass over a recording as Dask arrays: a task per block of steps, and an array for each output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from deadtok_xr.dask_arrays import Index, Tasks, from_tasks, origin_of, traced
+from deadtok_xr.engine.block_task import BlockLayout, BlockTask, Pick
+from deadtok_xr.engine.reduction import BlockResult, Reduction
+from deadtok_xr.kernels import device as devices
+from deadtok_xr.store.stored_array import StoredArray, stored_array
+
+_logger = logging.getLogger("deadtok_xr")
+_ROWS_AT_ONCE = 2
+"""Rows of chunks to a block where the steps do not begin with a chunk. A chunk that two blocks share is decoded twice."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPass:
+    """The tasks of a pass: an array of objects, for each block the results of all reductions.
+
+    Attributes
+    ----------
+    name
+        What tells it from any other pass.
+    task
+        What a task does.
+    dependencies
+        For each held variable, its values and the step after each block.
+    """
+
+    name: str
+    task: BlockTask
+    dependencies: tuple[tuple[da.Array, da.Array], ...] = ()
+
+    @cached_property
+    def blocks(self) -> da.Array:
+        """The results of the blocks, (block,)."""
+        arrays = [x for pair in self.dependencies for x in pair]
+        chunks = ((1,) * len(self.task.layout.n_states),)
+        annotations = devices.resources(self.task.device)
+        return from_tasks(self.name, self._tasks, chunks, np.empty(0, object), arrays, annotations)
+
+    def _tasks(self, names: list[str]) -> Tasks:
+        tasks: Tasks = {task_key(self.name): self.task}  # once, and not in every task
+        counts = [x.numblocks[1] for pair in self.dependencies for x in pair]
+        for i in range(len(self.task.layout.n_states)):
+            held = [[(name, i, j, 0) for j in range(n)] for name, n in zip(names, counts, strict=True)]
+            tasks[self.name, i] = (_call, task_key(self.name), i, [held[k : k + 2] for k in range(0, len(held), 2)])
+        return tasks
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """The origin of an array that holds an output of a pass as the tasks find it: they can write it themselves."""
+
+    block_pass: BlockPass
+    pick: Pick
+
+    def select(self, index: tuple[Index, ...]) -> None:
+        """Return None: no selection is written by the tasks."""
+
+    def transpose(self, axes: tuple[int, ...]) -> None:
+        """Return None."""
+
+
+def pass_output(x: Any) -> PassOutput | None:
+    """Return which output of a pass a lazy array is, if it is one as the tasks find it."""
+    origin = origin_of(x)
+    return origin if isinstance(origin, PassOutput) else None
+
+
+def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reduction], device: str) -> BlockPass:
+    """Plan a pass over the variables that reductions read.
+
+    A variable that holds a selection of a store is read from there. What was computed comes through Dask's graph.
+    """
+    used = {name for reduction in reductions.values() for name in reduction.matrices}
+    arrays = {name: x for name, x in matrices.items() if name in used}
+    first = next(iter(arrays.values()))
+    layout = BlockLayout(_block_lengths(first), first.shape)
+    stored = {name: found for name, x in arrays.items() if (found := stored_array(x)) is not None}
+    held = {name: _cut(x, layout.n_states) for name, x in arrays.items() if name not in stored}
+    for name in held:
+        _logger.info(
+            "%s holds no recorded values as they are: it is read through Dask's graph, which takes longer", name
+        )
+    contents = {name: x.name for name, x in arrays.items()}
+    task = BlockTask(stored, dict(reductions), layout, tuple(held), device)
+    pairs = tuple((x, step_after(x)) for x in held.values())
+    return BlockPass(f"pass-{tokenize(contents, sorted(reductions), device)}", task, pairs)
+
+
+def _block_lengths(x: da.Array) -> tuple[int, ...]:
+    """Return how many steps each block has: all as many, but for the last, as the chunks of a Zarr array have."""
+    stored = stored_array(x)
+    length = max(x.chunks[0]) if stored is None else _stored_length(stored)
+    n = x.shape[0]
+    return tuple(min(length, n - start) for start in range(0, n, length))
+
+
+def _stored_length(stored: StoredArray) -> int:
+    steps, height = stored.steps, stored.chunk_steps
+    first, last = int(steps[0]), int(steps[-1])
+    if first % height == 0 and last - first == len(steps) - 1:
+        return height
+    rows = last // height - first // height + 1
+    return min(len(steps), _ROWS_AT_ONCE * -(-len(steps) // rows))
+
+
+def _cut(x: da.Array, steps: tuple[int, ...]) -> da.Array:
+    """Return an array (step, token, dim) cut into the given steps, its blocks holding all dims."""
+    return x if x.chunks[0] == steps and x.numblocks[2] == 1 else x.rechunk({0: steps, 2: -1})
+
+
+def step_after(x: da.Array) -> da.Array:
+    """Return for each block of an array (step, token, dim) the step that follows it; the last block has none.
+
+    One step per block, so that nothing else of a neighbour is read or kept.
+    """
+    return _neighbours(x, 1)
+
+
+def step_before(x: da.Array) -> da.Array:
+    """Return for each block of an array (step, token, dim) the step before it; NaN before the first block."""
+    return _neighbours(x, -1)
+
+
+def _neighbours(x: da.Array, offset: int) -> da.Array:
+    touching = slice(0, 1) if offset > 0 else slice(-1, None)
+    ends = x.map_blocks(_copy, touching, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
+    edge = np.full((0 if offset > 0 else 1, 1, 1), np.nan, x.dtype)
+    name = f"neighbours-{tokenize(ends.name, offset)}"
+
+    def tasks(names: list[str]) -> Tasks:
+        return {
+            (name, i, j, k): (names[0], i + offset, j, k)
+            if 0 <= i + offset < x.numblocks[0]
+            else np.broadcast_to(edge, (edge.shape[0], x.chunks[1][j], x.chunks[2][k]))
+            for i, j, k in np.ndindex(*x.numblocks)
+        }
+
+    return from_tasks(name, tasks, ends.chunks, np.empty((0, 0, 0), x.dtype), [ends])
+
+
+def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
+    return block[edge].copy()  # a view would keep the whole block in memory
+
+
+def task_key(name: str) -> str:
+    """Return the key of what the tasks of a pass do."""
+    return f"{name}-task"
+
+
+def _call(task: BlockTask, i: int, held: list[Any]) -> dict[str, BlockResult]:
+    return task(i, held)
+
+
+def replaced_tasks(name: str, task: BlockTask, done: frozenset[int], tasks: Tasks) -> Tasks:
+    """Return the tasks of a pass that do something else, and return what was kept of blocks that are done."""
+    resumed = {(name, i): (_resumed, task_key(name), i) for i in done}
+    own = {(name, i): tasks[name, i] for i in range(len(task.layout.n_states)) if i not in done}
+    return {**own, **resumed, task_key(name): task}
+
+
+def _resumed(task: BlockTask, i: int) -> dict[str, BlockResult]:
+    return task.resumed(i)
+
+
+@dataclass(frozen=True)
+class ReductionResults:
+    """What the reductions of one analysis found, lazily.
+
+    Attributes
+    ----------
+    block_pass
+        The pass, None without reductions.
+    names
+        For the name that the analysis gave to each of its reductions, the name that it has in the pass.
+    """
+
+    block_pass: BlockPass | None
+    names: Mapping[str, str]
+
+    @property
+    def _pass(self) -> BlockPass:
+        assert self.block_pass is not None
+        return self.block_pass
+
+    @property
+    def n_states(self) -> tuple[int, ...]:
+        """The steps of each block."""
+        return self._pass.task.layout.n_states
+
+    def array(self, reduction: str, name: str) -> da.Array:
+        """Return an output over all blocks: (step, ...) for states, (step - 1, ...) for transitions, else (block,)."""
+        key = self.names[reduction]
+        output = self._pass.task.reductions[key].outputs()[name]
+        if output.at == "block":
+            return self._objects(Pick(key, name, is_object=True))
+        layout = self._pass.task.layout
+        inner = output.inner_shape(*layout.shape[1:])
+        lengths = layout.n_states if output.at == "states" else layout.n_transitions
+        lengths = lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1]
+        if not sum(lengths):
+            return da.zeros((0, *inner), dtype=output.base)
+        pick = Pick(key, name)
+        meta = np.empty((0,) * (1 + len(inner)), output.base)
+        return traced(_taken(self._pass, pick, (lengths, *((n,) for n in inner)), meta), PassOutput(self._pass, pick))
+
+    def variables(self, reduction: str, attrs: Mapping[str, Mapping[str, Any]]) -> dict[str, xr.Variable]:
+        """Return the outputs that have attributes, as variables in their order."""
+        outputs = self._pass.task.reductions[self.names[reduction]].outputs()
+        return {
+            name: xr.Variable(("step", *outputs[name].inner), self.array(reduction, name), text)
+            for name, text in attrs.items()
+            if name in outputs
+        }
+
+    def per_block(self, reduction: str, make: Callable[..., Any], **options: Any) -> da.Array:
+        """Return what ``make(result, **options)`` makes of all outputs of a reduction: one object per block."""
+        pick = Pick(self.names[reduction], make=make, options=options, is_object=True, token=tokenize(make, options))
+        return self._objects(pick)
+
+    def _objects(self, pick: Pick) -> da.Array:
+        return _taken(self._pass, pick, ((1,) * len(self.n_states),), np.empty(0, object))
+
+    def merged(self, reduction: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
+        """Return an output that each block has one of, merged block by block: one object, (1,)."""
+        return folded(self.array(reduction, name), merge)
+
+
+def _taken(block_pass: BlockPass, pick: Pick, chunks: tuple[tuple[int, ...], ...], meta: NDArray[Any]) -> da.Array:
+    name = f"pick-{tokenize(block_pass.name, pick.key, chunks)}"
+    inner = (0,) * (len(chunks) - 1)
+
+    def tasks(names: list[str]) -> Tasks:
+        return {(name, i, *inner): (pick, (names[0], i)) for i in range(len(chunks[0]))}
+
+    return from_tasks(name, tasks, chunks, meta, [block_pass.blocks])
+
+
+def folded(objects: da.Array, merge: Callable[[Any, Any], Any], start: Callable[[Any], Any] | None = None) -> da.Array:
+    """Return ``merge(state, object)`` over the objects in turn: one object, (1,).
+
+    The state is the first object, or what ``start`` makes of it. Each is merged as soon as it is there, so that few are
+    kept.
+    """
+    name = f"folded-{tokenize(objects.name, merge, start)}"
+    n = objects.numblocks[0]
+
+    def tasks(names: list[str]) -> Tasks:
+        states = [(f"{name}-part", i) for i in range(n - 1)] + [(name, 0)]
+        first = (_start, start, (names[0], 0))
+        later = [(_merge, merge, states[i - 1], (names[0], i)) for i in range(1, n)]
+        return dict(zip(states, [first, *later], strict=True))
+
+    return from_tasks(name, tasks, ((1,),), np.empty(0, object), [objects])
+
+
+def _start(start: Callable[[Any], Any] | None, first: list[Any]) -> list[Any]:
+    return first if start is None else [start(first[0])]
+
+
+def _merge(merge: Callable[[Any, Any], Any], state: list[Any], other: list[Any]) -> list[Any]:
+    return [merge(state[0], other[0])]
+
+
+def with_start(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:
+    """Return an output of transitions over all steps, with a value at the first one, in the given blocks of steps."""
+    first = da.full((1, *x.shape[1:]), value, dtype=x.dtype, chunks=(1, *x.chunks[1:]))
+    return da.concatenate([first, x]).rechunk({0: like})
+
+
+def uniform(x: da.Array) -> da.Array:
+    """Return an array in chunks that a Zarr array can have: equal, but for a smaller last one."""
+    chunks = {k: max(sizes) for k, sizes in enumerate(x.chunks) if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]}
+    return x.rechunk(chunks) if chunks else x
+
+
+def with_task(block_pass: BlockPass, **changed: Any) -> BlockTask:
+    """Return what the tasks of a pass do, with some of it changed."""
+    return replace(block_pass.task, **changed)
