@@ -27,8 +27,8 @@ from dask.base import tokenize
 import deadtok_xr as dx
 from deadtok_xr import analyses as package
 from deadtok_xr.analyses import open_for_analysis
-from deadtok_xr.engine import Field, Findings, Look, Piece, Plan, Probe, Row, run
-from deadtok_xr.engine.blocks import as_dask
+from deadtok_xr.analyses.common.checks import as_dask
+from deadtok_xr.engine import Accumulator, AnalysisSpec, Batch, Output, Reduction, ReductionResults, StepBlock, run
 
 _taken: Counter[str] = Counter()
 _lock = threading.Lock()
@@ -44,69 +44,69 @@ def _timed(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Timed:
-    """A probe whose time is taken."""
+    """A reduction whose time is taken."""
 
-    probe: Probe
+    reduction: Reduction
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """As the probe's."""
-        return self.probe.matrices
+        """Return those of the reduction."""
+        return self.reduction.matrices
 
-    def fields(self) -> Mapping[str, Field]:
-        """As the probe's."""
-        return self.probe.fields()
+    def outputs(self) -> Mapping[str, Output]:
+        """Return those of the reduction."""
+        return self.reduction.outputs()
 
-    def begin(self, row: Row) -> Look:
-        """Begin with a row."""
-        return _TimedLook(self.probe, row)
+    def start(self, block: StepBlock) -> Accumulator:
+        """Start with a block."""
+        return _TimedAccumulator(self.reduction, block)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         # else this file's globals were part of it, which change
-        return "timed", tokenize(self.probe)
+        return "timed", tokenize(self.reduction)
 
 
-class _TimedLook:
-    def __init__(self, probe: Probe, row: Row) -> None:
-        self.name, self.matrices = type(probe).__name__, probe.matrices
+class _TimedAccumulator:
+    def __init__(self, reduction: Reduction, block: StepBlock) -> None:
+        self.name, self.matrices = type(reduction).__name__, reduction.matrices
         with _timed(self.name):
-            self.look = probe.begin(row)
+            self.accumulator = reduction.start(block)
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         with _timed("which rows changed"):
             for name in self.matrices:
-                piece.changed(name)
+                batch.changed(name)
         with _timed(self.name):
-            self.look.piece(piece)
+            self.accumulator.update(batch)
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         with _timed(self.name):
-            return self.look.end()
+            return self.accumulator.result()
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A probe that looks at nothing, for which all is decoded."""
+    """A reduction that uses nothing, for which all is decoded."""
 
     matrices: tuple[str, ...]
 
-    def fields(self) -> dict[str, Field]:
+    def outputs(self) -> dict[str, Output]:
         """A zero for each step."""
-        return {"none": Field("states", (), "i1")}
+        return {"none": Output("step", dtype="i1")}
 
-    def begin(self, row: Row) -> _LookAway:
-        """Begin with a row."""
-        return _LookAway(row)
+    def start(self, block: StepBlock) -> _NoAccumulator:
+        """Start with a block."""
+        return _NoAccumulator(block)
 
 
-class _LookAway:
-    def __init__(self, row: Row) -> None:
-        self.n_states = row.n_states
+class _NoAccumulator:
+    def __init__(self, block: StepBlock) -> None:
+        self.n_states = block.n_states
 
-    def piece(self, piece: Piece) -> None:
+    def update(self, batch: Batch) -> None:
         pass
 
-    def end(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {"none": np.zeros(self.n_states, np.int8)}
 
 
@@ -114,22 +114,22 @@ def decoding(ds: xr.Dataset, names: Sequence[str]) -> float:
     """CPU seconds of decoding variables, and nothing else."""
     matrices = {name: as_dask(ds[name].data) for name in names}
 
-    def finish(found: Findings) -> xr.Dataset:
+    def finish(found: ReductionResults) -> xr.Dataset:
         return xr.Dataset({"none": ("step", found.array("nothing", "none"))})
 
-    (lazy,) = run([Plan(matrices, {"nothing": Nothing(tuple(names))}, finish)])
+    (lazy,) = run([AnalysisSpec(matrices, {"nothing": Nothing(tuple(names))}, finish)])
     began = time.process_time()
     lazy.compute()
     return time.process_time() - began
 
 
 def costs(ds: xr.Dataset, analyses: Sequence[str] | None, out: Path) -> tuple[dict[str, float], float]:
-    """CPU seconds of each probe, most first, and of everything together, results written to ``out``."""
+    """CPU seconds of each reduction, most first, and of everything together, results written to ``out``."""
     answered, matrices = package.run, set[str]()
 
-    def timing(plans: Sequence[Plan], device: str = "auto") -> list[xr.Dataset]:
-        matrices.update(name for plan in plans for probe in plan.probes.values() for name in probe.matrices)
-        return answered([replace(p, probes={k: Timed(x) for k, x in p.probes.items()}) for p in plans], device)
+    def timing(plans: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]:
+        matrices.update(name for plan in plans for reduction in plan.reductions.values() for name in reduction.matrices)
+        return answered([replace(p, reductions={k: Timed(x) for k, x in p.reductions.items()}) for p in plans], device)
 
     _taken.clear()
     package.run = timing

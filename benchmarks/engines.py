@@ -22,10 +22,10 @@ import zarr
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr.engine import Row
-from deadtok_xr.engine.batches import StoredSteps, pieces
-from deadtok_xr.store.reading import chunk_reader, recorded
-from deadtok_xr.store.stored_array import Stored, place_of
+from deadtok_xr.engine import StepBlock
+from deadtok_xr.engine.batches import batches
+from deadtok_xr.store.reading import chunk_reader
+from deadtok_xr.store.stored_array import StepReader, StoredArray, stored_array
 
 Blocks = Iterator[NDArray[Any]]
 
@@ -35,14 +35,15 @@ class Engines:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "recording.zarr"
-        place = place_of(recorded(dx.open_recording(self.path, tokens="dead").W.data))
-        assert place is not None
-        self.place: Stored = place
-        self.rows = range(0, place.n_steps, place.chunk_steps)
+        stored = stored_array(dx.open_recording(self.path, tokens="dead").W.data)
+        assert stored is not None
+        self.place: StoredArray = stored
+        self.n_steps = len(stored.steps)
+        self.rows = range(0, self.n_steps, stored.chunk_steps)
 
     def _slices(self) -> Iterator[tuple[slice, slice]]:
         for first in self.rows:
-            yield slice(first, min(first + self.place.chunk_steps, self.place.n_steps)), slice(len(self.place.tokens))
+            yield slice(first, min(first + self.place.chunk_steps, self.n_steps)), slice(len(self.place.tokens))
 
     def zarr_python(self) -> Blocks:
         """zarr-python as it comes."""
@@ -71,21 +72,21 @@ class Engines:
             for j in range(-(-len(self.place.tokens) // height)):
                 yield reader((i, j, 0))
 
-    def pieces(self, ahead: bool = False) -> Blocks:
+    def batches(self, ahead: bool = False) -> Blocks:
         """A few steps of all chunks of a row at a time, contiguous: what analyses do."""
         for first in self.rows:
             if ahead:
                 self._announce(first + self.place.chunk_steps)
-            n = min(self.place.chunk_steps, self.place.n_steps - first)
-            row = Row(first, n, n if first + n < self.place.n_steps else n - 1, *self.place.shape[1:])
-            source = StoredSteps(self.place, first)
-            for piece in pieces(row, {"W": source}, 4):
-                yield piece.values["W"]
+            n = min(self.place.chunk_steps, self.n_steps - first)
+            row = StepBlock(first, n, n if first + n < self.n_steps else n - 1, *self.place.shape[1:])
+            source = StepReader(self.place, first, first + n)
+            for batch in batches(row, {"W": source}, 4):
+                yield batch.values["W"]
             source.close()
 
-    def pieces_prefetched(self) -> Blocks:
+    def batches_prefetched(self) -> Blocks:
         """The same, with the kernel told of the next row's files."""
-        return self.pieces(ahead=True)
+        return self.batches(ahead=True)
 
     def _announce(self, first: int) -> None:
         for path in sorted((self.path / "W" / "c" / str(first // self.place.chunk_steps)).glob("*/0")):
@@ -105,7 +106,7 @@ def _advise(path: Path, advice: int) -> None:
 
 def ways() -> list[str]:
     """The names of the ways that are installed."""
-    names = ["zarr_python", "zarrs", "tensorstore", "direct", "pieces", "pieces_prefetched"]
+    names = ["zarr_python", "zarrs", "tensorstore", "direct", "batches", "batches_prefetched"]
     return [n for n in names if n not in ("zarrs", "tensorstore") or importlib.util.find_spec(n)]
 
 

@@ -29,8 +29,8 @@ import torch
 import deadtok_xr as dx
 from deadtok_xr import kernels, testing
 from deadtok_xr.analyses.common.graph_walk import n_bins
-from deadtok_xr.analyses.common.transitions import FIELDS, MAGNITUDES
-from deadtok_xr.engine import Row, room
+from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
+from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
@@ -74,7 +74,7 @@ def same(name: str, found: Any, expected: Any) -> None:
 
 
 def _filled(x: np.ndarray) -> dict[str, Any]:
-    return room(FIELDS, Row(0, len(x), len(x) - 1, *x.shape[1:]))
+    return allocate_outputs(OUTPUTS, StepBlock(0, len(x), len(x) - 1, *x.shape[1:]))
 
 
 def check(x: np.ndarray, device: str) -> list[str]:

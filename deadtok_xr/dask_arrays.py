@@ -112,6 +112,14 @@ def origin_of(x: Any) -> Origin | None:
     return x.origin if isinstance(x, TracedArray) else None
 
 
+def given_array(x: da.Array) -> Any:
+    """Return what `dask.array.from_array` made an array of, if nothing was done to it since; else None."""
+    if EXPRESSIONS:
+        return x.expr.operand("array") if type(x.expr).__name__ == "FromArray" else None
+    original = f"original-{x.name}"
+    return x.dask.layers[original][original] if original in x.dask.layers else None
+
+
 def from_tasks(
     name: str,
     build: Callable[[list[str]], Tasks],

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common.transitions import FIELDS, MAGNITUDES
-from deadtok_xr.engine import Row, room
+from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
+from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.kernels import numba
 from deadtok_xr.kernels.torch import one_pass
 from deadtok_xr.kernels.torch.parts import bits, host
@@ -29,7 +29,7 @@ def block(rng: np.random.Generator, shape: tuple[int, int, int], *, hostile: boo
 def check(x: np.ndarray) -> None:
     """Compare every variable."""
     t, n, d = x.shape
-    expected = room(FIELDS, Row(0, t, t - 1, n, d))
+    expected = allocate_outputs(OUTPUTS, StepBlock(0, t, t - 1, n, d))
     words = kernels.words(x)
     numba.motion(words, numba.changed_rows(words), None, kernels.lattice("bfloat16"), MAGNITUDES, expected)
     found = one_pass.motion(bits(host(x)), MAGNITUDES, d**0.5)

@@ -112,7 +112,7 @@ def test_each_engine_reads_the_same_values(folder: Path, way: str) -> None:
     blocks = [np.array(block)[:, :16].view(np.uint16) for block in reading.read()]  # pieces use their room again
     np.testing.assert_array_equal(blocks[0], expected[: len(blocks[0]), :16])
     assert reading.time_read() >= expected.size
-    if way not in ("direct", "pieces", "pieces_prefetched"):  # these give chunks or pieces, not rows of chunks
+    if way not in ("direct", "batches", "batches_prefetched"):  # these give chunks or pieces, not rows of chunks
         np.testing.assert_array_equal(np.concatenate(blocks), expected[:, :16])
 
 

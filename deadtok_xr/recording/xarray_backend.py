@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
+from deadtok_xr.dask_arrays import given_array
+
 
 class RecordingBackend(BackendEntrypoint):
     """`xarray.open_dataset(path, engine="deadtok")`, with the keywords of `open_recording`.
@@ -53,11 +55,11 @@ class RecordingBackend(BackendEntrypoint):
 
 
 def dask_array_of(variable: xr.Variable) -> da.Array | None:
-    """Return the Dask array behind a variable that xarray would read when it is first used, with what was selected.
+    """Return the Dask array behind a variable that xarray opened, with what was selected before it was first used.
 
     None for values in memory, and for what other backends opened.
     """
-    data: Any = variable._data
+    data: Any = given_array(variable.data) if variable.chunks is not None else variable._data
     key = None
     while not isinstance(data, _Array):
         if isinstance(data, indexing.LazilyIndexedArray):
@@ -73,7 +75,7 @@ def _lazy(x: xr.DataArray) -> xr.Variable:
     if x.chunks is None:
         return x.variable
     variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
-    variable.encoding["preferred_chunks"] = dict(zip(x.dims, x.data.chunksize, strict=True))
+    variable.encoding["preferred_chunks"] = dict(zip(x.dims, map(max, x.data.chunks), strict=True))
     return variable
 
 

@@ -109,7 +109,7 @@ class Accident(WorkerPlugin):  # type: ignore[misc]
         self.worker = worker
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        if finish != "executing" or not (isinstance(key, tuple) and str(key[0]).startswith("sweep-") and key[1] == 1):
+        if finish != "executing" or not (isinstance(key, tuple) and str(key[0]).startswith("pass-") and key[1] == 1):
             return
         try:
             self.marker.touch(exist_ok=False)
@@ -166,7 +166,7 @@ def test_results_are_written_where_they_are_found(recording: Path, tmp_path: Pat
     with Callback(posttask=note), dask.config.set(scheduler="threads"):
         tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
     written = sum(node.to_dataset().nbytes for node in tree.children.values())
-    rows = {key: size for key, size in passed.items() if key.startswith("('sweep-")}
+    rows = {key: size for key, size in passed.items() if key.startswith("('pass-")}
     assert len(rows) >= 3
     assert max(passed.values()) < written / 10
     assert sum(rows.values()) < written / 5

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import deadtok_xr as dx
 from deadtok_xr.cli import cli
-from deadtok_xr.engine import Piece, Row
-from deadtok_xr.engine.prefetch import ahead
+from deadtok_xr.engine import Batch, StepBlock
+from deadtok_xr.engine.prefetch import prefetch
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels.torch import changed_rows, to_device
@@ -230,9 +230,9 @@ class TestCluster:
 
     def test_sweeps_on_cuda_ask_for_a_worker_with_one(self, recording: Path) -> None:
         said = self.sweeps(dx.analyze(recording, analyses=["motion"], device="cuda"))
-        of_sweep = [a for name, a in said.items() if name.startswith("sweep-")]
+        of_sweep = [a for name, a in said.items() if name.startswith("pass-")]
         assert of_sweep == [{"resources": {"GPU": 1}}]
-        assert not any(a for name, a in said.items() if not name.startswith("sweep-"))
+        assert not any(a for name, a in said.items() if not name.startswith("pass-"))
 
     @pytest.mark.parametrize("device", ["auto", "cpu", "torch-cpu"])
     def test_others_do_not(self, recording: Path, device: str) -> None:
@@ -324,28 +324,28 @@ class TestLargeTensors:
 
 
 class TestAhead:
-    def pieces(self, error: bool = False) -> Any:
-        row = Row(0, 4, 4, 1, 1, devices.resolve("torch-cpu", 0))
+    def batches(self, error: bool = False) -> Any:
+        row = StepBlock(0, 4, 4, 1, 1, devices.resolve("torch-cpu", 0))
         buffer = np.zeros((2, 1, 1), np.float32)
         for i in range(4):
             buffer[:] = i  # used again, as by `pieces`
-            yield Piece(row, i, {"W": buffer}, 1)
+            yield Batch(row, i, {"W": buffer}, 1)
         if error:
             raise OSError("the chunk is damaged")
 
     def test_each_piece_keeps_its_values_while_the_next_is_decoded(self) -> None:
-        for i, piece in enumerate(ahead(self.pieces())):
+        for i, batch in enumerate(prefetch(self.pieces())):
             time.sleep(0.01)
-            assert (piece.values["W"] == i).all()
-            assert (piece.tensor("W") == i).all()
+            assert (batch.values["W"] == i).all()
+            assert (batch.tensor("W") == i).all()
 
     def test_an_error_of_the_reader_arrives(self) -> None:
         with pytest.raises(OSError, match="damaged"):
-            list(ahead(self.pieces(error=True)))
+            list(prefetch(self.pieces(error=True)))
 
     def test_closing_waits_for_the_reader(self) -> None:
         before = set(threading.enumerate())
-        parts = ahead(self.pieces())
+        parts = prefetch(self.pieces())
         next(parts)
         assert set(threading.enumerate()) - before
         parts.close()
@@ -354,11 +354,11 @@ class TestAhead:
 
 def test_a_tensor_is_made_once_and_has_the_bits(recording: Path) -> None:
     values = dx.open_recording(recording, raw=True).W.isel(step=slice(0, 3)).values
-    piece = Piece(Row(0, 3, 2, *values.shape[1:], devices.resolve("torch-cpu", 0)), 0, {"W": values}, 3)
-    tensor = piece.tensor("W")
-    assert piece.tensor("W") is tensor
+    batch = Batch(StepBlock(0, 3, 2, *values.shape[1:], devices.resolve("torch-cpu", 0)), 0, {"W": values}, 3)
+    tensor = batch.tensor("W")
+    assert batch.tensor("W") is tensor
     np.testing.assert_array_equal(tensor.view(torch.int16).numpy(), values.view(np.int16))
-    np.testing.assert_array_equal(piece.changed("W"), (values[1:] != values[:-1]).any(-1))
+    np.testing.assert_array_equal(batch.changed("W"), (values[1:] != values[:-1]).any(-1))
 
 
 def test_a_replay_stays_on_the_kind_of_device_that_made_the_recording() -> None:
@@ -371,7 +371,7 @@ def test_a_replay_stays_on_the_kind_of_device_that_made_the_recording() -> None:
     for made_on_gpu, device, there in ((False, gpu, False), (True, gpu, True), (True, devices.CPU, False)):
         settings = Settings("SGD", on_accelerator=made_on_gpu)
         series = {name: Series(da.arange(3.0)) for name in ("t", "lr", "step")}
-        look = Replay(settings, "single", {"W": "bfloat16"}, series).begin(Row(0, 3, 2, 1, 1, device))
+        look = Replay(settings, "single", {"W": "bfloat16"}, series).start(StepBlock(0, 3, 2, 1, 1, device))
         assert look.on_device == there
 
 

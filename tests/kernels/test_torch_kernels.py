@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 import deadtok_xr as dx
 from benchmarks.gpu import graph_of_all_pairs, graph_room
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common.transitions import FIELDS, MAGNITUDES
+from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.engine import Row, room
+from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
@@ -70,8 +70,8 @@ def agree(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]], siz
 
 
 def moved(x: NDArray[Any], grid: str = "bfloat16") -> tuple[dict[str, Any], dict[str, Any]]:
-    row = Row(0, len(x), len(x) - 1, *x.shape[1:])
-    both = room(FIELDS, row), room(FIELDS, row)
+    row = StepBlock(0, len(x), len(x) - 1, *x.shape[1:])
+    both = allocate_outputs(OUTPUTS, row), allocate_outputs(OUTPUTS, row)
     rest = changed(x), None, kernels.lattice(grid), MAGNITUDES
     compiled.motion(kernels.words(x), *rest, both[1])
     ours.motion(host(x), *rest, both[0])

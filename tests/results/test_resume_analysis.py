@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 import deadtok_xr as dx
 from deadtok_xr import cli, store, testing
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.engine import journal as passed_on
-from deadtok_xr.engine.block_task import Sweep
-from deadtok_xr.engine.journal import Journal, NotPlain, from_bytes, to_bytes
+from deadtok_xr.engine import journal
+from deadtok_xr.engine.block_task import BlockTask
+from deadtok_xr.engine.journal import NotPlain, ResumeJournal, from_bytes, to_bytes
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, IncompleteStoreError
 from deadtok_xr.results import in_progress
 from deadtok_xr.results import save as results
@@ -82,22 +82,22 @@ def check_whole(path: Path, undisturbed: Path) -> None:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that are looked at, in order."""
     rows: list[int] = []
-    real = Sweep._look
+    real = BlockTask._reduce
 
-    def look(self: Sweep, i: int, *rest: Any) -> Any:
+    def look(self: BlockTask, i: int, *rest: Any) -> Any:
         rows.append(i)
         return real(self, i, *rest)
 
-    monkeypatch.setattr(Sweep, "_look", look)
+    monkeypatch.setattr(BlockTask, "_reduce", look)
     return rows
 
 
 @contextmanager
 def interrupted(after: int) -> Iterator[None]:
     """Break off when so many rows are done."""
-    left, real = after, Journal.note
+    left, real = after, ResumeJournal.note
 
-    def note(self: Journal, *args: Any) -> None:
+    def note(self: ResumeJournal, *args: Any) -> None:
         nonlocal left
         real(self, *args)
         left -= 1
@@ -105,7 +105,7 @@ def interrupted(after: int) -> Iterator[None]:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "note", note)
+        patch.setattr(ResumeJournal, "note", note)
         with pytest.raises(KeyboardInterrupt) as caught:
             yield
     assert "is left incomplete and will not open: the same command" in caught.value.__notes__[0]
@@ -113,7 +113,7 @@ def interrupted(after: int) -> Iterator[None]:
 
 def notes(path: Path) -> dict[int, Path]:
     """What rows passed on, by row."""
-    return {int(p.name): p for p in Path(in_progress.beside(path)).glob("sweep-*/*")}
+    return {int(p.name): p for p in Path(in_progress.beside(path)).glob("pass-*/*")}
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +138,16 @@ PASSING = "census,lifecycle"
 """Analyses that pass on much from row to row."""
 HELD = """
 import sys, time
-from deadtok_xr.engine.journal import Journal
+from deadtok_xr.engine.journal import ResumeJournal
 
-real = Journal.note
+real = ResumeJournal.note
 
 def note(self, i, passed):
     real(self, i, passed)
     print("done", flush=True)
     time.sleep(600)
 
-Journal.note = note
+ResumeJournal.note = note
 from deadtok_xr.cli import main
 main()
 """
@@ -406,8 +406,8 @@ def test_what_is_not_plain_is_not_kept(small: Path, tmp_path: Path, monkeypatch:
             to_bytes([odd])
     assert from_bytes(b"") is None
     assert from_bytes(to_bytes([1])[:-1]) is None
-    assert passed_on.from_bytes(b"\x80\x04.") is None  # a pickle
-    monkeypatch.setattr(passed_on, "_PLAIN", "")
+    assert journal.from_bytes(b"\x80\x04.") is None  # a pickle
+    monkeypatch.setattr(journal, "_PLAIN", "")
     with interrupted(2):
         save(small, tmp_path / "r.zarr")
     assert notes(tmp_path / "r.zarr") == {}

@@ -74,7 +74,7 @@ def test_the_graph_has_a_task_per_row_and_two_per_result(recording: Path) -> Non
     groups = [node.to_dataset().drop_vars(["position", "thermal_velocity"], errors="ignore") for node in tree.values()]
     n_variables = sum(len(group.data_vars) for group in groups)
     keys = {key for group in groups for key in group.__dask_graph__()}
-    swept = [key for key in keys if isinstance(key, tuple) and str(key[0]).startswith("sweep-")]
+    swept = [key for key in keys if isinstance(key, tuple) and str(key[0]).startswith("pass-")]
     assert len(swept) == n_rows
     assert not [key for key in keys if isinstance(key, tuple) and str(key[0]).startswith("read-W")]
     assert len(keys) < 6 * n_variables * n_rows

@@ -151,22 +151,22 @@ def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
 def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its notes lie in the bucket, too; rows that are done are not fetched again."""
     from deadtok_xr import testing
-    from deadtok_xr.engine.block_task import Sweep
+    from deadtok_xr.engine.block_task import BlockTask
     from tests.results.test_resume_analysis import interrupted
 
-    place, looked, real = f"{here}/run.zarr", list[int](), Sweep._look
+    place, looked, real = f"{here}/run.zarr", list[int](), BlockTask._reduce
     upload(testing.synthetic_recording(tmp_path / "run.zarr", steps=400, tokens=30, dims=4), place)
 
-    def look(self: Sweep, i: int, *rest: Any) -> Any:
+    def look(self: BlockTask, i: int, *rest: Any) -> Any:
         looked.append(i)
         return real(self, i, *rest)
 
-    monkeypatch.setattr(Sweep, "_look", look)
+    monkeypatch.setattr(BlockTask, "_reduce", look)
     some = {"analyses": ["connectivity"]}  # of few variables
     with dask.config.set(scheduler="synchronous"):
         with interrupted(3):
             dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")
-        assert len([key for key in keys(here) if key.startswith(".r.zarr.progress/sweep-")]) == 3
+        assert len([key for key in keys(here) if key.startswith(".r.zarr.progress/pass-")]) == 3
         with pytest.raises(DestinationExistsError, match="differ in the analyses, their options or the tokens"):
             dx.save_results(dx.analyze(place, tokens="all", **some), f"{here}/r.zarr")
         dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")

@@ -66,10 +66,10 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
 
 def _lazily(x: xr.DataArray) -> xr.DataArray:
     """Return a variable as Dask array: one that xarray would load when it is first used is cut as its file is."""
-    if x.chunks is not None:
-        return x
     if (lazy := dask_array_of(x.variable)) is not None:
         return x.copy(data=lazy)
+    if x.chunks is not None:
+        return x
     preferred = x.encoding.get("preferred_chunks", {})
     return x.chunk({dim: preferred.get(dim, "auto") for dim in x.dims})
 
