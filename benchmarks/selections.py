@@ -2,9 +2,9 @@
 
     python -m benchmarks.selections [DIR]
 
-Makes a recording of 6,001 x 128 x 64 in DIR, and runs `motion` on it as people hold it in a notebook: cut along steps and
-tokens, transposed and back, copied, opened through xarray, unpickled in a fresh process. Prints for each the median ratio
-of CPU time to that of the untouched dataset, measured in turn.
+Makes a recording of 6,001 x 128 x 64 in DIR, and runs `motion` on it as people hold it in a notebook: cut along steps
+and tokens, transposed and back, copied, opened through xarray, unpickled in a fresh process. Prints for each the median
+ratio of CPU time to that of the untouched dataset, measured in turn.
 """
 
 from __future__ import annotations

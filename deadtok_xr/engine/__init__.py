@@ -1,7 +1,8 @@
 """One pass over a recording: everything that is asked of it together, at one decoding of each chunk.
 
 A block is mostly all chunks of the same steps. One task goes through it in batches of a few steps, which stay in the
-cache while the accumulator of every reduction takes them. What these keep is small; decoded values are never held whole.
+cache while the accumulator of every reduction takes them. What these keep is small; decoded values are never held
+whole.
 
 In: lazy arrays (step, token, dim) and reductions. Out: lazy arrays of what the reductions find, and tasks that write
 them. It imports `store`, `kernels` and what lies below these; analyses import it.

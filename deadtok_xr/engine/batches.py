@@ -110,7 +110,7 @@ class Batch:
         return self._decoded[name]
 
     def readable(self, name: str) -> NDArray[Any]:
-        """Return what kernels read as floats: bfloat16 as its words of 16 bits, which need no copy, others as floats."""
+        """Return what kernels read as floats: bfloat16 as its 16-bit words, which need no copy, others as floats."""
         values = self.values[name]
         return values.view(np.uint16) if values.dtype == BFLOAT16 else self.floats(name)
 

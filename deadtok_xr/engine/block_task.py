@@ -92,7 +92,7 @@ class WriteTarget:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What the tasks of a pass do: go through a block once for all reductions, write what they are told, return the rest.
+    """What the tasks of a pass do: go through a block once for all reductions, write outputs, return the rest.
 
     Attributes
     ----------

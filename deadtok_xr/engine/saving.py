@@ -1,4 +1,4 @@
-"""Results written by the tasks that find them: the task of a block writes its steps, and returns what others still need.
+"""Results written by the tasks that find them: the task of a block writes its steps, and returns what others need.
 
 Nothing large then waits in memory or goes from worker to worker. Writing a block again gives the same files, so a task
 may be lost and repeated.
