@@ -2,7 +2,7 @@
 
 from . import bfloat16, errors, plot, testing
 from ._version import __version__
-from .analyses import analyze
+from .analyses.analyze import analyze
 from .analyses.autocorrelation import velocity_autocorrelation
 from .analyses.census import census
 from .analyses.centroid_origin import centroid_origin
@@ -14,6 +14,7 @@ from .analyses.compare_runs import compare_runs
 from .analyses.components import component_events, components
 from .analyses.connectivity import connectivity
 from .analyses.critical_boundary import critical_boundary
+from .analyses.custom import analysis
 from .analyses.elements import elements
 from .analyses.epochs import epochs
 from .analyses.find_arithmetic import find_arithmetic
@@ -34,6 +35,7 @@ from .analyses.spectrum import spectrum
 from .analyses.topology import topology
 from .conversion import convert
 from .conversion.verify import verify
+from .engine.output import Output
 from .record.recorder import Recorder
 from .recording.export import export
 from .recording.opening import open_recording
@@ -44,8 +46,10 @@ from .results.summary import summary
 from .store.labels import label
 
 __all__ = [
+    "Output",
     "Recorder",
     "__version__",
+    "analysis",
     "analyze",
     "bfloat16",
     "census",

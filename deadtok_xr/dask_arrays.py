@@ -112,6 +112,11 @@ def origin_of(x: Any) -> Origin | None:
     return x.origin if isinstance(x, TracedArray) else None
 
 
+def chunk_sizes(x: da.Array) -> tuple[int, ...]:
+    """Return the largest chunk along each axis."""
+    return tuple(map(max, x.chunks))
+
+
 def given_array(x: da.Array) -> Any:
     """Return what `dask.array.from_array` made an array of, if nothing was done to it since; else None."""
     if EXPRESSIONS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -19,7 +20,6 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.block_pass import with_start
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -92,7 +92,7 @@ OUTPUTS = {
 _BEFORE = "; the step before is the one recorded before; -1 at the first step"
 
 
-@analysis
+@built_in
 def census(
     ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str = "equal", variable: str = "W"
 ) -> AnalysisSpec:
@@ -301,3 +301,25 @@ def ranks(label: NDArray[np.int64]) -> NDArray[np.int64]:
     rank = np.zeros(len(label), np.int64)
     rank[holes[np.lexsort((holes, -sizes))]] = np.arange(1, len(holes) + 1)
     return np.where(label >= 0, rank[label], -1)
+
+
+@census.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    holes, population, largest = (ds[key].values for key in ("n_black_holes", "population", "largest"))
+    events = ", ".join(f"{ds[k].values[1:].sum()} {k}" for k in ("fissions", "fusions"))
+    yield (
+        f"Census: {holes[0]} black holes of {population[0]} tokens first (the largest {largest[0]}), {holes[-1]} of "
+        f"{population[-1]} last (the largest {largest[-1]}), at most {holes.max()} of {population.max()}; {events}"
+    )
+    yield from summary_text.invalid_steps(ds, "which are in no place")
+
+
+census.pictures = (
+    Picture(
+        "census",
+        "census.census",
+        "Tokens in the very same place",
+        "Black holes are places that two or more tokens share to the bit. Shown are how many there are, how many "
+        "tokens they hold, and how many the largest one holds.",
+    ),
+)

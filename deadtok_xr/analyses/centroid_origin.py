@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.coherence import cosine
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.kinematics import Cloud
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
 Floats = NDArray[np.float64]
@@ -51,7 +53,7 @@ _PER_DIM = ("initial", "drift", "final", "drift_share_dim")
 _PER_STEP = ("drift_projection", "cosine_initial", "cosine_final", "drift_length", "path_length", "straightness")
 
 
-@analysis
+@built_in
 def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
     """Take the last centroid apart into the first one and the drift.
 
@@ -139,3 +141,24 @@ def _against_h(drift: Floats, inputs: dict[str, list[Any]]) -> Floats:
         push *= inputs["lr"][0][1:, None]
     total = np.concatenate([np.zeros((1, push.shape[1])), np.cumsum(push, axis=0)])
     return np.array([cosine(a, b) for a, b in zip(drift, total, strict=True)])
+
+
+@centroid_origin.summarize
+@summary_text.in_one_line
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    share, rest = float(ds["drift_projection"][-1]), float(ds["initial_projection"])
+    yield "Origin of the final centroid"
+    yield f"  of its length     {100 * share:.2f}% is drift, {100 * rest:.2f}% the first centroid"
+    if "drift_h_cosine" in ds:
+        yield f"  drift             cosine to accumulated -h {float(ds['drift_h_cosine'][-1]):.4f}"
+
+
+centroid_origin.pictures = (
+    Picture(
+        "centroid_origin",
+        "centroid_origin.centroid_origin",
+        "What the final centroid is made of",
+        "The two shares add up to the length of the final centroid. Where drift is all of it, the place where the "
+        "tokens began has been forgotten.",
+    ),
+)

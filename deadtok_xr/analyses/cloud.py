@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, per_step
+from deadtok_xr.analyses.common import checks, per_step, summary_text
 from deadtok_xr.analyses.common.walk import WALK_ATTRS, measure_walk, walk_shapes
 from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -21,7 +23,6 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -124,7 +125,7 @@ _OF_TOKENS = ("net_displacement", "path_length", "path_efficiency", "diffusivity
 _PER_STEP = (*tuple(ATTRS)[: list(ATTRS).index("lag1_mean")],)
 
 
-@analysis
+@built_in
 def cloud(ds: xr.Dataset, *, variable: str = "W", max_lag: int = 100, allow_gaps: bool = False) -> AnalysisSpec:
     """Measure the cloud in motion: temperatures, shear, radial motion, persistence, diffusion, and its walk.
 
@@ -335,3 +336,33 @@ def _paths(tokens: dict[str, Any]) -> Arrays:
         "diffusivity": diffusivity,
         "diffusivity_class": kind,
     }
+
+
+@cloud.summarize
+@summary_text.in_one_line
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    heat = ds["temperature"].values[1:]
+    out, lag = (summary_text.finite_mean(ds[name].values) for name in ("outward_fraction", "lag1_mean"))
+    yield (
+        f"Cloud: temperature {heat[0]:.4g} first, {heat[-1]:.4g} last; {100 * out:.1f}% of the movers outwards, "
+        f"cosine to the velocity before {lag:.3f}, on average over steps"
+    )
+    kinds, half = [int((ds["diffusivity_class"] == k).sum()) for k in range(3)], int(ds["half_lag"])
+    yield (
+        f"  tokens            {kinds[0]} subdiffusive, {kinds[1]} Brownian, {kinds[2]} superdiffusive; path "
+        f"efficiency {summary_text.finite_mean(ds['path_efficiency'].values):.3f}; centroid "
+        f"{float(ds['bias_to_noise']):.4g} times as far as a random "
+        f"walk, its velocity halves {'never' if half < 0 else f'at a lag of {half}'}"
+    )
+    yield from summary_text.invalid_steps(ds.isel(step=slice(1, None)), "which are left out, and have no temperature")
+
+
+cloud.pictures = (
+    Picture(
+        "cloud",
+        "cloud.cloud",
+        "Heat, direction and persistence",
+        "Top: the mean square speed, of the tokens in the frame of the centroid, and with its drift. Below: how "
+        "many of those that moved went outwards, and how much each kept to its last direction.",
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.transitions import step_and_token_coords
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -18,7 +20,6 @@ from deadtok_xr.engine import (
     ReductionResults,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.series import Series
 
@@ -117,7 +118,7 @@ _MATRICES = ("grad", "update")
 _SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
 
 
-@analysis
+@built_in
 def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
     """How much alike the tokens' displacements and gradients are in direction, and what they are aligned with.
 
@@ -374,3 +375,32 @@ def _clipped(x: Any) -> float:
 def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The cosine between two vectors, in float64; NaN if one is zero or not finite."""
     return _clipped(_unit(a.astype(np.float64)) @ _unit(b.astype(np.float64)))
+
+
+@coherence.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    yield "Coherence, cosines over all pairs of tokens"
+    for name, words in (("displacement", "displacements"), ("update", "intended updates"), ("gradient", "gradients")):
+        if f"{name}_cosine_mean" in ds:
+            mean, std = ds[f"{name}_cosine_mean"].values, ds[f"{name}_cosine_std"].values
+            spans = summary_text.span(mean), summary_text.span(std)
+            yield f"  {words:17s} mean {mean[0]:.6f} first, {spans[0]}; std {std[0]:.3g} first, {spans[1]}"
+    for name, words in (("h_alignment", "ΔC to -h"), ("gradient_p_h_alignment", "gradient to Σp·h")):
+        if name in ds:
+            values = ds[name].values
+            yield f"  {words:17s} cosine {values[0]:.6f} first, {values[-1]:.6f} last, {summary_text.span(values)}"
+    if "gradient_p_h_deviation" in ds:
+        deviation = summary_text.largest_value(ds["gradient_p_h_deviation"].values)
+        yield f"  check             ∂L/∂W = Σp·h holds to {deviation:.2g} at most"
+    yield from summary_text.invalid_steps(ds, "which are left out")
+
+
+coherence.pictures = (
+    Picture(
+        "coherence",
+        "coherence.coherence",
+        "Do the tokens move as one?",
+        "A cosine of 1 means that all displacements point the same way, 0 that they are unrelated. The lower "
+        "panels compare the common direction with what should push it.",
+    ),
+)

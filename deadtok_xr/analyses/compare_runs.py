@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.cells import step_coords
+from deadtok_xr.analyses.registry import built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -18,7 +19,6 @@ from deadtok_xr.engine import (
     ReductionResults,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -56,7 +56,7 @@ _PER_STEP = tuple(ATTRS)[:8]
 _JOINS = ("exact", "inner")
 
 
-@analysis
+@built_in
 def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str = "exact") -> AnalysisSpec:
     """Compare two recordings token by token, aligned by step and by token id.
 

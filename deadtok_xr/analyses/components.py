@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.graph_walk import Walk
 from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.registry import built_in
 from deadtok_xr.analyses.topology import Graph, check_options
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -20,7 +21,6 @@ from deadtok_xr.engine import (
     ReductionResults,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.errors import InputError
 
@@ -48,7 +48,7 @@ EVENT_ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@analysis
+@built_in
 def components(
     ds: xr.Dataset,
     *,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.graph_walk import check_grid
 from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -39,7 +40,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@analysis
+@built_in
 def connectivity(
     ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W", precision: str | None = None
 ) -> AnalysisSpec:
@@ -167,3 +168,24 @@ def _table(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
         "merge_threshold": merge,
         "n_invalid": n_invalid,
     }
+
+
+@connectivity.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    yield "Connectivity, smallest L∞ threshold that connects all tokens"
+    said = zip(ds["step"].values, ds["connectivity_threshold"].values, ds["connectivity_k"].values, strict=True)
+    shown = [f"step {step}: {x:.4g} ({k:.4g} mean ULP)" for step, x, k in said]
+    for i in range(0, len(shown), 3):
+        yield f"  {'' if i else 'threshold':17s} {', '.join(shown[i : i + 3])}"
+    yield from summary_text.invalid_steps(ds, "which have no graph")
+
+
+connectivity.pictures = (
+    Picture(
+        "connectivity",
+        "connectivity.connectivity",
+        "How close is one component?",
+        "The smallest distance at which all tokens hang together, at chosen steps, against the spacing of the "
+        "grid. The nearer the two, the closer the cloud is to a crystal.",
+    ),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common import checks, transitions
+from deadtok_xr.analyses.common import checks, summary_text, transitions
 from deadtok_xr.analyses.common.updates import read_updates
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -21,7 +22,6 @@ from deadtok_xr.engine import (
     ReductionResults,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError
@@ -52,7 +52,7 @@ OUTPUTS = {
 }
 
 
-@analysis
+@built_in
 def critical_boundary(
     ds: xr.Dataset,
     *,
@@ -191,3 +191,27 @@ class _Accumulator:
 
 def _share(part: Any, whole: Any) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+@critical_boundary.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    above = ds["above_fraction"].values
+    moved, still = (
+        summary_text.finite_mean(ds["moved_above"].values),
+        summary_text.finite_mean(ds["moved_below"].values),
+    )
+    yield (
+        f"Critical boundary: Adam's step is above half the gap for {above[0]:.1%} of the elements first, "
+        f"{above[-1]:.1%} last; {moved:.2%} of those above moved, {still:.2%} of the others"
+    )
+
+
+critical_boundary.pictures = (
+    Picture(
+        "critical_boundary",
+        "critical_boundary.critical_boundary",
+        "Adam's step against half the gap",
+        "Above the boundary, Adam's step is more than half a gap of the grid, and rounding lets it pass. The lower"
+        " panel tells how many elements on either side did move.",
+    ),
+)

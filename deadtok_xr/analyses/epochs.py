@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -21,7 +23,6 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    analysis,
     folded,
 )
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -76,7 +77,7 @@ _OVER_STEPS = tuple(ATTRS)[:6]
 _FORMULA = {"origin": "r[t] = mean_i ‖W[t,i]‖₂", "centroid": "r[t] = mean_i ‖W[t,i] - C[t]‖₂"}
 
 
-@analysis
+@built_in
 def epochs(
     ds: xr.Dataset,
     *,
@@ -262,3 +263,26 @@ def _epochs(r: Floats, at: dict[str, int]) -> NDArray[np.int8]:
     if at["freeze"] >= 0:
         epoch[at["freeze"] :] = 3
     return np.where(np.isfinite(r), epoch, -1).astype(np.int8)
+
+
+@epochs.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    at = {name: int(ds[f"{name}_step"]) for name in ("inhale", "sneeze", "reexpansion", "freeze")}
+    when = {name: f"at {step}" if step >= 0 else "never" for name, step in at.items()}
+    shrinks = f"shrinks by {100 * float(ds['inhale_depth']):.2f}% until {at['inhale']}, " if at["inhale"] >= 0 else ""
+    yield (
+        f"Epochs of the radius from the {ds.attrs.get('radius', 'origin')}: {shrinks}grows fastest {when['sneeze']}, "
+        f"again {when['reexpansion']}, freeze begins {when['freeze']}"
+    )
+    yield from summary_text.invalid_steps(ds, "which have no radius")
+
+
+epochs.pictures = (
+    Picture(
+        "epochs",
+        "epochs.epochs",
+        "Epochs of the radius",
+        "Top: the radius of the cloud; where it grows the cloud inhales, where it suddenly shrinks it sneezes. "
+        "Below: its velocity, and the share of tokens that stand still.",
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, transitions
 from deadtok_xr.analyses.h_persistence import directions
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import OffGridError
 
@@ -72,7 +74,7 @@ _NUMBERS = tuple(ATTRS)[10:]
 _NEVER, _INVALID = -1, np.iinfo(np.int64).max
 
 
-@analysis
+@built_in
 def freeze_predictors(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
 ) -> AnalysisSpec:
@@ -262,3 +264,28 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
     if len(a) < 4 or abs(rho) == 1:
         return rho, np.nan, np.nan
     return rho, *_fisher(rho, np.sqrt((1 + rho**2 / 2) / (len(a) - 3)))
+
+
+@freeze_predictors.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    yield (
+        f"Freezing: {int(ds['n_frozen'])} tokens froze, {int(ds['n_censored'])} still moved at the last step, "
+        f"{int(ds['n_never_moved'])} never moved"
+    )
+    low, high = ds["rank_correlation_low"].values, ds["rank_correlation_high"].values
+    names = [str(name) for name in ds["predictor"].values]
+    rows = sorted(zip(names, ds["rank_correlation"].values, low, high, strict=True), key=lambda row: -abs(row[1]))
+    for i in range(0, len(rows), 3):
+        said = (f"{name} {value:+.3f} [{a:+.3f}, {b:+.3f}]" for name, value, a, b in rows[i : i + 3])
+        yield f"  {'' if i else 'rank correlation':17s} {', '.join(said)}"
+
+
+freeze_predictors.pictures = (
+    Picture(
+        "freeze_predictors",
+        "freeze_predictors.freeze_predictors",
+        "What goes with freezing early",
+        "Bars to the right: tokens with more of it freeze later. The whisker is the 95% interval; where it crosses"
+        " zero, nothing is shown.",
+    ),
+)

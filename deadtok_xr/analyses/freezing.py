@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, transitions
-from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, analysis
+from deadtok_xr.analyses.common import checks, summary_text, transitions
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -43,7 +45,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 _STEP = tuple(ATTRS)[:5]
 
 
-@analysis
+@built_in
 def freezing(
     ds: xr.Dataset,
     *,
@@ -174,3 +176,25 @@ def runs(mask: NDArray[np.bool_]) -> Longs:
     out = np.zeros(len(mask), np.int64)
     out[change[::2]] = change[1::2] - change[::2]
     return out
+
+
+@freezing.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    n, total, longest, end = (int(ds[k]) for k in ("n_runs", "n_global", "longest_run", "permanent_freeze"))
+    below = f" below {ds.attrs['threshold']:g}" if "threshold" in ds.attrs else " unchanged"
+    yield (
+        f"Global freezes ({ds.attrs.get('definition', 'value')}{below}): {total} of {ds.sizes['step']} steps, in {n} "
+        f"runs of up to {longest}; permanent for the last {end}"
+    )
+    yield from summary_text.invalid_steps(ds, "which are not frozen")
+
+
+freezing.pictures = (
+    Picture(
+        "freezing",
+        "freezing.freezing",
+        "How many stand still",
+        "The share of tokens that did not move at each step. Marked are the steps at which none moved, and the one"
+        " from which none ever moved again.",
+    ),
+)

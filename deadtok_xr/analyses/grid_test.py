@@ -11,8 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.registry import built_in
 from deadtok_xr.bfloat16 import GRIDS, on_grid
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -27,7 +28,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@analysis
+@built_in
 def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> AnalysisSpec:
     """Count, for each variable and number format, the values that lie on the format's grid.
 

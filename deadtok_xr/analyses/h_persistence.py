@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.common import checks, summary_text
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -52,7 +54,7 @@ _SCALARS = ("half_lag", "resultant_length", "straightness")
 _COUNTS = ("n_pairs", "half_lag")
 
 
-@analysis
+@built_in
 def h_persistence(ds: xr.Dataset, *, max_lag: int | None = None, allow_gaps: bool = False) -> AnalysisSpec:
     """How long the mean hidden state keeps its direction.
 
@@ -188,3 +190,26 @@ def autocorrelations(
 def _sums(rows: Floats, n_lags: int) -> Floats:
     power = (np.abs(np.fft.rfft(rows, axis=0)) ** 2).sum(axis=1)
     return np.fft.irfft(power, n=len(rows))[:n_lags]
+
+
+@h_persistence.summarize
+@summary_text.in_one_line
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    half = int(ds["half_lag"])
+    yield "Persistence of the mean hidden state's direction"
+    yield f"  mean direction    unit vectors average to length {float(ds['resultant_length']):.4f} (1: one direction)"
+    yield (
+        f"  swing             {summary_text.span(ds['swing'].values)} degrees a step; net angle over their sum "
+        f"{float(ds['straightness']):.3g}; fluctuation halves {'never' if half < 0 else f'at a lag of {half}'}"
+    )
+
+
+h_persistence.pictures = (
+    Picture(
+        "h_persistence",
+        "h_persistence.h_persistence",
+        "Does the push keep its direction?",
+        "Left of the lag at which the autocorrelation falls to half, the push is still the same. The swing is the "
+        "angle by which the mean hidden state turns in one step.",
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine import (
@@ -22,7 +24,6 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.block_pass import step_before, uniform, with_start
 from deadtok_xr.errors import InputError
@@ -54,7 +55,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 PER_TOKEN = ("position", "thermal_velocity")
 
 
-@analysis
+@built_in
 def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool = False) -> AnalysisSpec:
     """Separate the motion of the cloud from the motion within it.
 
@@ -212,3 +213,31 @@ def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
 def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float64]) -> NDArray[np.float64]:
     velocity = np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64))
     return velocity - bulk[:, None, :]
+
+
+@kinematics.summarize
+@summary_text.in_one_line
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    norm = np.linalg.norm(ds["centroid"].values, axis=1)
+    steps, bulk, heat = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
+    radius = ds["radius"].values
+    yield f"Kinematics, centre-of-mass frame ({ds.attrs.get('origin', 'absolute')} positions)"
+    yield f"  centroid norm     {norm[0]:.6f} first, {norm[-1]:.6f} last, {summary_text.largest(norm, steps)}"
+    yield f"  cloud radius      {radius[0]:.6f} first, {radius[-1]:.6f} last"
+    if len(steps) > 1:
+        ratio = bulk[1] / heat[1] if heat[1] else np.inf
+        yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {heat[1]:.4g}, ratio {ratio:.4g}"
+        residual = summary_text.largest_value(ds["thermal_residual"].values)
+        yield f"  check             thermal velocities sum to {residual:.2g} at most"
+    yield from summary_text.invalid_steps(ds, "which have no centroid")
+
+
+kinematics.pictures = (
+    Picture(
+        "speeds",
+        "kinematics.speeds",
+        "The cloud and the motion within it",
+        "Bulk speed is that of the centroid, thermal speed that of the tokens in its frame. Bulk above thermal "
+        "means that tokens are carried along; thermal above bulk, that they move on their own.",
+    ),
+)

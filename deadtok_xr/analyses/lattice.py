@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import cells, checks, per_step, transitions
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.common import cells, checks, per_step, summary_text, transitions
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
@@ -95,7 +97,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 _OF_STEPS = tuple(name for name in ATTRS if name not in cells.PER_TOKEN)
 
 
-@analysis
+@built_in
 def lattice(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
 ) -> AnalysisSpec:
@@ -177,7 +179,7 @@ STATE_ATTRS: dict[str, dict[str, Any]] = {
 _OF_STATES = tuple(STATE_ATTRS)[2:]
 
 
-@analysis
+@built_in
 def exponents(ds: xr.Dataset, *, variable: str = "W", precision: str | None = None) -> AnalysisSpec:
     """Where the elements are on the lattice: their exponents, mantissas, zeros and powers of two.
 
@@ -224,3 +226,56 @@ def _states(inputs: dict[str, list[Any]]) -> Arrays:
     names = tuple("n_invalid_now" if name == "n_invalid" else name for name in _OF_STATES)
     found = per_step.joined(inputs["series"], names)
     return {name: found[key] for name, key in zip(_OF_STATES, names, strict=True)}
+
+
+@lattice.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    moved = int(ds["n_moved"].sum())
+    crossed = ds["n_crossings_up"] + ds["n_crossings_down"]
+    yield (
+        f"Lattice: elements moved {moved} times, {_of(ds['n_half'], moved)} by half cells, {_of(crossed, moved)} "
+        f"across an exponent, {_of(ds['n_outward'], moved)} outwards; |ΔW'| up to "
+        f"{summary_text.largest_value(ds['lattice_max'].values):.4g} ULP"
+    )
+    yield from summary_text.invalid_steps(ds, "which are left out")
+
+
+def _of(counts: xr.DataArray, total: int) -> str:
+    return f"{100 * int(counts.sum()) / total:.2f}%" if total else "none"
+
+
+lattice.pictures = (
+    Picture(
+        "lattice",
+        "lattice.lattice",
+        "Steps on the lattice",
+        "Top: the share of elements that moved, that changed their exponent, and of those that moved, that moved "
+        "by half cells, inwards from a power of two. Bottom: tokens by the length of their hop against their mean "
+        "ULP.",
+    ),
+)
+
+
+@exponents.summarize
+def _summary_of_exponents(ds: xr.Dataset) -> Iterator[str]:
+    first, last = ds.isel(step=0), ds.isel(step=-1)
+    zeros, powers = ([int(at[name]) for at in (first, last)] for name in ("n_zero", "n_power_of_two"))
+    yield (
+        f"Elements, first and last: {zeros[0]}, {zeros[1]} exactly zero; {powers[0]}, {powers[1]} at powers of 2; ULP "
+        f"{_gaps(first)}, {_gaps(last)}"
+    )
+
+
+def _gaps(ds: xr.Dataset) -> str:
+    return f"[{float(ds['ulp_min']):.4g}, {float(ds['ulp_max']):.4g}]"
+
+
+exponents.pictures = (
+    Picture(
+        "exponents",
+        "lattice.exponents",
+        "Where on the lattice the elements are",
+        "Each column is a step, each row an exponent, twice as large as the one below it. The brighter a place, "
+        "the more elements have that exponent; white means none.",
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, transitions
+from deadtok_xr.analyses.common import checks, summary_text, transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
-from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, analysis, folded
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, folded
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -106,7 +108,7 @@ STRATIGRAPHY = {
 }
 
 
-@analysis
+@built_in
 def lifecycle(
     ds: xr.Dataset,
     *,
@@ -330,3 +332,26 @@ def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]
         phase += until >= position[:, None]
     unknown = whole.path[PATH.index("last_invalid")] >= position[:, None]
     return np.where(unknown, np.int8(-1), phase)
+
+
+@lifecycle.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    frozen, going, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
+    first, last = (summary_text.range_text(ds[name].values) for name in ("first_freeze_range", "last_motion_range"))
+    thaws = ds["thaw_count"].values
+    yield (
+        f"Life cycles: {frozen} tokens froze for good, {going} still move, {never} never moved; first freeze {first}; "
+        f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} of a token"
+    )
+    yield from summary_text.invalid_steps(ds, "which are neither motion nor rest")
+
+
+lifecycle.pictures = (
+    Picture(
+        "lifecycle",
+        "lifecycle.lifecycle",
+        "Life cycles",
+        "Every row is a token, every column a step, coloured by the phase of its motion; tokens are in the order "
+        "in which they came to rest. Where a row grows bright again, the token thawed.",
+    ),
+)

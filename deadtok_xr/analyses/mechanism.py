@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from deadtok_xr.analyses.common import checks, replayed, transitions
+from deadtok_xr.analyses.common import checks, replayed, summary_text, transitions
 from deadtok_xr.analyses.common.updates import read_updates
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -95,7 +96,7 @@ OF_TOKENS: dict[str, dict[str, Any]] = {
 }
 
 
-@analysis
+@built_in
 def mechanism(
     ds: xr.Dataset,
     *,
@@ -221,3 +222,59 @@ def _totals(inputs: dict[str, list[Any]]) -> Arrays:
         "freeze_cause": np.where(freeze["next_step"] >= 0, freeze["next_cause"], CAUSES.index("moved")),
         "margin_after": freeze["margin_after"],
     }
+
+
+@mechanism.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    names = ds["cause"].attrs["flag_meanings"].split()
+    n = {name: ds[f"n_{name}"].values for name in names}
+    steps = ds["step"].values
+    compared, missed = ds["n_compared"].values.sum(), ds["n_missed"].values.sum()
+    baseline, moved = ds["baseline_agreement"].values, ds["replay_agreement_moved"].values
+    yield f"Mechanism, why tokens move or not: {ds.attrs.get('optimizer')} replayed ({ds.attrs.get('arithmetic')})"
+    share = 1 - missed / compared if compared else np.nan
+    yield (
+        f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (nothing moved: "
+        f"{summary_text.finite_mean(baseline):.2%}); of those that moved, per step {summary_text.span(moved)}"
+    )
+    tokens = {
+        name: (ds["cause"].values == k).sum(axis=ds["cause"].get_axis_num("token")) for k, name in enumerate(names)
+    }
+    for what, counts in (("elements", n), ("tokens", tokens)):
+        said = (f"step {steps[i]}: {summary_text.shares({k: v[i] for k, v in counts.items()})}" for i in (0, -1))
+        yield f"  {what:17s} {'; '.join(said)}"
+    kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
+    frozen = ", ".join(f"{k} {name.replace('_', ' ')}" for k, name in zip(kinds, names, strict=True) if k)
+    yield f"  why tokens froze  {frozen.replace('moved', 'still moving')}"
+    intended, realised = (summary_text.finite_median(ds[name].values) for name in ("intended_net", "realised_net"))
+    yield f"  drift, median     {intended:.4g} intended by all updates, {realised:.4g} left after rounding"
+    stalled, powers = ds["stalled_fraction"].values, ds["at_power_of_two"].values
+    yield f"  exp_avg_sq stalls {summary_text.span(stalled)} of the elements, last {stalled[-1]:.3g}"
+    yield f"  at a power of two {summary_text.span(powers)} of the elements, last {powers[-1]:.3g}"
+    yield from _contradiction(ds)
+
+
+def _contradiction(ds: xr.Dataset) -> Iterator[str]:
+    """Whether the motion is that of other learning rates."""
+    given, shown, moved = (ds[n].values for n in ("lr", "lr_estimate", "replay_agreement_moved"))
+    wrong = (moved < 0.9) & (np.abs(shown - given) > 0.05 * given)
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[len(np.flatnonzero(wrong)) // 2])
+        yield (
+            f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
+            f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a "
+            "schedule? Give mechanism the rate of each step (lr=, --lr)"
+        )
+    elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
+        yield "  warning: the replay does not close; find_arithmetic (--arithmetic find) says which comes closest"
+
+
+mechanism.pictures = (
+    Picture(
+        "mechanism",
+        "mechanism.mechanism",
+        "Why tokens move or stand still",
+        "Top: the share of tokens that moved, whose update rounded to zero, and that had no gradient. Bottom: the "
+        "largest update against half a gap of the grid; below 1 it cannot move a token.",
+    ),
+)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import checks, transitions
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.common import checks, summary_text, transitions
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -51,7 +54,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@analysis
+@built_in
 def motion(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
 ) -> AnalysisSpec:
@@ -97,3 +100,40 @@ def motion(
         return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
 
     return transitions.plan(x, grid, finish)
+
+
+@motion.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    mean, std = ds["displacement_ulp_mean"].values, ds["displacement_ulp_std"].values
+    moved = np.asarray((ds["moved_dims"].data > 0).sum(axis=1))
+    steps = ds["step"].values
+    yield "Motion, |ΔW| in norm ULP (1.31b)"
+    yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
+    yield f"  std over tokens   {summary_text.span(std)}"
+    n_invalid = ds["n_invalid"].values
+    left_out = ds["skipped"].values.astype(bool) if "skipped" in ds else np.zeros(len(steps), bool)
+    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~left_out]  # the rest was not asked to move
+    last = steps[moved > 0]
+    yield (
+        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; nothing moved in "
+        f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
+    )
+    yield from summary_text.invalid_steps(ds, "which are left out of the means")
+
+
+motion.pictures = (
+    Picture(
+        "displacement",
+        "motion.displacement",
+        "How far tokens move",
+        "The line is the mean displacement over tokens at each step, the band one standard deviation. The strip "
+        "below tells the steps at which nothing moved, which a logarithmic axis cannot show.",
+    ),
+    Picture(
+        "trajectories",
+        "motion.trajectories",
+        "Every token's displacement",
+        "Each column is a step, and the darker a place, the more tokens moved that far there; the line is the "
+        "mean. The strip at the bottom counts tokens that did not move.",
+    ),
+)

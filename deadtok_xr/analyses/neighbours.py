@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, step_selection
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.registry import built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
 Floats = NDArray[np.float64]
@@ -26,7 +27,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 _AT_MOST = 65
 
 
-@analysis
+@built_in
 def neighbour_preservation(
     ds: xr.Dataset,
     *,

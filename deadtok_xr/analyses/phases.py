@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, transitions
-from deadtok_xr.engine import AnalysisSpec, ReductionResults, analysis
+from deadtok_xr.analyses.common import checks, summary_text, transitions
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.errors import InputError
 
 LATTICE = ("frozen", "late", "midlife", "early")
@@ -23,7 +26,7 @@ DEFINITION = {
 }
 
 
-@analysis
+@built_in
 def phases(
     ds: xr.Dataset,
     *,
@@ -98,3 +101,55 @@ def _fraction(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def _transition_steps(counts: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
     majority = 2 * np.cumsum(counts, axis=1) > counts.sum(axis=1, keepdims=True)
     return np.where(majority.any(axis=0), steps[majority.argmax(axis=0)], -1)
+
+
+@phases.summarize
+@summary_text.in_one_line
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    names = ds["phase"].values
+    final = ds["fraction"].isel(step=-1).values
+    begins = ds["transition_step"].values
+    yield f"Phases, scheme {ds.attrs.get('scheme', 'lattice')}"
+    yield "  final state       " + ", ".join(f"{n} {100 * f:.1f}%" for n, f in zip(names, final, strict=True))
+    yield "  majority reached  " + ", ".join(
+        f"{n} or colder {'never' if t < 0 else f'at {t}'}" for n, t in zip(names[:-1], begins[:-1], strict=True)
+    )
+
+
+phases.pictures = (
+    Picture(
+        "phases",
+        "phases.phases",
+        "Phases on the lattice",
+        "The height of a colour is the share of tokens in that phase, from frozen (dark) to early (bright). "
+        "Vertical lines mark the steps at which a majority is in a phase or a colder one.",
+    ),
+)
+
+phases_magnitude = phases.with_options(
+    "phases_magnitude",
+    (
+        Picture(
+            "phases_magnitude",
+            "phases.phases",
+            "Phases by magnitude",
+            "The same with the regimes of notebook 1.31b, which compare a displacement with the token's own norm. A "
+            "token that it calls frozen may still have hopped in a few dims.",
+        ),
+    ),
+    scheme="magnitude",
+)
+
+phases_cells = phases.with_options(
+    "phases_cells",
+    (
+        Picture(
+            "phases_cells",
+            "phases.phases",
+            "Phases by cells of the grid",
+            "The same with the scheme of cells, which goes by the length of the lattice displacement alone, from "
+            "fimbulwinter (nothing moves) to hypernova.",
+        ),
+    ),
+    scheme="cells",
+)

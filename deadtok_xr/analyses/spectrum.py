@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock, analysis
+from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -39,7 +40,7 @@ ATTRS: dict[str, dict[str, Any]] = {
 _AT_MOST = 65
 
 
-@analysis
+@built_in
 def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W") -> AnalysisSpec:
     """The spectrum of the tokens' covariance at chosen steps.
 
@@ -164,3 +165,23 @@ def _measure(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:
             "std_dim": std,
             "total_variance": total,
         }
+
+
+@spectrum.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    axes, ratio = ds["participation_ratio"].values, ds["eccentricity"].values
+    yield (
+        f"Shape: {axes[0]:.4g} of {ds.sizes['mode']} axes matter first, {axes[-1]:.4g} last; variance ratio of "
+        f"the axes {ratio[0]:.4g} first, {ratio[-1]:.4g} last"
+    )
+
+
+spectrum.pictures = (
+    Picture(
+        "spectrum",
+        "spectrum.spectrum",
+        "The shape of the cloud",
+        "Top: the variance along each principal axis, from the largest (dark) to the smallest (pale). Bottom: how "
+        "many axes carry it; all of them for a sphere, one for a line.",
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.graph_walk import Walk, n_bins
 from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -21,7 +23,6 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    analysis,
 )
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -73,7 +74,7 @@ _COUNTS = {"largest_component": 1, "n_singletons": 2, "n_components": 3, "degree
 """The columns of the kernel's figures; the first is the number of edges."""
 
 
-@analysis
+@built_in
 def topology(
     ds: xr.Dataset,
     *,
@@ -289,3 +290,35 @@ def _name(changes: list[int], begin: int) -> int:
         return VERDICTS.index({0: "stays_gas", 1: "neither", 2: "stays_crystal"}[begin])
     words = ["evaporates" if to == 0 else "crystallizes" for to in changes]
     return VERDICTS.index("_then_".join(words) if len(words) <= 2 else "alternates")
+
+
+@topology.summarize
+def _summary(ds: xr.Dataset) -> Iterator[str]:
+    rule = ds["density"].attrs.get("adjacent", "max_d |a - b| <= k·mean_d ULP(C)")
+    yield f"Topology, {rule}, k = {ds.attrs.get('k', 1.0):g}, coincident tokens {ds.attrs.get('coincident')}"
+    for key, label in (
+        ("mean_ulp", "mean ULP"),
+        ("density", "density"),
+        ("largest_component", "largest component"),
+        ("n_singletons", "singletons"),
+        ("n_components", "components"),
+    ):
+        v = np.where(ds["n_invalid"].values > 0, np.nan, ds[key].values)
+        yield f"  {label:17s} {v[0]:.4g} first, {v[-1]:.4g} last, {summary_text.span(v)}"
+    if "verdict" in ds:
+        words = ds["verdict"].attrs["flag_meanings"].split()[int(ds["verdict"])].replace("_", " ")
+        gas, crystal = int(ds["evaporation_step"]), int(ds["crystallization_step"])
+        when = [f"{name} from step {step}" for name, step in (("gas", gas), ("crystal", crystal)) if step >= 0]
+        yield f"  verdict           {words}{': ' if when else ''}{', '.join(when)}"
+    yield from summary_text.invalid_steps(ds, "which have no graph")
+
+
+topology.pictures = (
+    Picture(
+        "topology",
+        "topology.topology",
+        "Neighbours at the spacing of the grid",
+        "Top: the spacing of the grid at the centroid. Middle: the share of pairs of tokens closer than that. "
+        "Bottom: how many groups they form; one large group is a crystal, all singletons a gas.",
+    ),
+)

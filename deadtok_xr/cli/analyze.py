@@ -46,6 +46,7 @@ _HERE = ("threads", "processes", "synchronous")
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
 @click.option("--run", help="Which run, by its label, of a store that holds several.")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
+@click.option("--import", "modules", type=PATH, multiple=True, help="A Python file that defines analyses of your own.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
 @click.option("--workers", type=int, help="Work in so many processes of this machine (dask.distributed).")
@@ -68,9 +69,9 @@ _HERE = ("threads", "processes", "synchronous")
 @OVERWRITE
 @QUIET
 def analyze(
-    store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None, figures: Path | None,
-    scheduler: str, workers: int | None, device: str, precision: str | None, allow_gaps: bool, partial: bool,
-    as_json: bool, overwrite: bool, quiet: bool, **replay: Any,
+    store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None,
+    modules: tuple[Path, ...], figures: Path | None, scheduler: str, workers: int | None, device: str,
+    precision: str | None, allow_gaps: bool, partial: bool, as_json: bool, overwrite: bool, quiet: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -86,11 +87,14 @@ def analyze(
     """
     import deadtok_xr as dx
     from deadtok_xr.analyses import open_for_analysis
+    from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
     from deadtok_xr.store import destination
 
     if workers is None and scheduler in _HERE and device != "auto":
         resolve(device, 0)  # now, not in the first task
+    for file in modules:
+        import_analyses(file)
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if names == []:
         raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")

@@ -8,7 +8,6 @@ In: lazy arrays (step, token, dim) and reductions. Out: lazy arrays of what the 
 them. It imports `store`, `kernels` and what lies below these; analyses import it.
 """
 
-from deadtok_xr.engine.analysis import Analysis, analysis
 from deadtok_xr.engine.batches import Batch, StepBlock
 from deadtok_xr.engine.block_pass import ReductionResults, folded
 from deadtok_xr.engine.output import Output
@@ -16,6 +15,6 @@ from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction, Sin
 from deadtok_xr.engine.spec import AnalysisSpec, run
 
 __all__ = [
-    "Accumulator", "Analysis", "AnalysisSpec", "Batch", "BlockResult", "Output", "Reduction", "ReductionResults",
-    "SingleVariable", "StepBlock", "allocate_outputs", "analysis", "folded", "run",
+    "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Output", "Reduction", "ReductionResults",
+    "SingleVariable", "StepBlock", "allocate_outputs", "folded", "run",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from deadtok_xr.store.stored_array import StoredArray, stored_array
 
 _logger = logging.getLogger("deadtok_xr")
 _ROWS_AT_ONCE = 2
-"""Rows of chunks to a block where the steps do not begin with a chunk. Chunks that two blocks share are decoded twice."""
+"""Rows of chunks to a block where steps do not begin with a chunk. Chunks that two blocks share are decoded twice."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ function has to make its own figure.
 
 from __future__ import annotations
 
+from deadtok_xr.plot.by_dims import by_dims
 from deadtok_xr.plot.census import census
 from deadtok_xr.plot.centroid_origin import centroid_origin
 from deadtok_xr.plot.checkpoint import checkpoint
@@ -33,6 +34,7 @@ from deadtok_xr.plot.spectrum import spectrum
 from deadtok_xr.plot.topology import topology
 
 __all__ = [
+    "by_dims",
     "census",
     "centroid_origin",
     "checkpoint",

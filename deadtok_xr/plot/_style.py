@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -22,6 +23,37 @@ INK, PALE = "#222222", "#DDDDDD"
 COLD_TO_HOT = ("#10214f", "#3a76af", "#f2a65a", "#fdeeb5")
 
 Floats = NDArray[np.float64]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Shows:
+    """What a picture shows.
+
+    Attributes
+    ----------
+    needed, optional
+        Names of variables.
+    layout
+        None for one axes, else what `Figure.subplots` takes.
+    over
+        The coordinate along which it is drawn.
+    """
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    layout: dict[str, Any] | None = None
+    over: str = "step"
+
+
+def shows(needed: tuple[str, ...], **more: Any) -> Callable[[F], F]:
+    """Say of a function that draws what it shows, as its attribute `shows`."""
+
+    def mark(draw: F) -> F:
+        draw.shows = Shows(needed, **more)  # type: ignore[attr-defined]
+        return draw
+
+    return mark
 
 
 def own_axes(ax: Axes | None) -> Axes:

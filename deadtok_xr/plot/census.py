@@ -30,6 +30,7 @@ _EVENTS = {
 NEEDED = (*_COUNTS, *_EVENTS)
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def census(
     census: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

@@ -25,6 +25,7 @@ NEEDED = (*tuple(_STEPS)[:3], "initial_projection", "initial", "drift", "final")
 OPTIONAL = ("drift_h_cosine",)
 
 
+@_style.shows(NEEDED, optional=OPTIONAL, layout=LAYOUT)
 def centroid_origin(
     centroid_origin: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

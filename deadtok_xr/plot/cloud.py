@@ -22,6 +22,7 @@ _SIDES = {"outward_fraction": ("outward", _style.ORANGE), "inward_fraction": ("i
 NEEDED = (*_HEAT, *_SIDES, "lag1_low", "lag1_median", "lag1_high")
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def cloud(cloud: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None) -> NDArray[np.object_]:
     """Temperatures, directions away from and towards the origin, and the persistence of velocities.
 

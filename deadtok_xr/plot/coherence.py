@@ -37,6 +37,7 @@ OPTIONAL = (
 )
 
 
+@_style.shows(NEEDED, optional=OPTIONAL, layout=LAYOUT)
 def coherence(
     coherence: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

@@ -12,6 +12,7 @@ from deadtok_xr.plot.phases import colours
 NEEDED = ("merge_threshold", "connectivity_threshold", "mean_ulp")
 
 
+@_style.shows(NEEDED)
 def connectivity(connectivity: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """The number of components against the threshold, a line for each of the chosen steps.
 

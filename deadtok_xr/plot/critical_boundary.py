@@ -23,6 +23,7 @@ NEEDED = ("critical_ratio", *_SHARES)
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def critical_boundary(
     critical_boundary: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

@@ -23,6 +23,7 @@ _MARKS = {
 NEEDED = ("radius", "velocity", "frozen_fraction", *_MARKS)
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def epochs(
     epochs: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

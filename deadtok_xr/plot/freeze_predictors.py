@@ -35,6 +35,7 @@ NEEDED = (
 )
 
 
+@_style.shows(NEEDED, layout=LAYOUT, over="predictor")
 def freeze_predictors(
     freeze_predictors: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

@@ -11,6 +11,7 @@ from deadtok_xr.plot import _style
 NEEDED = ("frozen_fraction", "freeze_run", "n_runs", "n_global", "longest_run", "permanent_freeze")
 
 
+@_style.shows(NEEDED)
 def freezing(freezing: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """The frozen fraction against the step, with the runs of global freezes.
 

@@ -26,6 +26,7 @@ _LAGS = {
 NEEDED = (*_STEPS, *_LAGS, "resultant_length", "half_lag", "straightness")
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def h_persistence(
     h_persistence: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

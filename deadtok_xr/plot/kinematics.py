@@ -16,6 +16,7 @@ _ROUNDING = 1e-12  # of float64 sums over some 10,000 tokens, with room to spare
 _RADII = {"radius_max": ("largest", _style.ORANGE), "radius": ("mean", _style.BLUE)}
 
 
+@_style.shows(("bulk_speed", "thermal_rms"))
 def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """The speed of the tokens' centroid, and their speed relative to it, against the step.
 

@@ -25,6 +25,7 @@ NEEDED = (*_SHARES, "hop_fraction")
 EXPONENTS = ("exponent_count",)
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def lattice(
     lattice: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
@@ -84,6 +85,7 @@ def _hops(ax: Axes, ds: xr.Dataset) -> None:
     _style.legend_above(ax)
 
 
+@_style.shows(EXPONENTS)
 def exponents(exponents: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """How many elements have each exponent, against the step.
 

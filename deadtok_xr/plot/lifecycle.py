@@ -16,6 +16,7 @@ from deadtok_xr.plot.phases import colours, in_words
 NEEDED = ("stratigraphy", "last_motion", "last_step_or_hotter", "n_censored", "n_never_moved")
 
 
+@_style.shows(NEEDED)
 def lifecycle(lifecycle: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """The phase of each token in retrospect against the step, as strata.
 

@@ -22,6 +22,7 @@ _COLOURS = {
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
+@_style.shows(NEEDED, layout={"nrows": 2, "sharex": True, "height_ratios": (3, 2)})
 def mechanism(mechanism: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | None = None) -> NDArray[np.object_]:
     """The share of the tokens by cause against the step, and below it their margins.
 

@@ -21,6 +21,7 @@ FEW = 60  # tokens that are still drawn as lines
 Measured = NDArray[np.floating[Any]]
 
 
+@_style.shows(("displacement_ulp",))
 def displacement(
     motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
 ) -> Axes:
@@ -66,6 +67,7 @@ def displacement(
     return ax
 
 
+@_style.shows(("displacement_ulp",))
 def trajectories(
     motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
 ) -> Axes:

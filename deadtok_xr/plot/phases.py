@@ -29,6 +29,7 @@ _OF_CELLS = {
 _LEGEND = "phase, and the first step\nwith more than half this\ncold or colder"
 
 
+@_style.shows(("fraction", "transition_step"))
 def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     """The share of the tokens in each phase against the step, coldest at the bottom.
 

@@ -19,6 +19,7 @@ LAYOUT: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (3, 2)}
 NEEDED = ("eigenvalue", "participation_ratio")
 
 
+@_style.shows(NEEDED, layout=LAYOUT, over="spectrum_step")
 def spectrum(
     spectrum: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

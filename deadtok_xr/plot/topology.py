@@ -24,6 +24,7 @@ OPTIONAL = ("verdict", "evaporation_step", "crystallization_step")
 _CHANGES = {"evaporation_step": ("gas", _style.ORANGE), "crystallization_step": ("crystal", _style.BLUE)}
 
 
+@_style.shows(NEEDED, optional=OPTIONAL, layout={"nrows": 3, "sharex": True, "height_ratios": (2, 2, 3)})
 def topology(
     topology: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from deadtok_xr.dask_arrays import given_array
+from deadtok_xr.dask_arrays import chunk_sizes, given_array
 
 
 class RecordingBackend(BackendEntrypoint):
@@ -75,7 +75,7 @@ def _lazy(x: xr.DataArray) -> xr.Variable:
     if x.chunks is None:
         return x.variable
     variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
-    variable.encoding["preferred_chunks"] = dict(zip(x.dims, map(max, x.data.chunks), strict=True))
+    variable.encoding["preferred_chunks"] = dict(zip(x.dims, chunk_sizes(x.data), strict=True))
     return variable
 
 

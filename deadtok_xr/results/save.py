@@ -19,6 +19,7 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
+from deadtok_xr.dask_arrays import chunk_sizes
 from deadtok_xr.engine import cluster
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
@@ -196,7 +197,7 @@ def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
         text = source.dtype.kind in "UOT"
         array = store.create_array(
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
-            source.chunksize if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
+            chunk_sizes(source) if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
         if lazy:
             made[f"{name}/{key}"] = array

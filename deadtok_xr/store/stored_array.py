@@ -1,8 +1,8 @@
 """Where the values of a lazy array lie in a store, and their chunks decoded step by step, side by side.
 
 Dask knows a lazy array as tasks. The engine decodes the chunks of the same steps together, a few steps at a time, and
-the one step that follows without the rest of its chunk. For that it must know where the values lie: a `StoredArray`, which
-travels with the array (`dask_arrays.TracedArray`) through selections.
+the one step that follows without the rest of its chunk. For that it must know where the values lie: a `StoredArray`,
+which travels with the array (`dask_arrays.TracedArray`) through selections.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import xarray as xr
 
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.results.report import facts, series
-from deadtok_xr.results.report.reading import HOW_TO_READ, TITLES
 
 _HERE = files("deadtok_xr.results.report")
 
@@ -86,18 +85,11 @@ def _pictures(tree: xr.DataTree) -> list[dict[str, str]]:
     from deadtok_xr.plot.save import figures, write_png
 
     found = []
-    for file, figure in figures(tree):
-        name = file.removesuffix(".png")
+    for picture, figure in figures(tree):
         image = BytesIO()
         write_png(figure, image, 130)
-        found.append(
-            {
-                "name": name,
-                "title": TITLES.get(name, name),
-                "read": HOW_TO_READ.get(name, ""),
-                "data": base64.b64encode(image.getvalue()).decode(),
-            }
-        )
+        data = base64.b64encode(image.getvalue()).decode()
+        found.append({"name": picture.name, "title": picture.title, "read": picture.reading, "data": data})
     return found
 
 

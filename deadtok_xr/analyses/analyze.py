@@ -1,0 +1,175 @@
+"""Several analyses of a recording in one pass, as a tree of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from deadtok_xr.analyses.census import census
+from deadtok_xr.analyses.centroid_origin import centroid_origin
+from deadtok_xr.analyses.cloud import cloud
+from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.connectivity import connectivity
+from deadtok_xr.analyses.critical_boundary import critical_boundary
+from deadtok_xr.analyses.epochs import epochs
+from deadtok_xr.analyses.freeze_predictors import freeze_predictors
+from deadtok_xr.analyses.freezing import freezing
+from deadtok_xr.analyses.h_persistence import h_persistence
+from deadtok_xr.analyses.kinematics import kinematics
+from deadtok_xr.analyses.lattice import exponents, lattice
+from deadtok_xr.analyses.lifecycle import lifecycle
+from deadtok_xr.analyses.mechanism import mechanism
+from deadtok_xr.analyses.motion import motion
+from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
+from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
+from deadtok_xr.analyses.spectrum import spectrum
+from deadtok_xr.analyses.topology import topology
+from deadtok_xr.engine import AnalysisSpec, run
+from deadtok_xr.errors import InputError
+
+for _built_in in (
+    motion, phases, phases_magnitude, phases_cells, lifecycle, freezing, kinematics, epochs, topology, census, lattice,
+    exponents, cloud, spectrum, connectivity, mechanism, critical_boundary, coherence, h_persistence, centroid_origin,
+    freeze_predictors,
+):  # fmt: skip
+    register(_built_in)
+
+
+def analyze(
+    recording: xr.Dataset | str | Path,
+    *,
+    analyses: Sequence[str] | None = None,
+    allow_gaps: bool = False,
+    precision: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
+    **opening: Any,
+) -> xr.DataTree:
+    """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
+
+    Parameters
+    ----------
+    recording
+        A dataset from `open_recording`, or a path, opened with the keywords that remain; of a path the
+        dead tokens are taken where the store knows them.
+    analyses
+        Names of analyses, also of those that `deadtok_xr.analysis` defined. None: all that the recording allows; the
+        others, and the reason, are in the tree's attribute `left_out`. An analysis that is named must be possible.
+    allow_gaps
+        Measure transitions that span several updates.
+    precision
+        The number format that the weights were trained in, where the recording does not say or is wrong.
+    options
+        Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
+        analysis with options must be possible, as one that is named.
+    device
+        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``, which is CUDA where there is one
+        and chunks are large enough for it to win, for `motion`, `kinematics` and what is made of them. ``"cuda"``
+        also has the graphs of `topology` (spacing ``"centroid"``), the places of `census` and the verdicts of
+        `mechanism` there; "auto" leaves these to the CPU, whose engine follows what moves (390 to 1000 steps a
+        second), since no GPU has been measured beside it. ``"mps"``, without float64, has `motion` alone.
+        The device is looked for where a task runs; under dask.distributed,
+        ``"cuda"`` asks for workers with the resource ``GPU``, as `save_results` and the command line pass it on; who
+        computes by hand sets Dask's ``optimization.fuse.active`` to False, which else loses it. ``"torch-cpu"``
+        runs the kernels for GPUs on the CPU.
+
+    Returns
+    -------
+    xarray.DataTree
+        DataTree with a group per analysis; its root has attributes and no coordinates.
+
+    Raises
+    ------
+    InputError
+        If a named analysis or an option of one is unknown, a named one impossible, or none is possible.
+    """
+    ds = _dataset(recording, opening)
+    analyses = [analyses] if isinstance(analyses, str) else analyses
+    load_entry_points()
+    unknown = [name for name in analyses or () if name not in ANALYSES]
+    if unknown:
+        raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
+    options = options or {}
+    _check_options(options, analyses or list(ANALYSES))
+    specs: dict[str, AnalysisSpec] = {}
+    left_out = {}
+    for name in analyses or ANALYSES:
+        analysis = ANALYSES[name]
+        shared = {k: v for k, v in {"allow_gaps": allow_gaps, "precision": precision}.items() if k in analysis.options}
+        try:
+            specs[name] = analysis.spec(ds, **{**shared, **options.get(name, {})})
+        except InputError as error:
+            if analyses or name in options:
+                raise
+            left_out[name] = str(error)
+    if not specs:
+        raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
+    attrs = {
+        **checks.result_attrs(ds, left_out=left_out),
+        "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
+    }
+    found: dict[str, xr.Dataset] = {}
+    for group in _groups(specs):
+        found |= zip(group, run(list(group.values()), device), strict=True)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: found[name] for name in specs}})
+
+
+def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:
+    """Return what may run in one pass: one name means one array, unless options have chosen another variable."""
+    groups: list[dict[str, AnalysisSpec]] = []
+    for name, spec in specs.items():
+        fitting = (g for g in groups if all(_same(spec, other) for other in g.values()))
+        group = next(fitting, None)
+        if group is None:
+            groups.append({name: spec})
+        else:
+            group[name] = spec
+    return groups
+
+
+def _same(one: AnalysisSpec, other: AnalysisSpec) -> bool:
+    shared = one.matrices.keys() & other.matrices.keys()
+    return all(one.matrices[name].name == other.matrices[name].name for name in shared)
+
+
+def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
+    for name, given in options.items():
+        if name not in analyses:
+            raise InputError(f"options are given for {name!r}, which is not among the analyses {', '.join(analyses)}")
+        if not isinstance(given, Mapping):
+            raise InputError(f"options[{name!r}] is a {type(given).__name__}; needed: a mapping of its keywords")
+        known = ANALYSES[name].options
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise InputError(f"{name} has no option {unknown[0]!r}: choose from {', '.join(known)}")
+
+
+def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.Dataset:
+    if not isinstance(recording, xr.Dataset):
+        if not isinstance(recording, (str, Path)):
+            raise InputError(
+                f"analyze takes a recording's dataset or path, not a {type(recording).__name__}: give it what "
+                "open_recording returned"
+            )
+        return open_for_analysis(recording, **opening)
+    if opening:
+        raise InputError(
+            f"analyze does not know {', '.join(f'{k}=' for k in opening)} for a dataset that is open: it takes "
+            "analyses=, allow_gaps=, precision=, options= and device=; the rest belongs to open_recording"
+        )
+    return recording
+
+
+def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:
+    """Open a store for analysis: its dead tokens where it knows them, unless the caller says which."""
+    from deadtok_xr import store
+    from deadtok_xr.recording.opening import open_recording
+
+    if tokens is None:
+        group, _ = store.open_group(path, partial=opening.get("partial", False))
+        tokens = "dead" if "dead" in group and store.read_small(group, "dead").any() else "all"
+    return open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]

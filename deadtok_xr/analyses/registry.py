@@ -1,0 +1,147 @@
+"""The analyses by name: what each asks of the common pass, the lines of its summary, and its pictures."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Generic, ParamSpec
+
+import cloudpickle
+import xarray as xr
+
+from deadtok_xr.engine import AnalysisSpec, run
+from deadtok_xr.errors import InputError, MissingFileError
+
+P = ParamSpec("P")
+Summary = Callable[[xr.Dataset], Iterator[str]]
+ENTRY_POINTS = "deadtok_xr.analyses"
+"""The group of entry points whose modules define analyses of other packages."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the results of an analysis.
+
+    Attributes
+    ----------
+    name
+        Of its file, without the suffix.
+    draw
+        The name of the function of `deadtok_xr.plot`.
+    title, reading
+        What it is called, and how to read it, for those who see it for the first time.
+    """
+
+    name: str
+    draw: str
+    title: str
+    reading: str
+
+
+class Analysis(Generic[P]):
+    """A function from a recording to a lazy dataset, which can also run in one pass with others.
+
+    Attributes
+    ----------
+    name
+        Of its group in a tree of results.
+    spec
+        Returns what it asks of the pass, given a recording and options.
+    summary
+        Yields the lines of its summary, given its results; None for a line for each variable.
+    pictures
+        Its pictures; None for one by the dims of its variables.
+    is_built_in
+        Whether it belongs to the package.
+    """
+
+    def __init__(
+        self,
+        spec: Callable[P, AnalysisSpec],
+        name: str | None = None,
+        summary: Summary | None = None,
+        pictures: tuple[Picture, ...] | None = None,
+        is_built_in: bool = True,
+    ) -> None:
+        functools.update_wrapper(self, spec)
+        self.__annotations__ = {**getattr(spec, "__annotations__", {}), "return": "xr.Dataset"}
+        self.name = name or spec.__name__
+        self.spec, self.summary, self.pictures, self.is_built_in = spec, summary, pictures, is_built_in
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
+        """Run the analysis by itself."""
+        return run([self.spec(*args, **kwargs)])[0]
+
+    def summarize(self, summary: Summary) -> Summary:
+        """Take a function that yields the lines of the summary; a decorator."""
+        self.summary = summary
+        return summary
+
+    @property
+    def options(self) -> list[str]:
+        """The names of its keywords."""
+        return [p.name for p in inspect.signature(self.spec).parameters.values() if p.name != "ds"]
+
+    def with_options(self, name: str, pictures: tuple[Picture, ...], **options: Any) -> Analysis[...]:
+        """Return the same analysis under another name, with some options chosen."""
+        return Analysis(functools.partial(self.spec, **options), name, self.summary, pictures, self.is_built_in)
+
+
+ANALYSES: dict[str, Analysis[...]] = {}
+"""The analyses that `analyze` knows, in the order in which results are shown."""
+
+
+def register(analysis: Analysis[...]) -> None:
+    """Add an analysis to those that `analyze` knows; one of the same name that a user defined before is replaced.
+
+    Raises
+    ------
+    InputError
+        If the name belongs to the package.
+    """
+    known = ANALYSES.get(analysis.name)
+    if known is not None and known.is_built_in and not analysis.is_built_in:
+        raise InputError(f"the analysis {analysis.name!r} belongs to deadtok_xr: choose another name")
+    ANALYSES[analysis.name] = analysis
+
+
+def built_in(spec: Callable[P, AnalysisSpec]) -> Analysis[P]:
+    """Turn a function that returns an AnalysisSpec into one that returns a Dataset; a decorator."""
+    return Analysis(spec)
+
+
+def import_analyses(file: Path) -> None:
+    """Run a Python file that defines analyses, whose functions workers elsewhere get by their code.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        If there is no such file, or it cannot be run.
+    """
+    if not file.is_file():
+        raise MissingFileError(f"{file}: no such file; expected a Python file that defines analyses (--import)")
+    spec = spec_from_file_location(f"deadtok_xr_analyses_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file} is no Python file; expected one that defines analyses (--import)")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pickle looks for what a file defines
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def load_entry_points() -> None:
+    """Import the modules in which installed packages define analyses."""
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
