@@ -426,9 +426,9 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
     names = ("displacement", "trajectories", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing",
-             "epochs", "census", "topology", "connectivity", "speeds", "lattice", "exponents", "cloud", "spectrum",
-             "coherence", "h_persistence", "centroid_origin", "freeze_predictors", "mechanism",
-             "critical_boundary")  # fmt: skip
+             "speeds", "epochs", "topology", "census", "lattice", "exponents", "cloud", "spectrum", "connectivity",
+             "mechanism", "critical_boundary", "coherence", "h_persistence", "centroid_origin",
+             "freeze_predictors")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:
         pixels = imread(path)[..., :3]
