@@ -30,7 +30,7 @@ def check(x: np.ndarray) -> None:
     """Compare every variable."""
     t, n, d = x.shape
     expected = allocate_outputs(OUTPUTS, StepBlock(0, t, t - 1, n, d))
-    words = kernels.words(x)
+    words = kernels.bit_words(x)
     numba.motion(words, numba.changed_rows(words), None, kernels.lattice("bfloat16"), MAGNITUDES, expected)
     found = one_pass.motion(bits(host(x)), MAGNITUDES, d**0.5)
     for name in found:

@@ -65,7 +65,7 @@ def census(W: Array, *, distinct: bool = False) -> dict[str, Array]:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def company(W: Array, at: int, *, distinct: bool = False) -> tuple[Array, Array, Array]:
+def coincidence_history(W: Array, at: int, *, distinct: bool = False) -> tuple[Array, Array, Array]:
     """At step ``at``, for each token: the rank of its black hole, the first token there, since when they are."""
     keys = [places(rows, distinct=distinct) for rows in W[: at + 1]]
     now = keys[at]

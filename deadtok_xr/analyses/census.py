@@ -206,7 +206,7 @@ class _Accumulator:
         self.snapshots = {name: np.empty((len(self.at), block.n_tokens), np.int64) for name in names}
 
     def update(self, batch: Batch) -> None:
-        from deadtok_xr.kernels.numba.coincidence_history import company
+        from deadtok_xr.kernels.numba.coincidence_history import coincidence_history
 
         # no recording is as wide as float64: what is derived stays on the CPU
         wide = batch.values[self.reduction.variable].dtype.itemsize > 4
@@ -218,7 +218,7 @@ class _Accumulator:
             if position in own:
                 wanted[position - first] = i
         changed, out = batch.changed(self.reduction.variable), batch.slices(self.out, OUTPUTS)
-        self.state = company(labels, changed, self.state, first, wanted, out, self.snapshots)
+        self.state = coincidence_history(labels, changed, self.state, first, wanted, out, self.snapshots)
 
     def _hash(self, batch: Batch) -> NDArray[np.int64]:
         """The place of each token at the steps of a piece, (t, n)."""
@@ -251,13 +251,13 @@ class _Accumulator:
 
 def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """What two rows know of places, the second of which begins where the first one ends."""
-    from deadtok_xr.kernels.numba.coincidence_history import continued
+    from deadtok_xr.kernels.numba.coincidence_history import extend_back
 
     kept = dict(a["at"])
     for position, places in b["at"].items():
-        order, since = continued(a["last"], (places["order"], places["since"]), b["first"])
+        order, since = extend_back(a["last"], (places["order"], places["since"]), b["first"])
         kept[position] = {"label": places["label"], "order": order, "since": since}
-    return {"first": a["first"], "last": continued(a["last"], b["last"], b["first"]), "at": kept}
+    return {"first": a["first"], "last": extend_back(a["last"], b["last"], b["first"]), "at": kept}
 
 
 def _with_start(found: ReductionResults) -> dict[str, xr.Variable]:

@@ -221,16 +221,19 @@ def _describe(
 ) -> dict[str, Any]:
     """What a block of tokens adds up to, dead and live by themselves; of each token its norm and its row's digest."""
     from deadtok_xr import kernels
-    from deadtok_xr.kernels.numba.incremental_counts import Running
+    from deadtok_xr.kernels.numba.incremental_counts import IncrementalCounts
 
-    words, lattice = kernels.words(rows), kernels.lattice(grid)
+    words, lattice = kernels.bit_words(rows), kernels.lattice(grid)
     values = words.astype(np.uint32) << np.uint32(kernels.word_shift(words))
     x = values.view(np.float32).astype(np.float64)
     valid = np.asarray(np.isfinite(x).all(axis=1))
     masks = [valid | True] if dead is None else [d := dead[first : first + len(rows)], ~d]
     try:
         found = [
-            {**_counts(Running(words[m][None], lattice), get_grid(grid).max_exponent), "sum": x[valid & m].sum(axis=0)}
+            {
+                **_counts(IncrementalCounts(words[m][None], lattice), get_grid(grid).max_exponent),
+                "sum": x[valid & m].sum(axis=0),
+            }
             for m in masks
         ]
     except OffGridError as error:
@@ -298,7 +301,7 @@ def _measure(rows: NDArray[Any], first: int, grid: str, few: dict[str, Any]) -> 
 
     finite = np.isfinite(few["rows"].astype(np.float32)).all(axis=1)
     valid = np.asarray(np.isfinite(rows.astype(np.float32)).all(axis=1))
-    return nearest(kernels.words(rows), valid, kernels.words(few["rows"][finite]), kernels.lattice(grid))
+    return nearest(kernels.bit_words(rows), valid, kernels.bit_words(few["rows"][finite]), kernels.lattice(grid))
 
 
 def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: int) -> dict[str, Any]:

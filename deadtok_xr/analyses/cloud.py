@@ -235,7 +235,7 @@ class _Accumulator:
         self.first = recorded[:2].copy() if self.first is None else self.first
         self.last = recorded[-2:].copy()
         steps = batch.floats(self.name)
-        self.before = self.before or kernel.Before(steps)
+        self.before = self.before or kernel.PreviousTransition(steps)
         kernel.cloud_steps(
             steps, batch.changed(self.name), self.before, self.totals, batch.slices(self.out, self.fields)
         )

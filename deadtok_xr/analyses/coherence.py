@@ -259,14 +259,14 @@ class Directions:
 
 class _Accumulator:
     def __init__(self, reduction: Directions, block: StepBlock) -> None:
-        from deadtok_xr.kernels.numba.sparse_directions import Moved
+        from deadtok_xr.kernels.numba.sparse_directions import SparseDirections
 
         self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
         self.series = {"step": reduction.steps[block.later]}
         self.series |= {name: series.values(block.later) for name, series in reduction.series.items()}
         shape = (block.n_tokens, block.n_dims)
         self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # memory is taken when they are filled
-        self.moved = Moved(*shape)
+        self.moved = SparseDirections(*shape)
         self.room = {name: np.empty(shape) for name in _MATRICES if name in reduction.matrices}
 
     def update(self, batch: Batch) -> None:

@@ -42,9 +42,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 
 def say_compiling() -> None:
     """Say why the first analysis after an installation takes longer."""
-    from deadtok_xr.kernels import to_be_compiled
+    from deadtok_xr.kernels import needs_compiling
 
-    if to_be_compiled():
+    if needs_compiling():
         click.echo("compiling the kernels, once after an installation: about two minutes", err=True)
 
 

@@ -171,6 +171,6 @@ class BlockTask:
 def _in_batches(block: StepBlock, sources: Mapping[str, Steps]) -> Generator[Batch, None, None]:
     """Yield small batches that stay in a core's cache, or large ones for a device, each decoded ahead."""
     step = block.n_tokens * block.n_dims * sum(source.dtype.itemsize for source in sources.values())
-    size = devices.PIECE_BYTES if block.device.kernels else BATCH_BYTES
+    size = devices.DEVICE_BATCH_BYTES if block.device.kernels else BATCH_BYTES
     parts = batches(block, sources, max(1, size // max(1, step)))
     return prefetch(parts) if block.device.kernels else parts

@@ -14,11 +14,11 @@ def prefetch(batches: Generator[Batch, None, None]) -> Generator[Batch, None, No
 
     Close it before what the batches are read from: closing waits for the thread.
     """
-    from deadtok_xr.kernels.torch import own
+    from deadtok_xr.kernels.torch import pinned_copy
 
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
-            kept = replace(batch, values={n: own(x, batch.block.device.name) for n, x in batch.values.items()})
+            kept = replace(batch, values={n: pinned_copy(x, batch.block.device.name) for n, x in batch.values.items()})
             coming = thread.submit(next, batches, None)
             yield kept

@@ -28,7 +28,7 @@ def engine(part: str, on_device: bool) -> Any:
     return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{part}")
 
 
-def to_be_compiled() -> bool:
+def needs_compiling() -> bool:
     """Whether numba has kept no compiled kernel yet where it usually does, beside the files."""
     kept = Path(__file__).parent / "numba" / "__pycache__"
     return "NUMBA_CACHE_DIR" not in os.environ and os.access(kept.parent, os.W_OK) and not any(kept.glob("*.nbi"))
@@ -75,7 +75,7 @@ def lattice(name: str) -> Lattice:
     return Lattice(smallest, 127 + grid.mantissa_bits, spare.astype(np.uint32), int(top.view(np.uint32)))
 
 
-def words(block: NDArray[Any]) -> NDArray[Any]:
+def bit_words(block: NDArray[Any]) -> NDArray[Any]:
     """A block's values as unsigned integers, without a copy where that is possible.
 
     Raises
@@ -98,7 +98,7 @@ def float32_words(block: NDArray[Any]) -> NDArray[Any]:
 
     For kernels that take half a minute to compile for each type of words, and much longer to run than the copy.
     """
-    found = words(block)
+    found = bit_words(block)
     if found.dtype != np.uint16 or found.nbytes > _COPIED_BYTES:
         return found
     return found.astype(np.uint32) << np.uint32(16)

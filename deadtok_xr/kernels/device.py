@@ -1,6 +1,6 @@
-"""On which device dense kernels run, and whose turn it is there.
+"""Choose the device for dense kernels, and serialise access to it.
 
-"cpu" means the kernels that numba compiles; every other name means torch's. Torch is imported only where a device is
+"cpu" means the kernels that numba compiles; every other name means torch's. torch is imported only where a device is
 asked for, or where there is a driver for one.
 """
 
@@ -17,37 +17,37 @@ from typing import Any
 from deadtok_xr.errors import InputError
 
 NAMES = ("auto", "cpu", "cuda", "mps", "torch-cpu")
-"""What a user can ask for. torch-cpu: torch's kernels on the CPU, to try them where there is no GPU."""
+"""The devices that a user can ask for. torch-cpu: torch's kernels on the CPU, to try them where there is no GPU."""
 
-PIECE_BYTES = 2**25
-"""Bytes of a piece on a device. An eager kernel makes up to 60 launches of about 10 microseconds; a piece of 32 MiB
-takes 1.3 ms to copy at 25 GB/s, twice as long, and 16 threads hold 1 GiB of pinned memory, each with one piece at work
-and one being decoded."""
+DEVICE_BATCH_BYTES = 2**25
+"""Bytes of a batch on a device. A kernel that is not fused makes up to 60 launches of about 10 microseconds; a batch of
+32 MiB takes 1.3 ms to copy at 25 GB/s, twice as long, and 16 threads hold 1 GiB of pinned memory: one batch each on the
+device, and one each that is being decoded."""
 
 MPS_ELEMENTS = 2**31
-"""Tensors of more elements have come back as zeros from MPS, without a word."""
+"""MPS has returned zeros, without an error, for tensors of as many elements or more."""
 
 _ALL = frozenset({"motion", "kinematics", "mechanism", "topology", "census"})
 _KERNELS = {
-    # the others make many launches for each step; of the graph and the census, which on the CPU look at little but what
-    # moves, nobody has measured that a GPU is faster
+    # the others make many launches for each step; topology and census, which on the CPU read little but what moves,
+    # have not been measured to be faster on a GPU
     "auto": frozenset({"motion", "kinematics"}),
     "cpu": frozenset[str](),
     "cuda": _ALL,
     "mps": frozenset({"motion"}),  # the others are float64 throughout or sort, which MPS does not have
     "torch-cpu": _ALL,
 }
-_owners: dict[str, threading.RLock] = {}
+_locks: dict[str, threading.RLock] = {}
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where the dense kernels of a row run.
+    """Where the dense kernels of a block of steps run.
 
     Attributes
     ----------
     name
-        torch's name of the device; "cpu" with no kernels for those of numba.
+        torch's name of the device; "cpu" without kernels means that all run in numba.
     kernels
         The kernels that run there, in torch; all others run in numba.
     """
@@ -56,7 +56,7 @@ class Device:
     kernels: frozenset[str] = frozenset()
 
     def runs(self, kernel: str) -> bool:
-        """Whether a kernel runs there."""
+        """Whether a kernel runs on the device, in torch."""
         return kernel in self.kernels
 
 
@@ -65,36 +65,43 @@ CPU = Device()
 
 
 def check(name: str) -> None:
-    """Refuse a name that no device has.
+    """Refuse an unknown device name.
 
     Raises
     ------
     InputError
-        With the names there are.
+        With the known names.
     """
     if name not in NAMES:
         raise InputError(f"device={name!r}: choose one of {', '.join(NAMES)}")
 
 
 def resolve(name: str, row_bytes: int) -> Device:
-    """The device of that name on the machine that this runs on.
+    """Return the device of that name on this machine.
 
-    "auto" is CUDA where torch has it and the largest variable of a row of chunks fills a piece (`PIECE_BYTES`), with
-    the kernels that take many steps at once, motion and kinematics. For less, and where each step takes some
-    sixty launches, they cost more than the work does on all cores of a CPU. Topology and census run where "cuda" is
-    asked for: numba follows what moves, at 390 to 1000 steps a second, and no GPU has been measured beside
-    it. It is never MPS, which has no float64.
+    "auto" is CUDA where torch has it and the largest variable of a block of steps fills a batch
+    (`DEVICE_BATCH_BYTES`), for the kernels that take many steps at once, motion and kinematics. Smaller blocks, and
+    kernels that make some sixty launches for each step, cost more on a GPU than on all cores of a CPU. Topology and
+    census run on a GPU where "cuda" is asked for: numba follows what moves, at 390 to 1000 steps a second, and no GPU
+    has been measured against it. "auto" is never MPS, which has no float64.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    row_bytes
+        Bytes of the largest variable of a block of steps.
 
     Raises
     ------
     InputError
-        If there is no such device.
+        If the machine has no such device.
     """
     check(name)
     if name == "auto":
-        there = row_bytes >= PIECE_BYTES and _has_driver() and _is_there("cuda")
+        there = row_bytes >= DEVICE_BATCH_BYTES and _has_driver() and _has_device("cuda")
         return Device("cuda", _KERNELS["auto"]) if there else CPU
-    if name in ("cuda", "mps") and not _is_there(name):
+    if name in ("cuda", "mps") and not _has_device(name):
         import torch
 
         raise InputError(
@@ -105,12 +112,12 @@ def resolve(name: str, row_bytes: int) -> Device:
 
 
 def resources(name: str) -> dict[str, dict[str, int]]:
-    """The annotation of tasks that need the device: which workers of a cluster may have them."""
+    """Return the Dask annotation of tasks that need the device: which workers of a cluster may run them."""
     return {"resources": {"GPU": 1}} if name == "cuda" else {}
 
 
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver is installed: a look that costs nothing, where importing torch takes a second."""
+    """Whether NVIDIA's driver is installed. Importing torch to find out would take a second."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -118,21 +125,21 @@ def _has_driver() -> bool:
     return True
 
 
-def _is_there(name: str) -> bool:
+def _has_device(name: str) -> bool:
     import torch
 
     return bool(torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available())
 
 
 @contextmanager
-def owned(name: Any) -> Iterator[None]:
-    """Have a device for oneself among the threads of this process: its memory is one kernel's at a time."""
-    with _owners.setdefault(str(name), threading.RLock()):
+def device_lock(name: Any) -> Iterator[None]:
+    """Lock a device among the threads of this process, so that only one kernel at a time uses its memory."""
+    with _locks.setdefault(str(name), threading.RLock()):
         yield
 
 
 def check_size(shape: tuple[int, ...], name: str) -> None:
-    """Refuse tensors that MPS would answer with zeros.
+    """Refuse tensors for which MPS would return zeros.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from deadtok_xr.analyses.census import EVENTS, ranks
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba.census import census
-from deadtok_xr.kernels.numba.coincidence_history import FIGURES, company
+from deadtok_xr.kernels.numba.coincidence_history import FIGURES, coincidence_history
 from tests import reference_census as reference
 from tests.reference import assert_agree
 
@@ -38,7 +38,7 @@ def check(ds: xr.Dataset, at: Any, **options: Any) -> xr.Dataset:
         assert_agree(found[name], value, name)
     np.testing.assert_array_equal(found.census_step, sorted(set(labels.tolist())))
     for t in at:
-        rank, leader, since = reference.company(W, t, distinct=distinct)
+        rank, leader, since = reference.coincidence_history(W, t, distinct=distinct)
         one = found.sel(census_step=ds.step.values[t])
         np.testing.assert_array_equal(one.black_hole, rank)
         np.testing.assert_array_equal(one.together_with, np.where(leader >= 0, ds.token.values[leader], -1))
@@ -113,12 +113,12 @@ def test_hashes_that_collide_change_nothing(seed: int, multiplier: int) -> None:
     keys = np.full(2, multiplier, np.uint32)
     limits = (np.uint16(0x8000), np.uint16(0x7F80))
     labels, _ = census(bits, changed_rows(bits), None, limits, keys)
-    company(labels, changed_rows(bits), None, 0, np.arange(6), out, kept)
+    coincidence_history(labels, changed_rows(bits), None, 0, np.arange(6), out, kept)
     W = bits.view(ml_dtypes.bfloat16)
     for name, value in reference.census(W).items():
         assert_agree(out[name], value[1:] if name in EVENTS else value, name)
     for t in range(6):
-        np.testing.assert_array_equal(ranks(kept["label"][t]), reference.company(W, t)[0])
+        np.testing.assert_array_equal(ranks(kept["label"][t]), reference.coincidence_history(W, t)[0])
 
 
 def test_zeros_of_both_signs_are_one_place_unless_told_apart() -> None:

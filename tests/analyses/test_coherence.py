@@ -24,7 +24,7 @@ from deadtok_xr import demo
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba import coherence as kernel
-from deadtok_xr.kernels.numba.sparse_directions import Moved
+from deadtok_xr.kernels.numba.sparse_directions import SparseDirections
 from tests import reference
 from tests.analyses.test_motion_phases_kinematics_coherence import dataset
 from tests.conftest import RUN, once
@@ -120,7 +120,7 @@ def hops(draw: st.DrawFn) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
 def test_few_elements_that_moved_say_the_same_as_all(x: np.ndarray) -> None:
     changed = changed_rows(x.view(np.uint64))
-    moved, unit = Moved(*x.shape[1:]), np.empty(x.shape[1:])
+    moved, unit = SparseDirections(*x.shape[1:]), np.empty(x.shape[1:])
     for t in (0, 1):
         with np.errstate(invalid="ignore"):
             rows = x[t + 1] - x[t]
@@ -141,7 +141,7 @@ def test_hops_that_are_much_alike_keep_their_digits(same: float) -> None:
     x = np.repeat(rng.normal(size=(1, 400, 32)).astype(np.float32), 2, axis=0)
     x[1, :, 4] += np.where(rng.random(400) < same, 1.0, rng.uniform(0.9, 1.1, 400)).astype(np.float32)
     x[1, :, 7] += 1.0
-    found = Moved(400, 32).directions(x, 0, changed_rows(x.view(np.uint32)), np.empty((400, 32)))
+    found = SparseDirections(400, 32).directions(x, 0, changed_rows(x.view(np.uint32)), np.empty((400, 32)))
     assert found is not None
     expected = reference.pairs(x[1].astype(np.float64) - x[0])
     np.testing.assert_allclose(found["cosine_std"], expected["std"], rtol=1e-9, atol=1e-16)

@@ -105,7 +105,7 @@ def test_most_steps_are_answered_by_the_open_pairs(atom: Path) -> None:
     words = dx.open_recording(atom, tokens="dead").W.values[60:].view(np.uint32)
     changed = changed_rows(words)
     rule = kernel.rule(kernel.CENTROID, 1.0, False, kernels.lattice("bfloat16"))
-    shell, held = kernel.no_shell(*words.shape[1:]), 0
+    shell, held = kernel.empty_verlet_list(*words.shape[1:]), 0
     for t in range(len(words)):
         out = {
             name: np.empty((2, n), np.int64) for name, n in (("figures", 6), ("degrees", 9), ("sizes", 9), ("label", 0))

@@ -23,7 +23,7 @@ from deadtok_xr.engine.prefetch import prefetch
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels.torch import changed_rows, to_device
-from deadtok_xr.kernels.torch.parts import own_turn
+from deadtok_xr.kernels.torch.parts import with_device_lock
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 QUIET = {"dashboard_address": ":0", "n_workers": 1, "threads_per_worker": 2, "processes": False}
@@ -42,9 +42,9 @@ def agree(found: xr.DataTree, expected: xr.DataTree) -> None:
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-14, err_msg=f"{group} {name}")
 
 
-@pytest.mark.parametrize("piece_bytes", [2**14, devices.PIECE_BYTES])
+@pytest.mark.parametrize("piece_bytes", [2**14, devices.DEVICE_BATCH_BYTES])
 def test_kernels_for_gpus_find_the_same(recording: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", piece_bytes)
     found, expected = (dx.analyze(recording, analyses=DENSE, device=name).compute() for name in ("torch-cpu", "cpu"))
     agree(found, expected)
 
@@ -120,7 +120,7 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
 def test_graph_and_census_are_identical(ds: xr.Dataset, signed_zero: str, **graph: Any) -> None:
     options = {"topology": graph, "census": {"signed_zero": signed_zero, "at": ds.step.values[::2]}}
     with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="synchronous"):
-        patch.setattr(devices, "PIECE_BYTES", 2 * ds.W[0].nbytes)  # two steps at a time
+        patch.setattr(devices, "DEVICE_BATCH_BYTES", 2 * ds.W[0].nbytes)  # two steps at a time
         found, expected = (
             dx.analyze(ds, analyses=list(options), options=options, device=name).compute()
             for name in ("torch-cpu", "cpu")
@@ -206,7 +206,7 @@ class TestNames:
 
 class TestAuto:
     def test_small_rows_stay_on_the_cpu_wherever_they_are(self) -> None:
-        assert devices.resolve("auto", devices.PIECE_BYTES - 1) == devices.CPU
+        assert devices.resolve("auto", devices.DEVICE_BATCH_BYTES - 1) == devices.CPU
 
     @WITHOUT_CUDA
     def test_without_a_gpu_it_is_the_cpu(self) -> None:
@@ -214,8 +214,8 @@ class TestAuto:
 
     def test_with_one_it_takes_what_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices, "_has_driver", lambda: True)
-        monkeypatch.setattr(devices, "_is_there", lambda name: name == "cuda")
-        device = devices.resolve("auto", devices.PIECE_BYTES)
+        monkeypatch.setattr(devices, "_has_device", lambda name: name == "cuda")
+        device = devices.resolve("auto", devices.DEVICE_BATCH_BYTES)
         assert device.name == "cuda"
         assert device.runs("motion")
         for kernel in ("mechanism", "topology", "census"):
@@ -267,7 +267,7 @@ class TestOwner:
     def test_kernels_of_many_threads_take_turns(self) -> None:
         inside, most = [0], [0]
 
-        @own_turn
+        @with_device_lock
         def kernel(steps: torch.Tensor) -> None:
             inside[0] += 1
             most[0] = max(most[0], inside[0])
@@ -282,7 +282,7 @@ class TestOwner:
         assert most == [1]
 
     def test_an_error_gives_the_device_back(self) -> None:
-        @own_turn
+        @with_device_lock
         def broken(steps: torch.Tensor) -> None:
             raise ValueError("no")
 
@@ -296,7 +296,7 @@ class TestOwner:
 
     @pytest.mark.parametrize("workers", [1, 8])
     def test_many_rows_at_once(self, recording: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices, "PIECE_BYTES", 2**15)
+        monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", 2**15)
         ds, names = dx.open_recording(recording, tokens="dead", chunks={"step": 16}), ["motion", "topology", "census"]
         with dask.config.set(scheduler="threads", num_workers=workers):
             found = dx.analyze(ds, analyses=names, device="torch-cpu").compute()

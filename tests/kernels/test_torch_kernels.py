@@ -26,7 +26,7 @@ from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
-from deadtok_xr.kernels.numba import coincidence_history as company_file
+from deadtok_xr.kernels.numba import coincidence_history as history_file
 from deadtok_xr.kernels.numba import mechanism as compiled_mechanism
 from deadtok_xr.kernels.torch.parts import TILE, bits, host, over
 
@@ -73,7 +73,7 @@ def moved(x: NDArray[Any], grid: str = "bfloat16") -> tuple[dict[str, Any], dict
     row = StepBlock(0, len(x), len(x) - 1, *x.shape[1:])
     both = allocate_outputs(OUTPUTS, row), allocate_outputs(OUTPUTS, row)
     rest = changed(x), None, kernels.lattice(grid), MAGNITUDES
-    compiled.motion(kernels.words(x), *rest, both[1])
+    compiled.motion(kernels.bit_words(x), *rest, both[1])
     ours.motion(host(x), *rest, both[0])
     return both
 
@@ -240,10 +240,10 @@ def count_places(rows: NDArray[Any]) -> tuple[int, ...]:
 
 def figures_of(x: NDArray[Any], signed_zero: bool = False) -> dict[str, NDArray[Any]]:
     labels = ours.census(host(x), changed(x), signed_zero=signed_zero)
-    out = {name: np.zeros(len(x)) for name in company_file.FIGURES}
-    out |= {name: np.zeros(len(x) - 1) for name in company_file.EVENTS}
+    out = {name: np.zeros(len(x)) for name in history_file.FIGURES}
+    out |= {name: np.zeros(len(x) - 1) for name in history_file.EVENTS}
     kept = {name: np.empty((0, x.shape[1]), np.int64) for name in ("label", "order", "since")}
-    company_file.company(labels, changed(x), None, 0, np.full(len(x), -1), out, kept)
+    history_file.coincidence_history(labels, changed(x), None, 0, np.full(len(x), -1), out, kept)
     return out
 
 
@@ -256,7 +256,7 @@ def test_census(collide: bool, x: NDArray[Any]) -> None:
             patch.setattr(census_file, "_keys", lambda n: torch.zeros(n, dtype=torch.int64))
         out = figures_of(x)
     for t in range(len(x)):
-        assert tuple(int(out[name][t]) for name in company_file.FIGURES[:6]) == count_places(x[t])
+        assert tuple(int(out[name][t]) for name in history_file.FIGURES[:6]) == count_places(x[t])
 
 
 @given(x=blocks())

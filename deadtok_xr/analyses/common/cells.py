@@ -92,14 +92,14 @@ class _Accumulator:
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
-        from deadtok_xr.kernels.numba.incremental_counts import Running
+        from deadtok_xr.kernels.numba.incremental_counts import IncrementalCounts
         from deadtok_xr.kernels.numba.lattice import lattice_steps
 
         name = self.reduction.variable
-        words = kernels.words(batch.values[name])
+        words = kernels.bit_words(batch.values[name])
         try:
             if self.running is None:
-                self.running = Running(words, self.lattice)
+                self.running = IncrementalCounts(words, self.lattice)
             out = batch.slices(self.out, self.fields)
             lattice_steps(words, batch.changed(name), self.running, self.lattice, out)
         except OffGridError as error:

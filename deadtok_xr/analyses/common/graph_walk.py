@@ -45,7 +45,7 @@ class Walk:
         self.rule = kernel.rule(
             spacings.get(reduction.spacing, kernel.CENTROID), reduction.k, reduction.linked, self.lattice
         )
-        self.shell = kernel.no_shell(block.n_tokens, block.n_dims)
+        self.shell = kernel.empty_verlet_list(block.n_tokens, block.n_dims)
         bins = n_bins(block.n_tokens)
         self.widths = {"figures": len(kernel.FIGURES), "degrees": bins, "sizes": bins}
         self.widths["label"] = block.n_tokens if labels else 0
@@ -147,7 +147,7 @@ def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
 
     if values.dtype.name == grid or grid == "float32":
         return  # all their values are on it
-    words = kernels.words(values)
+    words = kernels.bit_words(values)
     if n := count_off_grid(words, kernels.word_shift(words), kernels.lattice(grid)):
         raise OffGridError(
             f"{variable}: {n} rows of a block hold values that are not on the grid of {grid}; measure the recorded "

@@ -72,7 +72,7 @@ class _Accumulator:
 
         name, grid = self.reduction.variable, self.reduction.grid
         on_device = batch.block.device.runs("motion")
-        steps = batch.tensor(name) if on_device else kernels.words(batch.values[name])
+        steps = batch.tensor(name) if on_device else kernels.bit_words(batch.values[name])
         motion = kernels.engine("motion", on_device).motion
         changed, out = batch.changed(name), batch.slices(self.out, OUTPUTS)
         out["changed"][:] = changed

@@ -1,7 +1,7 @@
 """CPU kernels, compiled by numba: they release the GIL and run on one core, inside one Dask thread."""
 
-from deadtok_xr.kernels.numba.bit_words import changed_rows, last_motion
 from deadtok_xr.kernels.numba.bounds import motion_bounds
+from deadtok_xr.kernels.numba.changes import changed_rows, last_motion
 from deadtok_xr.kernels.numba.kinematics import kinematics
 from deadtok_xr.kernels.numba.motion import motion
 

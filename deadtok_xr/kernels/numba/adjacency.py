@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.unique_rows import SIGN
+from deadtok_xr.kernels.numba.bit_words import MAGNITUDE, float32_value, float32_word
+from deadtok_xr.kernels.numba.jit import compiled
 
 CENTROID, PAIR, ELEMENT = 0, 1, 2
 """Spacings: one threshold for all pairs; by the coarser token of a pair; by the coarser element in each dim."""
@@ -33,13 +33,8 @@ def rule(spacing: int, k: float, linked: bool, lattice: Lattice) -> Rule:
 
 
 @compiled
-def element(words, n, d, shift):
-    return np.uint32(np.uint32(words[n, d]) << np.uint32(shift)).view(np.float32)
-
-
-@compiled
 def _magnitude(x):
-    return np.float32(x).view(np.uint32) & SIGN
+    return np.float32(x).view(np.uint32) & MAGNITUDE
 
 
 @compiled
@@ -58,14 +53,14 @@ def limits_of(words, shift, threshold, rule, cells):
         for n in range(N):
             total = 0.0
             for d in range(D):
-                total += _ulp(np.uint32(np.uint32(words[n, d]) << np.uint32(shift)), rule)
+                total += _ulp(float32_word(words[n, d], shift), rule)
             cells[n] = rule.k * (total / D)
         low[:], high[:] = cells.min(), cells.max()
     elif rule.spacing == ELEMENT:
-        least, most = np.full(D, SIGN), np.zeros(D, np.uint32)
+        least, most = np.full(D, MAGNITUDE), np.zeros(D, np.uint32)
         for n in range(N):
             for d in range(D):
-                word = np.uint32(np.uint32(words[n, d]) << np.uint32(shift)) & SIGN
+                word = float32_word(words[n, d], shift) & MAGNITUDE
                 least[d] = min(least[d], word)
                 most[d] = max(most[d], word)
         for d in range(D):
@@ -83,7 +78,7 @@ def adjacent(words, a, b, shift, threshold, rule, cells):
         beyond = np.int64(0)  # negative if a gap is beyond its limit
         for j in range(min(AT_ONCE, D - start)):
             d = np.uint64(start + j)
-            x, y = element(words, a, d, shift), element(words, b, d, shift)
+            x, y = float32_value(words[a, d], shift), float32_value(words[b, d], shift)
             gap = np.float64(abs(np.float64(x) - np.float64(y))).view(np.int64)
             if rule.spacing == ELEMENT:
                 limit = np.float64(rule.k * _ulp(max(_magnitude(x), _magnitude(y)), rule)).view(np.int64)

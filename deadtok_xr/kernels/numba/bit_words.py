@@ -1,132 +1,92 @@
-"""What the kernels share: how they are compiled, and rows of words."""
+"""Elements of a matrix as *words*: unsigned integers with the bits of bfloat16 (16) or float32 (32).
+
+Every word can be made one of float32, by a shift of 16 or 0 bits. On a number format (`kernels.Lattice`) a float32 word
+has an *exponent*, the format's own exponent field, 0 for zero and subnormals, and an *ordinal*, how many numbers of the
+format lie between it and zero.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-_ALWAYS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-compiled = njit(**_ALWAYS)
-# Sums may be reordered and NaN does not occur: for finite values only. It lets loops use vector units.
-compiled_finite = njit(**_ALWAYS, fastmath=True)
-# Sums may be reordered, NaN and infinity keep their meaning. No nsz: b - a - c would become b - (a + c), and cancel.
-_REORDERED = {"reassoc", "contract"}
-compiled_sums = njit(**_ALWAYS, fastmath=_REORDERED)
-# For one row, inside a loop over rows: a call would cost as much as the work on 64 elements. numba's cache looks at the
-# file of the loop alone: after a change here, delete the *.nbi files beside those that inline from it.
-inlined = njit(**_ALWAYS, forceinline=True)
-inlined_sums = njit(**_ALWAYS, fastmath=_REORDERED, forceinline=True)
+from deadtok_xr.kernels.numba.jit import compiled
 
 INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
+SIGN, MAGNITUDE, MANTISSA = np.uint32(1 << 31), np.uint32((1 << 31) - 1), np.uint32((1 << 23) - 1)
+"""Masks of a float32 word: its sign; all bits but the sign; its mantissa."""
 
 
-def value(x):
-    """An element as float64: a word of 16 bits is a bfloat16, a float is itself. For compiled loops alone."""
+def to_float64(x):
+    """Convert an element, a bfloat16 word or a float, to float64. For compiled loops only."""
     raise NotImplementedError
 
 
-@overload(value)
-def _value_of(x):
+@overload(to_float64)
+def _to_float64(x):
     if x == types.uint16:
         return lambda x: np.float64(np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32))
     return lambda x: np.float64(x)
 
 
-# Rows are named by block and indices: a view of each row would cost more than the work on it.
+@compiled
+def float32_word(word, shift):
+    """Convert a word to one of float32."""
+    return np.uint32(np.uint32(word) << np.uint32(shift))
 
 
 @compiled
-def same_row(a, t, b, u, n):
-    """Whether row n is the same, bit by bit, at step t of one block and step u of another."""
-    if a[t, n, 0] != b[u, n, 0]:
-        return False  # most rows that move at all move here
-    difference = a[t, n, 0] ^ b[u, n, 0]
-    for d in range(1, a.shape[2]):
-        difference |= a[t, n, d] ^ b[u, n, d]
-    return difference == 0
-
-
-def changed_rows(steps):
-    """Which rows of words (t + 1, n, d) differ in a bit from the step before: bool (t, n)."""
-    out = np.empty((len(steps) - 1, steps.shape[1]), np.bool_)
-    wide = steps.shape[2] * steps.itemsize % 8 == 0  # compare eight bytes at a time
-    _changed_rows(steps.view(np.uint64) if wide else steps, out)
-    return out
+def float32_value(word, shift):
+    """Return the value of a word, as float32."""
+    return np.uint32(float32_word(word, shift)).view(np.float32)
 
 
 @compiled
-def list_changed(steps, t, n, where, start):
-    """List from ``where[start]`` on the dims in which a row differs from the next step; the end of the list.
-
-    There is no branch that depends on the values: it would be mispredicted at every other element.
-    """
-    end = start
-    for d in range(steps.shape[2]):
-        where[end] = d
-        end += steps[t, n, d] != steps[t + 1, n, d]
-    return end
+def unsigned_zero(word):
+    """Return a float32 word, that of +0 for -0: the two are the same value."""
+    return word if word & MAGNITUDE else np.uint32(0)
 
 
 @compiled
-def _changed_rows(steps, out):
-    for t in range(out.shape[0]):
-        for n in range(out.shape[1]):
-            out[t, n] = _difference(steps, t, n) != 0
-
-
-@inlined_sums
-def _difference(steps, t, n):
-    """The bits in which any element of a row differs from the step before."""
-    bits = np.uint64(0)
-    for d in range(steps.shape[2]):
-        bits |= np.uint64(steps[t, n, d] ^ steps[t + 1, n, d])
-    return bits
-
-
-def last_motion(steps, changed, labels, invalid, out):
-    """Update ``out`` (n,), the label of each token's last motion; ``invalid`` where a value is not finite.
-
-    ``steps`` (t + 1, n, d) are floats or bfloat16 words, and ``labels`` (t,) those of the transitions.
-    """
-    _last_motion(steps, changed, labels, invalid, out)
+def value_of(word):
+    """Return the value of a float32 word, as float64."""
+    return np.float64(np.uint32(word).view(np.float32))
 
 
 @compiled
-def _last_motion(steps, changed, labels, invalid, out):
-    T, N = changed.shape
-    for n in range(N):
-        if not finite_row(steps, 0, n):
-            out[n] = invalid
-    for t in range(T):
-        for n in range(N):
-            if changed[t, n] and not finite_row(steps, t + 1, n):
-                out[n] = invalid
-    for n in range(N):
-        if out[n] == invalid:
-            continue
-        for t in range(T - 1, -1, -1):
-            if changed[t, n] and _moved(steps, t, n):
-                out[n] = labels[t]
-                break
-
-
-@inlined_sums
-def finite_row(steps, t, n):
-    """Whether all elements of a row are finite."""
-    total = 0.0
-    for d in range(steps.shape[2]):
-        x = value(steps[t, n, d])
-        total += x - x  # 0, or NaN of what is not finite
-    return total == 0
+def exponent_of(word, smallest):
+    """Return a float32 word's exponent field in the format: 0 for the format's zero and subnormals."""
+    return max(np.int64((word >> np.uint32(23)) & np.uint32(0xFF)) - smallest + 1, 0)
 
 
 @compiled
-def _moved(steps, t, n):
-    for d in range(steps.shape[2]):
-        if value(steps[t + 1, n, d]) != value(steps[t, n, d]):
-            return True
-    return False
+def ordinal_of(word, smallest, ulp_offset):
+    """Count the numbers of the format between a float32 word and zero; negative below zero."""
+    exponent = exponent_of(word, smallest)
+    if exponent:
+        size = (exponent << (ulp_offset - 127)) + (np.int64(word & MANTISSA) >> (150 - ulp_offset))
+    else:
+        size = np.int64(value_of(word & MAGNITUDE) * power_of_two(ulp_offset - smallest))
+    return -size if word & SIGN else size
+
+
+@compiled
+def power_of_two(exponent):
+    """Return 2^exponent as a float64, put together from its bits."""
+    return np.int64((1023 + exponent) << 52).view(np.float64)
+
+
+@compiled
+def off_grid(word, spare, largest):
+    """Whether a float32 word is finite and no number of the format."""
+    size = np.uint32(word & MAGNITUDE)
+    field = size >> np.uint32(23)
+    return (field < np.uint32(255)) & ((size > np.uint32(largest)) | ((word & spare[np.uint64(field)]) != 0))
+
+
+@compiled
+def not_finite(word):
+    """Whether a float32 word is NaN or infinite."""
+    return (word & MAGNITUDE) >= np.uint32(0x7F800000)

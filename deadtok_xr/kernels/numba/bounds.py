@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deadtok_xr.kernels.numba.bit_words import compiled, same_row
+from deadtok_xr.kernels.numba.changes import same_row
+from deadtok_xr.kernels.numba.jit import compiled
 
 
 @compiled

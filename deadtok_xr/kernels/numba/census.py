@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.jit import compiled
 
 Longs = NDArray[np.int64]
 

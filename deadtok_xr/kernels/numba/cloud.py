@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-class Before:
+class PreviousTransition:
     """What a transition needs to know of the one before it: the step that it began with, and how far it took each."""
 
     def __init__(self, steps: NDArray[Any]) -> None:
@@ -25,7 +25,7 @@ class Before:
 def cloud_steps(
     steps: NDArray[Any],
     changed: NDArray[np.bool_],
-    before: Before,
+    before: PreviousTransition,
     totals: NDArray[np.float64],
     out: dict[str, NDArray[Any]],
 ) -> None:

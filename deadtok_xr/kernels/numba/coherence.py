@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled, compiled_finite, inlined_sums, value
+from deadtok_xr.kernels.numba.bit_words import to_float64
+from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined_sums
 
 Rows = NDArray[np.float64]
 
@@ -23,7 +24,7 @@ def spread(block, t, out):
     """Write step t of a block (t, n, d), floats or bfloat16 words, as float64 rows (n, d)."""
     for n in range(out.shape[0]):
         for d in range(out.shape[1]):
-            out[n, d] = value(block[t, n, d])
+            out[n, d] = to_float64(block[t, n, d])
 
 
 @compiled
@@ -31,7 +32,7 @@ def differences(block, t, out):
     """Write what changed from step t to t + 1 of a block (t, n, d), floats or bfloat16 words, as rows (n, d)."""
     for n in range(out.shape[0]):
         for d in range(out.shape[1]):
-            out[n, d] = value(block[t + 1, n, d]) - value(block[t, n, d])
+            out[n, d] = to_float64(block[t + 1, n, d]) - to_float64(block[t, n, d])
 
 
 def directions(rows: Rows, unit: Rows) -> dict[str, Any]:

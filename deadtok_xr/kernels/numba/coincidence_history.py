@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.jit import compiled
 
 Longs = NDArray[np.int64]
 APART = np.iinfo(np.int64).max
@@ -29,7 +29,7 @@ EVENTS = ("fissions", "fusions", "evaporated", "accreted")
 
 
 @dataclass
-class Company:
+class CoincidenceHistory:
     """Who is with whom at one step.
 
     Attributes
@@ -48,15 +48,15 @@ class Company:
     figures: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FIGURES)))
 
 
-def company(
+def coincidence_history(
     labels: Longs,
     changed: NDArray[np.bool_],
-    state: Company | None,
+    state: CoincidenceHistory | None,
     first: int,
     wanted: Longs,
     out: dict[str, NDArray[Any]],
     snapshots: dict[str, Longs],
-) -> Company:
+) -> CoincidenceHistory:
     """Fill ``out`` with the figures of some steps, and what became of the places of the step before.
 
     Parameters
@@ -81,10 +81,10 @@ def company(
     -------
     Who is with whom at the last step.
     """
-    state = _begin(labels[0], first) if state is None else Company(*(x.copy() for x in vars(state).values()))
+    state = _begin(labels[0], first) if state is None else CoincidenceHistory(*(x.copy() for x in vars(state).values()))
     figures = np.empty((len(labels), len(FIGURES)))
     events = np.zeros((len(changed), len(EVENTS)), np.int64)
-    _company(
+    _follow(
         labels, changed.any(axis=1), first, state.label, state.order, state.since, state.figures, figures, events,
         wanted, snapshots["label"], snapshots["order"], snapshots["since"],
     )  # fmt: skip
@@ -95,22 +95,22 @@ def company(
     return state
 
 
-def _begin(label: Longs, first: int) -> Company:
+def _begin(label: Longs, first: int) -> CoincidenceHistory:
     n = len(label)
-    order, since = rearranged(np.arange(n), np.full(n, APART), label, first)
-    state = Company(label.copy(), order, since)
+    order, since = regroup(np.arange(n), np.full(n, APART), label, first)
+    state = CoincidenceHistory(label.copy(), order, since)
     _measure(label, _sizes(label), state.figures)
     return state
 
 
 @compiled
-def _company(labels, anything, first, label, order, since, current, figures, events, wanted, kept, orders, sinces):
+def _follow(labels, anything, first, label, order, since, current, figures, events, wanted, kept, orders, sinces):
     for t in range(len(labels)):
         if t > 0 and anything[t - 1] and (labels[t] != label).any():
             sizes = _sizes(labels[t])
             _measure(labels[t], sizes, current)
             _count(label, _sizes(label), labels[t], sizes, events[t - 1])
-            order[:], since[:] = rearranged(order, since, labels[t], first + t)
+            order[:], since[:] = regroup(order, since, labels[t], first + t)
             label[:] = labels[t]
         figures[t] = current
         if wanted[t] >= 0:
@@ -189,7 +189,7 @@ def _torn(one, sizes, other):
 
 
 @compiled
-def rearranged(order, since, group, now):
+def regroup(order, since, group, now):
     """Another order, by ascending ``group`` (n,), and since when each row has been with the one before it.
 
     Rows that were not together begin to be at step ``now``. Those of group -1 stand alone, in front.
@@ -218,7 +218,7 @@ def rearranged(order, since, group, now):
     return new_order, new_since
 
 
-def continued(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: int) -> tuple[Longs, Longs]:
+def extend_back(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: int) -> tuple[Longs, Longs]:
     """A sequence that looks back no further than step ``first``, with what was known there.
 
     Each is `order` and `since`; ``earlier`` is that of step ``first``.
@@ -227,7 +227,7 @@ def continued(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: i
     begins = since != first
     group = np.empty(len(order), np.int64)
     group[order] = np.cumsum(begins) - 1  # those that have been together since then, or longer
-    new_order, new_since = rearranged(*earlier, group, first)
+    new_order, new_since = regroup(*earlier, group, first)
     return new_order, np.where(begins, since, new_since)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.jit import compiled
 
 FIGURES = ("n_edges", "largest_component", "n_singletons", "n_components", "degree_max", "n_invalid")
 EDGES, LARGEST, SINGLETONS, COMPONENTS, TOP, INVALID = range(6)

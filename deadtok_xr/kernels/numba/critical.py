@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
+from deadtok_xr.kernels.numba.bit_words import INFINITY
+from deadtok_xr.kernels.numba.jit import compiled
 
 COUNTS = ("elements", "above", "moved", "moved_above", "tokens", "tokens_above")
 

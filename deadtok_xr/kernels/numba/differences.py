@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 
 @compiled

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.cells import not_finite, off_grid
+from deadtok_xr.kernels.numba.bit_words import not_finite, off_grid
+from deadtok_xr.kernels.numba.jit import compiled
 
 
 def count_off_grid(words: NDArray[np.uint32], changed: NDArray[np.bool_], grids: Sequence[Lattice],

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.cells import MANTISSA, SIGN, SIZE, not_finite, off_grid, word_of
+from deadtok_xr.kernels.numba.bit_words import MAGNITUDE, MANTISSA, SIGN, float32_word, not_finite, off_grid
+from deadtok_xr.kernels.numba.jit import compiled
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
 """Columns of the running counts, beside the exponents."""
@@ -24,7 +24,7 @@ _WORDS, _FIELDS = 1 << 16, 1 << 9
 """Places for the leading bits of words; behind them one for each sign and exponent, which says that it occurred."""
 
 
-class Running:
+class IncrementalCounts:
     """What is known of the step at hand: which tokens are valid, and the counts over these."""
 
     def __init__(self, steps: NDArray[Any], lattice: Lattice) -> None:
@@ -70,7 +70,7 @@ def _begin(steps, shift, spare, largest, broken, leading, counts):
     off = 0
     for n in range(steps.shape[1]):
         for d in range(steps.shape[2]):
-            word = word_of(steps, 0, n, d, shift)
+            word = float32_word(steps[0, n, d], shift)
             broken[n] += not_finite(word)
             off += off_grid(word, spare, largest)
         if broken[n] == 0:
@@ -96,7 +96,7 @@ def _count(words, k, by, leading, counts):
     """Add words to the counts, or take them away."""
     zero = negative = single = 0
     for i in range(k):
-        size = words[i] & SIZE
+        size = words[i] & MAGNITUDE
         zero += size == 0
         negative += words[i] > SIGN
         single += _is_power_of_two(size)
@@ -119,5 +119,5 @@ def _is_power_of_two(size):
 def _count_row(steps, t, n, by, shift, leading, counts):
     words = np.empty(steps.shape[2], np.uint32)
     for d in range(len(words)):
-        words[d] = word_of(steps, t, n, d, shift)
+        words[d] = float32_word(steps[t, n, d], shift)
     _count(words, len(words), by, leading, counts)

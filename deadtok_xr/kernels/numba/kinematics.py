@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled, finite_row, inlined_sums, value
+from deadtok_xr.kernels.numba.bit_words import to_float64
+from deadtok_xr.kernels.numba.changes import finite_row
+from deadtok_xr.kernels.numba.jit import compiled, inlined_sums
 
 
 def kinematics(
@@ -60,7 +62,7 @@ def _mean(steps, t, out):
     out[t] = 0.0
     for n in range(steps.shape[1]):
         for d in range(steps.shape[2]):
-            out[t, d] += value(steps[t, n, d])
+            out[t, d] += to_float64(steps[t, n, d])
     for d in range(steps.shape[2]):
         out[t, d] = out[t, d] / steps.shape[1] if np.isfinite(out[t, d]) else np.nan
 
@@ -89,7 +91,7 @@ def _spread(steps, anything, centre, radius, radius_max, n_invalid):
 def _squares(steps, t, n, centre):
     total = 0.0
     for d in range(steps.shape[2]):
-        off = value(steps[t, n, d]) - centre[t, d]
+        off = to_float64(steps[t, n, d]) - centre[t, d]
         total += off * off
     return total
 
@@ -126,7 +128,7 @@ def _heat(steps, changed, bulk, rms, residual):
 def _own(steps, t, n, bulk, sums):
     heat = 0.0
     for d in range(steps.shape[2]):
-        own = value(steps[t + 1, n, d]) - value(steps[t, n, d]) - bulk[t, d]
+        own = to_float64(steps[t + 1, n, d]) - to_float64(steps[t, n, d]) - bulk[t, d]
         heat += own * own
         sums[d] += own
     return heat

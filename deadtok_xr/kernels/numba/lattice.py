@@ -8,30 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.bit_words import compiled, compiled_finite, list_changed
-from deadtok_xr.kernels.numba.cells import (
+from deadtok_xr.kernels.numba.bit_words import (
+    MAGNITUDE,
     MANTISSA,
-    SIZE,
-    height_of,
+    exponent_of,
+    float32_word,
     not_finite,
     off_grid,
     ordinal_of,
-    power,
+    power_of_two,
     value_of,
-    word_of,
-)  # fmt: skip
-from deadtok_xr.kernels.numba.incremental_counts import STATES, ULPS, Running, recount, refuse
+)
+from deadtok_xr.kernels.numba.changes import list_changed
+from deadtok_xr.kernels.numba.incremental_counts import STATES, ULPS, IncrementalCounts, recount, refuse
+from deadtok_xr.kernels.numba.jit import compiled, compiled_finite
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",
     "n_sign_changes", "n_from_zero", "n_to_zero",
 )  # fmt: skip
 """Columns of the counts of a transition's elements."""
-MOVED, OUTWARD, UPWARD, HALF, FRACTIONAL, CROSS_UP, CROSS_DOWN, SIGN, FROM_ZERO, TO_ZERO = range(len(COUNTS))
+MOVED, OUTWARD, UPWARD, HALF, FRACTIONAL, CROSS_UP, CROSS_DOWN, SIGN_CHANGE, FROM_ZERO, TO_ZERO = range(len(COUNTS))
 
 
 def lattice_steps(
-    steps: NDArray[Any], changed: NDArray[np.bool_], running: Running, lattice: Lattice, out: dict[str, NDArray[Any]]
+    steps: NDArray[Any],
+    changed: NDArray[np.bool_],
+    running: IncrementalCounts,
+    lattice: Lattice,
+    out: dict[str, NDArray[Any]],
 ) -> None:
     """Fill ``out`` with what steps are like and the transitions between them, and carry ``running`` to the last.
 
@@ -74,7 +79,7 @@ def lattice_steps(
         out[name][:] = counts[:, i]
 
 
-def _state(running: Running, out: dict[str, NDArray[Any]], t: int, *, anew: bool) -> None:
+def _state(running: IncrementalCounts, out: dict[str, NDArray[Any]], t: int, *, anew: bool) -> None:
     exponents, mantissas = out["exponent_count"], out["mantissa_count"]
     if anew:
         of_heights, mantissas[t] = running.distributions()
@@ -143,7 +148,7 @@ def _differ(steps, t, n, shift, where, one, two):
     """The words of a token that differ, before and after; how many."""
     k = list_changed(steps, t, n, where, 0)
     for i in range(k):
-        one[i], two[i] = word_of(steps, t, n, where[i], shift), word_of(steps, t + 1, n, where[i], shift)
+        one[i], two[i] = float32_word(steps[t, n, where[i]], shift), float32_word(steps[t + 1, n, where[i]], shift)
     return k
 
 
@@ -186,7 +191,7 @@ def _cells(one, two, k, smallest, ulp_offset, lengths):
     uneven = half = 0
     for i in range(k):
         step = abs(value_of(two[i]) - value_of(one[i]))
-        cells = step * power(ulp_offset - smallest + 1 - max(height_of(one[i], smallest), 1))
+        cells = step * power_of_two(ulp_offset - smallest + 1 - max(exponent_of(one[i], smallest), 1))
         w1 += cells
         w2 += cells * cells
         top = max(top, cells)
@@ -204,7 +209,7 @@ def _kinds(one, two, k, smallest, tally):
     moved = outward = upward = up = down = flips = left = came = 0
     for i in range(k):
         a, b = value_of(one[i]), value_of(two[i])
-        low, high = height_of(one[i], smallest), height_of(two[i], smallest)
+        low, high = exponent_of(one[i], smallest), exponent_of(two[i], smallest)
         up += high > low
         down += high < low
         moved += a != b  # -0 and +0 are the same
@@ -218,7 +223,7 @@ def _kinds(one, two, k, smallest, tally):
     tally[UPWARD] += upward
     tally[CROSS_UP] += up
     tally[CROSS_DOWN] += down
-    tally[SIGN] += flips
+    tally[SIGN_CHANGE] += flips
     tally[FROM_ZERO] += left
     tally[TO_ZERO] += came
     return up + down
@@ -244,7 +249,7 @@ def _distances(one, two, k, smallest, ulp_offset):
 
 @compiled
 def _signed(word, shift):
-    size = np.int64((word & SIZE) >> shift)
+    size = np.int64((word & MAGNITUDE) >> shift)
     return -size if word >> np.uint32(31) else size
 
 
@@ -252,7 +257,7 @@ def _signed(word, shift):
 def _spaced_anew(one, two, k, smallest):
     """Whether a token's `_spacing` is another one than before."""
     for i in range(k):
-        if height_of(one[i], smallest) != height_of(two[i], smallest):
+        if exponent_of(one[i], smallest) != exponent_of(two[i], smallest):
             return True
         if ((one[i] & MANTISSA) == 0) | ((two[i] & MANTISSA) == 0):
             return True
@@ -268,7 +273,7 @@ def _spacing(steps, t, n, shift, smallest, ulp_offset, spacing):
     least = np.uint32(smallest << 23)
     scale = 2.0 ** (127 - ulp_offset)
     for d in range(steps.shape[2]):
-        word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+        word = float32_word(steps[t, n, d], shift)
         exponent = max(word & np.uint32(0x7F800000), least)
         power = value_of(exponent)
         total += power

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.jit import compiled
 
 LATTICE, MAGNITUDE, CELLS = 0, 1, 2
 """The schemes of phases."""

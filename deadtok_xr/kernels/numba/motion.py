@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled, compiled_finite, inlined, inlined_sums
+from deadtok_xr.kernels.numba.bit_words import INFINITY, float32_word, value_of
+from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined, inlined_sums
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 """What a row of a step may be."""
@@ -147,7 +148,7 @@ def _state(steps, t, n, shift, spare, largest):
     if (union & spare[255]) == 0:
         return np.uint8(USABLE)  # no word has a bit that could be off the grid in any binade
     for d in range(steps.shape[2]):
-        word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+        word = float32_word(steps[t, n, d], shift)
         if word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]:
             return np.uint8(OFF_GRID)
     return np.uint8(USABLE)
@@ -158,7 +159,7 @@ def _bits(steps, t, n, shift):
     union = np.uint32(0)
     largest = np.uint32(0)
     for d in range(steps.shape[2]):
-        word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+        word = float32_word(steps[t, n, d], shift)
         union |= word
         largest = max(largest, word & np.uint32(0x7FFFFFFF))
     return union, largest
@@ -203,12 +204,12 @@ def _sums(steps, t, n, shift, smallest, ulp_offset):
     count = 0
     least = np.uint32(smallest << 23)
     for d in range(steps.shape[2]):
-        word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
+        word = float32_word(steps[t, n, d], shift)
         # 2^(128 - max(E, smallest)) as a float32 put together from its exponent: 1 / ULP but for a constant
         exponent = max(word & np.uint32(0x7F800000), least)
         scale = np.uint32(np.uint32(255 << 23) - exponent).view(np.float32)
-        a = np.float64(word.view(np.float32))
-        b = np.float64(np.uint32(np.uint32(steps[t + 1, n, d]) << np.uint32(shift)).view(np.float32))
+        a = value_of(word)
+        b = value_of(float32_word(steps[t + 1, n, d], shift))
         step = b - a
         cells = abs(step) * np.float64(scale)
         squares += step * step

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, word_shift
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.cells import height_of, ordinal_of, value_of, word_of
+from deadtok_xr.kernels.numba.bit_words import exponent_of, float32_word, ordinal_of, value_of
+from deadtok_xr.kernels.numba.jit import compiled
 
 INVALID = -1
 
@@ -48,10 +48,10 @@ def nearest(
 def _places(few, shift, smallest, ulp_offset, places):
     for m in range(few.shape[1]):
         for d in range(few.shape[2]):
-            word = word_of(few, 0, m, d, shift)
+            word = float32_word(few[0, m, d], shift)
             places[0, m, d] = value_of(word)
             places[1, m, d] = ordinal_of(word, smallest, ulp_offset)
-            places[2, m, d] = height_of(word, smallest)
+            places[2, m, d] = exponent_of(word, smallest)
 
 
 @compiled
@@ -62,10 +62,10 @@ def _nearest(rows, valid, places, shift, smallest, ulp_offset, distance, linf, o
         if not valid[n]:
             continue
         for d in range(D):
-            word = word_of(rows, 0, n, d, shift)
+            word = float32_word(rows[0, n, d], shift)
             own[0, d] = value_of(word)
             own[1, d] = ordinal_of(word, smallest, ulp_offset)
-            own[2, d] = height_of(word, smallest)
+            own[2, d] = exponent_of(word, smallest)
         least = np.full(4, np.inf)
         for m in range(places.shape[1]):
             squares = top = passed = apart = 0.0

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
-from deadtok_xr.kernels.numba.unique_rows import SIGN
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_word
+from deadtok_xr.kernels.numba.jit import compiled
 
 
 def count_off_grid(steps: NDArray[Any], shift: int, lattice: Lattice) -> int:
@@ -28,8 +28,8 @@ def _count_spare(steps, shift, spare, largest):
         for n in range(steps.shape[1]):
             off = np.uint32(0)
             for d in range(np.uint64(steps.shape[2])):
-                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
-                magnitude = word & SIGN
+                word = float32_word(steps[t, n, d], shift)
+                magnitude = word & MAGNITUDE
                 bad = (word & spare) | np.uint32(magnitude > largest)
                 off |= bad if magnitude < np.uint32(INFINITY) else np.uint32(0)
             count += off != 0
@@ -43,9 +43,10 @@ def _count_off_grid(steps, shift, spare, largest):
         for n in range(steps.shape[1]):
             off = False
             for d in range(steps.shape[2]):
-                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
-                if (word & SIGN) < INFINITY:
-                    off |= (word & SIGN) > largest or (word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]) != 0
+                word = float32_word(steps[t, n, d], shift)
+                if (word & MAGNITUDE) < INFINITY:
+                    off |= (word & MAGNITUDE) > largest
+                    off |= (word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]) != 0
             count += off
     return count
 
@@ -67,8 +68,8 @@ def _ordinals(steps, shift, smallest, mantissa_bits, out):
     for t in range(steps.shape[0]):
         for n in range(steps.shape[1]):
             for d in range(steps.shape[2]):
-                word = np.uint32(np.uint32(steps[t, n, d]) << np.uint32(shift))
-                magnitude = np.int64(word & SIGN)
+                word = float32_word(steps[t, n, d], shift)
+                magnitude = np.int64(word & MAGNITUDE)
                 if magnitude >= INFINITY:
                     out[t, n, d] = np.nan
                     continue
@@ -76,4 +77,4 @@ def _ordinals(steps, shift, smallest, mantissa_bits, out):
                     position = np.float32((magnitude - base) >> (23 - mantissa_bits))
                 else:
                     position = np.float32(np.float64(np.uint32(magnitude).view(np.float32)) / unit)
-                out[t, n, d] = -position if word > SIGN else position
+                out[t, n, d] = -position if word > MAGNITUDE else position

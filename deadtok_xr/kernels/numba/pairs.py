@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent, element
-from deadtok_xr.kernels.numba.bit_words import compiled
+from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent
+from deadtok_xr.kernels.numba.bit_words import float32_value
 from deadtok_xr.kernels.numba.components import alone, join
-from deadtok_xr.kernels.numba.unique_rows import places
-from deadtok_xr.kernels.numba.verlet_list import Shell, finite, forgotten
+from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
+from deadtok_xr.kernels.numba.unique_rows import unique_rows
+from deadtok_xr.kernels.numba.verlet_list import VerletList, invalidated
 
 _APART, _OPEN, _CERTAIN = 0, 1, 2
 _FRONT = 16
@@ -28,7 +29,7 @@ _MARGIN = 1e-6
 @compiled
 def measure(words, shift, threshold, low, high, rule, cells, shell, growth):
     """Compare all pairs: the new shell, and the graph at this step."""
-    place, weight, node = places(words, shift)
+    place, weight, node = unique_rows(words, shift)
     dims, clique = _widest(words, place, shift, high, low)
     if clique:
         return _all_adjacent(place, weight, node, rule, shell)
@@ -43,7 +44,7 @@ def measure(words, shift, threshold, low, high, rule, cells, shell, growth):
         if known or not skin[0] > 0:
             break
         factor /= 4  # too wide: more pairs are open than it would spare
-    new = Shell(
+    new = VerletList(
         known, _adapt(factor, work, len(pairs), len(place)), np.zeros(len(low)), skin, low, high,
         place, weight, node, certain[0], certain[1], pairs,
     )  # fmt: skip
@@ -149,10 +150,10 @@ def _widest(words, place, shift, high, low):
     return np.argsort(spread)[: min(D, _FRONT)], clique
 
 
-@finite
+@compiled_without_nan
 def _span(words, p, shift, bottom, top):
     for d in range(len(bottom)):
-        x = element(words, p, d, shift)
+        x = float32_value(words[p, d], shift)
         bottom[d] = x if x < bottom[d] else bottom[d]
         top[d] = x if x > top[d] else top[d]
 
@@ -164,8 +165,8 @@ def _all_adjacent(place, weight, node, rule, shell):
     if len(place) > 1:
         parent[:] = 0
         degree += weight.sum() - weight
-    shell = forgotten(shell, shell.factor)
-    return Shell(
+    shell = invalidated(shell, shell.factor)
+    return VerletList(
         False, shell.factor, shell.clock, shell.skin, shell.low, shell.high,
         place, weight, node, parent, degree, shell.pairs,
     ), parent, degree  # fmt: skip
@@ -177,14 +178,14 @@ def _sorted(words, place, weight, node, shift, dims):
     P = len(place)
     along = np.empty(P, np.float32)
     for p in range(P):
-        along[p] = element(words, place[p], dims[0], shift)
+        along[p] = float32_value(words[place[p], dims[0]], shift)
     order = np.argsort(along)
     front = np.empty((len(dims), P), np.float32)
     rank = np.empty(P, np.int64)
     for p in range(P):
         rank[order[p]] = p
         for i in range(len(dims)):
-            front[i, p] = element(words, place[order[p]], dims[i], shift)
+            front[i, p] = float32_value(words[place[order[p]], dims[i]], shift)
     return place[order], weight[order], rank[node], front
 
 
@@ -209,7 +210,7 @@ def _kind(words, a, b, shift, outer, inner, own, linked):
         beyond = np.int32(0)
         for j in range(min(AT_ONCE, D - start)):
             d = np.uint64(start + j)  # an index without a sign needs no wrapping around, which vector units cannot do
-            gap = np.float32(abs(element(words, a, d, shift) - element(words, b, d, shift))).view(np.int32)
+            gap = np.float32(abs(float32_value(words[a, d], shift) - float32_value(words[b, d], shift))).view(np.int32)
             beyond = np.int32(beyond | np.int32(outer[d] - gap))
             uncertain = np.int32(uncertain | np.int32(inner[d] - gap))
             apart = np.int32(apart | np.int32(own[d] - gap))

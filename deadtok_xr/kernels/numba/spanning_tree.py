@@ -1,4 +1,4 @@
-"""The minimum spanning tree of tokens under the L∞ distance, in O(N) memory (Prim)."""
+"""The minimum spanning tree of tokens under the L∞ distance, in O(N) memory (Prim 1957)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.unique_rows import places, value_word
+from deadtok_xr.kernels.numba.bit_words import float32_word, unsigned_zero
+from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.unique_rows import unique_rows
 
 
 def spanning_tree(step: NDArray[Any], shift: int) -> NDArray[np.float64]:
-    """The lengths of the tree's edges between the tokens of a step of words (n, d), ascending, (n - 1,).
+    """Return the lengths of the tree's edges, ascending, (n - 1,).
 
-    All values are finite. Tokens in one place are joined by edges of length 0. Takes P²/2·D operations for P places.
+    Takes u²/2·D operations for u distinct rows; equal rows are joined by edges of length 0.
+
+    Parameters
+    ----------
+    step
+        Words (n, d); all values are finite.
+    shift
+        By how many bits a word is shifted to the left to be a float32 word.
     """
     out = np.zeros(max(len(step) - 1, 0))
     _prim(step, shift, out)
@@ -24,29 +32,29 @@ def spanning_tree(step: NDArray[Any], shift: int) -> NDArray[np.float64]:
 
 @compiled
 def _prim(words, shift, out):
-    place, _, _ = places(words, shift)
-    P = len(place)
-    rows = np.empty((P, words.shape[1]), np.float32)
-    for p in range(P):
+    index, _, _ = unique_rows(words, shift)
+    U = len(index)
+    rows = np.empty((U, words.shape[1]), np.float32)
+    for u in range(U):
         for d in range(words.shape[1]):
-            rows[p, d] = np.uint32(value_word(words, place[p], d, shift)).view(np.float32)
-    nearest = np.full(P, np.inf)
+            rows[u, d] = np.uint32(unsigned_zero(float32_word(words[index[u], d], shift))).view(np.float32)
+    nearest = np.full(U, np.inf)  # the distance of each row to the tree
     now = 0
-    for i in range(P - 1):
+    for i in range(U - 1):
         nearest[now] = -1.0  # in the tree
         best = -1
-        for p in range(P):
-            if nearest[p] >= 0:
-                nearest[p] = min(nearest[p], _distance(rows, now, p))
-                if best < 0 or nearest[p] < nearest[best]:
-                    best = p
+        for u in range(U):
+            if nearest[u] >= 0:
+                nearest[u] = min(nearest[u], _distance(rows, now, u))
+                if best < 0 or nearest[u] < nearest[best]:
+                    best = u
         out[i] = nearest[best]
         now = best
 
 
 @compiled
 def _distance(rows, a, b):
-    """The L∞ distance in float64; the bits of gaps order as the gaps do."""
+    """Return the L∞ distance in float64, as a maximum of integers: the bits of gaps order as the gaps do."""
     top = np.int64(0)
     for d in range(rows.shape[1]):
         top = max(top, np.float64(abs(np.float64(rows[a, d]) - np.float64(rows[b, d]))).view(np.int64))

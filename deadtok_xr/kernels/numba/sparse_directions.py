@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import compiled, finite_row, list_changed, value
+from deadtok_xr.kernels.numba.bit_words import to_float64
+from deadtok_xr.kernels.numba.changes import finite_row, list_changed
 from deadtok_xr.kernels.numba.coherence import mean_and_deviation, moments, variance_of
+from deadtok_xr.kernels.numba.jit import compiled
 
 _DENSE = 16
 """Whole rows take products in vectors: below D²/16 products for a row, those of its own elements cost less."""
@@ -21,7 +23,7 @@ _ALIKE = 0.01
 """The mean square of d = u - μ below which a difference loses more than two of sixteen digits."""
 
 
-class Moved:
+class SparseDirections:
     """What a step's rows did: room for the elements that moved, and which rows are finite."""
 
     def __init__(self, n_tokens: int, n_dims: int) -> None:
@@ -88,7 +90,7 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
         end = list_changed(block, t, n, dims, start)
         squares = 0.0
         for i in range(start, end):
-            values[i] = value(block[t + 1, n, dims[i]]) - value(block[t, n, dims[i]])
+            values[i] = to_float64(block[t + 1, n, dims[i]]) - to_float64(block[t, n, dims[i]])
             squares += values[i] * values[i]
         finite[n] = squares < np.inf or finite_row(block, t + 1, n)
         if not squares < np.inf:

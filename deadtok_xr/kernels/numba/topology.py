@@ -11,14 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.adjacency import CENTROID, ELEMENT, PAIR, Rule, element, limits_of, rule
-from deadtok_xr.kernels.numba.bit_words import INFINITY, compiled
+from deadtok_xr.kernels.numba.adjacency import CENTROID, ELEMENT, PAIR, Rule, limits_of, rule
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_value, float32_word
 from deadtok_xr.kernels.numba.components import FIGURES, INVALID, count, name_components
+from deadtok_xr.kernels.numba.jit import compiled
 from deadtok_xr.kernels.numba.pairs import join_open, measure
-from deadtok_xr.kernels.numba.unique_rows import SIGN
-from deadtok_xr.kernels.numba.verlet_list import Shell, forgotten, grow, holds, no_shell
+from deadtok_xr.kernels.numba.verlet_list import VerletList, empty_verlet_list, grow, holds, invalidated
 
-__all__ = ["CENTROID", "ELEMENT", "FIGURES", "PAIR", "centroids", "count_not_finite", "no_shell", "rule", "topology"]
+__all__ = [
+    "CENTROID",
+    "ELEMENT",
+    "FIGURES",
+    "PAIR",
+    "centroids",
+    "count_not_finite",
+    "empty_verlet_list",
+    "rule",
+    "topology",
+]
 
 
 def topology(
@@ -27,11 +37,11 @@ def topology(
     changed: NDArray[np.bool_],
     threshold: NDArray[np.float64],
     rule: Rule,
-    shell: Shell,
+    shell: VerletList,
     out: dict[str, NDArray[Any]],
     *,
     first: int = 0,
-) -> Shell:
+) -> VerletList:
     """Fill ``out`` with the graph's figures at each step.
 
     Parameters
@@ -47,7 +57,7 @@ def topology(
     rule
         See `rule`.
     shell
-        As an earlier call returned it for the first step, or `no_shell`.
+        As an earlier call returned it for the first step, or `empty_verlet_list`.
     out
         Arrays to fill: figures (t, 6), see `FIGURES` (-1 where a value is not finite); degrees and sizes (t, b),
         how many tokens have no neighbour, 1, 2 to 3, 4 to 7, ..., and how many components have 1, 2 to 3, ... tokens;
@@ -92,7 +102,7 @@ def _mean(words, shift, out):
     out[:] = 0.0
     for n in range(N):
         for d in range(D):
-            out[d] += np.float64(element(words, n, d, shift))
+            out[d] += np.float64(float32_value(words[n, d], shift))
     for d in range(D):
         out[d] = out[d] / N if np.isfinite(out[d]) else np.nan
 
@@ -121,7 +131,7 @@ def _graphs(words, shift, changed, anything, threshold, rule, shell, first, figu
         if figures[t, INVALID] or np.isnan(threshold[t]):
             figures[t, :INVALID] = -1
             label[t] = -1
-            shell = forgotten(shell, shell.factor)
+            shell = invalidated(shell, shell.factor)
             continue
         low, high = limits_of(words[at], shift, threshold[t], rule, cells)
         if holds(words[at], shift, changed[t - 1] if moved else nothing, low, high, shell):
@@ -142,6 +152,6 @@ def count_not_finite(words, shift):
     for n in range(words.shape[0]):
         top = np.uint32(0)
         for d in range(words.shape[1]):
-            top = max(top, np.uint32(np.uint32(words[n, d]) << np.uint32(shift)) & SIGN)
+            top = max(top, float32_word(words[n, d], shift) & MAGNITUDE)
         count += top >= INFINITY
     return count

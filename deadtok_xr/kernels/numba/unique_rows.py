@@ -1,25 +1,16 @@
-"""Distinct places: rows of equal values, found by hashing, and exact since equal hashes are compared."""
+"""Distinct rows, found by hashing; rows of equal hash are compared, so that the answer does not rest on the hash."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import compiled
-
-SIGN = np.uint32(0x7FFFFFFF)
-"""All bits but the sign of a float32 word."""
+from deadtok_xr.kernels.numba.bit_words import float32_word, unsigned_zero
+from deadtok_xr.kernels.numba.jit import compiled
 
 
 @compiled
-def value_word(words, n, d, shift):
-    """The float32 word of a value; +0 for -0, which is the same place."""
-    word = np.uint32(np.uint32(words[n, d]) << np.uint32(shift))
-    return word if word & SIGN else np.uint32(0)
-
-
-@compiled
-def keys(D):
-    """An odd 64-bit factor for each dim (splitmix64)."""
+def hash_factors(D):
+    """Return an odd 64-bit factor for each dim (splitmix64: Steele, Lea and Flood 2014)."""
     out = np.empty(D, np.uint64)
     for d in range(D):
         x = np.uint64(d + 1) * np.uint64(0x9E3779B97F4A7C15)
@@ -30,30 +21,38 @@ def keys(D):
 
 
 @compiled
-def same_place(words, a, b, shift):
-    """Whether two rows of a step hold the same values."""
+def equal_rows(words, a, b, shift):
+    """Whether two rows of a step (n, d) hold the same values; -0 and +0 are the same."""
     difference = np.uint32(0)
     for d in range(words.shape[1]):
-        difference |= value_word(words, a, d, shift) ^ value_word(words, b, d, shift)
+        x, y = float32_word(words[a, d], shift), float32_word(words[b, d], shift)
+        difference |= unsigned_zero(x) ^ unsigned_zero(y)
     return difference == 0
 
 
 @compiled
-def places(words, shift):
-    """Group the rows of a step, (n, d), by their values.
+def unique_rows(words, shift):
+    """Find the distinct rows of a step, as `np.unique` with ``axis=0`` does, in another order.
+
+    Parameters
+    ----------
+    words
+        (n, d).
+    shift
+        By how many bits a word is shifted to the left to be a float32 word.
 
     Returns
     -------
-    ``place`` (p,), one row of each distinct place; ``weight`` (p,), how many rows lie there; ``node`` (n,), the place
-    of each row as a position in these.
+    ``index`` (u,), one row of each kind; ``counts`` (u,), how many rows are equal to it; ``inverse`` (n,), the position
+    of each row's kind in these.
     """
     N, D = words.shape
-    factors = keys(D)
+    factors = hash_factors(D)
     hashes = np.empty(N, np.uint64)
     for n in range(N):
         h = np.uint64(0)
         for d in range(D):  # a sum of products: no term waits for another, as in a chain of hashes
-            h += np.uint64(value_word(words, n, d, shift)) * factors[d]
+            h += np.uint64(unsigned_zero(float32_word(words[n, d], shift))) * factors[d]
         hashes[n] = h
     return _group(words, shift, hashes, np.argsort(hashes))
 
@@ -61,21 +60,21 @@ def places(words, shift):
 @compiled
 def _group(words, shift, hashes, order):
     N = len(order)
-    place = np.empty(N, np.int64)
-    weight = np.zeros(N, np.int64)
-    node = np.empty(N, np.int64)
-    n_places = 0
-    run = 0  # the first place that has the hash at hand: equal hashes may be of different rows
+    index = np.empty(N, np.int64)
+    counts = np.zeros(N, np.int64)
+    inverse = np.empty(N, np.int64)
+    n_unique = 0
+    begin = 0  # the first kind with the present hash: equal hashes may be of different rows
     for i in range(N):
         n = order[i]
         if i == 0 or hashes[n] != hashes[order[i - 1]]:
-            run = n_places
-        found = run
-        while found < n_places and not same_place(words, n, place[found], shift):
+            begin = n_unique
+        found = begin
+        while found < n_unique and not equal_rows(words, n, index[found], shift):
             found += 1
-        if found == n_places:
-            place[found] = n
-            n_places += 1
-        weight[found] += 1
-        node[n] = found
-    return place[:n_places], weight[:n_places], node
+        if found == n_unique:
+            index[found] = n
+            n_unique += 1
+        counts[found] += 1
+        inverse[n] = found
+    return index[:n_unique], counts[:n_unique], inverse

@@ -12,16 +12,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from deadtok_xr.kernels.numba.adjacency import element
-from deadtok_xr.kernels.numba.bit_words import compiled
-from deadtok_xr.kernels.numba.unique_rows import same_place
-
-finite = njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+from deadtok_xr.kernels.numba.bit_words import float32_value
+from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
+from deadtok_xr.kernels.numba.unique_rows import equal_rows
 
 
-class Shell(NamedTuple):
+class VerletList(NamedTuple):
     """The graph as it was when all pairs were measured, and what has happened since."""
 
     known: bool
@@ -50,17 +47,17 @@ class Shell(NamedTuple):
     """(m, 2): the open pairs of nodes."""
 
 
-def no_shell(n_tokens: int, n_dims: int) -> Shell:
+def empty_verlet_list(n_tokens: int, n_dims: int) -> VerletList:
     """Before any pair has been measured."""
     clock, skin, low, high = np.zeros((4, n_dims))
     place, weight, node, parent, degree = np.zeros((5, n_tokens), np.int64)
     pairs = np.empty((0, 2), np.int32)
-    return Shell(False, 8.0, clock, skin, low, high, place, weight, node, parent, degree, pairs)
+    return VerletList(False, 8.0, clock, skin, low, high, place, weight, node, parent, degree, pairs)
 
 
 @compiled
-def forgotten(shell, factor):
-    return Shell(
+def invalidated(shell, factor):
+    return VerletList(
         False, factor, shell.clock, shell.skin, shell.low, shell.high,
         shell.place, shell.weight, shell.node, shell.parent, shell.degree, shell.pairs,
     )  # fmt: skip
@@ -82,10 +79,10 @@ def grow(before, now, shift, changed, growth):
         growth[d] = (high - low) + 2.0**-22 * max(abs(high), abs(low))
 
 
-@finite
+@compiled_without_nan
 def _widen(before, now, n, shift, top, bottom):
     for d in range(len(top)):
-        step = element(now, n, d, shift) - element(before, n, d, shift)
+        step = float32_value(now[n, d], shift) - float32_value(before[n, d], shift)
         top[d] = step if step > top[d] else top[d]
         bottom[d] = step if step < bottom[d] else bottom[d]
 
@@ -101,6 +98,6 @@ def holds(words, shift, changed, low, high, shell):
             return False
     for n in range(len(changed)):
         m = shell.place[shell.node[n]]
-        if m != n and (changed[n] or changed[m]) and not same_place(words, n, m, shift):
+        if m != n and (changed[n] or changed[m]) and not equal_rows(words, n, m, shift):
             return False
     return True

@@ -16,18 +16,18 @@ from deadtok_xr.kernels.torch.parts import (
     float32_words,
     latest,
     over,
-    own_turn,
     parts,
     steps_of,
     taken,
     unsigned_zeros,
+    with_device_lock,
     words,
 )
 
 INFINITY = 0x7F800000
 
 
-@own_turn
+@with_device_lock
 def census(
     steps: Tensor, changed: NDArray[np.bool_], known: NDArray[np.int64] | None = None, *, signed_zero: bool = False
 ) -> NDArray[np.int64]:

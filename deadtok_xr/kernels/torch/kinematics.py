@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.parts import latest, over, own_turn, parts, steps_of
+from deadtok_xr.kernels.torch.parts import latest, over, parts, steps_of, with_device_lock
 
 Floats = NDArray[np.float64]
 
 
-@own_turn
+@with_device_lock
 def centroid(steps: Tensor) -> Floats:
     """The mean over tokens of steps (t, n, d), (t, d) in float64; NaN in the dims in which a token is not finite."""
     out = np.empty((steps.shape[0], steps.shape[2]))
@@ -27,7 +27,7 @@ def centroid(steps: Tensor) -> Floats:
     return out
 
 
-@own_turn
+@with_device_lock
 def kinematics(
     steps: Tensor, changed: NDArray[np.bool_], before: Floats | None, out: dict[str, NDArray[Any]]
 ) -> Floats:

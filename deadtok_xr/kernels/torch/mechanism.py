@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.parts import own_turn
+from deadtok_xr.kernels.torch.parts import with_device_lock
 
 NO_GRADIENT, ROUNDED, MOVED, UNKNOWN = 0, 1, 2, 3
 INFINITY = 0x7F800000
 Array = Any
 
 
-@own_turn
+@with_device_lock
 def mechanism(before: Tensor, after: Tensor, predicted: Tensor, has_prediction: bool, g: Tensor, has_gradient: bool,
               u: Tensor, smallest: int, ulp_offset: int, cause: Array, margin: Array, length: Array, net: Array,
               counts: Array, sums: Array) -> None:  # fmt: skip
@@ -70,7 +70,7 @@ def _causes(kinds: list[Tensor], finite: Tensor) -> Tensor:
     return torch.where(finite, torch.where(moved, MOVED, still), UNKNOWN).to(torch.int8)
 
 
-@own_turn
+@with_device_lock
 def same(found: Tensor, recorded: Tensor) -> tuple[int, int]:
     """How many float32 elements are equal to the bit, and how many could be compared, being no NaN."""
     known = ~(found.isnan() | recorded.isnan())
@@ -78,7 +78,7 @@ def same(found: Tensor, recorded: Tensor) -> tuple[int, int]:
     return int(equal.sum()), int(known.sum())
 
 
-@own_turn
+@with_device_lock
 def stalled(before: Tensor, after: Tensor, g: Tensor) -> tuple[int, int]:
     """Second moments that kept their bits although g² differs from them, and how many could be compared; (n,)."""
     square = g.double().square()

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.torch.parts import TILE, fill, float32_words, has_float64, over, own_turn, steps_of, words
+from deadtok_xr.kernels.torch.parts import (
+    TILE,
+    fill,
+    float32_words,
+    has_float64,
+    over,
+    steps_of,
+    with_device_lock,
+    words,
+)
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 INFINITY = 0x7F800000
@@ -23,7 +32,7 @@ _FOUND = {
 }  # fmt: skip
 
 
-@own_turn
+@with_device_lock
 def motion(
     steps: Tensor,
     changed: NDArray[np.bool_],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
 from deadtok_xr.errors import InputError
-from deadtok_xr.kernels.device import check_size, owned
+from deadtok_xr.kernels.device import check_size, device_lock
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ def host(x: NDArray[Any]) -> Tensor:
     return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == BFLOAT16 else torch.from_numpy(x)
 
 
-def own(x: NDArray[Any], device: str) -> NDArray[Any]:
+def pinned_copy(x: NDArray[Any], device: str) -> NDArray[Any]:
     """A copy of an array, in memory that the device reads by itself."""
     if device != "cuda":
         return x.copy()
@@ -47,7 +47,7 @@ def to_device(x: NDArray[Any], device: str) -> Tensor:
     check_size(x.shape, device)
     if device == "mps":
         refuse_derived(x.dtype.name)  # it has no float64
-    with owned(device):
+    with device_lock(device):
         return _or_freed(lambda: host(x).to(device, non_blocking=device == "cuda"))
 
 
@@ -60,12 +60,12 @@ def _or_freed(make: Callable[[], Tensor]) -> Tensor:
     return make()
 
 
-def own_turn(kernel: F) -> F:
+def with_device_lock(kernel: F) -> F:
     """Give a kernel the device of its first argument for itself."""
 
     @functools.wraps(kernel)
     def alone(steps: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with owned(steps.device.type):
+        with device_lock(steps.device.type):
             return kernel(steps, *args, **kwargs)
 
     return alone  # type: ignore[return-value]

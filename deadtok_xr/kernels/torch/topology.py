@@ -22,10 +22,10 @@ from deadtok_xr.kernels.torch.parts import (
     float32_words,
     latest,
     over,
-    own_turn,
     steps_of,
     taken,
     unsigned_zeros,
+    with_device_lock,
     words,
 )
 
@@ -33,7 +33,7 @@ INVALID = 5
 """The last of the figures, and the only one that is known of a step without a graph."""
 
 
-@own_turn
+@with_device_lock
 def topology(
     steps: Tensor,
     changed: NDArray[np.bool_],

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.parts import bits, over, own_turn, steps_of
+from deadtok_xr.kernels.torch.parts import bits, over, steps_of, with_device_lock
 
 
-@own_turn
+@with_device_lock
 def changed_rows(steps: Tensor) -> NDArray[np.bool_]:
     """Which rows of steps (t + 1, n, d) differ in a bit from the step before: bool (t, n)."""
     words = _wide(steps)

@@ -1,0 +1,23 @@
+"""How the kernels are compiled: without the GIL, on one thread, cached beside the files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b - (a + c), which cancels
+
+compiled = njit(**_OPTIONS)
+compiled_finite = njit(**_OPTIONS, fastmath=True)
+"""For finite values only: sums may be reordered, which lets loops use vector units, and NaN does not occur."""
+compiled_without_nan = njit(**_OPTIONS, fastmath={"nnan", "nsz"})
+"""For infinities, but no NaN: a minimum or maximum is then one instruction."""
+compiled_sums = njit(**_OPTIONS, fastmath=_REORDERED)
+"""Sums may be reordered; NaN and infinity keep their meaning."""
+
+# For the work on one row inside a loop over rows: a call costs as much as the work on 64 elements. numba's cache looks
+# at the file of the loop alone: after a change to such a function, delete the *.nbi files of those that use it.
+inlined = njit(**_OPTIONS, forceinline=True)
+inlined_sums = njit(**_OPTIONS, fastmath=_REORDERED, forceinline=True)
