@@ -1,4 +1,4 @@
-"""Where dense kernels run: the same results there, one owner at a time, and a sentence where there is no device."""
+"""The choice of a device: the same results on it, one kernel at a time, and an error where there is none."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def agree(found: xr.DataTree, expected: xr.DataTree) -> None:
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-14, err_msg=f"{group} {name}")
 
 
-@pytest.mark.parametrize("piece_bytes", [2**14, devices.DEVICE_BATCH_BYTES])
-def test_kernels_for_gpus_find_the_same(recording: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", piece_bytes)
+@pytest.mark.parametrize("batch_bytes", [2**14, devices.DEVICE_BATCH_BYTES])
+def test_kernels_for_gpus_find_the_same(recording: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", batch_bytes)
     found, expected = (dx.analyze(recording, analyses=DENSE, device=name).compute() for name in ("torch-cpu", "cpu"))
     agree(found, expected)
 
@@ -89,7 +89,7 @@ EDGES = [0.0, -0.0, 1.0, 1.0 + 2.0**-7, 1.0 + 2.0**-6, 1.0 - 2.0**-8, -1.0, 2.0*
 
 @st.composite
 def crowds(draw: st.DrawFn) -> xr.Dataset:
-    """Few places, so that rows coincide, touch, part and meet, in rows of chunks that are several pieces each; tokens
+    """Few places, so that rows coincide, touch, part and meet, in rows of chunks of several batches each; tokens
     that rest; NaN, infinity and zeros of both signs."""
     n_steps, n, d = draw(st.integers(1, 14)), draw(st.integers(1, 12)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -263,7 +263,7 @@ class TestCluster:
                 deadtok("analyze", recording, "-o", tmp_path / "r.zarr", *options)
 
 
-class TestOwner:
+class TestLock:
     def test_kernels_of_many_threads_take_turns(self) -> None:
         inside, most = [0], [0]
 
@@ -323,29 +323,29 @@ class TestLargeTensors:
             to_device(huge, "mps")
 
 
-class TestAhead:
+class TestPrefetch:
     def batches(self, error: bool = False) -> Any:
         row = StepBlock(0, 4, 4, 1, 1, devices.resolve("torch-cpu", 0))
         buffer = np.zeros((2, 1, 1), np.float32)
         for i in range(4):
-            buffer[:] = i  # used again, as by `pieces`
+            buffer[:] = i  # reused, as the engine does
             yield Batch(row, i, {"W": buffer}, 1)
         if error:
             raise OSError("the chunk is damaged")
 
-    def test_each_piece_keeps_its_values_while_the_next_is_decoded(self) -> None:
-        for i, batch in enumerate(prefetch(self.pieces())):
+    def test_each_batch_keeps_its_values_while_the_next_is_decoded(self) -> None:
+        for i, batch in enumerate(prefetch(self.batches())):
             time.sleep(0.01)
             assert (batch.values["W"] == i).all()
             assert (batch.tensor("W") == i).all()
 
     def test_an_error_of_the_reader_arrives(self) -> None:
         with pytest.raises(OSError, match="damaged"):
-            list(prefetch(self.pieces(error=True)))
+            list(prefetch(self.batches(error=True)))
 
     def test_closing_waits_for_the_reader(self) -> None:
         before = set(threading.enumerate())
-        parts = prefetch(self.pieces())
+        parts = prefetch(self.batches())
         next(parts)
         assert set(threading.enumerate()) - before
         parts.close()
@@ -371,8 +371,8 @@ def test_a_replay_stays_on_the_kind_of_device_that_made_the_recording() -> None:
     for made_on_gpu, device, there in ((False, gpu, False), (True, gpu, True), (True, devices.CPU, False)):
         settings = Settings("SGD", on_accelerator=made_on_gpu)
         series = {name: Series(da.arange(3.0)) for name in ("t", "lr", "step")}
-        look = Replay(settings, "single", {"W": "bfloat16"}, series).start(StepBlock(0, 3, 2, 1, 1, device))
-        assert look.on_device == there
+        accumulator = Replay(settings, "single", {"W": "bfloat16"}, series).start(StepBlock(0, 3, 2, 1, 1, device))
+        assert accumulator.on_device == there
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
