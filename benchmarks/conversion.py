@@ -67,7 +67,7 @@ def _encode(source: Path, put: Callable[[int, bytes], object]) -> Figures:
 
     with open_for(source, NOTHING_SAID) as (opened, options), ThreadPoolExecutor(CPU_COUNT) as pool:
         plan = make_plan(opened, options)
-        for unit in divide(plan, plan.room()):
+        for unit in divide(plan, plan.unit_bytes()):
             blocks = np.empty(unit.nbytes, np.uint8).view(word_type(unit.variable.dtype)).reshape(unit.layout())
             fill(unit, plan, opened, blocks, 0)
             began, used = time.perf_counter(), time.process_time()

@@ -24,7 +24,7 @@ import click
 import h5py
 import numpy as np
 
-from deadtok_xr.conversion.markers import folder_of
+from deadtok_xr.store.in_progress import InProgress, Journal, progress_path
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,9 +43,9 @@ class Soak:
     n_chunks
         Chunks of one conversion.
     written
-        Chunks that were noted as written in all.
+        Chunks that were written in all.
     torn
-        Chunks that a kill caught on their way: half written, or in the store and not noted yet.
+        Chunks that a kill left half written.
     wrong
         Files that differ from the undisturbed store; none.
     """
@@ -62,7 +62,7 @@ class Soak:
         again = self.written - self.finished * self.n_chunks + self.torn
         return (
             f"{self.kills.total()} kills ({phases}); {self.finished} conversions finished, {len(self.wrong)} files "
-            f"wrong; {self.written} chunks noted and {self.torn} caught on their way, so {again} were "
+            f"wrong; {self.written} chunks written and {self.torn} half written, so {again} were "
             f"written again, of {self.n_chunks} per conversion"
         )
 
@@ -102,20 +102,16 @@ def command(source: Path, dest: Path) -> list[str]:
     return [sys.executable, "-m", "deadtok_xr", "convert", str(source), str(dest), "-q"]
 
 
-def noted(dest: Path) -> set[str]:
-    """The chunks that are noted as done."""
-    try:
-        lines = (folder_of(dest) / "done").read_text(errors="replace").split("\n")
-    except OSError:
-        return set()
-    return {line.split('"')[1] for line in lines if line.startswith('["') and line.endswith("]")}
+def n_written(dest: Path) -> int:
+    """How many recorded chunks are in the store."""
+    return sum((dest / key).is_file() for key in Journal(progress_path(dest)).parts())
 
 
 def attempt(source: Path, dest: Path, at: float, chunks: int | None, soak: Soak) -> bool:
-    """Start, and kill after ``at`` seconds, counted from when so many chunks are noted; whether it was done."""
-    before = lines(dest)
+    """Start, and kill after ``at`` seconds, counted from when so many chunks are written; whether it was done."""
+    before = n_written(dest)
     with subprocess.Popen(command(source, dest), cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
-        while chunks is not None and process.poll() is None and lines(dest) < chunks:
+        while chunks is not None and process.poll() is None and n_written(dest) < chunks:
             time.sleep(0.001)
         try:
             process.wait(at)
@@ -126,37 +122,19 @@ def attempt(source: Path, dest: Path, at: float, chunks: int | None, soak: Soak)
     if process.returncode != -9:
         raise SystemExit(f"the conversion ended with the exit status {process.returncode}")
     soak.kills[phase(dest, soak.n_chunks)] += 1
-    soak.written += max(0, lines(dest) - before)
-    soak.torn += caught(dest)
+    soak.written += max(0, n_written(dest) - before)
+    soak.torn += len([*dest.rglob("*.partial")])
     return False
 
 
-def caught(dest: Path) -> int:
-    """Chunks that are half written, or in the store and not noted."""
-    if not begun(dest):
-        return 0  # it was done, and its markers are removed
-    done = noted(dest)
-    stored = [p for name in ("W", "grad") for p in dest.glob(f"{name}/c/**/*") if p.is_file()]
-    unnoted = [p for p in stored if p.relative_to(dest).as_posix() not in done]
-    return len(unnoted) + len([p for p in folder_of(dest).glob("*.part") if p.stem.isdigit()])
-
-
-def lines(dest: Path) -> int:
-    try:
-        return (folder_of(dest) / "done").read_bytes().count(b"]\n")
-    except OSError:
-        return 0
-
-
 def begun(dest: Path) -> bool:
-    """Whether work is unfinished; without their plan markers mean nothing."""
-    return (folder_of(dest) / "plan.json").exists()
+    return InProgress(dest, "conversion").begun()
 
 
 def phase(dest: Path, n_chunks: int) -> str:
     if not begun(dest):
         return "done" if dest.exists() else "start"
-    n = len(noted(dest))
+    n = n_written(dest)
     return "begun" if n == 0 else "writing" if n < n_chunks else "end"
 
 
@@ -176,7 +154,7 @@ def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
         done = False
         while not done:
             enough = found.kills.total() >= kills
-            before = lines(dest)
+            before = n_written(dest)
             chunks = None if enough or rng.random() < 0.5 else rng.randint(before, found.n_chunks)
             at = 600 if enough else rng.uniform(0, lives[1] * 1.05 if chunks is None else 0.05)
             done = attempt(source, dest, at, chunks, found)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deadtok_xr.conversion.options import Options
-    from deadtok_xr.conversion.plan import Plan
+    from deadtok_xr.conversion.plan import ConversionPlan
     from deadtok_xr.conversion.readers.source import Source
 
 __all__ = ["convert", "recipes"]
@@ -56,7 +56,7 @@ def convert(
     memory: int | str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    planned: Callable[[Plan], None] | None = None,
+    planned: Callable[[ConversionPlan], None] | None = None,
 ) -> Path | str:
     """Convert a recording to a recording store, bit for bit.
 
@@ -112,7 +112,7 @@ def convert(
     progress
         Called with the bytes written and the bytes to write.
     planned
-        Called with the `Plan` before anything is written.
+        Called with the `ConversionPlan` before anything is written.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def convert(
 
 def carry_out(
     src: Path, dest: Path | str, options: Options, recipe: str | Path | None, *, memory: int | None, overwrite: bool,
-    planned: Callable[[Plan], None] | None, looking: AbstractContextManager[Progress],
+    planned: Callable[[ConversionPlan], None] | None, looking: AbstractContextManager[Progress],
     writing: AbstractContextManager[Progress],
 ) -> list[str]:  # fmt: skip
     """Plan and write, each with a progress of its own; what a user should know afterwards, as sentences."""
@@ -219,7 +219,7 @@ def open_for(src: Path, options: Options, recipe: str | Path | None = None) -> I
         yield source, options
 
 
-def _worth_a_warning(plan: Plan) -> list[str]:
+def _worth_a_warning(plan: ConversionPlan) -> list[str]:
     what = "; ".join(f"{name!r} ({why})" for name, why in plan.dropped.items() if why != "as told")
     left_out = [f"left out of the store: {what}"] if what else []
     return [f"{plan.path}: {text}" for text in (*plan.warnings, *left_out)]

@@ -1,117 +1,122 @@
-"""The empty store that units are written into: made beside the destination, put there by one rename, mended.
+"""Create the empty store that chunks are written into, recognise it in a later attempt, and repair it.
 
-It is made in the folder of the markers, so that the destination never holds half of one, nor what a library
-leaves behind when it is killed. What was put there is noted (`skeleton.json`), so that a later attempt knows
-whether a store is the one that was begun, and whether a power cut took anything of it.
+The store is made in a temporary folder and put at the destination as a whole. Its files are recorded in the notes on
+the work in progress, so that a later attempt can tell whether a store is the one that was begun, and whether a power
+cut damaged it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from deadtok_xr import store
-from deadtok_xr.conversion.markers import Markers, digest
-from deadtok_xr.conversion.plan import Plan
-from deadtok_xr.store import location, motion_index
+from deadtok_xr.conversion.finished_chunks import FinishedChunks
+from deadtok_xr.conversion.plan import ConversionPlan, PlannedVariable
+from deadtok_xr.store import destination, location, motion_index
+from deadtok_xr.store.in_progress import Facts, InProgress, file_record
 
 MADE_BY = "convert"
 _ROOT = "zarr.json"
 _SET_LAST = ("complete", "sources")
 
 
-def root_attributes(dest: Path | str) -> dict[str, Any] | None:
-    """The root attributes of a store; None if they cannot be read."""
-    try:
-        return dict(json.loads(location.read(dest, _ROOT) or b"")["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def create(plan: ConversionPlan, facts: Facts, work: InProgress) -> None:
+    """Put a new empty store at the destination, in place of what is there, and record what will be written."""
+    work.forget()
+    with _temporary_folder(work) as folder:
+        _build(plan, folder, work)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        records = {name: file_record(path.read_bytes()) for name, path in sorted(files.items()) if name != _ROOT}
+        identity = {"root": _identity(destination.root_attributes(folder)), "files": records}
+        work.remove_destination()
+        if work.folder is not None:
+            folder.replace(work.dest)
+        else:  # the root first: it says that the store is incomplete
+            for name in sorted(files, key=lambda name: name != _ROOT):
+                location.write(work.dest, name, files[name].read_bytes())
+    work.begin(facts, identity)
 
 
-def is_ours(dest: Path | str, markers: Markers) -> bool:
-    """Whether what is at a destination is what the markers tell of, or what is left of it."""
-    noted = _noted(markers)
-    if noted is None:
+def belongs_to(work: InProgress, finished: FinishedChunks) -> bool:
+    """Return whether the store at the destination, or what is left of it, is the one that was begun."""
+    recorded = work.identified()
+    if recorded is None:
         return False
-    if not location.exists(dest) and not (isinstance(dest, Path) and dest.is_symlink()):
+    if not location.exists(work.dest) and not (isinstance(work.dest, Path) and work.dest.is_symlink()):
         return True
-    attributes = root_attributes(dest)
-    if attributes is None:  # torn or lost: any file that was put there shows whose the store is
-        return bool(markers.done) or any(markers.is_intact(name, *facts) for name, facts in noted["files"].items())
-    return _identity(attributes) == noted["root"]
+    attributes = destination.root_attributes(work.dest)
+    if not attributes:  # damaged or lost: any other file of the store shows whose it is
+        return bool(finished.reports) or any(work.is_intact(*item) for item in recorded["files"].items())
+    return _identity(attributes) == recorded["root"]
 
 
-def make(plan: Plan, dest: Path | str, markers: Markers) -> None:
-    """Put a new empty store where there may be an old one, which is removed."""
-    markers.install(_made(plan, markers))
-
-
-def mend(plan: Plan, dest: Path | str, markers: Markers) -> None:
-    """Put back what is missing of the empty store, and leave the chunks that are done where they are."""
-    noted = _noted(markers)
-    assert noted is not None
-    lost = [name for name, facts in noted["files"].items() if not markers.is_intact(name, *facts)]
-    if root_attributes(dest) is None:
+def repair(plan: ConversionPlan, work: InProgress) -> None:
+    """Restore the files of the empty store that are lost or damaged. Finished chunks stay."""
+    recorded = work.identified()
+    lost = [name for name, record in recorded["files"].items() if not work.is_intact(name, record)]
+    if not destination.root_attributes(work.dest):
         lost.append(_ROOT)
     if not lost:
         return
-    made = _made(plan, markers, root=None if _ROOT in lost else noted["root"])
-    markers.put_back(made, lost)
-    shutil.rmtree(made)
+    with _temporary_folder(work) as folder:
+        _build(plan, folder, work)
+        for name in lost:
+            content = (folder / name).read_bytes()
+            if name == _ROOT:
+                content = _with_attributes(content, recorded["root"])  # its time of creation, among others
+            location.write(work.dest, name, content)
 
 
-def _made(plan: Plan, markers: Markers, root: dict[str, Any] | None = None) -> Path:
-    """All arrays of the store, still empty, with its coordinates; noted with the root attributes given or its own."""
-    folder = markers.folder / "skeleton"
-    shutil.rmtree(folder, ignore_errors=True)
-    dropped = {"dropped": dict(plan.dropped)} if plan.dropped else {}
+def complete(work: InProgress, sources: list[dict[str, Any]]) -> None:
+    """Declare the store complete; only then does it open."""
+    root = location.read(work.dest, _ROOT) or b""
+    location.write(work.dest, _ROOT, _with_attributes(root, {"sources": sources, "complete": True}))
+
+
+@contextmanager
+def _temporary_folder(work: InProgress) -> Iterator[Path]:
+    """Yield the path of a folder to be made, on the file system of the destination if that is a folder."""
+    with TemporaryDirectory(dir=work.folder, prefix="empty-store-") as folder:
+        yield Path(folder, "store")
+
+
+def _build(plan: ConversionPlan, folder: Path, work: InProgress) -> None:
+    """Make all arrays of the store, without data, and its coordinates."""
     attributes = {
         "made_by": MADE_BY,
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),  # tells two stores of one second apart
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),  # distinguishes stores of the same second
         "sources": [{"name": path.name, "bytes": path.stat().st_size, "blake3": None} for path in plan.files],
         "source_format": plan.format,
         "rows": plan.rows_reason,
         "hyperparameters": dict(plan.hyperparameters),
         **plan.attributes,
-        **dropped,
+        **({"dropped": dict(plan.dropped)} if plan.dropped else {}),
     }
     writer = store.create(folder, plan.rows, attributes, runs=None if plan.runs is None else plan.runs.tolist())
     writer.extend(plan.steps)
     for v in plan.variables:
         array = writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes, shards=v.shards)
-        if v.shards is None and not location.is_address(markers.dest):
+        if has_motion_index(v, work):
             motion_index.declare(writer.group, array)
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    facts = {name: _facts(path) for name, path in sorted(files.items()) if name != _ROOT}
-    if root is None:
-        root = _identity(root_attributes(folder) or {})
-    markers.put("skeleton.json", json.dumps({"root": root, "files": facts}))
-    return folder
 
 
-def _facts(path: Path) -> tuple[int, str]:
-    data = path.read_bytes()
-    return len(data), digest(data)
+def has_motion_index(v: PlannedVariable, work: InProgress) -> bool:
+    """Return whether the motion in the chunks of a variable is indexed: where a small file for each chunk is cheap."""
+    return v.shards is None and work.folder is not None
 
 
-def _noted(markers: Markers) -> dict[str, Any] | None:
-    try:
-        noted = json.loads(markers.read("skeleton.json"))
-        return noted if {"root", "files"} <= noted.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+def _with_attributes(root: bytes, attributes: dict[str, Any]) -> bytes:
+    metadata = json.loads(root)
+    metadata["attributes"] |= attributes
+    return json.dumps(metadata, indent=2).encode()
 
 
 def _identity(attributes: dict[str, Any]) -> dict[str, Any]:
-    """What of a store's root attributes stays as it is from its beginning to its end."""
+    """Return the root attributes that do not change while the store is written."""
     return {name: value for name, value in attributes.items() if name not in _SET_LAST}
-
-
-def complete(dest: Path | str, markers: Markers, sources: list[dict[str, Any]]) -> None:
-    """Declare the store whole. Only this makes it open."""
-    root = json.loads(location.read(dest, _ROOT) or b"")
-    root["attributes"] |= {"sources": sources, "complete": True}
-    markers.put_root(json.dumps(root, indent=2))

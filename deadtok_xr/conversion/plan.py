@@ -1,9 +1,8 @@
-"""What a conversion will do, said before anything is written."""
+"""The plan of a conversion: what will be written, from what, and in how much memory."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,37 +19,38 @@ from deadtok_xr import schema, store
 from deadtok_xr._version import __version__
 from deadtok_xr.conversion.readers.source import Entry
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.in_progress import VERSION
 
-PIECE_BYTES = 8 * 2**20
-"""How much is read at a time: what was read before is in memory once more only for so much."""
+PART_BYTES = 8 * 2**20
+"""How much of an array is checked at a time."""
 DEFAULT_MEMORY = 10**9
-IN_FLIGHT = 2
-"""Units at work at a time: one is read while another is compressed."""
+UNITS_IN_FLIGHT = 2
+"""Units in memory at a time: one is read while another is compressed."""
 _LIBRARIES = 270 * 10**6  # Python with NumPy, Zarr, h5py and numba loaded
 _TORCH = 250 * 10**6
 
 
 @dataclass(frozen=True)
 class PlannedVariable:
-    """One variable of the store to be, and where it comes from.
+    """One variable of the new store, and the array of the source that it comes from.
 
     Attributes
     ----------
     name, dims, shape, dtype, chunks
         As they will be stored.
     key, entry
-        As they are in the source.
+        The array in the source.
     first
-        The position along `step` of the source's first row: 1 where the source has no row for the
-        initial state, which then becomes NaN.
+        The position along `step` of the source's first row: 1 if the source has no row for the initial state, which
+        then becomes NaN.
     skip
-        How many rows of the source are left out before that.
+        How many rows at the beginning of the source are left out.
     static
-        The source has no step axis; the store has one step.
+        Whether the source has no step axis; the store then has one step.
     attributes
-        For the stored variable, beside those of the schema.
+        Of the stored variable, in addition to those of the schema.
     per_file
-        How many chunks, neighbours along `token`, one file or object holds: a shard if more than one.
+        How many chunks, adjacent along `token`, one file or object holds: a shard if more than one.
     """
 
     name: str
@@ -68,19 +68,19 @@ class PlannedVariable:
 
     @property
     def shards(self) -> tuple[int, ...] | None:
-        """The shape of what a file holds, if that is more than a chunk."""
+        """The shape of a shard; None if a file holds a single chunk."""
         if self.per_file == 1:
             return None
         return tuple(c * (self.per_file if d == "token" else 1) for d, c in zip(self.dims, self.chunks, strict=True))
 
     def size(self, dim: str, *, chunk: bool = False) -> int:
-        """The length along a dimension, or of its chunks; 1 where the variable does not have it."""
+        """Return the size along a dimension, of the variable or of its chunks; 1 if it does not have the dimension."""
         sizes = self.chunks if chunk else self.shape
         return dict(zip(self.dims, sizes, strict=True)).get(dim, 1)
 
     @property
     def width(self) -> int:
-        """How many values lie behind each (run, step, token)."""
+        """The number of values for each (run, step, token)."""
         known = math.prod(self.size(d) for d in ("run", "step", "token"))
         return math.prod(self.shape) // known if known else 0
 
@@ -90,20 +90,22 @@ class PlannedVariable:
 
     @property
     def valid_from(self) -> int:
-        """The first step at which it means something."""
+        """The first step at which its values mean something."""
         return int({**schema.attributes(self.name), **self.attributes}["valid_from"])
 
     @property
-    def reading(self) -> str:
-        """How the source's values become the stored ones, where they are not the same type."""
+    def type_change(self) -> str:
+        """How values of the source are converted to the stored dtype, in words; empty if the dtype is the same."""
         if self.entry.dtype == self.dtype:
             return ""
         if self.entry.dtype is not None and self.entry.dtype.kind in "iu":
             return f"{self.entry.type_name} read as the bits of {self.dtype.name}"
-        return f"{self.entry.type_name}, every value on the {self.dtype.name} grid: stored as that, exactly"
+        return (
+            f"{self.entry.type_name}, every value on the {self.dtype.name} grid: stored as {self.dtype.name}, exactly"
+        )
 
     def facts(self) -> dict[str, Any]:
-        """What makes it what it is, for comparing two plans."""
+        """Return everything that must be equal for two plans to write the same variable."""
         return {
             "name": self.name, "key": self.key, "dims": self.dims, "shape": self.shape, "dtype": self.dtype.name,
             "chunks": self.chunks, "per_file": self.per_file, "first": self.first, "skip": self.skip,
@@ -112,8 +114,8 @@ class PlannedVariable:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A conversion, before it is done. `describe` says it in words.
+class ConversionPlan:
+    """What a conversion will write. `describe` gives it as text.
 
     Attributes
     ----------
@@ -121,13 +123,14 @@ class Plan:
         The source: its path, its format, and every file that is read.
     variables, steps, rows, runs
         What will be written. ``runs`` are the labels of a leading run axis, None without one.
-    rows_reason, notes, warnings
-        How the rows were told, and what else a user should know before anything is written; the warnings
-        are said again when it is done.
+    rows_reason
+        How the tokens of the rows are known.
+    notes, warnings
+        What a user should know before anything is written; warnings are repeated at the end.
     hyperparameters, attributes
         Settings of the run, and further root attributes.
     dropped
-        What of the source is left out, and why.
+        Array of the source that is left out -> why.
     """
 
     path: Path
@@ -145,59 +148,61 @@ class Plan:
     runs: NDArray[Any] | None = None
 
     @cached_property
-    def place_on_disk(self) -> NDArray[np.int64]:
-        """For each row of the source its place on disk."""
+    def disk_positions(self) -> NDArray[np.int64]:
+        """The position on disk of each row of the source."""
         order = self.rows.disk_order()
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        return places
+        positions = np.empty_like(order)
+        positions[order] = np.arange(len(order))
+        return positions
 
     @property
     def nbytes(self) -> int:
-        """The size of what will be written, before compression."""
+        """The size of the store before compression."""
         return sum(math.prod(v.shape) * v.dtype.itemsize for v in self.variables)
 
     @property
-    def _fixed(self) -> int:
+    def _fixed_bytes(self) -> int:
+        """The memory that is needed beside the units in flight."""
         torch = _TORCH if "torch" in self.format else 0
         buffers = max(v.entry.buffer_bytes for v in self.variables)
         largest = max(v.chunk_bytes * v.per_file for v in self.variables)
         compressed = 2 * CPU_COUNT * largest
-        return _LIBRARIES + torch + buffers + 3 * PIECE_BYTES + compressed + 40 * len(self.rows.tokens)
+        return _LIBRARIES + torch + buffers + 3 * PART_BYTES + compressed + 40 * len(self.rows.tokens)
 
-    def room(self, memory: int = DEFAULT_MEMORY) -> int:
-        """How large a unit may be, in bytes.
+    def unit_bytes(self, memory: int = DEFAULT_MEMORY) -> int:
+        """Return the largest size of a unit of work for which a conversion stays within ``memory`` bytes.
 
         Raises
         ------
         InputError
-            If not even one chunk at a time fits.
+            If not even one file at a time fits.
         """
-        room = (memory - self._fixed) // IN_FLIGHT
-        least = max(v.chunk_bytes * v.per_file for v in self.variables)
-        if room < least:
+        available = (memory - self._fixed_bytes) // UNITS_IN_FLIGHT
+        smallest = max(v.chunk_bytes * v.per_file for v in self.variables)
+        if available < smallest:
             buffers = max(self.variables, key=lambda v: v.entry.buffer_bytes)
             why = (
                 f" ({buffers.entry.buffer_bytes / 1e6:.0f} MB of it because {buffers.key!r} is compressed in chunks "
-                "that can only be read whole)"
-                if buffers.entry.buffer_bytes > PIECE_BYTES
+                "that can only be read as a whole)"
+                if buffers.entry.buffer_bytes > PART_BYTES
                 else ""
             )
+            needed = self._fixed_bytes + UNITS_IN_FLIGHT * smallest
             raise InputError(
-                f"{self.path}: converting needs {(self._fixed + IN_FLIGHT * least) / 1e6:.0f} MB of memory{why}, and "
+                f"{self.path}: converting needs {needed / 1e6:.0f} MB of memory{why}, and "
                 f"{memory / 1e6:.0f} MB are allowed; allow more with --memory (memory=)"
             )
-        return room
+        return available
 
-    def memory(self, memory: int = DEFAULT_MEMORY) -> int:
-        """The peak that is to be expected, in bytes: no more than ``memory``."""
-        room, v = self.room(memory), max(self.variables, key=_layer_bytes)
+    def peak_memory(self, memory: int = DEFAULT_MEMORY) -> int:
+        """Return the expected peak in bytes, at most ``memory``."""
+        available, v = self.unit_bytes(memory), max(self.variables, key=_layer_bytes)
         n_chunks = math.ceil(v.size("token") / v.size("token", chunk=True))
-        at_once = min(n_chunks, max(1, room // v.chunk_bytes))
-        return self._fixed + IN_FLIGHT * at_once * v.chunk_bytes
+        per_unit = min(n_chunks, max(1, available // v.chunk_bytes))
+        return self._fixed_bytes + UNITS_IN_FLIGHT * per_unit * v.chunk_bytes
 
     def facts(self) -> dict[str, Any]:
-        """What two conversions must agree in to be the same, part by part."""
+        """Return what must be equal for an unfinished conversion to be resumed, by names for the user."""
         stats = [(path.name, path.stat()) for path in self.files]
         return {
             "the source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
@@ -205,23 +210,23 @@ class Plan:
             "the steps": _digest(self.steps),
             "the tokens": [_digest(self.rows.tokens), None if self.rows.dead is None else _digest(self.rows.dead)],
             "the settings": {**self.hyperparameters, **self.attributes},
-            "the version of deadtok_xr": __version__,
+            f"{VERSION}deadtok_xr": __version__,
         }
 
     def describe(self, memory: int = DEFAULT_MEMORY) -> str:
-        """The plan as text for one screen."""
+        """Return the plan as text for one screen."""
         runs = "" if self.runs is None else f"{len(self.runs)} runs x "
-        lines = [f"{self.path}: {self.format}, {runs}{_many(self.steps)} x {len(self.rows.tokens)} tokens"]
+        lines = [f"{self.path}: {self.format}, {runs}{_count(self.steps)} x {len(self.rows.tokens)} tokens"]
         lines.append(f"  steps: {_span(self.steps)}; rows: {self.rows_reason}")
         lines += _table([_HEAD, *(_cells(v) for v in self.variables)])
-        readings: dict[str, list[str]] = {}
+        remarks: dict[str, list[str]] = {}
         for v in self.variables:
             for remark in _remarks(v):
-                readings.setdefault(remark, []).append(v.name)
-        lines += [f"  {', '.join(names)}: {remark}" for remark, names in readings.items()]
+                remarks.setdefault(remark, []).append(v.name)
+        lines += [f"  {', '.join(names)}: {remark}" for remark, names in remarks.items()]
         lines += [f"  note: {note}" for note in (*self.notes, *self.warnings)]
         lines += [f"  left out: {name} ({why})" for name, why in self.dropped.items()]
-        total, most = format_bytes(self.nbytes), format_bytes(self.memory(memory))
+        total, most = format_bytes(self.nbytes), format_bytes(self.peak_memory(memory))
         lines.append(f"  to write: {total} before compression; at most {most} of memory")
         return "\n".join(lines)
 
@@ -230,6 +235,7 @@ _HEAD = ("variable", "from", "dims", "shape", "dtype", "chunk", "size")
 
 
 def _layer_bytes(v: PlannedVariable) -> int:
+    """Return the size of all chunks of the same steps."""
     return v.chunk_bytes * math.ceil(v.size("token") / v.size("token", chunk=True))
 
 
@@ -237,12 +243,7 @@ def _digest(values: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def fingerprint(facts: Mapping[str, Any]) -> str:
-    """A plan's facts as one word."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _many(steps: NDArray[np.int64]) -> str:
+def _count(steps: NDArray[np.int64]) -> str:
     return "1 step" if len(steps) == 1 else f"{len(steps)} steps"
 
 
@@ -266,5 +267,7 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _remarks(v: PlannedVariable) -> list[str]:
-    """How a variable's values become the stored ones, and what is missing."""
-    return [v.reading] * bool(v.reading) + ["NaN at the first step, which the file does not have"] * bool(v.first)
+    """Say how the values of a variable are converted, and which are missing."""
+    return [v.type_change] * bool(v.type_change) + ["NaN at the first step, which the file does not have"] * bool(
+        v.first
+    )

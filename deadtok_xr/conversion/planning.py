@@ -1,4 +1,4 @@
-"""From an open source to a `Plan`: what each of its arrays becomes."""
+"""From an open source to a `ConversionPlan`: what each of its arrays becomes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deadtok_xr.conversion.inspect.proofs import all_on_bfloat16_grid, repeats_i
 from deadtok_xr.conversion.inspect.sidecars import tell_tales
 from deadtok_xr.conversion.inspect.tokens import RowPlan, find_rows
 from deadtok_xr.conversion.options import NOTHING_SAID, Options, suggested
-from deadtok_xr.conversion.plan import Plan, PlannedVariable
+from deadtok_xr.conversion.plan import ConversionPlan, PlannedVariable
 from deadtok_xr.conversion.readers.source import Entry, Source, listing, whole
 from deadtok_xr.errors import InputError
 from deadtok_xr.store.chunk_layout import chunks_of
@@ -32,7 +32,7 @@ _DRIFT = 0.9
 
 def make_plan(
     source: Source, options: Options = NOTHING_SAID, *, layout: Layout = KNOWN, progress: Progress | None = None
-) -> Plan:
+) -> ConversionPlan:
     """Work out what each array of a source becomes.
 
     Parameters
@@ -85,7 +85,7 @@ def make_plan(
         replace(_cut(v, n_dead, options.shard), skip=skip if _has_steps(v) else 0) for v in (*matrices, *rest.variables)
     )
     stated = extra_arrays.plain(options.stated())
-    return Plan(
+    return ConversionPlan(
         source.path, source.format, tuple(source.files()), variables, steps, found.rows, found.reason,
         hyperparameters={
             **extra_arrays.plain_attributes(source), **rest.settings,

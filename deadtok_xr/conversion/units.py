@@ -1,4 +1,4 @@
-"""A plan in units of work: a run of chunks of one variable, filled from the source in pieces."""
+"""Divide a plan into units of work, each some chunks of one variable, and fill a unit from the source part by part."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.plan import Plan, PlannedVariable
+from deadtok_xr.conversion.plan import ConversionPlan, PlannedVariable
 from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.errors import InputError
 
-PIECE_BYTES = 3 * 2**20
-"""How much is read at a time: what stays in the cache until it is put in its place."""
+READ_BYTES = 3 * 2**20
+"""How much is read at a time: little enough to stay in the cache until it is copied into the chunks."""
 _EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF << 52}
 Words = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
-class Finds:
-    """What is noticed in values while they pass: how many are NaN or infinite, and the first (step, token)."""
+class NonFiniteReport:
+    """How many values are NaN or infinite, and the step and token of the first."""
 
-    n_bad: int = 0
+    n: int = 0
     first: tuple[int, int | None] | None = None
 
-    def __add__(self, other: Finds) -> Finds:
+    def __add__(self, other: NonFiniteReport) -> NonFiniteReport:
         firsts = [f for f in (self.first, other.first) if f is not None]
-        return Finds(self.n_bad + other.n_bad, min(firsts, key=lambda f: (f[0], f[1] or 0), default=None))
+        return NonFiniteReport(self.n + other.n, min(firsts, key=lambda f: (f[0], f[1] or 0), default=None))
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Some neighbouring chunks along `token`, in one chunk of steps of one run of one variable.
+    """Some adjacent chunks along `token`, within one chunk of steps of one run of one variable.
 
-    Every value of them is written by this unit alone, so a unit that was broken off is simply done again.
+    No other unit writes these chunks, so an interrupted unit is simply repeated.
     """
 
     variable: PlannedVariable
@@ -51,23 +51,23 @@ class Unit:
 
     @property
     def steps(self) -> range:
-        """The positions along `step`."""
+        """Return the positions along `step`."""
         height = self.variable.size("step", chunk=True)
         start = self.step_chunk * height
         return range(start, min(start + height, self.variable.size("step")))
 
     def positions(self) -> list[tuple[int, ...]]:
-        """The grid positions of its chunks."""
-        rest = len(self.variable.dims) - len({"run", "step", "token"} & {*self.variable.dims})
+        """Return the positions of its chunks in the chunk grid."""
+        n_other = len(self.variable.dims) - len({"run", "step", "token"} & {*self.variable.dims})
         found = []
         for k in self.token_chunks:
             at = {"run": self.run, "step": self.step_chunk, "token": k}
             known = [at[d] for d in self.variable.dims if d in at]
-            found.append((*known, *[0] * rest))
+            found.append((*known, *[0] * n_other))
         return found
 
     def files(self) -> list[list[int]]:
-        """Which of its chunks lie in a file together."""
+        """Group the numbers of its chunks by the file that they share."""
         k = self.variable.per_file
         found: dict[int, list[int]] = {}
         for i, chunk in enumerate(self.token_chunks):
@@ -75,83 +75,84 @@ class Unit:
         return list(found.values())
 
     def layout(self) -> tuple[int, int, int, int]:
-        """The shape of its chunks in memory: (chunk, step, row, value)."""
+        """Return the shape of its chunks in memory: (chunk, step, row, value)."""
         v = self.variable
         return len(self.token_chunks), v.size("step", chunk=True), v.size("token", chunk=True), v.width
 
 
-def divide(plan: Plan, room: int) -> Iterator[Unit]:
-    """All units of a plan, in the order in which the source is read best.
+def divide(plan: ConversionPlan, unit_bytes: int) -> Iterator[Unit]:
+    """Divide a plan into units, in the order in which the source is read fastest.
 
     Parameters
     ----------
     plan
         The plan.
-    room
-        Bytes that a unit may take.
+    unit_bytes
+        The largest size of a unit.
     """
     for v in plan.variables:
         n_chunks = math.ceil(v.size("token") / v.size("token", chunk=True))
-        whole_files = room // max(1, v.chunk_bytes) // v.per_file * v.per_file
+        whole_files = unit_bytes // max(1, v.chunk_bytes) // v.per_file * v.per_file
         group = max(v.per_file, min(n_chunks, whole_files))
-        # a source that is read in order is read through once per group
+        # a source that can only be read in order is read once per group
         groups = [range(k, min(k + group, n_chunks)) for k in range(0, n_chunks, group)]
-        rows = range(math.ceil(v.size("step") / v.size("step", chunk=True)))
+        step_chunks = range(math.ceil(v.size("step") / v.size("step", chunk=True)))
         for run in range(v.size("run")):
             if v.entry.in_order:
-                yield from (Unit(v, run, row, chunks) for chunks in groups for row in rows)
+                yield from (Unit(v, run, i, chunks) for chunks in groups for i in step_chunks)
             else:
-                yield from (Unit(v, run, row, chunks) for row in rows for chunks in groups)
+                yield from (Unit(v, run, i, chunks) for i in step_chunks for chunks in groups)
 
 
 def word_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The unsigned integers that hold values of a dtype."""
+    """Return the unsigned integer type of the same size as a dtype."""
     return np.dtype(f"u{dtype.itemsize}")
 
 
-def fill(unit: Unit, plan: Plan, source: Source, out: Words, fill_value: Any) -> list[Finds]:
-    """Read a unit from the source and put its chunks together, as they will lie on disk.
+def fill(unit: Unit, plan: ConversionPlan, source: Source, out: Words, fill_value: Any) -> list[NonFiniteReport]:
+    """Read a unit from the source into chunks as they will be stored.
 
     Parameters
     ----------
     unit, plan, source
         What to read.
     out
-        Words of the shape `Unit.layout`; overwritten whole.
+        Words of the shape `Unit.layout`; all of them are overwritten.
     fill_value
-        What the store has where a chunk reaches beyond the array.
+        The value of a chunk beyond the edge of the array.
 
     Returns
     -------
-    What was noticed in each chunk.
+    list[NonFiniteReport]
+        The non-finite values of each chunk.
     """
     from deadtok_xr.kernels.numba.rows import place_rows
 
     v = unit.variable
     word = word_type(v.dtype).type
     exponent = word(_EXPONENTS.get(v.dtype.name, 0))
-    found = [Finds()] * len(unit.token_chunks)
+    reports = [NonFiniteReport()] * len(unit.token_chunks)
     _pad(unit, out, np.asarray(fill_value, v.dtype).view(word))
-    places = _places(unit, plan)
-    for steps, rows in _pieces(unit):
+    positions = _row_positions(unit, plan)
+    for steps, rows in _parts(unit):
         words = as_words(v, plan, _read(unit, source, steps, rows))
         counted_from = int(np.searchsorted(plan.steps[steps.start : steps.stop], v.valid_from))
-        bad = np.zeros((len(found), 3), np.int64)
-        destination = places[rows.start : rows.stop]
-        place_rows(words, destination, out, steps.start - unit.steps.start, exponent, counted_from, bad)
-        for k in np.flatnonzero(bad[:, 0]):
-            found[k] += _finds(plan, unit, rows, *bad[k])
-    return found
+        non_finite = np.zeros((len(reports), 3), np.int64)
+        destination = positions[rows.start : rows.stop]
+        place_rows(words, destination, out, steps.start - unit.steps.start, exponent, counted_from, non_finite)
+        for k in np.flatnonzero(non_finite[:, 0]):
+            reports[k] += _report(plan, unit, rows, *non_finite[k])
+    return reports
 
 
-def _finds(plan: Plan, unit: Unit, rows: range, n_bad: int, t: int, n: int) -> Finds:
+def _report(plan: ConversionPlan, unit: Unit, rows: range, n_values: int, t: int, n: int) -> NonFiniteReport:
     step = int(plan.steps[unit.steps.start + t]) if "step" in unit.variable.dims else int(plan.steps[0])
     token = int(plan.rows.tokens[rows.start + n]) if "token" in unit.variable.dims else None
-    return Finds(int(n_bad), (step, token))
+    return NonFiniteReport(int(n_values), (step, token))
 
 
 def _pad(unit: Unit, out: Words, padding: Words) -> None:
-    """The fill value where nothing will be copied: beyond the array, and before the source's first row."""
+    """Write the padding beyond the edge of the array, and NaN before the source's first row."""
     v = unit.variable
     out[:, len(unit.steps) :] = padding
     rows_left = v.size("token") - unit.token_chunks.start * out.shape[2]
@@ -162,14 +163,14 @@ def _pad(unit: Unit, out: Words, padding: Words) -> None:
             out[:, t - unit.steps.start] = np.asarray(np.nan, v.dtype).view(word_type(v.dtype))
 
 
-def _pieces(unit: Unit) -> Iterator[tuple[range, range]]:
-    """The unit in pieces of bounded size: positions along `step` and rows of the source."""
+def _parts(unit: Unit) -> Iterator[tuple[range, range]]:
+    """Divide a unit into parts of bounded size: positions along `step` and rows of the source."""
     v = unit.variable
     assert v.entry.dtype is not None
     row_bytes = max(1, v.width * v.entry.dtype.itemsize)
     n_rows = v.size("token")
-    rows_at_once = max(1, min(n_rows, PIECE_BYTES // row_bytes))
-    steps_at_once = max(1, PIECE_BYTES // (n_rows * row_bytes)) if rows_at_once == n_rows else 1
+    rows_at_once = max(1, min(n_rows, READ_BYTES // row_bytes))
+    steps_at_once = max(1, READ_BYTES // (n_rows * row_bytes)) if rows_at_once == n_rows else 1
     start, stop = max(unit.steps.start, v.first), unit.steps.stop
     for t in range(start, stop, steps_at_once):
         for n in range(0, n_rows, rows_at_once):
@@ -177,7 +178,7 @@ def _pieces(unit: Unit) -> Iterator[tuple[range, range]]:
 
 
 def _read(unit: Unit, source: Source, steps: range, rows: range) -> NDArray[Any]:
-    """A piece as (step, row, value)."""
+    """Read a part of a unit as (step, row, value)."""
     v = unit.variable
     where = []
     if "run" in v.dims:
@@ -191,26 +192,26 @@ def _read(unit: Unit, source: Source, steps: range, rows: range) -> NDArray[Any]
     return np.ascontiguousarray(values).reshape(len(steps), len(rows), v.width)
 
 
-def as_words(v: PlannedVariable, plan: Plan, values: NDArray[Any]) -> Words:
-    """Values of the source as the words that will be stored."""
+def as_words(v: PlannedVariable, plan: ConversionPlan, values: NDArray[Any]) -> Words:
+    """Convert values of the source to the words that will be stored."""
     words = values.view(word_type(values.dtype))
     if values.dtype.itemsize == v.dtype.itemsize:
         return words
     if v.dtype != BFLOAT16 or values.dtype != np.float32:
-        raise AssertionError(f"{v.key!r}: no exact way from {values.dtype} to {v.dtype}")
+        raise AssertionError(f"{v.key!r}: {values.dtype} cannot be stored as {v.dtype} exactly")
     if (words & np.uint32(0xFFFF)).any():
         raise InputError(
-            f"{plan.path}: variable {v.key!r} lay on the bfloat16 grid when it was looked through, and does not any "
-            "more: the file changes; convert it when nothing writes to it"
+            f"{plan.path}: variable {v.key!r} was on the bfloat16 grid when it was checked, and is not any more: the "
+            "file is being changed; convert it when nothing writes to it"
         )
     return (words >> np.uint32(16)).astype(np.uint16)
 
 
-def _places(unit: Unit, plan: Plan) -> NDArray[np.int64]:
-    """For each row of the source its place among the unit's rows; negative where it belongs elsewhere."""
+def _row_positions(unit: Unit, plan: ConversionPlan) -> NDArray[np.int64]:
+    """Return the position of each row of the source within the unit; negative for rows of other units."""
     if "token" not in unit.variable.dims:
         return np.zeros(1, np.int64)
     height, chunks = unit.variable.size("token", chunk=True), unit.token_chunks
-    places = plan.place_on_disk - chunks.start * height
-    places[places >= len(chunks) * height] = -1
-    return places
+    positions = plan.disk_positions - chunks.start * height
+    positions[positions >= len(chunks) * height] = -1
+    return positions

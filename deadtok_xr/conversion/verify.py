@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deadtok_xr import store
 from deadtok_xr.conversion import open_for
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.plan import Plan
+from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.units import Unit, divide, fill, word_type
@@ -157,7 +157,9 @@ def _ids_in(group: zarr.Group, name: str) -> list[int]:
     return [int(t) for t in tokens[order][kept]]
 
 
-def _compared(group: zarr.Group, plan: Plan, source: Source, found: Verification, progress: Progress) -> Iterator[str]:
+def _compared(
+    group: zarr.Group, plan: ConversionPlan, source: Source, found: Verification, progress: Progress
+) -> Iterator[str]:
     done = 0
     for variable in plan.variables:
         array = group.get(variable.name)
@@ -165,7 +167,7 @@ def _compared(group: zarr.Group, plan: Plan, source: Source, found: Verification
             yield f"{place(group)}: {variable.name!r} is not what {source.path}'s {variable.key!r} would become"
             continue
         n_different, first = 0, None
-        for unit in (u for u in divide(plan, plan.room()) if u.variable is variable):
+        for unit in (u for u in divide(plan, plan.unit_bytes()) if u.variable is variable):
             different = _differences(unit, plan, source, array)
             n_different += len(different)
             if first is None and len(different):
@@ -180,7 +182,7 @@ def _compared(group: zarr.Group, plan: Plan, source: Source, found: Verification
         found.compared.append(variable.name)
 
 
-def _differences(unit: Unit, plan: Plan, source: Source, array: zarr.Array[Any]) -> NDArray[np.int64]:
+def _differences(unit: Unit, plan: ConversionPlan, source: Source, array: zarr.Array[Any]) -> NDArray[np.int64]:
     """Where the values of a unit differ from the source's: (chunk, step, row, value) of each."""
     theirs = np.empty(unit.layout(), word_type(array.dtype))
     fill(unit, plan, source, theirs, array.fill_value)

@@ -1,4 +1,4 @@
-"""A plan, carried out: streamed into a store that is complete only when everything is there."""
+"""Write a plan: stream the source into a store that is declared complete only when every chunk is there."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from numcodecs.zstd import Zstd
 
 from deadtok_xr import store
 from deadtok_xr.conversion import empty_store
-from deadtok_xr.conversion.markers import Markers, markers_of
-from deadtok_xr.conversion.plan import IN_FLIGHT, Plan, PlannedVariable
+from deadtok_xr.conversion.finished_chunks import FinishedChunks
+from deadtok_xr.conversion.plan import UNITS_IN_FLIGHT, ConversionPlan, PlannedVariable
 from deadtok_xr.conversion.readers.source import Source, reading
-from deadtok_xr.conversion.units import Finds, Unit, Words, divide, fill, word_type
-from deadtok_xr.errors import DestinationExistsError, InputError, StorageError
-from deadtok_xr.store import destination, location, zarr_dtype
+from deadtok_xr.conversion.units import NonFiniteReport, Unit, Words, divide, fill, word_type
+from deadtok_xr.errors import InputError, StorageError
+from deadtok_xr.store import destination, location, motion_index, zarr_dtype
 from deadtok_xr.store.chunk_bytes import file_key, shard_of
+from deadtok_xr.store.in_progress import Facts, InProgress
 
-_HASH_BLOCK = 2**18  # stays in a core's own cache between being read and being hashed
+_HASH_BLOCK = 2**18  # stays in a core's own cache between reading and hashing
+KIND = "conversion"
 Progress = Callable[[int, int], None]
 
 
 def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> None:
-    """Refuse a destination that cannot be one.
+    """Refuse an unsuitable destination.
 
     Raises
     ------
     InputError
-        If replacing the destination would destroy the source, or its folder cannot be one.
+        If replacing the destination would destroy the source, or a folder cannot be made there.
     DestinationExistsError
-        If something is there that is neither to be replaced nor an unfinished conversion.
+        If it exists, is not to be replaced, and is not an unfinished conversion.
     """
-    outer = Path(dest).resolve()  # an address is resolved to what no source is
+    outer = Path(dest).resolve()  # an address resolves to a path that no source has
     for path in {source.path, *source.files()}:
         inner = path.resolve()
         if outer == inner or outer in inner.parents:
@@ -53,22 +55,22 @@ def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> N
     blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
-    markers = markers_of(dest)
-    markers.tidy()
-    if not markers.begun():  # what markers belong to is looked at under their lock
+    work = InProgress(dest, KIND)
+    work.check_free()
+    if not work.begun():  # unfinished work is compared later, when the lock is held
         destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
 
 
 def _is_unfinished(files: Sequence[Path], dest: Path | str) -> bool:
-    """Whether a conversion of this source was broken off here, even if its markers are lost."""
-    attrs = empty_store.root_attributes(dest) or {}
+    """Return whether an unfinished conversion of this source is at the destination, even if its notes are lost."""
+    attrs = destination.root_attributes(dest)
     ours = attrs.get("made_by") == empty_store.MADE_BY and attrs.get("complete") is False
     names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
     return ours and names == {path.name for path in files}
 
 
 def write_plan(
-    plan: Plan,
+    plan: ConversionPlan,
     source: Source,
     dest: Path | str,
     *,
@@ -76,7 +78,7 @@ def write_plan(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Stream a plan into a store, or what is left of it to do.
+    """Write a plan to a store, or the part of it that an earlier attempt did not finish.
 
     Parameters
     ----------
@@ -85,141 +87,164 @@ def write_plan(
     dest
         The store to write.
     overwrite
-        Replace a store that is there.
+        Replace an existing store.
     memory
-        Bytes of memory that may be used; None for the default.
+        Bytes of memory to use at most; None for the default.
     progress
-        Called with the bytes done and the bytes to do.
+        Called with the bytes written and the bytes to write.
 
     Returns
     -------
-    What a user should know of the values and of what was left out: one sentence each.
+    list[str]
+        One sentence for each variable with non-finite values.
 
     Raises
     ------
     InputError
-        If the source turns out to be damaged, or changes meanwhile.
+        If the source turns out to be damaged, or changes during the conversion.
     DestinationExistsError
         If ``dest`` is being written by another process, holds something else, or other unfinished work.
     OSError
-        If the store cannot be written. It is left incomplete, as it is by anything else that breaks in;
-        the same conversion goes on from there.
+        If the store cannot be written. It stays incomplete, as after any other interruption; repeating the
+        conversion resumes it.
     """
     zarr_dtype.register()
-    room = plan.room() if memory is None else plan.room(memory)
+    unit_bytes = plan.unit_bytes() if memory is None else plan.unit_bytes(memory)
     facts = plan.facts()
     counts = _Progress(plan.nbytes, progress)
-    if not location.is_address(dest):
-        Path(dest).absolute().parent.mkdir(parents=True, exist_ok=True)
-    with _writing(dest, counts), markers_of(dest).held() as markers:
-        _prepare(plan, facts, dest, markers, overwrite=overwrite)
-        if (empty_store.root_attributes(dest) or {}).get("complete"):  # broken off at the very end, or damaged since
-            _write_units(plan, source, dest, markers, room, counts)
+    work = InProgress(dest, KIND)
+    finished = FinishedChunks(work)
+    if work.folder is not None:
+        work.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _explaining_failures(dest, counts), work.held():
+        _prepare(plan, facts, work, finished, overwrite=overwrite)
+        if destination.root_attributes(dest).get("complete"):  # interrupted at the very end, or damaged since
+            _write_units(plan, source, finished, work, unit_bytes, counts)
         else:
             with _hashing(plan) as hashes:
-                _write_units(plan, source, dest, markers, room, counts)
-                _complete(plan, facts, dest, markers, hashes.result())
-        finds = _noticed(plan, markers)
-        store.open_group(dest)  # nothing is missing, as seen by a reader
-        markers.remove()
-    return [_sentence(plan, v, finds[v.name]) for v in plan.variables if finds[v.name].n_bad]
+                _write_units(plan, source, finished, work, unit_bytes, counts)
+                _complete(plan, facts, work, hashes.result())
+        store.open_group(dest)  # checks that no chunk is missing, as any reader does
+        work.finish()
+    return _warnings(plan, finished)
 
 
-def _prepare(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Markers, *, overwrite: bool) -> None:
-    """Bring the destination to where units can be written, keeping the chunks that are done."""
-    differs = markers.differs(facts)
-    if differs == []:
-        markers.resume()
-        if empty_store.is_ours(dest, markers):
-            empty_store.mend(plan, dest, markers) if location.exists(dest) else empty_store.make(plan, dest, markers)
+def _prepare(
+    plan: ConversionPlan, facts: Facts, work: InProgress, finished: FinishedChunks, *, overwrite: bool
+) -> None:
+    """Make or repair the store at the destination, so that chunks can be written; finished chunks stay."""
+    dest, differences = work.dest, work.differences(facts)
+    if differences == []:
+        finished.load()
+        if empty_store.belongs_to(work, finished):
+            if location.exists(dest):
+                work.remove_partial_files()
+                empty_store.repair(plan, work)
+            else:
+                empty_store.create(plan, facts, work)
             return
-    protected = (
-        differs and "the source" not in differs and location.exists(dest)
-    )  # of another source nothing can be used
-    if protected and not overwrite and _is_unfinished(plan.files, dest):
-        raise DestinationExistsError(
-            f"{dest} holds an unfinished conversion that differs in {' and '.join(differs or ())}: give the command "
-            "that began it again to go on, or say --overwrite (overwrite=True) to begin anew"
-        )
-    destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(plan.files, dest))
-    markers.begin(facts)
-    empty_store.make(plan, dest, markers)
+    unfinished = _is_unfinished(plan.files, dest)
+    # an unfinished conversion of another source is of no use to anybody
+    if differences and "the source" not in differences and unfinished and not overwrite:
+        raise work.refusal(differences)
+    destination.refuse_existing(dest, overwrite=overwrite or unfinished)
+    empty_store.create(plan, facts, work)
+    finished.reports.clear()
 
 
-def _write_units(plan: Plan, source: Source, dest: Path | str, markers: Markers, room: int, counts: _Progress) -> None:
-    """Read units one after the other, while the one before is compressed and written."""
-    group = zarr.open_group(location.opened(dest), mode="r")
+def _write_units(
+    plan: ConversionPlan, source: Source, finished: FinishedChunks, work: InProgress, unit_bytes: int, counts: _Progress
+) -> None:
+    """Read units one after the other, while those before are compressed and written."""
+    group = zarr.open_group(location.opened(work.dest), mode="r")
     buffers: SimpleQueue[Words] = SimpleQueue()
-    largest = max(unit.nbytes for unit in divide(plan, room))
-    for _ in range(IN_FLIGHT):
+    largest = max(unit.nbytes for unit in divide(plan, unit_bytes))
+    for _ in range(UNITS_IN_FLIGHT):
         buffers.put(np.empty(largest, np.uint8))
     pending: list[tuple[Words, list[Future[int]]]] = []
     with ThreadPoolExecutor(CPU_COUNT, "encode") as pool:
         try:
-            for unit in divide(plan, room):
+            for unit in divide(plan, unit_bytes):
                 array = cast("zarr.Array[Any]", group[unit.variable.name])
-                todo = _to_do(unit, array, markers)
-                n_todo = sum(len(chunks) for chunks, _ in todo)
-                counts.add(unit.nbytes * (1 - n_todo / len(unit.token_chunks)))
-                if not todo:
+                files = _missing_files(unit, array, finished)
+                n_missing = sum(len(file.chunks) for file in files)
+                counts.add(unit.nbytes * (1 - n_missing / len(unit.token_chunks)))
+                if not files:
                     continue
-                if len(pending) == IN_FLIGHT:
-                    _settle(pending.pop(0), buffers, counts)
+                if len(pending) == UNITS_IN_FLIGHT:
+                    _wait(pending.pop(0), buffers, counts)
                 buffer = buffers.get()
                 blocks = buffer[: unit.nbytes].view(word_type(unit.variable.dtype)).reshape(unit.layout())
-                finds = fill(unit, plan, source, blocks, array.fill_value)
-                tasks = [pool.submit(_finish, unit, blocks, chunks, array, key, markers, finds) for chunks, key in todo]
-                pending.append((buffer, tasks))
+                reports = fill(unit, plan, source, blocks, array.fill_value)
+                filled = _FilledUnit(unit, blocks, reports)
+                pending.append((buffer, [pool.submit(_write, file, filled, array, finished, work) for file in files]))
             while pending:
-                _settle(pending.pop(0), buffers, counts)
+                _wait(pending.pop(0), buffers, counts)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _to_do(unit: Unit, array: zarr.Array[Any], markers: Markers) -> list[tuple[list[int], str]]:
-    """The files of a unit that are not in the store yet: which of the unit's chunks they hold, and their keys."""
+@dataclass(frozen=True)
+class _File:
+    """A file to write: its key in the store, and which chunks of a unit it holds."""
+
+    key: str
+    chunks: list[int]
+
+
+@dataclass(frozen=True)
+class _FilledUnit:
+    """A unit with the words of its chunks, and the non-finite values of each."""
+
+    unit: Unit
+    blocks: Words
+    reports: list[NonFiniteReport]
+
+
+def _missing_files(unit: Unit, array: zarr.Array[Any], finished: FinishedChunks) -> list[_File]:
+    """List the files of a unit that are not in the store yet."""
     positions = unit.positions()
-    keyed = [(chunks, f"{array.path}/{file_key(array, positions[chunks[0]])}") for chunks in unit.files()]
-    return [(chunks, key) for chunks, key in keyed if key not in markers.done]
+    files = [_File(f"{array.path}/{file_key(array, positions[chunks[0]])}", chunks) for chunks in unit.files()]
+    return [file for file in files if file.key not in finished.reports]
 
 
-def _finish(
-    unit: Unit, blocks: Words, chunks: list[int], array: zarr.Array[Any], key: str, markers: Markers, finds: list[Finds]
-) -> int:
-    """Compress and write one file: a chunk, or a shard of several."""
-    encoded = [bytes(Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(blocks[i])) for i in chunks]
-    if unit.variable.per_file > 1:
-        data = shard_of(encoded, unit.variable.per_file)
-    else:
-        (data,) = encoded
-        markers.put_bounds(array, unit.positions()[chunks[0]], blocks[chunks[0]][: len(unit.steps)], data)
-    markers.finish_chunk(key, data, sum((finds[i] for i in chunks), Finds()))
-    return sum(blocks[i].nbytes for i in chunks)
+def _write(file: _File, filled: _FilledUnit, array: zarr.Array[Any], finished: FinishedChunks, work: InProgress) -> int:
+    """Compress and write one file, a chunk or a shard of several; return the bytes before compression."""
+    v, blocks = filled.unit.variable, filled.blocks
+    encoded = [bytes(Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(blocks[i])) for i in file.chunks]
+    content = shard_of(encoded, v.per_file) if v.shards is not None else encoded[0]
+    if empty_store.has_motion_index(v, work):
+        i = file.chunks[0]
+        steps = blocks[i][: len(filled.unit.steps)]
+        motion_index.put(Path(work.dest), array, filled.unit.positions()[i], steps, content)
+    finished.write(file.key, content, sum((filled.reports[i] for i in file.chunks), NonFiniteReport()))
+    return sum(blocks[i].nbytes for i in file.chunks)
 
 
-def _settle(work: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], counts: _Progress) -> None:
-    buffer, tasks = work
+def _wait(written: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words], counts: _Progress) -> None:
+    """Wait until a unit is written, and release its buffer."""
+    buffer, tasks = written
     for task in tasks:
         counts.add(task.result())
     buffers.put(buffer)
 
 
-def _complete(plan: Plan, facts: dict[str, Any], dest: Path | str, markers: Markers, hashes: list[str]) -> None:
+def _complete(plan: ConversionPlan, facts: Facts, work: InProgress, hashes: list[str]) -> None:
     if plan.facts() != facts:
-        raise InputError(f"{plan.path} changed while it was converted; convert it when nothing writes to it")
+        raise InputError(f"{plan.path} changed during the conversion; convert it when nothing writes to it")
     if hasattr(os, "sync"):
-        os.sync()  # a power cut must not leave a store that says it is complete and is not
+        os.sync()  # otherwise a power cut could leave a store that is declared complete and is not
     sources = [
         {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
         for path, digest in zip(plan.files, hashes, strict=True)
     ]
-    empty_store.complete(dest, markers, sources)
+    empty_store.complete(work, sources)
 
 
 @contextmanager
-def _hashing(plan: Plan) -> Iterator[Future[list[str]]]:
-    """The BLAKE3 of all files, worked out in the background; given up when the work in front fails."""
+def _hashing(plan: ConversionPlan) -> Iterator[Future[list[str]]]:
+    """Compute the BLAKE3 hashes of all files in the background; stop if the conversion fails."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -230,7 +255,7 @@ def _hashing(plan: Plan) -> Iterator[Future[list[str]]]:
 
 
 def _hash(path: Path, stop: threading.Event) -> str:
-    # SHA-256 takes as long as compressing does on a CPU without instructions for it; BLAKE3 a tenth of that
+    # SHA-256 takes as long as compressing on a CPU without instructions for it; BLAKE3 takes a tenth of that
     digest, block = blake3(), bytearray(_HASH_BLOCK)
     with reading(path, "the file", "bytes"), path.open("rb", buffering=0) as file:
         while (n := file.readinto(block)) and not stop.is_set():
@@ -245,46 +270,46 @@ class _Progress:
     done: float = 0
 
     def add(self, n: float) -> None:
-        self.done = min(self.total, self.done + n)  # chunks reach beyond the array
+        self.done = min(self.total, self.done + n)  # chunks extend beyond the edge of the array
         if self.report is not None:
             self.report(int(self.done), self.total)
 
 
 @contextmanager
-def _writing(dest: Path | str, counts: _Progress) -> Iterator[None]:
-    """Say where writing stopped. What reading raises is an InputError, so an OSError is the store's."""
+def _explaining_failures(dest: Path | str, counts: _Progress) -> Iterator[None]:
+    """Add to an error of the store how far writing got. Errors of the source are InputErrors."""
     try:
         yield
     except InputError:
         raise
     except StorageError as error:
-        raise StorageError(f"{error}; what is written stays, and the same command goes on from there") from error
+        raise StorageError(f"{error}; what is written stays, and the same command resumes") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OSError(
             error.errno,
             f"{dest} cannot be written: {reason}, after {counts.done:.0f} of {counts.total} bytes; it is left "
-            f"incomplete and will not open; {'make room' if full else 'mend that'} and give the same command again, "
-            "which goes on from there",
+            f"incomplete and will not open; {'make room' if full else 'fix that'} and give the same command again, "
+            "which resumes",
         ) from error
 
 
-def _noticed(plan: Plan, markers: Markers) -> dict[str, Finds]:
-    """What was noticed in each variable, now or before an interruption."""
-    found = {v.name: Finds() for v in plan.variables}
-    for key, finds in markers.done.items():
-        if finds.n_bad:
-            found[key.partition("/")[0]] += finds
-    return found
+def _warnings(plan: ConversionPlan, finished: FinishedChunks) -> list[str]:
+    """Describe the non-finite values of each variable, found now or before an interruption."""
+    reports = {v.name: NonFiniteReport() for v in plan.variables}
+    for key, report in finished.reports.items():
+        if report.n:
+            reports[key.partition("/")[0]] += report
+    return [_warning(plan, v, reports[v.name]) for v in plan.variables if reports[v.name].n]
 
 
-def _sentence(plan: Plan, v: PlannedVariable, finds: Finds) -> str:
-    assert finds.first is not None
-    step, token = finds.first
-    known_as = "" if v.key == v.name else f" (there {v.key!r})"
+def _warning(plan: ConversionPlan, v: PlannedVariable, report: NonFiniteReport) -> str:
+    assert report.first is not None
+    step, token = report.first
+    in_source = "" if v.key == v.name else f" ({v.key!r} in the source)"
     where = f"step {step}" + ("" if token is None else f", token {token}")
     return (
-        f"{plan.path}: variable {v.name!r}{known_as} holds {finds.n_bad} values that are NaN or infinite, the first at "
+        f"{plan.path}: variable {v.name!r}{in_source} holds {report.n} values that are NaN or infinite, the first at "
         f"{where}; they are kept"
     )

@@ -201,7 +201,7 @@ def remove(path: str | Path) -> None:
     import obstore
 
     store = opened(path)
-    names = sorted(objects(store), key=lambda name: name not in ("zarr.json", "plan.json"))
+    names = sorted(objects(store), key=lambda name: name not in ("zarr.json", "job.json"))
     with reaching(path):
         for start in range(0, len(names), 1000):
             obstore.delete(store.store, names[start : start + 1000])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -24,12 +23,13 @@ from safetensors.numpy import save_file
 
 import deadtok_xr as dx
 from deadtok_xr.conversion import empty_store, open_for, write
-from deadtok_xr.conversion.markers import Markers, folder_of
+from deadtok_xr.conversion.finished_chunks import FinishedChunks
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.plan import Plan
+from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.units import divide
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError
+from deadtok_xr.store.in_progress import InProgress, progress_path
 from tests.conversion.test_conversion import bits, raw
 from tests.soak_conversion import differences, soak
 
@@ -103,15 +103,15 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     """Real work, counted; units of one row of chunks, so that there are many."""
-    seen, finish = Watch(), Markers.finish_chunk
+    seen, real = Watch(), FinishedChunks.write
 
-    def finish_chunk(self: Markers, key: str, *args: Any) -> None:
+    def write_chunk(self: FinishedChunks, key: str, *args: Any) -> None:
         if len(seen.keys) == seen.left:
             raise KeyboardInterrupt
         seen.keys.append(key)
-        finish(self, key, *args)
+        real(self, key, *args)
 
-    monkeypatch.setattr(Markers, "finish_chunk", finish_chunk)
+    monkeypatch.setattr(FinishedChunks, "write", write_chunk)
     monkeypatch.setattr(write, "CPU_COUNT", 1)  # so that no two pass the count at once
     return seen
 
@@ -126,7 +126,7 @@ def broken_off(watch: Watch, source: Path, dest: Path, after: int, **options: An
 
 def check_whole(dest: Path, undisturbed: Path) -> None:
     assert differences(dest, undisturbed) == []
-    assert not folder_of(dest).exists()
+    assert not notes(dest).exists()
     raw(dest)
 
 
@@ -206,7 +206,9 @@ def test_another_memory_uses_what_is_done(
     source, undisturbed, n_chunks = whole("uint16")
     rooms = []
     for n_at_once, after in ((1, 2), (2, 6), (3, None)):
-        monkeypatch.setattr(Plan, "room", lambda self, memory=0, n=n_at_once: n * self.variables[0].chunk_bytes)
+        monkeypatch.setattr(
+            ConversionPlan, "unit_bytes", lambda self, memory=0, n=n_at_once: n * self.variables[0].chunk_bytes
+        )
         if after is not None:
             rooms += broken_off(watch, source, tmp_path / "a.zarr", after)
     dx.convert(source, tmp_path / "a.zarr", memory="2GB")
@@ -239,8 +241,14 @@ def zeroed(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-def journal(dest: Path) -> Path:
-    return folder_of(dest) / "done"
+def notes(dest: Path) -> Path:
+    """The folder of the notes on a conversion."""
+    return Path(progress_path(dest))
+
+
+def entries(dest: Path) -> list[Path]:
+    """The journal's entries, the last one last."""
+    return sorted((p for p in (notes(dest) / "journal").rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime_ns)
 
 
 @pytest.mark.parametrize("tear", [truncated, emptied, flipped, zeroed, Path.unlink])
@@ -259,23 +267,22 @@ def test_torn_chunks_are_done_again_and_no_others(
     check_whole(dest, undisturbed)
 
 
-def torn_line(dest: Path) -> None:
-    truncated(journal(dest))
+def entry_truncated(dest: Path) -> None:
+    truncated(entries(dest)[-1])
 
 
-def zero_tail(dest: Path) -> None:
-    data = journal(dest).read_bytes()
-    journal(dest).write_bytes(data[:-30] + bytes(30))
+def entry_zeroed(dest: Path) -> None:
+    zeroed(entries(dest)[-1])
 
 
-def stray_parts(dest: Path) -> None:
-    for name in ("12.part", "plan.json.part"):
-        (folder_of(dest) / name).write_bytes(b"half")
+def partial_files(dest: Path) -> None:
+    for path in (notes(dest) / "job.json.12.partial", dest / "W" / "c" / "0.12.partial"):
+        path.write_bytes(b"half")
 
 
-def skeleton_of_another_attempt(dest: Path) -> None:
-    (folder_of(dest) / "skeleton").mkdir()
-    (folder_of(dest) / "skeleton" / "zarr.json").write_text("{")
+def temporary_store_of_another_attempt(dest: Path) -> None:
+    (notes(dest) / "empty-store-1" / "store").mkdir(parents=True)
+    (notes(dest) / "empty-store-1" / "store" / "zarr.json").write_text("{")
 
 
 def root_lost(dest: Path) -> None:
@@ -299,41 +306,37 @@ def store_lost(dest: Path) -> None:
     shutil.rmtree(dest)
 
 
-def markers_lost(dest: Path) -> None:
-    shutil.rmtree(folder_of(dest))
+def notes_lost(dest: Path) -> None:
+    shutil.rmtree(notes(dest))
 
 
 def journal_lost(dest: Path) -> None:
-    journal(dest).unlink()
+    shutil.rmtree(notes(dest) / "journal")
 
 
-def plan_torn(dest: Path) -> None:
-    truncated(folder_of(dest) / "plan.json")
+def facts_truncated(dest: Path) -> None:
+    truncated(notes(dest) / "job.json")
 
 
-def plan_of_another_kind(dest: Path) -> None:
-    (folder_of(dest) / "plan.json").write_text("[1, 2]")
+def facts_of_another_kind(dest: Path) -> None:
+    (notes(dest) / "job.json").write_text("[1, 2]")
 
 
-def plan_flipped(dest: Path) -> None:
-    path = folder_of(dest) / "plan.json"
+def facts_changed(dest: Path) -> None:
+    path = notes(dest) / "job.json"
     path.write_text(path.read_text().replace('"bfloat16"', '"bfloat17"'))
-
-
-def note_torn(dest: Path) -> None:
-    truncated(folder_of(dest) / "skeleton.json")
 
 
 @pytest.mark.parametrize(
     ("tear", "lost"),
     [
-        (torn_line, 1), (zero_tail, 1), (stray_parts, 0), (skeleton_of_another_attempt, 0), (root_lost, 0),
-        (root_torn, 0), (metadata_zeroed, 0), (coordinates_lost, 0), (store_lost, AFTER), (markers_lost, AFTER),
-        (journal_lost, AFTER), (plan_torn, AFTER), (plan_of_another_kind, AFTER), (plan_flipped, AFTER),
-        (note_torn, AFTER),
+        (entry_truncated, 1), (entry_zeroed, 1), (partial_files, 0), (temporary_store_of_another_attempt, 0),
+        (root_lost, 0), (root_torn, 0), (metadata_zeroed, 0), (coordinates_lost, 0), (store_lost, AFTER),
+        (notes_lost, AFTER), (journal_lost, AFTER), (facts_truncated, AFTER), (facts_of_another_kind, AFTER),
+        (facts_changed, AFTER),
     ],
 )  # fmt: skip
-def test_torn_markers_and_stores(
+def test_damaged_notes_and_stores(
     tmp_path: Path, whole: Any, watch: Watch, tear: Callable[[Path], None], lost: int
 ) -> None:
     """``lost``: how many finished chunks can no longer be proven to be that, and are done again."""
@@ -354,23 +357,23 @@ def test_a_complete_store_that_was_not_tidied_up(
     """Killed between `complete` and the removal of the markers: the same call is quiet, and mends what was torn."""
     source, undisturbed, _ = whole("uint16")
     dest = tmp_path / "a.zarr"
-    remove = Markers.remove
+    finish = InProgress.finish
 
-    def kept(self: Markers) -> None:
+    def interrupted(self: InProgress) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Markers, "remove", kept)
+    monkeypatch.setattr(InProgress, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dx.convert(source, dest)
     keys = watch.written()
     raw(dest)
-    monkeypatch.setattr(Markers, "remove", remove)
-    shutil.copytree(folder_of(dest), tmp_path / "kept")
+    monkeypatch.setattr(InProgress, "finish", finish)
+    shutil.copytree(notes(dest), tmp_path / "kept")
     dx.convert(source, dest)
     assert watch.written() == []
     check_whole(dest, undisturbed)
     for tear in (lambda: flipped(dest / keys[3]), lambda: root_torn(dest)):
-        shutil.copytree(tmp_path / "kept", folder_of(dest))
+        shutil.copytree(tmp_path / "kept", notes(dest))
         tear()
         dx.convert(source, dest)
         check_whole(dest, undisturbed)
@@ -436,7 +439,7 @@ def test_another_source_is_refused(tmp_path: Path, whole: Any, watch: Watch) -> 
     check_whole(dest, undisturbed)
 
 
-@pytest.mark.parametrize("moment", ["make", "_made"])
+@pytest.mark.parametrize("moment", ["create", "_build"])
 def test_a_complete_store_outlives_a_replacement_that_never_began(
     tmp_path: Path, whole: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -448,7 +451,7 @@ def test_a_complete_store_outlives_a_replacement_that_never_began(
     real = getattr(empty_store, moment)
 
     def killed(*args: Any, **kwargs: Any) -> None:
-        if moment == "_made":
+        if moment == "_build":
             real(*args, **kwargs)
         raise KeyboardInterrupt
 
@@ -482,8 +485,8 @@ def test_what_a_removal_left_is_tidied_up(tmp_path: Path, whole: Any) -> None:
     """Killed while the markers were removed: the store is whole, and is left alone as any other."""
     source, undisturbed, _ = whole("uint16")
     dest = dx.convert(source, tmp_path / "a.zarr")
-    folder_of(dest).mkdir()
-    (folder_of(dest) / "done").write_text("[")
+    (notes(dest) / "journal").mkdir(parents=True)
+    (notes(dest) / "journal" / "1").write_text("[")
     with pytest.raises(DestinationExistsError, match="exists already and is left as it is"):
         dx.convert(source, dest)
     check_whole(dest, undisturbed)
@@ -562,7 +565,7 @@ def test_goes_on_when_there_is_room_again(tmp_path: Path, watch: Watch) -> None:
     command = [sys.executable, "-c", FULL_DISK, tmp_path / "a.h5", dest, "5000"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"{dest} cannot be written: File too large" in said
-    assert "give the same command again, which goes on from there" in said
+    assert "give the same command again, which resumes" in said
     dx.convert(tmp_path / "a.h5", dest)
     assert sorted(watch.written()) == [f"grad/c/{t}/{n}/0" for t in range(3) for n in range(3)]
     check_whole(dest, undisturbed)
@@ -585,11 +588,12 @@ def test_a_disk_that_is_really_full(tmp_path: Path, watch: Watch) -> None:
     try:
         with pytest.raises(OSError, match="No space left on device, after [1-9]"):
             dx.convert(source, disk / "a.zarr")
-        done = json.loads(journal(disk / "a.zarr").read_text().splitlines()[0])
+        done = {p.relative_to(disk / "a.zarr").as_posix() for p in (disk / "a.zarr" / "W" / "c").rglob("0")}
         watch.written()
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
         dx.convert(source, disk / "a.zarr")
-        assert done[0] not in watch.written()
+        assert done
+        assert not done & {*watch.written()}
         check_whole(disk / "a.zarr", dx.convert(source, tmp_path / "undisturbed.zarr"))
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -633,7 +637,9 @@ def test_any_recording_interrupted_anywhere(
     with pytest.MonkeyPatch.context() as patch:
         for after in [*interruptions, -1]:
             n = data.draw(st.integers(1, 4), "chunks at a time")
-            patch.setattr(Plan, "room", lambda self, memory=0, n=n: n * max(v.chunk_bytes for v in self.variables))
+            patch.setattr(
+                ConversionPlan, "unit_bytes", lambda self, memory=0, n=n: n * max(v.chunk_bytes for v in self.variables)
+            )
             watch.keys, watch.left = [], after
             try:
                 dx.convert(folder / "a.h5", folder / "a.zarr")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.plan import PIECE_BYTES
+from deadtok_xr.conversion.plan import PART_BYTES
 from deadtok_xr.conversion.readers.source import Entry, Source, slabs
 from deadtok_xr.errors import InputError
 
@@ -69,7 +69,7 @@ def _equal(source: Source, one: str, other: str) -> bool:
     a, b = source.entries[one], source.entries[other]
     if a.shape != b.shape or a.dtype is None or a.dtype != b.dtype:
         return False
-    parts = slabs(a.shape, a.dtype.itemsize, PIECE_BYTES)
+    parts = slabs(a.shape, a.dtype.itemsize, PART_BYTES)
     return all(source.read(one, *where).tobytes() == source.read(other, *where).tobytes() for where in parts)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deadtok_xr.bfloat16 import on_grid
-from deadtok_xr.conversion.plan import PIECE_BYTES
+from deadtok_xr.conversion.plan import PART_BYTES
 from deadtok_xr.conversion.readers.source import Entry, Source, slabs
 
 Looked = Callable[[int], None]
@@ -21,7 +21,7 @@ def all_on_bfloat16_grid(source: Source, key: str, looked: Looked = lambda n: No
     """
     entry = source.entries[key]
     assert entry.dtype is not None
-    for where in slabs(entry.shape, entry.dtype.itemsize, PIECE_BYTES):
+    for where in slabs(entry.shape, entry.dtype.itemsize, PART_BYTES):
         values = source.read(key, *where)
         if values.dtype == np.float32:
             fits = not (values.view(np.uint32) & np.uint32(0xFFFF)).any()
@@ -49,7 +49,7 @@ def _same(source: Source, key: str, entry: Entry, axis: int, i: int, j: int) -> 
     """Whether two steps (of the first run) have the same bits."""
     lead = (slice(0, 1),) * axis
     assert entry.dtype is not None
-    for rows in slabs(entry.shape[axis + 1 :], entry.dtype.itemsize, PIECE_BYTES):
+    for rows in slabs(entry.shape[axis + 1 :], entry.dtype.itemsize, PART_BYTES):
         one, other = (source.read(key, *lead, slice(t, t + 1), *rows) for t in (i, j))
         if one.tobytes() != other.tobytes():
             return False
