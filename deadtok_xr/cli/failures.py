@@ -47,7 +47,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return _usage(error), 2
     if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
         left = "; what it was writing is incomplete and will not open: the same `deadtok convert` or `deadtok analyze`"
-        left += " goes on from there, anything else begins again with --overwrite"
+        left += " resumes, anything else starts again with --overwrite"
         return f"interrupted{'' if _notes(error) else left}", 1
     if isinstance(error, InputError):
         return str(error), 2

@@ -1,22 +1,18 @@
-"""Results that are being written, and what is known of them, so that interrupted work goes on.
+"""Resume interrupted analyses: which results are unfinished, and which rows of chunks they hold already.
 
-While RESULTS is written, `.RESULTS.progress` lies beside it, in the same folder or bucket, and holds
+The lock and the facts are those of `store.in_progress`. Its directory beside the results also holds
 
-    lock            in a folder: held by the process that writes; the system lets go of it when the process dies
-    job.json        what is being computed, of which recording, with which versions, part by part
-    tried           written by workers, to see that they can
-    SWEEP/ROW       what a row of chunks passed on, written when all else of the row is in the results
+    tried           written by workers, to test that they can write there
+    SWEEP/ROW       what a row of chunks passes on to others, written when the row's results are written
 
-`job.json` is written when the results hold every array, still empty, and goes first when they are replaced. A row
-counts as done if its file is whole, its chunks of the recording are those that it was made of, and its chunks of the
-results are there. The folder is removed when the results are complete.
+A row is finished if this file is intact, the row's chunks of the recording are those that it was computed from, and its
+chunks of the results exist.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,139 +24,98 @@ import numpy as np
 import xarray as xr
 import zarr
 from dask.base import tokenize
-from filelock import FileLock, Timeout
 
 from deadtok_xr import store
 from deadtok_xr.engine.block_task import BlockTask
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
-from deadtok_xr.errors import DestinationExistsError
 from deadtok_xr.store import destination, location, motion_index
 from deadtok_xr.store.chunk_bytes import file_key
+from deadtok_xr.store.in_progress import VERSION, InProgress
 from deadtok_xr.store.stored_array import StoredArray
 
 RESULTS = "deadtok_results"
-_JOB, _LOCK = "job.json", "lock"
-GOES_ON = "the same command, or save_results with the same arguments, goes on from there"
+RESUMES = "the same command, or save_results with the same arguments, resumes"
 
 
 def is_unfinished(path: str | Path) -> bool:
-    """Whether results lie there that were not written to their end."""
+    """Return whether there are results that were not completed."""
     attrs = destination.root_attributes(path)
     return RESULTS in attrs and attrs.get("complete") is False
 
 
-def beside(path: str | Path) -> str:
-    """Where the notes on unfinished results lie."""
-    if location.is_address(path):
-        above, _, name = str(path).rstrip("/").rpartition("/")
-        return f"{above}/.{name}.progress"
-    whole = Path(path).absolute()
-    return str(whole.parent / f".{whole.name}.progress")
-
-
 class Work:
-    """Results that one process writes, or goes on to write.
+    """Results that one process writes, or continues to write.
 
     Attributes
     ----------
     path
         The results.
+    place
+        Where the notes on them lie.
     begun
-        Whether there are notes to go on from.
+        Whether an interrupted analysis can be resumed.
     rows
-        How many rows of all sweeps are done, and how many there are, as far as `journal` was asked for them.
+        How many rows of chunks are finished, and how many there are, as far as `journal` was asked for them.
     """
 
     def __init__(self, path: str | Path, tree: xr.DataTree) -> None:
-        self.path, self.place, self._tree = path, beside(path), tree
+        self._notes = InProgress(path, "analysis")
+        self.path, self.place, self._tree = path, self._notes.place, tree
         self.begun = False
         self.rows = (0, 0)
 
     @contextmanager
     def held(self) -> Iterator[Work]:
-        """Keep other analyses away from a folder; an object store has no locks, and there two write the same bytes.
+        """Hold the lock of the results.
 
         Raises
         ------
         DestinationExistsError
             If another process is writing there.
         """
-        lock = None if location.is_address(self.path) else _locked(Path(self.place), self.path)
-        try:
+        with self._notes.held():
             yield self
-        finally:
-            if lock is not None:
-                self._leave_nothing()
-                lock.release()
 
-    def goes_on(self) -> bool:
-        """Whether the results are there as far as the very same work had come.
+    def resumes(self) -> bool:
+        """Return whether the results are those that the same analysis left.
 
         Raises
         ------
         DestinationExistsError
-            If they are of other work: in which it differs, and what to do.
+            If they are of another analysis: in which facts it differs, and what to do.
         """
-        known = self._known()
-        if known is None:
+        recorded = self._notes.identified()
+        if recorded is not None and recorded != destination.root_attributes(self.path).get("begun"):
             return False
-        theirs, ours = known["facts"], self._facts
-        differs = [_in_words(part, theirs.get(part), ours[part]) for part in ours if theirs.get(part) != ours[part]]
-        if differs:
-            raise DestinationExistsError(
-                f"{self.path} holds unfinished results that differ in {' and '.join(differs)}: give the command that "
-                "began them again to go on, or say --overwrite (overwrite=True) to begin anew"
-            )
-        self.begun = True
-        if not location.is_address(self.path):
-            for part in Path(self.path).rglob("*.partial"):  # which zarr or we were writing
-                part.unlink()
+        differences = self._notes.differences(self._facts)
+        if differences:
+            raise self._notes.refusal(differences)
+        self.begun = differences is not None
+        if not self.begun:
+            return False
+        self._notes.remove_partial_files()
         return True
 
-    def _known(self) -> dict[str, Any] | None:
-        """What was noted when the results were begun, if it is whole and theirs."""
-        try:
-            known: dict[str, Any] = json.loads(location.read(self.place, _JOB) or b"")
-            begun = destination.root_attributes(self.path)["begun"]
-            return known if isinstance(known["facts"], dict) and known["begun"] == begun else None
-        except (ValueError, TypeError, KeyError):
-            return None
-
     def clear(self) -> None:
-        """Forget earlier work."""
-        if location.is_address(self.path):
-            location.remove(self.place)
-            return
-        Path(self.place, _JOB).unlink(missing_ok=True)  # first: without it nothing else means anything
-        for path in Path(self.place).iterdir():
-            if path.name != _LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove earlier notes and results."""
+        self._notes.forget()
+        self._notes.remove_destination()
 
     def begin(self, root: zarr.Group) -> None:
-        """Say what will be done, once the results hold every array."""
-        noted = {"begun": root.attrs["begun"], "facts": self._facts}
-        location.write(self.place, _JOB, json.dumps(noted).encode())
+        """Record what will be computed, once the results hold every array."""
+        self._notes.begin(self._facts, root.attrs["begun"])
         self.begun = True
 
     def finish(self) -> None:
         """Remove all notes."""
         self.begun = False
-        if location.is_address(self.path):
-            location.remove(self.place)
-        else:
-            shutil.rmtree(self.place, ignore_errors=True)
-
-    def _leave_nothing(self) -> None:
-        """Leave no folder behind in which there is nothing but the lock."""
-        folder = Path(self.place)
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK}:
-            shutil.rmtree(folder, ignore_errors=True)
+        self._notes.finish()
 
     def journal(
         self, name: str, task: BlockTask, targets: Sequence[zarr.Array[Any]]
     ) -> tuple[ResumeJournal, Collection[int]]:
-        """Where a pass notes its blocks, and which of them are done."""
+        """Return where the blocks of a pass are recorded, and which of them are finished."""
         chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
         journal = ResumeJournal(location.absolute(self.place), name, chunks)
         written = location.marks(targets[0].store) if self.begun and targets else {}
@@ -169,8 +124,8 @@ class Work:
         return journal, done
 
     def _chunks_of(self, job: BlockTask, i: int) -> str:
-        """What tells the chunks that a block is made of from any others."""
-        if job.held:  # which come through the graph, from nobody knows where
+        """Return a token of the chunks that a block is computed from."""
+        if job.held:  # they come through the graph, from unknown chunks
             return tokenize(sorted(self._marks.items()))
         start, n = job.layout.starts[i], job.layout.n_states[i]
         keys = [key for stored in job.stored.values() for key in _keys(stored, start, start + n)]
@@ -195,32 +150,14 @@ class Work:
 
     @cached_property
     def _facts(self) -> dict[str, str]:
-        """What must be the same for the work to go on, part by part; chunks are looked at row by row."""
+        """What must be equal for the analysis to resume. Chunks of the recording are compared row by row."""
         swept = tuple(f"{_place(p)}/" for job in self._jobs for p in job.stored.values())
         small = {key: mark for key, mark in self._marks.items() if not key.startswith(swept) and not _is_bounds(key)}
         return {
             "the recording": tokenize(sorted(small.items())),
-            "the analyses, their options or the tokens": tokenize(_asked(self._tree)),
-            **store.software(),
+            "the analyses, their options or the tokens": tokenize(_determinants(self._tree)),
+            **{f"{VERSION}{name}": version for name, version in store.software().items()},
         }
-
-
-def _locked(folder: Path, path: str | Path) -> FileLock:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DestinationExistsError(
-            f"{path} is being written by another analysis: wait for it, or choose another destination"
-        ) from None
-    except NotImplementedError:
-        pass  # a file system without locks
-    return lock
-
-
-def _in_words(part: str, theirs: Any, ours: str) -> str:
-    return part if part.startswith("the ") else f"the version of {part} ({theirs}, now {ours})"
 
 
 def _is_bounds(key: str) -> bool:
@@ -232,7 +169,7 @@ def _place(stored: StoredArray) -> str:
 
 
 def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
-    """The files of a block of steps, and that of the step after it, which belongs to the last transition."""
+    """Yield the files of a block of steps, and that of the next step, which ends the last transition."""
     array, leading = stored.array, stored.leading
     rows = np.unique(stored.steps[start : stop + 1] // stored.chunk_steps).tolist()
     columns = np.unique(stored.tokens // array.chunks[-2]).tolist()
@@ -241,7 +178,7 @@ def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
 
 
 def _is_there(written: Mapping[str, tuple[int, str]], targets: Sequence[zarr.Array[Any]], i: int) -> bool:
-    """Whether a row's chunks of results are there; one without bytes is what a power cut leaves."""
+    """Return whether the chunks of a row's results exist and are not empty, as a power cut may leave them."""
     for array in targets:
         rows, *others = array.cdata_shape
         for position in itertools.product((i,) if i < rows else (), *map(range, others)):
@@ -250,17 +187,17 @@ def _is_there(written: Mapping[str, tuple[int, str]], targets: Sequence[zarr.Arr
     return True
 
 
-def _asked(tree: xr.DataTree) -> list[Any]:
-    """What the results are made of: Dask's names tell contents, analyses and options apart."""
-    found: list[Any] = [_said(tree.attrs)]
+def _determinants(tree: xr.DataTree) -> list[Any]:
+    """List what determines the results. Names of Dask arrays depend on contents, analyses and options."""
+    found: list[Any] = [_attributes_text(tree.attrs)]
     for name, node in tree.children.items():
         ds = node.to_dataset()
-        found.append((name, _said(ds.attrs), list(map(str, ds.data_vars))))
+        found.append((name, _attributes_text(ds.attrs), list(map(str, ds.data_vars))))
         for key, v in sorted(ds.variables.items(), key=lambda item: str(item[0])):
             values = v.data.name if isinstance(v.data, da.Array) else v.values
-            found.append((str(key), v.dims, v.shape, values, _said(v.attrs)))
+            found.append((str(key), v.dims, v.shape, values, _attributes_text(v.attrs)))
     return found
 
 
-def _said(attrs: Mapping[Any, Any]) -> str:
+def _attributes_text(attrs: Mapping[Any, Any]) -> str:
     return json.dumps({str(k): v for k, v in attrs.items() if k != "source"}, default=str, sort_keys=True)

@@ -25,7 +25,7 @@ from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
 from deadtok_xr.results import in_progress as unfinished
-from deadtok_xr.results.in_progress import GOES_ON, RESULTS, Work
+from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
 from deadtok_xr.store import destination, location, zarr_dtype
 
 Arrays = dict[str, "zarr.Array[Any]"]
@@ -43,19 +43,19 @@ def save_results(
 ) -> xr.DataTree:
     """Compute a tree of results and write it, reading every chunk of the recording once.
 
-    Interrupted, even killed, the same call goes on: rows of chunks whose results are written are not looked at again,
-    unless their chunks have been written anew meanwhile. The logger ``deadtok_xr.results.save`` then says how many are
-    done.
+    After an interruption, even a kill, the same call resumes: rows of chunks whose results are written are not computed
+    again, unless their chunks of the recording have been rewritten. The logger ``deadtok_xr.results.save`` then says
+    how many are finished.
 
     Parameters
     ----------
     tree
         From `analyze`.
     path
-        The results store to write; there must be nothing unless ``overwrite``, or what the same call had left
+        The results store to write. It must not exist, unless ``overwrite`` is given or the same call left it
         unfinished.
     overwrite
-        Replace results that are there, and begin anew.
+        Replace existing results, and start again.
     full
         Also write the large `position` and `thermal_velocity` (step, token, dim) of `kinematics`.
     progress
@@ -72,7 +72,7 @@ def save_results(
         If something is there already: anything else, unfinished results of a recording that has changed, of other
         analyses, options, tokens or versions, or those that another process is writing.
     OSError
-        If the results cannot be written, or a chunk of the recording not be read. The same call goes on afterwards.
+        If the results cannot be written, or a chunk of the recording not be read. The same call resumes afterwards.
     """
     zarr_dtype.register()
     if not isinstance(tree, xr.DataTree):
@@ -81,13 +81,13 @@ def save_results(
     tree = _wanted(tree, full)
     _refuse_existing(path, overwrite)
     work = Work(path, tree)
-    with _goes_on(work), _writing(path), work.held():
+    with _explaining_resume(work), _writing(path), work.held():
         root, made = _begun(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
         task = write_all(_pairs(root, made, tree), work.journal)
-        if not made and work.rows[1]:  # they were made before
-            _log.info("%s goes on: %d of %d rows are done", path, *work.rows)
+        if not made and work.rows[1]:
+            _log.info("%s resumes: %d of %d rows are finished", path, *work.rows)
         with progress or nullcontext():
             # one call for all groups: a graph of its own for each would read the recording once for each
             task.compute()
@@ -109,13 +109,11 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
 
 
 def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
-    """The results to write to: those that the same work left, or new ones with the arrays made, still empty."""
-    if not overwrite and unfinished.is_unfinished(work.path) and work.goes_on():
+    """Open the results that the same work left, or create new ones with all arrays, without data."""
+    if not overwrite and unfinished.is_unfinished(work.path) and work.resumes():
         return zarr.open_group(location.opened(work.path), mode="r+"), {}
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
-    if location.exists(work.path):
-        location.remove(work.path)
     attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(location.opened(work.path), attributes=attributes)
     made: Arrays = {}
@@ -137,15 +135,15 @@ def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
 
 
 @contextmanager
-def _goes_on(work: Work) -> Iterator[None]:
-    """Say of whatever broke off the work how to go on. What the user gave has to be mended first, and says so."""
+def _explaining_resume(work: Work) -> Iterator[None]:
+    """Add to an error how to resume; not to an InputError, which says itself what to do."""
     try:
         yield
     except InputError:
         raise
     except BaseException as error:
         if work.begun:
-            error.add_note(f"{work.path} is left incomplete and will not open: {GOES_ON}")
+            error.add_note(f"{work.path} is left incomplete and will not open: {RESUMES}")
         raise
 
 
@@ -254,7 +252,7 @@ def open_results(path: str | Path) -> xr.DataTree:
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
-        raise IncompleteStoreError(f"{path} was not written to its end: {GOES_ON}; --overwrite begins anew")
+        raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
     _refuse_holes(path, root)
     tree = xr.open_datatree(location.opened(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists in no order

@@ -323,7 +323,7 @@ def test_workers_that_may_not_write(recording: Path, tmp_path: Path, capsys: pyt
 def test_workers_without_room_and_then_with_some(
     recording: Path, tmp_path: Path, expected: xr.DataTree, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No file of a worker may grow beyond a size, as on a full disk; the same command goes on when it may."""
+    """No file of a worker may grow beyond a size, as on a full disk; the same command resumes when it may."""
     where = tmp_path / "r.zarr"
     words = ["analyze", recording, "-o", where, "--tokens", "all", "--only", "census,kinematics", "--scheduler"]
     client.run(_limit, 7000)
@@ -335,11 +335,11 @@ def test_workers_without_room_and_then_with_some(
     assert f"deadtok: {where} cannot be written by a worker: File too large; make room, or choose another" in err
     assert f"{where} is left incomplete and will not open: the same command" in err
     assert len(err.splitlines()) == 1
-    with pytest.raises(IncompleteStoreError, match="goes on from there"):
+    with pytest.raises(IncompleteStoreError, match="the same command, .* resumes"):
         dx.open_results(where)
     status, err = deadtok(capsys, *words, client.scheduler.address)
     assert status == 0, err
-    assert f"{where} goes on: " in err
+    assert f"{where} resumes: " in err
     assert_same(dx.open_results(where), expected)
 
 

@@ -1,4 +1,4 @@
-"""An analysis that was interrupted goes on: what is done is not done again, and nothing is seen of it afterwards."""
+"""Interrupted analyses resume: finished rows are not computed again, and the results are as without interruption."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from deadtok_xr.engine import journal
 from deadtok_xr.engine.block_task import BlockTask
 from deadtok_xr.engine.journal import NotPlain, ResumeJournal, from_bytes, to_bytes
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, IncompleteStoreError
-from deadtok_xr.results import in_progress
 from deadtok_xr.results import save as results
+from deadtok_xr.store.in_progress import progress_path
 from tests.conftest import once
 
 STEPS = 513
@@ -113,7 +113,7 @@ def interrupted(after: int) -> Iterator[None]:
 
 def notes(path: Path) -> dict[int, Path]:
     """What rows passed on, by row."""
-    return {int(p.name): p for p in Path(in_progress.beside(path)).glob("pass-*/*")}
+    return {int(p.name): p for p in Path(progress_path(path)).glob("pass-*/*")}
 
 
 @pytest.fixture(scope="module")
@@ -169,17 +169,17 @@ def test_killed_then_interrupted_then_done(
             assert process.stdout.readline() == "done\n"
             process.send_signal(how)
             said.append(process.communicate(timeout=60)[1])
-        with pytest.raises(IncompleteStoreError, match="goes on from there; --overwrite begins anew"):
+        with pytest.raises(IncompleteStoreError, match="the same command, .* resumes; --overwrite starts again"):
             dx.open_results(path)
     assert process.returncode == 1
-    assert "goes on: 1 of 3 rows are done" in said[1]
+    assert "resumes: 1 of 3 rows are finished" in said[1]
     assert (
         said[1].splitlines()[-1].startswith(f"deadtok: interrupted; {path} is left incomplete and will not open: the")
     )
     assert sorted(notes(path)) == [0, 1]
     decoded.clear()
     assert cli.status(lambda: cli.cli(words, prog_name="deadtok", standalone_mode=False)) == 0
-    assert f"{path} goes on: 2 of 3 rows are done" in capsys.readouterr().err
+    assert f"{path} resumes: 2 of 3 rows are finished" in capsys.readouterr().err
     assert decoded == {("W", 2): once(301, "W")["W", 2] - 1}  # its first step was the second's
     whole = tmp_path / "whole.zarr"
     save(recording, whole, PASSING.split(","))
@@ -210,7 +210,7 @@ def test_rows_that_are_done_are_not_looked_at_again(
     next(path.glob("*/*/c")).joinpath("0.1234.partial").touch()  # as zarr leaves it when it is killed
     with caplog.at_level("INFO", "deadtok_xr.results.save"):
         dx.save_results(some_of_all(small), path)
-    assert caplog.messages == [f"{path} goes on: 4 of 5 rows are done"]
+    assert caplog.messages == [f"{path} resumes: 4 of 5 rows are finished"]
     assert sorted(looked) == [0, 1, 2, 3, 4]
     dx.save_results(some_of_all(small), whole)
     check_whole(path, whole)
@@ -251,7 +251,7 @@ def test_a_chunk_of_the_recording_that_was_damaged(
     with pytest.raises(DamagedStoreError, match="restore the file from a copy") as caught:
         save(small, path)
     chunk.write_bytes(data)
-    assert "the same command, or save_results with the same arguments, goes on" in caught.value.__notes__[0]
+    assert "the same command, or save_results with the same arguments, resumes" in caught.value.__notes__[0]
     done = set(notes(path))
     assert done
     assert not done & {2, 3}
@@ -283,7 +283,7 @@ def test_results_of_what_comes_through_the_graph(small: Path, tmp_path: Path, re
 # --- whose work it is ------------------------------------------------------------------------------
 
 
-ASKED = "differ in the analyses, their options or the tokens: give the command that began them again to go on, or say"
+ASKED = "differs in the analyses, their options or the tokens: repeat the command that began it to resume, or say"
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ ASKED = "differ in the analyses, their options or the tokens: give the command t
         ({"analyses": ["census"]}, ASKED),
         ({"analyses": FEW, "options": {"census": {"at": [3]}}}, ASKED),
         ({"analyses": FEW, "tokens": "live"}, ASKED),
-        ("versions", r"differ in the version of numpy \(.*, now 0.1\): give"),
-        ("label", "differ in the recording: give"),
+        ("versions", r"differs in the version of numpy \(.*, now 0.1\): repeat"),
+        ("label", "differs in the recording: repeat"),
     ],
 )
 def test_other_work_is_refused(
@@ -334,7 +334,7 @@ def test_without_notes_all_is_done_again(
             with pytest.raises(KeyboardInterrupt):
                 save(small, begun, overwrite=True)
     elif lost == "the job":
-        Path(in_progress.beside(begun), "job.json").write_text('{"begun": ')
+        Path(progress_path(begun), "job.json").write_text('{"begun": ')
     else:
         shutil.rmtree(begun)
     save(small, begun)
@@ -364,7 +364,7 @@ def test_of_two_at_once_the_second_is_refused(small: Path, tmp_path: Path) -> No
             pass
 
     save(small, tmp_path / "r.zarr", progress=Second())  # type: ignore[arg-type]
-    assert not Path(in_progress.beside(tmp_path / "r.zarr")).exists()
+    assert not Path(progress_path(tmp_path / "r.zarr")).exists()
 
 
 # --- as bytes --------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, mon
         with interrupted(3):
             dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")
         assert len([key for key in keys(here) if key.startswith(".r.zarr.progress/pass-")]) == 3
-        with pytest.raises(DestinationExistsError, match="differ in the analyses, their options or the tokens"):
+        with pytest.raises(DestinationExistsError, match="differs in the analyses, their options or the tokens"):
             dx.save_results(dx.analyze(place, tokens="all", **some), f"{here}/r.zarr")
         dx.save_results(dx.analyze(place, **some), f"{here}/r.zarr")
         assert sorted(looked) == [0, 1, 2, 3]
@@ -305,7 +305,7 @@ class TestTrouble:
         def pull(done: int, total: int) -> None:
             proxy.dead = done > 0.5 * total
 
-        with pytest.raises(StorageError, match=r"nobody answers there: check the network.*the same command goes on"):
+        with pytest.raises(StorageError, match=r"nobody answers there: check the network.*the same command resumes"):
             dx.convert(source, place, progress=pull)
         proxy.dead = False
         with pytest.raises(IncompleteStoreError, match="was not written to its end"):
