@@ -63,7 +63,13 @@ GRIDS = {
 
 
 def get_grid(name: str) -> Grid:
-    """The grid of that name, or an error that lists the names."""
+    """Return the grid of a name.
+
+    Raises
+    ------
+    InputError
+        For an unknown name; the message lists the known ones.
+    """
     try:
         return GRIDS[name]
     except KeyError:
@@ -71,12 +77,12 @@ def get_grid(name: str) -> Grid:
 
 
 def grid_of(x: NDArray[Any], grid: str | None = None) -> Grid:
-    """The grid named, or else that of the array's own dtype."""
+    """Return the grid of a name, or of the array's own dtype without one."""
     return get_grid(x.dtype.name if grid is None else grid)
 
 
 def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
-    """Bit patterns of values on a grid.
+    """Return the bit patterns of values on a grid.
 
     Parameters
     ----------
@@ -93,7 +99,7 @@ def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
     Raises
     ------
     OffGridError
-        If a value is not representable in the format: nothing is ever rounded here.
+        If a value is not representable in the format; this function never rounds.
     """
     x = np.asarray(x)
     g = grid_of(x, grid)
@@ -111,7 +117,7 @@ def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
 
 
 def from_bits(bits: ArrayLike, grid: str = "bfloat16") -> NDArray[np.float32]:
-    """The float32 values of bit patterns (every value of the three formats is exact in float32).
+    """Return the float32 values of bit patterns (every value of the three formats is exact in float32).
 
     Examples
     --------
@@ -123,7 +129,7 @@ def from_bits(bits: ArrayLike, grid: str = "bfloat16") -> NDArray[np.float32]:
 
 
 def decode(x: ArrayLike) -> NDArray[np.float32]:
-    """Values of any of the three formats as float32, exactly."""
+    """Convert values of any of the three formats to float32, exactly."""
     x = np.asarray(x)
     if x.dtype == BFLOAT16:  # the upper half of a float32: four times as fast as the cast
         bits = x.view(np.uint16).astype(np.uint32)
@@ -134,14 +140,14 @@ def decode(x: ArrayLike) -> NDArray[np.float32]:
 
 
 def exponent(x: ArrayLike, grid: str | None = None) -> NDArray[np.int32]:
-    """The exponent field E of each value: 0 for zeros and subnormals, all ones for NaN and infinity."""
+    """Return the exponent field E of each value: 0 for zeros and subnormals, all ones for NaN and infinity."""
     x = np.asarray(x)
     g = grid_of(x, grid)
     return ((to_bits(x, g.name) >> g.mantissa_bits) & g.max_exponent).astype(np.int32)
 
 
 def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
-    """The gap from ``|x|`` to the next larger representable number (unit in the last place).
+    """Compute the gap from ``|x|`` to the next larger representable number (unit in the last place).
 
     ULP(x) = 2^(max(E, 1) - 134) for bfloat16, 2^(max(E, 1) - 25) for float16 and
     2^(max(E, 1) - 150) for float32, E being the exponent field; zeros and subnormals included.
@@ -165,7 +171,7 @@ def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
 
 
 def ordinal(x: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
-    """The position of each value on the grid, counted from zero: monotone, one apart for neighbours.
+    """Return the position of each value on the grid, counted from zero: monotone, one apart for neighbours.
 
     The bits for positive values, minus the bits without their sign for negative ones, so that -0 and
     +0 are both 0. NaN patterns get positions beyond infinity's: mask them where they may occur.
@@ -178,12 +184,12 @@ def ordinal(x: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
 
 
 def ordinal_distance(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
-    """How many representable steps lie between two values, signed."""
+    """Count the representable steps from one value to another, signed."""
     return ordinal(after, grid) - ordinal(before, grid)
 
 
 def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
-    """The lattice displacement ΔW' = (after - before) / ULP(before), signed, in float64.
+    """Compute the lattice displacement ΔW' = (after - before) / ULP(before), signed, in float64.
 
     It is fractional (0.5) when a value moves inward from a power of two, where the gap halves, and
     reaches 1e37 when a value leaves zero; float32 would overflow there.
@@ -195,10 +201,10 @@ def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -
 
 
 def lattice_coordinate(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
-    """The lattice coordinate U = x / ULP(x), signed: ±(2^m + mantissa) for normal numbers of m mantissa bits.
+    """Compute the lattice coordinate U = x / ULP(x), signed: ±(2^m + mantissa) for normal numbers of m mantissa bits.
 
-    Coordinates can be compared within one exponent alone: at the next power of two they jump back from 2^(m+1) - 1 to
-    2^m. For distances take `ordinal`, which ascends across exponents and through zero.
+    Coordinates can only be compared within one exponent: at the next power of two they jump back from 2^(m+1) - 1 to
+    2^m. For distances use `ordinal`, which ascends across exponents and through zero.
 
     Examples
     --------
@@ -211,7 +217,7 @@ def lattice_coordinate(x: ArrayLike, grid: str | None = None) -> NDArray[np.floa
 
 
 def on_grid(x: ArrayLike, grid: str = "bfloat16") -> NDArray[np.bool_]:
-    """Which values the format represents exactly; NaN and infinity count as representable."""
+    """Return which values the format represents exactly; NaN and infinity count as representable."""
     x = np.asarray(x)
     with np.errstate(over="ignore", invalid="ignore"):
         back = x.astype(get_grid(grid).dtype).astype(np.float64)

@@ -1,14 +1,14 @@
-"""The errors that a user can cause or meet; the command line turns each into one sentence."""
+"""The errors that a user can cause or meet; the command line prints each as one sentence."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: the message says what was found, what is needed, what to do."""
+    """An input that cannot be used: the message says what was found, what was expected and what to do."""
 
 
 class OffGridError(InputError):
-    """Values that should lie on a number format's grid do not."""
+    """Values that do not lie on the grid of a number format, where they should."""
 
 
 class IncompleteStoreError(InputError):
@@ -28,8 +28,8 @@ class DestinationExistsError(InputError, FileExistsError):
 
 
 class WriteError(OSError):
-    """A recording that could not be written on: the message says which steps are whole, and what to do."""
+    """A recording whose writing had to stop: the message says which steps are complete, and what to do."""
 
 
 class StorageError(OSError):
-    """An object store that cannot be reached, or refuses."""
+    """An object store that cannot be reached, or denies access."""

@@ -1,6 +1,6 @@
-"""What a recording may hold: one frozen entry per variable, which checks, documents and annotates.
+"""The variables that a recording may hold: dimensions, dtypes, units and meaning of each.
 
-A variable that is not named here is passed through under its own name, as it was.
+A variable that is not listed here is stored under its own name, unchanged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ INDEX_CONVENTION = (
 FLOATS = ("bfloat16", "float16", "float32")
 MATRIX = ("step", "token", "dim")
 RUN = "run"
-"""A store of several runs has this dimension before all others; what is said of a variable is then said of each run."""
+"""The leading dimension in a store of several runs; the dimensions below are then those of each run."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a recording: its dimensions, the dtypes it may be stored in, what it means at step t."""
+    """One variable of a recording: its dimensions, its possible stored dtypes, and its meaning at step t."""
 
     name: str
     dims: tuple[str, ...]
@@ -32,10 +32,10 @@ class Variable:
     units: str
     meaning: str
     valid_from: int = 0
-    """The first step at which the variable means anything."""
+    """The first step at which the variable has a meaning."""
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes that every stored copy of the variable carries."""
+        """Return the attributes that the variable has in every store."""
         return {"long_name": self.meaning, "units": self.units, "valid_from": self.valid_from}
 
 
@@ -98,37 +98,37 @@ COORDINATES: Mapping[str, str] = {
     "token_text": "the token as text",
     "source_row": "row of the token in what it was recorded from, where that is not its place in the vocabulary",
 }
-FOLLOWED = ("W", "E")
-"""The weights, of which a store knows when each token moves."""
-OF_TOKENS = ("dead", "token_text", "source_row")
-"""The coordinates that tell something of each token."""
+MOTION_INDEXED = ("W", "E")
+"""The weights, for which a store keeps the first and last motion of each token in each chunk."""
+TOKEN_COORDINATES = ("dead", "token_text", "source_row")
+"""The coordinates along `token`, beside the ids themselves."""
 
 
 def attributes(name: str) -> dict[str, Any]:
-    """The attributes of a variable by name; of an unknown one, that it begins at step 0."""
+    """Return the attributes of a variable by name; an unknown one has a meaning from step 0 on."""
     return VARIABLES[name].attributes() if name in VARIABLES else {"valid_from": 0}
 
 
-def of_one_run(dims: Sequence[str] | None) -> tuple[str, ...]:
-    """Dimensions without a leading `run`."""
+def without_run(dims: Sequence[str] | None) -> tuple[str, ...]:
+    """Return dimensions without a leading `run`."""
     dims = tuple(dims or ())
     return dims[1:] if dims[:1] == (RUN,) else dims
 
 
 def check_variable(name: str, dims: Sequence[str], dtype: str, *, where: str) -> None:
-    """Refuse a variable whose dimensions (a leading `run` aside) or dtype are not those of its entry.
+    """Check a variable's dimensions (apart from a leading `run`) and dtype against its entry.
 
     Raises
     ------
     InputError
-        Naming ``where`` (the file), the variable, what was found and what is needed.
+        If they differ. The message names ``where`` (the file), the variable, what was found and what was expected.
     """
     spec = VARIABLES.get(name)
     if spec is None:
         return
-    if of_one_run(dims) != spec.dims:
+    if without_run(dims) != spec.dims:
         raise InputError(
-            f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); needed: ({', '.join(spec.dims)})"
+            f"{where}: variable {name!r} has the dimensions ({', '.join(dims)}); expected ({', '.join(spec.dims)})"
         )
     if dtype not in spec.dtypes:
-        raise InputError(f"{where}: variable {name!r} has the dtype {dtype}; needed: {' or '.join(spec.dtypes)}")
+        raise InputError(f"{where}: variable {name!r} has the dtype {dtype}; expected {' or '.join(spec.dtypes)}")

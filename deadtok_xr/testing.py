@@ -1,4 +1,4 @@
-"""Synthetic recordings for tests and trials: of any size, in bounded memory, cooling like real ones."""
+"""Synthetic recordings for tests and trials, of any size, written in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def synthetic_recording(
     """Write a recording of a cloud that drifts, cools and freezes on the bfloat16 grid.
 
     Updates fall exponentially and vanish below half a grid cell, so that tokens hop, rest and freeze. It
-    has the shape of a real run, not its mechanism: use it to try code, not to find things out.
+    looks like a real run but has no optimizer: use it to try code, not to draw conclusions.
 
     Parameters
     ----------
     path
         The store to write.
     steps, tokens, dims
-        Its size; step 0 included.
+        Its size; ``steps`` includes step 0.
     dead
         Share of the tokens that are marked dead, spread over the vocabulary.
     frozen_at
         The share of the run after which updates have become too small to move anything.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def synthetic_recording(
         ``path``.
     """
     rng = np.random.default_rng(seed)
-    writer = store.create(path, store.Rows(np.arange(tokens), rng.random(tokens) < dead), {"made_by": "testing"})
+    writer = store.create(path, store.TokenTable(np.arange(tokens), rng.random(tokens) < dead), {"made_by": "testing"})
     writer.add_variable("W", schema.MATRIX, (tokens, dims), BFLOAT16)
     W = rng.normal(0, 0.02, (tokens, dims)).astype(BFLOAT16)
     drift = rng.normal(size=dims)
@@ -67,25 +67,26 @@ def synthetic_recording(
 def tidal_toy(
     start: NDArray[np.float64], pull: NDArray[np.float64], *, lr: float = 1e-3, weight_decay: float = 0.01, steps: int
 ) -> xr.Dataset:
-    """A toy of the tide: tokens under a constant pull and weight decay, W ← W + lr·pull - weight_decay·W.
+    """Simulate tokens under a constant pull and weight decay: W ← W + lr·pull - weight_decay·W.
 
-    Whatever the start, each token goes to lr/weight_decay·pull, and what is perpendicular to the pull fades as
-    (1 - weight_decay)^t. Weight decay is not multiplied by the learning rate here, as in the notebook.
+    From any start, each token goes to lr/weight_decay·pull, and the component perpendicular to the pull decays as
+    (1 - weight_decay)^t. As in the notebook, weight decay is not multiplied by the learning rate.
 
     Parameters
     ----------
     start
         W[0], (token, dim).
     pull
-        Its direction and strength, (dim,).
+        Direction and strength of the pull, (dim,).
     lr, weight_decay
-        As in the update.
+        Learning rate and weight decay of the update.
     steps
-        Updates.
+        Number of updates.
 
     Returns
     -------
-    A recording in memory, float64, of precision "none": it lives on no grid.
+    xarray.Dataset
+        A recording in memory, float64, with the precision "none": its values lie on no grid.
     """
     W = np.empty((steps + 1, *np.shape(start)))
     W[0] = start

@@ -171,5 +171,5 @@ def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening:
 
     if tokens is None:
         group, _ = store.open_group(path, partial=opening.get("partial", False))
-        tokens = "dead" if "dead" in group and store.read_small(group, "dead").any() else "all"
+        tokens = "dead" if "dead" in group and store.read_coordinate(group, "dead").any() else "all"
     return open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ def analyze(
     if options and names and "mechanism" not in names:
         raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
     if figures:
-        destination.refuse_inside(figures / "figure.png")
+        destination.refuse_inside_store(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
     tree = dx.analyze(
@@ -160,7 +160,7 @@ def _planned(
     from dask.system import CPU_COUNT
 
     from deadtok_xr.cli import describe
-    from deadtok_xr.store.group import open_group
+    from deadtok_xr.store import open_group
 
     here = workers is None and scheduler == "threads"
     threads = CPU_COUNT if here else 1

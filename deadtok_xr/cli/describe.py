@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import store
 from deadtok_xr.engine.batches import BATCH_BYTES
-from deadtok_xr.schema import MATRIX, of_one_run
+from deadtok_xr.schema import MATRIX, without_run
 
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
 _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
@@ -67,7 +67,7 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "store": str(path), "format": group.attrs["deadtok_format"], "complete": bool(group.attrs.get("complete")),
-        "n_steps": n_steps, "n_tokens": len(store.read_small(group, "token")), "variables": arrays,
+        "n_steps": n_steps, "n_tokens": len(store.read_coordinate(group, "token")), "variables": arrays,
         "memory_to_analyse": memory_bound(group),
     }  # fmt: skip
 
@@ -87,7 +87,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     threads
         How many rows are worked on at once; None for one per core.
     """
-    arrays = [a for _, a in group.arrays() if of_one_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
+    arrays = [a for _, a in group.arrays() if without_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
     if not arrays:
         return _BASE_BYTES
     steps, tokens, dims = arrays[0].shape[-3:]
@@ -103,14 +103,14 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
-    steps, tokens = store.read_small(group, "step")[:n_steps], store.read_small(group, "token")
+    steps, tokens = store.read_coordinate(group, "step")[:n_steps], store.read_coordinate(group, "token")
     facts = [("steps", f"{n_steps}: {steps[0]} to {steps[-1]}" if n_steps else "0")]
     if "run" in group:
-        runs = store.read_small(group, "run").tolist()
+        runs = store.read_coordinate(group, "run").tolist()
         facts.append(("runs", f"{len(runs)}: {', '.join(map(str, runs[:8]))}{', ...' if len(runs) > 8 else ''}"))
     text = f"{len(tokens)}"
     if "dead" in group:
-        dead = int(store.read_small(group, "dead").sum())
+        dead = int(store.read_coordinate(group, "dead").sum())
         text += f": {dead} dead, {len(tokens) - dead} live"
     facts.append(("tokens", text))
     facts += [(key, str(group.attrs[key])) for key in ("made_by", "created") if key in group.attrs]

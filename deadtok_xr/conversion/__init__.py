@@ -156,12 +156,12 @@ def convert(
     shown = nullcontext(progress or (lambda done, total: None))
     room = None if memory is None else parse_bytes(memory)
     noticed = carry_out(
-        Path(src), location.place_for(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
+        Path(src), location.as_path(dest), options, recipe, memory=room, overwrite=overwrite, planned=planned,
         looking=nullcontext(lambda done, total: None), writing=shown,
     )  # fmt: skip
     for sentence in noticed:  # now that the store is whole: a warning may be an error
         warnings.warn(sentence, UserWarning, stacklevel=2)
-    return location.place_for(dest)
+    return location.as_path(dest)
 
 
 def carry_out(

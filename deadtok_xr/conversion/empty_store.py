@@ -103,7 +103,7 @@ def _build(plan: ConversionPlan, folder: Path, work: InProgress) -> None:
     for v in plan.variables:
         array = writer.declare(v.name, v.dims, v.shape, v.dtype, v.chunks, v.attributes, shards=v.shards)
         if has_motion_index(v, work):
-            motion_index.declare(writer.group, array)
+            motion_index.create(writer.group, array)
 
 
 def has_motion_index(v: PlannedVariable, work: InProgress) -> bool:

@@ -138,7 +138,7 @@ class ConversionPlan:
     files: tuple[Path, ...]
     variables: tuple[PlannedVariable, ...]
     steps: NDArray[np.int64]
-    rows: store.Rows
+    rows: store.TokenTable
     rows_reason: str
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)

@@ -211,7 +211,7 @@ def _matrix(context: _Context, name: str, key: str) -> PlannedVariable:
 def _cut(v: PlannedVariable, n_dead: int, shard: int | None) -> PlannedVariable:
     """A variable with its chunks, and how many of them one file holds."""
     cut = replace(v, chunks=chunks_of(v.dims, v.shape, v.dtype.itemsize, n_dead))
-    if shard is None or schema.of_one_run(v.dims) != schema.MATRIX:
+    if shard is None or schema.without_run(v.dims) != schema.MATRIX:
         return cut
     n_chunks = math.ceil(cut.size("token") / cut.size("token", chunk=True))
     return replace(cut, per_file=max(1, min(n_chunks, shard // max(1, cut.chunk_bytes))))

@@ -23,7 +23,7 @@ from deadtok_xr.engine import cluster
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.store import motion_index
 from deadtok_xr.store import reading as reader
-from deadtok_xr.store.reading import place
+from deadtok_xr.store.location import address_of
 
 Progress = Callable[[int, int], None]
 
@@ -109,10 +109,10 @@ def _check_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
         except DamagedStoreError as error:
             problems.append(str(error))
         else:
-            if not motion_index.agree(array, position, chunk):
+            if not motion_index.matches(array, position, chunk):
                 problems.append(
-                    f"{place(array)}: the motion that is kept of the chunk {position} is not that of its values: "
-                    f"remove {motion_index.file_of(array, position)}, which nothing needs"
+                    f"{address_of(array)}: the motion that is kept of the chunk {position} is not that of its values: "
+                    f"remove {motion_index.bounds_key(array, position)}, which nothing needs"
                 )
     return len(rest), problems
 
@@ -121,12 +121,12 @@ def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path |
     with open_for(path, _options(group, path, initial)) as (source, options):
         plan = make_plan(source, options)
         for name, ours, theirs in (
-            ("steps", store.read_small(group, "step"), plan.steps),
-            ("tokens", store.read_small(group, "token"), plan.rows.tokens[plan.rows.disk_order()]),
+            ("steps", store.read_coordinate(group, "step"), plan.steps),
+            ("tokens", store.read_coordinate(group, "token"), plan.rows.tokens[plan.rows.disk_order()]),
         ):
             if not np.array_equal(ours, theirs):
                 raise InputError(
-                    f"{place(group)} has other {name} than {path}: it is not the source of this store, or was "
+                    f"{address_of(group)} has other {name} than {path}: it is not the source of this store, or was "
                     "converted with other options"
                 )
         found.problems += _compared(group, plan, source, found, progress)
@@ -151,9 +151,9 @@ def _options(group: zarr.Group, path: Path, initial: Path | None) -> Options:
 
 
 def _ids_in(group: zarr.Group, name: str) -> list[int]:
-    tokens = store.read_small(group, "token")
-    order = np.argsort(store.read_small(group, "source_row") if "source_row" in group else tokens)
-    kept = store.read_small(group, "dead")[order] if name == "dead_ids" else np.ones(len(tokens), bool)
+    tokens = store.read_coordinate(group, "token")
+    order = np.argsort(store.read_coordinate(group, "source_row") if "source_row" in group else tokens)
+    kept = store.read_coordinate(group, "dead")[order] if name == "dead_ids" else np.ones(len(tokens), bool)
     return [int(t) for t in tokens[order][kept]]
 
 
@@ -164,7 +164,7 @@ def _compared(
     for variable in plan.variables:
         array = group.get(variable.name)
         if not isinstance(array, zarr.Array) or array.shape != variable.shape or array.dtype != variable.dtype:
-            yield f"{place(group)}: {variable.name!r} is not what {source.path}'s {variable.key!r} would become"
+            yield f"{address_of(group)}: {variable.name!r} is not what {source.path}'s {variable.key!r} would become"
             continue
         n_different, first = 0, None
         for unit in (u for u in divide(plan, plan.unit_bytes()) if u.variable is variable):
@@ -176,8 +176,8 @@ def _compared(
             progress(min(done, plan.nbytes), plan.nbytes)
         if n_different:
             yield (
-                f"{place(group)}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ from "
-                f"{source.path}'s {variable.key!r}, the first at step {first}: convert it again"
+                f"{address_of(group)}: {n_different} of {math.prod(array.shape)} values of {variable.name!r} differ "
+                f"from {source.path}'s {variable.key!r}, the first at step {first}: convert it again"
             )
         found.compared.append(variable.name)
 

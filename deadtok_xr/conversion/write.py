@@ -27,7 +27,7 @@ from deadtok_xr.conversion.readers.source import Source, reading
 from deadtok_xr.conversion.units import NonFiniteReport, Unit, Words, divide, fill, word_type
 from deadtok_xr.errors import InputError, StorageError
 from deadtok_xr.store import destination, location, motion_index, zarr_dtype
-from deadtok_xr.store.chunk_bytes import file_key, shard_of
+from deadtok_xr.store.chunk_bytes import encode_shard, file_key
 from deadtok_xr.store.in_progress import Facts, InProgress
 
 _HASH_BLOCK = 2**18  # stays in a core's own cache between reading and hashing
@@ -156,7 +156,7 @@ def _write_units(
     plan: ConversionPlan, source: Source, finished: FinishedChunks, work: InProgress, unit_bytes: int, counts: _Progress
 ) -> None:
     """Read units one after the other, while those before are compressed and written."""
-    group = zarr.open_group(location.opened(work.dest), mode="r")
+    group = zarr.open_group(location.zarr_store(work.dest), mode="r")
     buffers: SimpleQueue[Words] = SimpleQueue()
     largest = max(unit.nbytes for unit in divide(plan, unit_bytes))
     for _ in range(UNITS_IN_FLIGHT):
@@ -213,11 +213,11 @@ def _write(file: _File, filled: _FilledUnit, array: zarr.Array[Any], finished: F
     """Compress and write one file, a chunk or a shard of several; return the bytes before compression."""
     v, blocks = filled.unit.variable, filled.blocks
     encoded = [bytes(Zstd(level=store.ZSTD_LEVEL, checksum=True).encode(blocks[i])) for i in file.chunks]
-    content = shard_of(encoded, v.per_file) if v.shards is not None else encoded[0]
+    content = encode_shard(encoded, v.per_file) if v.shards is not None else encoded[0]
     if empty_store.has_motion_index(v, work):
         i = file.chunks[0]
         steps = blocks[i][: len(filled.unit.steps)]
-        motion_index.put(Path(work.dest), array, filled.unit.positions()[i], steps, content)
+        motion_index.write(Path(work.dest), array, filled.unit.positions()[i], steps, content)
     finished.write(file.key, content, sum((filled.reports[i] for i in file.chunks), NonFiniteReport()))
     return sum(blocks[i].nbytes for i in file.chunks)
 

@@ -128,7 +128,7 @@ class BlockTask:
         for target in self.targets:
             values = result[target.reduction][target.output]
             if len(values):
-                writing.write(target.array, (self.layout.starts[i],), values)
+                writing.write_block(target.array, (self.layout.starts[i],), values)
         if self.picks is None:
             return result
         passed_on = {pick.key: pick(result) for pick in self.picks}

@@ -116,7 +116,7 @@ def _software() -> dict[str, str]:
     from deadtok_xr import store
 
     python = ".".join(map(str, sys.version_info[:2]))
-    return {**store.software(), "deadtok_xr": __version__, "Python": python}
+    return {**store.software_versions(), "deadtok_xr": __version__, "Python": python}
 
 
 def check_places(results: str | Path, recording: str | Path | None) -> None:

@@ -109,7 +109,7 @@ class _Write:
 
     def __call__(self, block: Any) -> None:
         if np.size(block):
-            writing.write(self.target, self.start, np.asarray(block))
+            writing.write_block(self.target, self.start, np.asarray(block))
 
 
 def _nothing(result: Any) -> None:

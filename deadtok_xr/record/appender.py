@@ -31,7 +31,7 @@ from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
 class Appender:
     """Writes steps at the end of one store: `begin` or `resume`, then `append`, then `finish`."""
 
-    def __init__(self, group: zarr.Group, rows: store.Rows, block_steps: int, n_steps: int = 0) -> None:
+    def __init__(self, group: zarr.Group, rows: store.TokenTable, block_steps: int, n_steps: int = 0) -> None:
         self.group, self.rows, self.block_steps, self.n_steps = group, rows, block_steps, n_steps
         self.root = Path(str(group.store_path).removeprefix("file://"))
         self._order = rows.disk_order()
@@ -98,7 +98,7 @@ class Appender:
             if _grows(array):
                 array.resize((n_steps, *array.shape[1:]))
         for name, bounds in self._bounds.items():
-            bounds.resize(motion_index.shape_for(self._arrays[name]))
+            bounds.resize(motion_index.bounds_shape(self._arrays[name]))
         self.n_steps = n_steps
 
     def _chunks(self, values: NDArray[Any]) -> tuple[int, ...]:
@@ -109,12 +109,12 @@ class Appender:
         self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: Any, chunks: Any, fill: Any
     ) -> None:
         """Add a variable, with the steps that the others have already: made beside the store, and moved in whole."""
-        known = [c for c in schema.OF_TOKENS if c in self._arrays]
+        known = [c for c in schema.TOKEN_COORDINATES if c in self._arrays]
         attrs = {**schema.attributes(name), **_of_another(name)}
         if not self.n_steps:
             array = store.declare_array(self.group, name, dims, (0, *shape), dtype, chunks, attrs, coordinates=known)
             self._arrays[name] = array
-            if bounds := motion_index.declare(self.group, array):
+            if bounds := motion_index.create(self.group, array):
                 self._bounds[name] = bounds
             return
         beside = self.root.parent / f".{self.root.name}.{name}"
@@ -149,9 +149,9 @@ class Appender:
                     old = slice(i * size, low)
                     inside[: low - i * size] = array[old] if rows is None else array[old, first : first + len(rows)]
                 key = (i, *((j,) if array.ndim > 1 else ()), *(0,) * (array.ndim - 2))
-                data = writing.encoded(array, chunk)
-                motion_index.put(self.root, array, key, chunk[: high - i * size], data)
-                chunk_bytes.put(array, key, data)
+                data = writing.encode_chunk(array, chunk)
+                motion_index.write(self.root, array, key, chunk[: high - i * size], data)
+                chunk_bytes.write_chunk(array, key, data)
 
     def _row_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
         """The chunks along `token`, each with the recorder's rows that it holds."""
@@ -177,13 +177,13 @@ def _of_another(name: str) -> dict[str, Any]:
 
 
 def begin(
-    path: str | Path, rows: store.Rows, attrs: Mapping[str, Any], block_steps: int, *, overwrite: bool
+    path: str | Path, rows: store.TokenTable, attrs: Mapping[str, Any], block_steps: int, *, overwrite: bool
 ) -> Appender:
     """Create a store that grows."""
     return Appender(store.create(path, rows, attrs, overwrite=overwrite).group, rows, block_steps)
 
 
-def resume(path: str | Path, rows: store.Rows, block_steps: int) -> Appender:
+def resume(path: str | Path, rows: store.TokenTable, block_steps: int) -> Appender:
     """Open a store to append to it, whole or not; nothing is changed before `Appender.cut`.
 
     Raises
@@ -192,13 +192,13 @@ def resume(path: str | Path, rows: store.Rows, block_steps: int) -> Appender:
         If the store was not recorded, or has other tokens.
     """
     _, n_steps = store.open_group(path, partial=True)
-    group = zarr.open_group(location.opened(path), mode="r+", zarr_format=3)
+    group = zarr.open_group(location.zarr_store(path), mode="r+", zarr_format=3)
     if group.attrs.get("made_by") != "Recorder":
         raise InputError(f"{path} was not made by a Recorder, and cannot be resumed: name another store")
     appender = Appender(group, rows, block_steps, n_steps)
     order = rows.disk_order()
-    tokens = store.read_small(group, "token")
-    dead = store.read_small(group, "dead") if "dead" in group else None
+    tokens = store.read_coordinate(group, "token")
+    dead = store.read_coordinate(group, "dead") if "dead" in group else None
     same_dead = (dead is None) == (rows.dead is None) and (
         dead is None or rows.dead is None or np.array_equal(dead, rows.dead[order])
     )

@@ -32,12 +32,12 @@ class Followed:
                 "model.embedding.weight"
             )
         if parameter.ndim != 2:
-            raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; needed: (vocabulary, hidden)")
+            raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; expected (vocabulary, hidden)")
         if not len(parameter):
-            raise InputError(f"{name} has no rows; needed: (vocabulary, hidden)")
+            raise InputError(f"{name} has no rows; expected (vocabulary, hidden)")
         dtype = str(parameter.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
-            raise InputError(f"{name} has the dtype {dtype}; needed: {', '.join(DTYPES)}")
+            raise InputError(f"{name} has the dtype {dtype}; expected {', '.join(DTYPES)}")
         self.name, self.parameter, self.optimizer = name, parameter, optimizer
         self.suffix = "" if name == "W" else f"_{name}"
         self.group_index = _group_index(parameter, optimizer)

@@ -149,7 +149,7 @@ class Recorder:
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")
         if overwrite and resume:
-            raise InputError("found both overwrite and resume; needed: one of them at most")
+            raise InputError("found both overwrite and resume; expected one of them at most")
         self.optimizer: torch.optim.Optimizer = validation.inner_optimizer(optimizer)
         self.parameter, self.path = parameter, validation.local_path(path)
         self.variables = validation.checked_variables(variables)
@@ -179,7 +179,7 @@ class Recorder:
     def __enter__(self) -> Self:
         if self._entered:
             raise InputError(
-                "this Recorder was entered before; needed: a new one, with resume=True to go on in a store"
+                "this Recorder was entered before; expected a new one, with resume=True to go on in a store"
             )
         if self._resume and self.path.exists():
             appender, self.step, initial = self._going_on()
@@ -241,7 +241,7 @@ class Recorder:
         """
         session = self._entered_session()
         if self._left:
-            raise InputError("log(...) was called after the Recorder was left; needed: inside its with block")
+            raise InputError("log(...) was called after the Recorder was left; expected inside its with block")
         for name, value in values.items():
             held = self._checked(name, value)
             if self._attempt_skipped or session.note_logged(self.step, name, held) or self._said_again:
@@ -266,14 +266,14 @@ class Recorder:
         held, shape = validation.copied(value, dtype)
         if shape is None or len(shape) > 1 or shape == (0,):
             found = type(value).__name__ if shape is None else f"the shape {shape}"
-            raise InputError(f"log({name}=...): found {found}; needed: a scalar or a vector of numbers")
+            raise InputError(f"log({name}=...): found {found}; expected a scalar or a vector of numbers")
         due = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()
         if due is not None and shape != due:
-            raise InputError(f"log({name}=...): found the shape {shape}; needed: {due}")
+            raise InputError(f"log({name}=...): found the shape {shape}; expected {due}")
         earlier = session.appender.array(name)
         known = self._shapes.setdefault(name, shape if earlier is None else tuple(earlier.shape[1:]))
         if shape != known:
-            raise InputError(f"log({name}=...): found the shape {shape}; needed: {known}, as before")
+            raise InputError(f"log({name}=...): found the shape {shape}; expected {known}, as before")
         dims = spec.dims if spec else ("step", f"{name}_component") if shape else ("step",)
         session.columns.setdefault(name, Column(dims, shape, dtype))
         return held
@@ -384,7 +384,7 @@ class Recorder:
 
     def _entered_session(self) -> Session:
         if self._session is None:
-            raise InputError("this Recorder has not been entered; needed: with Recorder(...) as recorder:")
+            raise InputError("this Recorder has not been entered; expected with Recorder(...) as recorder:")
         return self._session
 
     @contextmanager

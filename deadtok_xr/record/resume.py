@@ -14,7 +14,7 @@ from deadtok_xr.record.recorded_parameter import Followed
 
 
 def place_to_go_on(
-    appender: Appender, followed: list[Followed], rows: store.Rows, updates: int | None
+    appender: Appender, followed: list[Followed], rows: store.TokenTable, updates: int | None
 ) -> tuple[int, int]:
     """The step that the training is at, and how many steps of the store to keep.
 

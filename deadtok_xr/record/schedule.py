@@ -19,12 +19,12 @@ class Schedule:
 
     def __init__(self, every: int | None = None, steps: Iterable[int] | None = None) -> None:
         if every is not None and steps is not None:
-            raise InputError("found both every= and steps=; needed: one of them at most")
+            raise InputError("found both every= and steps=; expected one of them at most")
         if every is not None and (not whole(every) or every < 1):
-            raise InputError(f"every={every!r}; needed: a whole number of updates, 1 or more")
+            raise InputError(f"every={every!r}; expected a whole number of updates, 1 or more")
         self.every = None if every is None else int(every)
         if steps is not None and not isinstance(steps, Iterable):
-            raise InputError(f"steps={steps!r}; needed: a list of update numbers; every=k records every k-th")
+            raise InputError(f"steps={steps!r}; expected a list of update numbers; every=k records every k-th")
         self.steps = None if steps is None else _pairs(list(steps))
 
     def __contains__(self, step: int) -> bool:
@@ -47,7 +47,7 @@ def whole(value: object) -> bool:
 def _pairs(steps: list[int]) -> frozenset[int]:
     wrong = [step for step in steps if not whole(step) or step < 0]
     if wrong:
-        raise InputError(f"steps holds {wrong[0]!r}; needed: update numbers, 0 or more")
+        raise InputError(f"steps holds {wrong[0]!r}; expected update numbers, 0 or more")
     for before, after in itertools.pairwise(steps):
         if after <= before:
             raise InputError(f"steps must ascend: {after} follows {before}; sort them, and name each once")

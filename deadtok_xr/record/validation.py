@@ -35,14 +35,14 @@ def copied(value: Any, dtype: Any) -> tuple[Any, tuple[int, ...] | None]:
 def checked_first(first: int | None) -> int | None:
     """``first_step``, if it can be one."""
     if first is not None and (not whole(first) or first < 0):
-        raise InputError(f"first_step={first!r}; needed: the number of updates made before, 0 or more")
+        raise InputError(f"first_step={first!r}; expected the number of updates made before, 0 or more")
     return first
 
 
 def checked_memory(memory: int) -> int:
     """``memory``, if it is a size."""
     if not whole(memory) or memory <= 0:
-        raise InputError(f"memory={memory!r}; needed: a number of bytes, such as 2**30")
+        raise InputError(f"memory={memory!r}; expected a number of bytes, such as 2**30")
     return memory
 
 
@@ -58,9 +58,9 @@ def checked_variables(variables: Any) -> tuple[str, ...]:
 def local_path(path: Any) -> Path:
     """Where to write."""
     if not isinstance(path, (str, Path)) or not str(path):
-        raise InputError(f"path={path!r}; needed: the folder to write, such as 'run.zarr'")
+        raise InputError(f"path={path!r}; expected the folder to write, such as 'run.zarr'")
     if "://" in str(path):
-        raise InputError(f"{path} is an address; needed: a path on this machine")
+        raise InputError(f"{path} is an address; expected a path on this machine")
     return Path(path)
 
 
@@ -69,14 +69,14 @@ def inner_optimizer(optimizer: Any) -> Any:
     inner = getattr(optimizer, "optimizer", None)
     found = inner if hasattr(inner, "param_groups") else optimizer
     if not hasattr(found, "param_groups") or not hasattr(found, "register_step_pre_hook"):
-        raise InputError(f"the optimizer is a {type(optimizer).__name__}; needed: a torch optimizer")
+        raise InputError(f"the optimizer is a {type(optimizer).__name__}; expected a torch optimizer")
     return found
 
 
 def checked_scaler(scaler: Any) -> Any:
     """A GradScaler, or None."""
     if scaler is not None and not callable(getattr(scaler, "step", None)):
-        raise InputError(f"scaler is a {type(scaler).__name__}; needed: the loop's GradScaler, or None")
+        raise InputError(f"scaler is a {type(scaler).__name__}; expected the loop's GradScaler, or None")
     return scaler
 
 
@@ -89,7 +89,7 @@ _OF_THE_STORE = (
 def plain_attrs(attrs: Any) -> dict[str, Any]:
     """Facts as JSON has them: numbers and arrays of NumPy and torch, and paths, in its own types."""
     if not isinstance(attrs, Mapping):
-        raise InputError(f"attrs is a {type(attrs).__name__}; needed: a mapping of names to facts")
+        raise InputError(f"attrs is a {type(attrs).__name__}; expected a mapping of names to facts")
     found = {}
     for name, value in attrs.items():
         if name in _OF_THE_STORE:
@@ -98,7 +98,7 @@ def plain_attrs(attrs: Any) -> dict[str, Any]:
             found[str(name)] = json.loads(json.dumps(value, default=_plain))
         except (TypeError, ValueError):
             raise InputError(
-                f"attrs={{{name!r}: ...}} is a {type(value).__name__}, which JSON cannot hold; needed: text, numbers, "
+                f"attrs={{{name!r}: ...}} is a {type(value).__name__}, which JSON cannot hold; expected text, numbers, "
                 "lists or mappings of them"
             ) from None
     return found
@@ -118,7 +118,7 @@ _NAME = re.compile(r"(?!zarr\.json$)\w[\w.-]*", re.ASCII)
 def checked_name(name: str) -> str:
     """The name of a logged value: it is that of an array, and of a folder."""
     if not _NAME.fullmatch(name):
-        raise InputError(f"log({name!r}=...): needed: a name of letters, digits, '_', '-' and '.', such as 'loss_live'")
+        raise InputError(f"log({name!r}=...): expected a name of letters, digits, '_', '-' and '.', such as 'loss_a'")
     return name
 
 
@@ -127,7 +127,7 @@ def all_followed(
 ) -> list[Followed]:
     """W and the parameters beside it, each checked."""
     if not isinstance(also, Mapping):
-        raise InputError(f"also is a {type(also).__name__}; needed: parameters by name, such as {{'E': wte.weight}}")
+        raise InputError(f"also is a {type(also).__name__}; expected parameters by name, such as {{'E': wte.weight}}")
     found = [Followed("W", parameter, optimizer, kinds)]
     for name, other in also.items():
         if name in {*schema.VARIABLES, *schema.COORDINATES} - {"E"} or not name.isidentifier():
@@ -135,7 +135,7 @@ def all_followed(
         found.append(Followed(name, other, optimizer, kinds))
         if (other.shape, other.device) != (parameter.shape, parameter.device):
             raise InputError(
-                f"{name} has the shape {tuple(other.shape)} on {other.device}; needed: {tuple(parameter.shape)} on "
+                f"{name} has the shape {tuple(other.shape)} on {other.device}; expected {tuple(parameter.shape)} on "
                 f"{parameter.device}, as W; record it by a Recorder of its own"
             )
         if other is parameter:
@@ -145,29 +145,29 @@ def all_followed(
 
 def recorded_rows(
     n: int, rows: Iterable[int] | str | None, dead: Iterable[int] | None, text: Sequence[str] | None
-) -> store.Rows:
+) -> store.TokenTable:
     """The tokens to record, and what is known of them."""
     if text is not None and (isinstance(text, str) or not all(isinstance(t, str) for t in text)):
-        raise InputError("token_text holds other things than text; needed: a list of one text per row")
+        raise InputError("token_text holds other things than text; expected a list of one text per row")
     mask = None if dead is None else np.zeros(n, bool)
     if mask is not None:
         mask[_ids(dead, "dead ids", n)] = True
     if text is not None and len(text) != n:
-        raise InputError(f"token_text has {len(text)} entries; needed: one per row, {n}")
+        raise InputError(f"token_text has {len(text)} entries; expected one per row, {n}")
     if isinstance(rows, str) and rows != "dead":
-        raise InputError(f"rows={rows!r}; needed: 'dead', vocabulary ids, or None for all")
+        raise InputError(f"rows={rows!r}; expected 'dead', vocabulary ids, or None for all")
     if isinstance(rows, str) and mask is None:
         raise InputError("rows='dead' takes the dead tokens: give dead= too, or vocabulary ids as rows=")
     if rows is None:
-        return store.Rows(np.arange(n), mask, text)
+        return store.TokenTable(np.arange(n), mask, text)
     ids = np.flatnonzero(mask) if isinstance(rows, str) else _ids(rows, "rows", n)  # type: ignore[arg-type]
     if not ids.size:
-        raise InputError("rows names no token; needed: at least one vocabulary id")
+        raise InputError("rows names no token; expected at least one vocabulary id")
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
-        raise InputError(f"rows names token {values[counts > 1][0]} twice; needed: each once")
+        raise InputError(f"rows names token {values[counts > 1][0]} twice; expected each once")
     chosen = None if text is None else [text[i] for i in ids]
-    return store.Rows(ids, None if mask is None else mask[ids], chosen, are_ids=True)
+    return store.TokenTable(ids, None if mask is None else mask[ids], chosen, rows_are_ids=True)
 
 
 def _ids(ids: Any, what: str, n: int) -> NDArray[np.int64]:
@@ -176,7 +176,7 @@ def _ids(ids: Any, what: str, n: int) -> NDArray[np.int64]:
         found = np.asarray(ids.tolist() if hasattr(ids, "tolist") else list(ids))
     except TypeError:
         found = np.asarray(ids)
-    needed = f"needed: vocabulary ids from 0 to {n - 1}, or one bool per row"
+    needed = f"expected vocabulary ids from 0 to {n - 1}, or one bool per row"
     if found.ndim != 1:
         raise InputError(f"{what}: found {type(ids).__name__} of the shape {found.shape}; {needed}")
     if found.dtype == bool:
@@ -188,5 +188,5 @@ def _ids(ids: Any, what: str, n: int) -> NDArray[np.int64]:
         raise InputError(f"{what}: found {wrong.tolist()[0]!r}; {needed}")
     found = found.astype(np.int64)
     if found.size and (found.min() < 0 or found.max() >= n):
-        raise InputError(f"{what} lie between {found.min()} and {found.max()}; needed: 0 to {n - 1}")
+        raise InputError(f"{what} lie between {found.min()} and {found.max()}; expected 0 to {n - 1}")
     return found

@@ -24,7 +24,7 @@ from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
 from deadtok_xr.recording.plain_files import WRITERS, Member
-from deadtok_xr.store import destination, reading
+from deadtok_xr.store import destination, location, reading
 
 Progress = Callable[[int, int], None]
 
@@ -107,14 +107,14 @@ def export(
 
 def _writer(out: Path, uint16: bool | None) -> Any:
     if out.suffix not in WRITERS:
-        raise InputError(f"{out} has the suffix {out.suffix!r}; needed: one of {', '.join(WRITERS)}")
+        raise InputError(f"{out} has the suffix {out.suffix!r}; expected one of {', '.join(WRITERS)}")
     if uint16 is False and out.suffix != ".safetensors":
         raise InputError(f"{out}: uint16=False, but {out.suffix} has no bfloat16: leave it out, or use .safetensors")
     return WRITERS[out.suffix]
 
 
 def _check_destination(out: Path, path: Path, *, overwrite: bool) -> None:
-    destination.refuse_inside(out)
+    destination.refuse_inside_store(out)
     if out.is_dir():
         raise DestinationExistsError(f"{out} is a folder, so it is not replaced: name a file")
     if (out.exists() or out.is_symlink()) and not overwrite:
@@ -136,7 +136,7 @@ def _names(path: str | Path, there: list[str], wanted: Sequence[str] | None) -> 
 
 
 def _position(group: zarr.Group, run: int | str) -> int:
-    return [str(label) for label in store.read_small(group, "run").tolist()].index(str(run))
+    return [str(label) for label in store.read_coordinate(group, "run").tolist()].index(str(run))
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,15 @@ class _Picked:
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         dims = store.dimensions(array)
-        lead = (self.run,) if schema.of_one_run(dims) != dims and self.run is not None else ()
+        lead = (self.run,) if schema.without_run(dims) != dims and self.run is not None else ()
         if array.dtype.kind not in "biufV":
-            raise InputError(f"{reading.place(array)} holds {array.dtype}, no numbers: choose others with variables=")
+            raise InputError(
+                f"{location.address_of(array)} holds {array.dtype}, no numbers: choose others with variables="
+            )
         dims, shape = dims[len(lead) :], list(array.shape[len(lead) :])
         rows = None
         if "token" in dims:
-            on_disk = store.read_small(self.group, "token")
+            on_disk = store.read_coordinate(self.group, "token")
             order = np.argsort(on_disk)
             rows = order[np.searchsorted(on_disk, self.ids, sorter=order)]
             shape[dims.index("token")] = len(rows)
@@ -177,8 +179,8 @@ def _dtype(array: zarr.Array[Any], name: str, source: str | None, *, as_bits: bo
         return np.dtype(source)
     except TypeError:
         raise InputError(
-            f"{reading.place(array)}: the source of {name!r} had the type {source!r}, which NumPy does not have: leave "
-            "source_dtype=True (--source-dtype) out"
+            f"{location.address_of(array)}: the source of {name!r} had the type {source!r}, which NumPy does not have: "
+            "leave source_dtype=True (--source-dtype) out"
         ) from None
 
 

@@ -87,7 +87,7 @@ def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
 
 def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
     x = reading.lazy(array, identity)
-    is_matrix = schema.of_one_run(store.dimensions(array)) == schema.MATRIX
+    is_matrix = schema.without_run(store.dimensions(array)) == schema.MATRIX
     all_dims = array.chunks[-1] == array.shape[-1]
     return traced(x, StoredArray.whole(array) if is_matrix and all_dims and x.size else None)
 

@@ -94,11 +94,11 @@ def concat_runs(
 
 def _labels(paths: Sequence[str | Path], run: Sequence[Any] | None) -> list[Any]:
     if run is not None and len(run) != len(paths):
-        raise InputError(f"run= has {len(run)} labels for {len(paths)} stores; needed: one for each")
+        raise InputError(f"run= has {len(run)} labels for {len(paths)} stores; expected one for each")
     labels = [Path(path).name.removesuffix(".zarr") for path in paths] if run is None else list(run)
     repeated = next((label for label in labels if labels.count(label) > 1), None)
     if repeated is not None:
-        raise InputError(f"two runs have the label {repeated!r}; needed: all different; name them with run=[...]")
+        raise InputError(f"two runs have the label {repeated!r}; expected all different; name them with run=[...]")
     return labels
 
 
@@ -121,7 +121,7 @@ def _refuse_unlike(paths: Sequence[str | Path], opened: Sequence[xr.Dataset]) ->
             for what, (expected, there) in found.items():
                 if expected != there:
                     raise InputError(
-                        f"{path}: {name!r} has the {what} {there}, and in {paths[0]} {expected}; needed: the same in "
+                        f"{path}: {name!r} has the {what} {there}, and in {paths[0]} {expected}; expected the same in "
                         "every run; leave it out, or open it by itself"
                     )
 

@@ -118,7 +118,7 @@ class Work:
         """Return where the blocks of a pass are recorded, and which of them are finished."""
         chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
         journal = ResumeJournal(location.absolute(self.place), name, chunks)
-        written = location.marks(targets[0].store) if self.begun and targets else {}
+        written = location.object_versions(targets[0].store) if self.begun and targets else {}
         done = {i for i in range(len(chunks)) if _is_there(written, targets, i) and journal.passed_on(i) is not None}
         self.rows = (self.rows[0] + len(done), self.rows[1] + len(chunks))
         return journal, done
@@ -134,13 +134,15 @@ class Work:
     @cached_property
     def _marks(self) -> dict[str, tuple[int, str]]:
         """Every file of the recordings, with what is another when it is written again."""
-        stores = {location.place_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
+        stores = {location.address_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
         source = self._tree.attrs.get("source")
         if isinstance(source, str) and destination.root_attributes(source):
-            opened = zarr.open_group(location.opened(source), mode="r").store
-            stores.setdefault(location.place_of(opened), opened)
+            opened = zarr.open_group(location.zarr_store(source), mode="r").store
+            stores.setdefault(location.address_of(opened), opened)
         return {
-            f"{place}/{key}": mark for place, found in stores.items() for key, mark in location.marks(found).items()
+            f"{place}/{key}": mark
+            for place, found in stores.items()
+            for key, mark in location.object_versions(found).items()
         }
 
     @cached_property
@@ -156,7 +158,7 @@ class Work:
         return {
             "the recording": tokenize(sorted(small.items())),
             "the analyses, their options or the tokens": tokenize(_determinants(self._tree)),
-            **{f"{VERSION}{name}": version for name, version in store.software().items()},
+            **{f"{VERSION}{name}": version for name, version in store.software_versions().items()},
         }
 
 
@@ -165,7 +167,7 @@ def _is_bounds(key: str) -> bool:
 
 
 def _place(stored: StoredArray) -> str:
-    return f"{location.place_of(stored.array.store)}/{stored.array.path}"
+    return f"{location.address_of(stored.array.store)}/{stored.array.path}"
 
 
 def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:

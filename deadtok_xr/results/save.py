@@ -111,11 +111,11 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
 def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
     """Open the results that the same work left, or create new ones with all arrays, without data."""
     if not overwrite and unfinished.is_unfinished(work.path) and work.resumes():
-        return zarr.open_group(location.opened(work.path), mode="r+"), {}
+        return zarr.open_group(location.zarr_store(work.path), mode="r+"), {}
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
     attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
-    root = zarr.create_group(location.opened(work.path), attributes=attributes)
+    root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
     made: Arrays = {}
     for name, node in tree.children.items():
         made |= _prepare(root, name, node.to_dataset())
@@ -165,7 +165,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
-    keys = location.objects(root.store)
+    keys = location.key_sizes(root.store)
     for name, group in root.groups():
         for key, array in group.arrays():
             if holes := store.missing_chunks(array, root, keys):
@@ -181,7 +181,7 @@ def _provenance() -> dict[str, Any]:
         "complete": False,
         "begun": uuid.uuid4().hex,
         "analysed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "analysed_with": store.software(),
+        "analysed_with": store.software_versions(),
     }
 
 
@@ -212,7 +212,7 @@ def _pairs(root: zarr.Group, made: Arrays, tree: xr.DataTree) -> list[tuple[da.A
         for key, variable in node.to_dataset().variables.items()
         if variable.chunks is not None
     ]
-    opened = {place: store.whole(cast("zarr.Array[Any]", root[place])) for place, _ in lazy if place not in made}
+    opened = {place: store.writable(cast("zarr.Array[Any]", root[place])) for place, _ in lazy if place not in made}
     targets = made | opened
     return [(uniform(data), targets[place]) for place, data in lazy]
 
@@ -244,8 +244,8 @@ def open_results(path: str | Path) -> xr.DataTree:
     if not location.exists(path):
         raise MissingFileError(f"{path}: nothing is there; needed: results that `deadtok analyze` wrote")
     try:
-        with location.reaching(path):
-            root = zarr.open_group(location.opened(path), mode="r")
+        with location.translate_errors(path):
+            root = zarr.open_group(location.zarr_store(path), mode="r")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
     attrs = root.attrs
@@ -254,7 +254,7 @@ def open_results(path: str | Path) -> xr.DataTree:
     if not attrs.get("complete"):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
     _refuse_holes(path, root)
-    tree = xr.open_datatree(location.opened(path), engine="zarr", consolidated=False, chunks={})
+    tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists in no order
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

@@ -1,27 +1,39 @@
-"""The on-disk format, all of it: what a recording store looks like, how one is created, written, opened and labelled.
+"""The on-disk format, all of it: what a recording store looks like, and how one is created, written, opened, labelled.
 
-In: arrays, labels and a place (a folder or the address of an object store). Out: Zarr groups, and arrays that
-know where they lie. Everything above may import it; it imports `schema`, `errors`, `bfloat16` and `kernels` alone.
+In: arrays, token labels, and a folder or the address of an object store. Out: Zarr groups, and lazy arrays that know
+which chunks they come from. May import: `schema`, `errors`, `bfloat16`, and one kernel (first and last motion per
+token). Everything above may import this package.
+
+location        folders and object stores: list, read, write and remove files, with readable errors
+destination     checks that a new store overwrites nothing by mistake
+zarr_dtype      the Zarr data type `bfloat16`
+chunk_layout    chunk shapes
+token_table     vocabulary ids, dead mask and texts, and the order of rows on disk
+arrays          how each array of a store is declared
+create, open    a new store; an existing one, checked
+chunk_bytes     the compressed bytes of a chunk, read and written without zarr's event loop
+reading         chunks as lazy Dask arrays
+stored_array    where a lazy array lies in a store, and its chunks decoded step by step
+writing         blocks of values written as whole chunks
+motion_index    the first and last motion of each token in each chunk
+labels          `dead` and `token_text` added to a store afterwards; token_ids and tokenizer read their files
 """
 
-from deadtok_xr.store.group import (
+from deadtok_xr.store.arrays import (
     ZSTD_LEVEL,
-    Rows,
-    StoreWriter,
-    create,
     create_array,
     create_coordinate,
     declare_array,
     dimensions,
-    missing_chunks,
-    of_files,
-    open_group,
-    read_small,
-    software,
-    whole,
-)  # fmt: skip
+    file_shape,
+    read_coordinate,
+    writable,
+)
+from deadtok_xr.store.create import StoreWriter, create, software_versions
+from deadtok_xr.store.open import missing_chunks, open_group
+from deadtok_xr.store.token_table import TokenTable
 
 __all__ = [
-    "ZSTD_LEVEL", "Rows", "StoreWriter", "create", "create_array", "create_coordinate", "declare_array", "dimensions",
-    "missing_chunks", "of_files", "open_group", "read_small", "software", "whole",
+    "ZSTD_LEVEL", "StoreWriter", "TokenTable", "create", "create_array", "create_coordinate", "declare_array",
+    "dimensions", "file_shape", "missing_chunks", "open_group", "read_coordinate", "software_versions", "writable",
 ]  # fmt: skip

@@ -92,7 +92,7 @@ class InProgress:
     """
 
     def __init__(self, dest: str | Path, kind: str) -> None:
-        self.dest, self.kind = location.place_for(dest), kind
+        self.dest, self.kind = location.as_path(dest), kind
         self.place = progress_path(dest)
         self.folder = None if location.is_address(dest) else Path(self.place)
         self.journal = Journal(self.place)
@@ -251,4 +251,4 @@ def _checksum(job: Any) -> str:
 
 
 def _sizes(place: str | Path) -> dict[str, int]:
-    return location.objects(location.opened(place) if location.is_address(place) else LocalStore(place))
+    return location.key_sizes(location.zarr_store(place) if location.is_address(place) else LocalStore(place))

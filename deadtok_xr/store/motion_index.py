@@ -1,10 +1,10 @@
-"""When each token moves within each chunk, kept beside the weights, so that what stands still need not be decoded.
+"""The first and last motion of each token in each chunk, kept with the weights so that resting chunks are not decoded.
 
-For the weights of a store there is an array ``motion/W`` (row of chunks, chunk of tokens, value), one small chunk for
-each of theirs: the checksum of that chunk, then per token the position within the chunk of its first motion, then of
-its last, 0 for none. A chunk of zstd ends with the checksum of its content, so that bounds of another content are
-known and not used: they can be missing or out of date, and never wrong. The motion from one chunk to the next is in
-neither: the first step of each chunk is always decoded.
+For the weights of a store there is an array ``motion/W`` (row_of_chunks, chunk_of_tokens, value), with one small chunk
+for each chunk of the weights: the checksum of that chunk, then the position within the chunk of each token's first
+motion, then of its last, 0 for none. A zstd chunk ends with the checksum of its content, so an entry that was made for
+other content is recognised and ignored: entries can be missing or out of date, but never wrong. Motion from one chunk
+to the next is not included; the first step of each chunk is always decoded.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ GROUP = "motion"
 _CHECKSUM = 2  # words of 16 bits
 
 
-def declare(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None:
-    """The array of bounds of a variable, as long as that is; None for what is not followed."""
-    if array.basename not in schema.FOLLOWED:
+def create(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None:
+    """Create the index array of a variable at the variable's present length; None for a variable without an index."""
+    if array.basename not in schema.MOTION_INDEXED:
         return None
-    shape = shape_for(array)
+    shape = bounds_shape(array)
     within = group.require_group(GROUP)
     bounds = within.create_array(
         array.basename, shape=shape, chunks=(*(1,) * (len(shape) - 1), shape[-1]), dtype="uint16",
@@ -41,33 +41,33 @@ def declare(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None
     return bounds
 
 
-def shape_for(array: zarr.Array[Any]) -> tuple[int, ...]:
-    """The shape of the bounds of a variable."""
+def bounds_shape(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """Return the shape of the index array of a variable."""
     grid = array.cdata_shape[:-1]
     return (*grid, _CHECKSUM + 2 * array.chunks[-2])
 
 
-def file_of(array: zarr.Array[Any], position: tuple[int, ...]) -> str:
-    """The key of a chunk's bounds within the store's group."""
+def bounds_key(array: zarr.Array[Any], position: tuple[int, ...]) -> str:
+    """Return the key, within the store's group, of the index entry of a chunk."""
     return f"{GROUP}/{array.basename}/c/{'/'.join(map(str, position[:-1]))}/0"
 
 
 def encode(steps: NDArray[Any], chunk: bytes) -> bytes:
-    """The bounds of a chunk, as the file that holds them.
+    """Return the file that holds the index entry of a chunk.
 
     Parameters
     ----------
     steps
-        Its valid steps (t, n, d).
+        The valid steps of the chunk, (t, n, d).
     chunk
         The compressed chunk, with its checksum.
     """
-    bounds = np.concatenate([np.frombuffer(chunk[-4:], "<u2"), of_steps(steps).reshape(-1)])
+    bounds = np.concatenate([np.frombuffer(chunk[-4:], "<u2"), first_and_last_motion(steps).reshape(-1)])
     return bytes(Zstd(level=1, checksum=True).encode(bounds.astype("<u2")))
 
 
-def of_steps(steps: NDArray[Any]) -> NDArray[np.uint16]:
-    """First and last motion of each token (2, n) of steps (t, n, d)."""
+def first_and_last_motion(steps: NDArray[Any]) -> NDArray[np.uint16]:
+    """Compute the first and last motion of each token, (2, n), from steps (t, n, d)."""
     from deadtok_xr.kernels.numba import motion_bounds
 
     bounds = np.empty((2, steps.shape[1]), np.uint16)
@@ -76,31 +76,31 @@ def of_steps(steps: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def decode(data: bytes, end_of_chunk: bytes) -> NDArray[np.uint16] | None:
-    """First and last motion of each token (2, n), from a file of bounds; None if it is not of that chunk."""
+    """Decode an index entry into first and last motion, (2, n); None if it belongs to other content or is damaged."""
     try:
         bounds = np.frombuffer(Zstd().decode(data), "<u2")
     except RuntimeError:
-        return None  # they are a help alone
+        return None  # the index only saves time, so a damaged entry is no error
     if len(bounds) < _CHECKSUM or bounds[:_CHECKSUM].tobytes() != end_of_chunk:
         return None
     return bounds[_CHECKSUM:].reshape(2, -1)
 
 
 def read(array: zarr.Array[Any], position: tuple[int, ...]) -> NDArray[np.uint16] | None:
-    """The bounds of a chunk of a store in a local folder (2, n), if they are there and of this content.
+    """Read the first and last motion in a chunk, (2, n); None if there is no valid entry or the store is not local.
 
     Parameters
     ----------
     array
         The variable, in the root group of a store.
     position
-        The chunk's place in the grid.
+        The grid position of the chunk.
     """
-    if array.basename not in schema.FOLLOWED or not isinstance(array.store, LocalStore):
+    if array.basename not in schema.MOTION_INDEXED or not isinstance(array.store, LocalStore):
         return None
     root = (array.store.root / array.path).parent
     try:
-        data = (root / file_of(array, position)).read_bytes()
+        data = (root / bounds_key(array, position)).read_bytes()
         with (root / array.basename / array.metadata.encode_chunk_key(position)).open("rb", buffering=0) as file:
             file.seek(-4, 2)
             return decode(data, file.read(4))
@@ -108,18 +108,18 @@ def read(array: zarr.Array[Any], position: tuple[int, ...]) -> NDArray[np.uint16
         return None
 
 
-def agree(array: zarr.Array[Any], position: tuple[int, ...], chunk: NDArray[Any]) -> bool:
-    """Whether the bounds of a chunk, if there are any, are those of its values (t, n, d), cut at the array's edge."""
+def matches(array: zarr.Array[Any], position: tuple[int, ...], chunk: NDArray[Any]) -> bool:
+    """Return whether the entry of a chunk, if there is one, agrees with the chunk's valid values, (t, n, d)."""
     bounds = read(array, position)
     if bounds is None:
         return True
     steps = chunk[0] if chunk.ndim == 4 else chunk
-    return np.array_equal(bounds[:, : steps.shape[1]], of_steps(steps))
+    return np.array_equal(bounds[:, : steps.shape[1]], first_and_last_motion(steps))
 
 
-def put(root: Path, array: zarr.Array[Any], position: tuple[int, ...], steps: NDArray[Any], chunk: bytes) -> None:
-    """Write the bounds of a chunk, of followed variables; before or after the chunk itself, for they name it."""
-    if array.basename in schema.FOLLOWED:
-        path = root / file_of(array, position)
+def write(root: Path, array: zarr.Array[Any], position: tuple[int, ...], steps: NDArray[Any], chunk: bytes) -> None:
+    """Write the entry of a chunk of an indexed variable; the order of the two files does not matter."""
+    if array.basename in schema.MOTION_INDEXED:
+        path = root / bounds_key(array, position)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(steps, chunk))

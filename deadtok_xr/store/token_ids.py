@@ -1,4 +1,4 @@
-"""Token ids, from the files in which people keep them."""
+"""Read token ids from the files in which people keep them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LISTS = ("dead_ids", "dead_token_ids", "dead_indices", "untrained_indices")
 
 
 def read_ids(path: str | Path) -> list[int]:
-    """The token ids in a file, in the order of the file.
+    """Read the token ids in a file, in the order of the file.
 
     Parameters
     ----------
     path
-        ``.npy``, integers or a bool per id; ``.npz``, ``.h5`` or ``.safetensors`` with one or several of the
-        arrays `dead_mask`, `untrained_mask` (a bool per id), `dead_ids`, `dead_token_ids`, `dead_indices`,
-        `untrained_indices` (integers); or text with integers between spaces, commas or lines, as JSON has them.
+        ``.npy`` with integers or one bool per id; ``.npz``, ``.h5`` or ``.safetensors`` with one or more of the
+        arrays `dead_mask`, `untrained_mask` (one bool per id), `dead_ids`, `dead_token_ids`, `dead_indices`,
+        `untrained_indices` (integers); or text with integers separated by spaces, commas or lines, such as a JSON list.
 
     Raises
     ------
@@ -33,16 +33,16 @@ def read_ids(path: str | Path) -> list[int]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path} is no regular file")
-    needed = "needed: integers, or a .npy, .npz, .h5 or .safetensors file"
+        raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path} is not a regular file")
+    expected = "expected integers, or a .npy, .npz, .h5 or .safetensors file"
     try:
         if path.suffix == ".npy":
             return _ids(path, path.name, np.load(path, allow_pickle=False))
         if path.suffix in _READERS:
-            return _agreed(path, dict(_READERS[path.suffix](path)))
+            return _read_arrays(path, dict(_READERS[path.suffix](path)))
         text = path.read_text()
         if not text.strip():
-            raise InputError(f"{path} is empty; {needed} ([] says that there are none)")
+            raise InputError(f"{path} is empty; {expected} (an empty list is written [])")
         return [int(word) for word in re.split(r"[\s,\[\]]+", text) if word]
     except InputError:
         raise
@@ -50,20 +50,20 @@ def read_ids(path: str | Path) -> list[int]:
         raise
     except Exception as error:  # each format has errors of its own
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} cannot be read as token ids ({reason}); {needed}") from error
+        raise InputError(f"{path} cannot be read as token ids ({reason}); {expected}") from error
 
 
-def _agreed(path: Path, arrays: dict[str, NDArray[Any]]) -> list[int]:
+def _read_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> list[int]:
     if not arrays:
-        raise InputError(f"{path} does not say which tokens are dead; needed: one of {', '.join((*MASKS, *LISTS))}")
+        raise InputError(f"{path} does not say which tokens are dead; expected one of {', '.join((*MASKS, *LISTS))}")
     found = {name: _ids(path, name, values) for name, values in arrays.items()}
     first = next(iter(found))
     for name, ids in found.items():
         differ = set(ids) ^ set(found[first])
         if differ:
             raise InputError(
-                f"{path}: {first!r} and {name!r} contradict each other, first at token {min(differ)}; needed: the same "
-                "tokens; write a file with the right one alone"
+                f"{path}: {first!r} and {name!r} contradict each other, first at token {min(differ)}; expected the "
+                "same tokens: write a file with only the right one"
             )
     return next((ids for name, ids in found.items() if name in LISTS), found[first])
 
@@ -71,12 +71,12 @@ def _agreed(path: Path, arrays: dict[str, NDArray[Any]]) -> list[int]:
 def _ids(path: Path, name: str, values: NDArray[Any]) -> list[int]:
     if values.dtype == bool or name in MASKS:
         if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-            raise InputError(f"{path}: {name!r} is {values.dtype} {values.shape}; needed: one bool per token id")
+            raise InputError(f"{path}: {name!r} is {values.dtype} {values.shape}; expected one bool per token id")
         return [int(i) for i in np.flatnonzero(values)]
     if values.size and values.dtype.kind not in "iu":
-        raise InputError(f"{path}: {name!r} holds {values.dtype}; needed: integer token ids")
+        raise InputError(f"{path}: {name!r} holds {values.dtype}; expected integer token ids")
     if values.ndim != 1:
-        raise InputError(f"{path}: {name!r} has the shape {values.shape}; needed: a list, (token,)")
+        raise InputError(f"{path}: {name!r} has the shape {values.shape}; expected a list, (token,)")
     return [int(i) for i in values]
 
 
@@ -96,8 +96,8 @@ def _from_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        there = set(file.keys())
-        yield from ((name, file.get_tensor(name)) for name in (*MASKS, *LISTS) if name in there)
+        present = set(file.keys())
+        yield from ((name, file.get_tensor(name)) for name in (*MASKS, *LISTS) if name in present)
 
 
 _READERS = {".npz": _from_npz, ".h5": _from_hdf5, ".hdf5": _from_hdf5, ".safetensors": _from_safetensors}

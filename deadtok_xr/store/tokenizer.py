@@ -1,4 +1,4 @@
-"""The text of tokens, from the files in which tokenizers keep it."""
+"""Read the texts of tokens from the files in which tokenizers keep them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from deadtok_xr.errors import InputError, MissingFileError
 
 
 def token_texts(source: str | Path | Mapping[str, int] | Sequence[str]) -> dict[int, str]:
-    """The text of each token id.
+    """Return the text of each token id.
 
     Parameters
     ----------
     source
         A Hugging Face ``tokenizer.json``; another JSON file with a list of texts or ``{token: id}``; a text
-        file with one token per line, the first being token 0; or such a list or dict itself.
+        file with one token per line, the first being token 0; or such a list or dict.
 
     Returns
     -------
-    id -> text. Tokens of a byte-level tokenizer are decoded; bytes that are no UTF-8 by themselves are
-    written as escapes (``\\xe2``). Other vocabularies are kept as they are written (``##ing``, ``▁the``).
+    dict[int, str]
+        Text by id. Tokens of a byte-level tokenizer are decoded; bytes that are not valid UTF-8 by themselves become
+        escapes (``\\xe2``). Tokens of other vocabularies are kept as they are (``##ing``, ``▁the``).
 
     Raises
     ------
     InputError
-        If the file is missing or holds neither.
+        If the file is missing or has none of these contents.
     """
     if isinstance(source, (str, Path)):
         return _from_file(Path(source))
@@ -41,7 +42,7 @@ def _from_file(path: Path) -> dict[int, str]:
         raise MissingFileError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text ({error.reason}); needed: a tokenizer.json or a text file"
+            f"{path} is not UTF-8 text ({error.reason}); expected a tokenizer.json or a text file"
         ) from error
     if path.suffix != ".json":
         lines = text.split("\n")  # not splitlines: a token may be any other character that ends a line
@@ -49,44 +50,44 @@ def _from_file(path: Path) -> dict[int, str]:
     try:
         return _from_json(json.loads(text), str(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}); needed: a tokenizer.json") from error
+        raise InputError(f"{path} is not JSON ({error}); expected a tokenizer.json") from error
 
 
 def _from_json(found: Any, name: str) -> dict[int, str]:
     if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
         return _from_tokenizer(found, name)
     if isinstance(found, Mapping):
-        return _checked(((i, token) for token, i in found.items()), name)
+        return _unique_texts(((i, token) for token, i in found.items()), name)
     if isinstance(found, Sequence) and not isinstance(found, (str, bytes)):
-        return _checked(enumerate(found), name)
+        return _unique_texts(enumerate(found), name)
     raise InputError(
-        f"{name} holds a {type(found).__name__}; needed: a tokenizer.json, a list of texts or {{token: id}}"
+        f"{name} holds a {type(found).__name__}; expected a tokenizer.json, a list of texts or {{token: id}}"
     )
 
 
 def _from_tokenizer(found: Mapping[str, Any], name: str) -> dict[int, str]:
     vocabulary = found["model"].get("vocab")
     if isinstance(vocabulary, Mapping):
-        texts = _checked(((i, token) for token, i in vocabulary.items()), name)
+        texts = _unique_texts(((i, token) for token, i in vocabulary.items()), name)
     elif isinstance(vocabulary, list):  # Unigram: [text, score]
-        texts = _checked(((i, entry[0] if entry else None) for i, entry in enumerate(vocabulary)), name)
+        texts = _unique_texts(((i, entry[0] if entry else None) for i, entry in enumerate(vocabulary)), name)
     else:
-        raise InputError(f"{name}: model.vocab is missing; needed: a tokenizer.json that holds its vocabulary")
+        raise InputError(f"{name}: model.vocab is missing; expected a tokenizer.json that holds its vocabulary")
     if _is_byte_level(found):
-        texts = {i: _decoded(token) for i, token in texts.items()}
+        texts = {i: _decode_bytes(token) for i, token in texts.items()}
     added = found.get("added_tokens") or []
-    return texts | _checked(((entry.get("id"), entry.get("content")) for entry in added), name)
+    return texts | _unique_texts(((entry.get("id"), entry.get("content")) for entry in added), name)
 
 
-def _checked(pairs: Any, name: str) -> dict[int, str]:
+def _unique_texts(pairs: Any, name: str) -> dict[int, str]:
     texts: dict[int, str] = {}
     for i, token in pairs:
         if not isinstance(token, str) or not isinstance(i, int) or isinstance(i, bool) or i < 0:
             raise InputError(
-                f"{name}: found the token {token!r} with the id {i!r}; needed: text, and an integer from 0"
+                f"{name}: found the token {token!r} with the id {i!r}; expected a text and an integer from 0"
             )
         if i in texts:
-            raise InputError(f"{name}: the id {i} has two texts, {texts[i]!r} and {token!r}; needed: one")
+            raise InputError(f"{name}: the id {i} has two texts, {texts[i]!r} and {token!r}; expected one text per id")
         texts[i] = token
     return texts
 
@@ -106,7 +107,7 @@ def _parts(component: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """The letters that byte-level tokenizers write bytes with: printable ones as they are, the others from U+0100."""
+    """Return the byte of each letter of a byte-level tokenizer: printable bytes as they are, others from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
@@ -115,7 +116,7 @@ def _byte_of_letter() -> dict[str, int]:
 _BYTES = _byte_of_letter()
 
 
-def _decoded(token: str) -> str:
+def _decode_bytes(token: str) -> str:
     if not all(letter in _BYTES for letter in token):
         return token
     return bytes(_BYTES[letter] for letter in token).decode("utf-8", "backslashreplace")

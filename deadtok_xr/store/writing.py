@@ -1,8 +1,7 @@
-"""Blocks of arrays written by whole chunks, as directly as `reader` reads them.
+"""Write blocks of values as whole chunks, compressed and written where the task runs, like `reading` reads them.
 
-zarr-python hands every chunk to an event loop and a pool of threads, which for the small chunks of results costs more
-than to compress and write them. What the block does not fill to the edge of its chunks, and any other codec or store,
-goes through zarr.
+zarr-python passes every chunk to an event loop and a pool of threads, which for the small chunks of results costs more
+than compressing and writing them. zarr writes blocks that do not fill their chunks, and other codecs or stores.
 """
 
 from __future__ import annotations
@@ -23,50 +22,51 @@ from deadtok_xr.store.reading import is_plain
 Region = tuple[slice, ...]
 
 
-def write(array: zarr.Array[Any], start: Sequence[int], block: NDArray[Any]) -> None:
-    """Write a block of values into an array, by whole chunks where it fills them.
+def write_block(array: zarr.Array[Any], start: Sequence[int], block: NDArray[Any]) -> None:
+    """Write a block of values into an array, directly if it fills whole chunks.
 
     Parameters
     ----------
     array
-        Of a store of ours or any other.
+        The array, of any store.
     start
-        Where the block begins, in as many of the leading dimensions as do not begin at 0.
+        Where the block begins along the leading dimensions; 0 along the others.
     block
-        As many dimensions as the array has.
+        The values, with as many dimensions as the array.
     """
     starts = (*start, *(0,) * (array.ndim - len(start)))
     region = tuple(slice(a, a + n) for a, n in zip(starts, block.shape, strict=True))
-    if isinstance(array.store, LocalStore) and array.shards is None and is_plain(array) and _is_whole(array, region):
+    direct = isinstance(array.store, LocalStore) and array.shards is None and is_plain(array)
+    if direct and _fills_chunks(array, region):
         for position, part in _chunks(array, region):
-            _put(array, position, block[part])
+            _write_chunk(array, position, block[part])
     else:
         array[region] = block
 
 
-def _is_whole(array: zarr.Array[Any], region: Region) -> bool:
-    """Whether a region ends where chunks end."""
+def _fills_chunks(array: zarr.Array[Any], region: Region) -> bool:
+    """Return whether a region begins and ends at chunk borders or at the end of the array."""
     sizes = zip(region, array.chunks, array.shape, strict=True)
     return array.ndim > 0 and all(s.start % c == 0 and (s.stop % c == 0 or s.stop == n) for s, c, n in sizes)
 
 
 def _chunks(array: zarr.Array[Any], region: Region) -> Iterator[tuple[tuple[int, ...], Region]]:
-    """Positions in the grid of chunks, with what of the region each takes."""
+    """Yield the grid position of each chunk of a region, and the part of the region that it holds."""
     ranges = [range(s.start // c, -(-s.stop // c)) for s, c in zip(region, array.chunks, strict=True)]
     for position in itertools.product(*ranges):
         sizes = zip(position, array.chunks, region, strict=True)
         yield position, tuple(slice(i * c - s.start, (i + 1) * c - s.start) for i, c, s in sizes)
 
 
-def _put(array: zarr.Array[Any], position: tuple[int, ...], values: NDArray[Any]) -> None:
-    if values.shape != array.chunks:
-        whole = np.full(array.chunks, array.fill_value, array.dtype)
-        whole[tuple(slice(n) for n in values.shape)] = values
-        values = whole
-    chunk_bytes.put(array, position, encoded(array, np.ascontiguousarray(values, array.dtype)))
+def _write_chunk(array: zarr.Array[Any], position: tuple[int, ...], values: NDArray[Any]) -> None:
+    if values.shape != array.chunks:  # the last chunk along a dimension is padded
+        padded = np.full(array.chunks, array.fill_value, array.dtype)
+        padded[tuple(slice(n) for n in values.shape)] = values
+        values = padded
+    chunk_bytes.write_chunk(array, position, encode_chunk(array, np.ascontiguousarray(values, array.dtype)))
 
 
-def encoded(array: zarr.Array[Any], chunk: NDArray[Any]) -> bytes:
-    """A whole chunk, contiguous, compressed as an array that `is_plain` says."""
+def encode_chunk(array: zarr.Array[Any], chunk: NDArray[Any]) -> bytes:
+    """Compress a whole chunk, contiguous, for an array that `is_plain` accepts."""
     codec: Any = array.metadata.codecs[1]  # type: ignore[union-attr]
     return bytes(Zstd(level=codec.level, checksum=codec.checksum).encode(chunk.reshape(-1).view(np.uint8)))

@@ -1,10 +1,9 @@
 """The registered Zarr data type `bfloat16`, for zarr-python.
 
 `bfloat16` is a data type of the zarr-extensions registry; TensorStore and others read and write it, but
-zarr-python 3.1 does not know it yet. zarr finds this module by an entry point: it never loads the group
-meant for data types (`zarr.data_type`), but it does load `zarr.buffer` before it parses any metadata, so
-the package names one there, and looking it up (`RegisteringBuffer`) registers the type. Importing this
-module registers nothing.
+zarr-python 3.1 does not know it yet. zarr finds this module by an entry point: it never loads the group for data types
+(`zarr.data_type`), but it loads `zarr.buffer` before it parses any metadata. The package therefore has an entry point
+there too, and looking up its object (`RegisteringBuffer`) registers the type. Importing this module registers nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SPECIAL = {"NaN": 0x7FC0, "Infinity": 0x7F80, "-Infinity": 0xFF80}
 
 
 def _endianness_mixins() -> tuple[type, type]:
-    # zarr asks for these two by isinstance, but names them in no public module.
+    # zarr checks isinstance of these two, which no public module exports
     from zarr.core.dtype.common import HasEndianness, HasItemSize
 
     return HasEndianness, HasItemSize
@@ -59,7 +58,7 @@ class BFloat16(ZDType[Any, Any], _HasEndianness, _HasItemSize):  # type: ignore[
 
     @classmethod
     def _check_json_v2(cls, data: Any) -> TypeGuard[Any]:
-        return False  # the registered type exists for Zarr v3 alone
+        return False  # the registered type exists only for Zarr v3
 
     @classmethod
     def _check_json_v3(cls, data: Any) -> TypeGuard[Any]:
@@ -107,13 +106,13 @@ class BFloat16(ZDType[Any, Any], _HasEndianness, _HasItemSize):  # type: ignore[
 
 
 def register() -> None:
-    """Make zarr know the type; any number of calls, and a type of zarr's own is left alone."""
+    """Register the type with zarr, unless it is registered already or zarr has its own."""
     if _NAME not in data_type_registry.contents:
         data_type_registry.register(_NAME, BFloat16)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RegisteringBuffer":  # what the entry point `zarr.buffer` names: zarr's own, unchanged
+    if name == "RegisteringBuffer":  # the entry point `zarr.buffer`: zarr's own buffer, unchanged
         register()
         from zarr.core.buffer.cpu import Buffer
 

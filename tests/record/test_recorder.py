@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional
 
 import deadtok_xr as dx
-from deadtok_xr import store
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError
 from deadtok_xr.record.recorder import to_numpy
 
@@ -104,13 +103,13 @@ def test_moments_keep_a_dtype_of_their_own(tmp_path: Path) -> None:
     assert (ds.exp_avg[0] == 0).all()
 
 
-def test_chunks_of_one_step_have_their_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK_STEPS", 1)
+def test_missing_gradients_and_moments_in_chunks_of_one_step(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
-    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "grad", "exp_avg")):
+    with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "grad", "exp_avg"), memory=1):
         for step in range(3):
             update(embedding, optimizer, step)
     ds = dx.open_recording(tmp_path / "r.zarr")
+    assert ds.grad.data.chunksize[0] == 1
     assert ds.sizes["step"] == 4
     assert np.isnan(ds.grad[0]).all()
     assert (ds.exp_avg[0] == 0).all()
@@ -159,9 +158,11 @@ def test_unknown_logged_names_are_kept(tmp_path: Path) -> None:
     with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
         update(embedding, optimizer, 0)
         recorder.log(accuracy=0.5, h_mean=np.arange(4.0), spectrum=[1.0, 2.0, 3.0])
-        with pytest.raises(InputError, match=r"log\(spectrum=...\): found the shape \(2,\); needed: \(3,\), as before"):
+        with pytest.raises(
+            InputError, match=r"log\(spectrum=...\): found the shape \(2,\); expected \(3,\), as before"
+        ):
             recorder.log(spectrum=[1.0, 2.0])
-        with pytest.raises(InputError, match="needed: a scalar or a vector"):
+        with pytest.raises(InputError, match="expected a scalar or a vector"):
             recorder.log(attention=np.zeros((2, 2)))
     ds = dx.open_recording(tmp_path / "r.zarr")
     assert ds.accuracy[1] == 0.5
@@ -196,9 +197,9 @@ class TestBadInput:
             ({"step": 1}, "writes 'step' itself"),
             ({"dead": 1.0}, "writes 'dead' itself"),
             ({"grad": 1.0}, "writes 'grad' itself"),
-            ({"loss": [1.0, 2.0]}, r"found the shape \(2,\); needed: \(\)"),
-            ({"p_h_dead": 0.1}, r"found the shape \(\); needed: \(4,\)"),
-            ({"note": "warm"}, "found str; needed: a scalar or a vector of numbers"),
+            ({"loss": [1.0, 2.0]}, r"found the shape \(2,\); expected \(\)"),
+            ({"p_h_dead": 0.1}, r"found the shape \(\); expected \(4,\)"),
+            ({"note": "warm"}, "found str; expected a scalar or a vector of numbers"),
             ({"x": None}, "found NoneType"),
         ],
     )
@@ -230,12 +231,12 @@ class TestBadInput:
 
     def test_wrong_rank(self, tmp_path: Path) -> None:
         bias = torch.nn.Parameter(torch.zeros(3))
-        with pytest.raises(InputError, match=r"shape \(3,\); needed: \(vocabulary, hidden\)"):
+        with pytest.raises(InputError, match=r"shape \(3,\); expected \(vocabulary, hidden\)"):
             dx.Recorder(bias, torch.optim.SGD([bias], lr=0.1), tmp_path / "r.zarr")
 
     def test_dead_ids_out_of_range(self, tmp_path: Path) -> None:
         embedding, optimizer = tiny()
-        with pytest.raises(InputError, match="dead ids lie between 3 and 12; needed: 0 to 11"):
+        with pytest.raises(InputError, match="dead ids lie between 3 and 12; expected 0 to 11"):
             dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", dead=[3, 12])
 
     def test_optimizer_without_moments(self, tmp_path: Path) -> None:

@@ -400,7 +400,7 @@ class TestResume:
     def test_what_a_crash_during_an_append_leaves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         saved = self.begun(tmp_path / "r.zarr", 150, 150)
         before = dx.open_recording(tmp_path / "r.zarr").load()
-        places = chunk_bytes.put
+        places = chunk_bytes.write_chunk
         for survive in (0, 1, 3, 5):  # files that are written before the disk fails
             model, optimizer = self.restored(saved)
             count = iter(range(survive))
@@ -410,7 +410,7 @@ class TestResume:
                     raise OSError(28, "No space left on device")
                 places(*chunk)
 
-            monkeypatch.setattr(chunk_bytes, "put", failing)
+            monkeypatch.setattr(chunk_bytes, "write_chunk", failing)
             with (
                 pytest.raises(WriteError, match="its 151 steps up to 150 are whole and open with partial=True"),
                 dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL, resume=True),
@@ -562,19 +562,19 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"every": 0}, "every=0; needed: a whole number of updates, 1 or more"),
-            ({"every": 2.5}, "every=2.5; needed"),
+            ({"every": 0}, "every=0; expected a whole number of updates, 1 or more"),
+            ({"every": 2.5}, "every=2.5; expected"),
             ({"steps": [5, 3]}, "steps must ascend: 3 follows 5"),
             ({"steps": [5, 5]}, "steps must ascend: 5 follows 5"),
             ({"steps": [-1]}, "steps holds -1"),
             ({"steps": [1], "every": 2}, "found both every= and steps="),
-            ({"rows": "live"}, "rows='live'; needed: 'dead', vocabulary ids"),
+            ({"rows": "live"}, "rows='live'; expected 'dead', vocabulary ids"),
             ({"rows": "dead"}, "rows='dead' takes the dead tokens: give dead= too"),
-            ({"rows": [3, 12]}, "rows lie between 3 and 12; needed: 0 to 11"),
+            ({"rows": [3, 12]}, "rows lie between 3 and 12; expected 0 to 11"),
             ({"rows": []}, "rows names no token"),
             ({"rows": [3, 3]}, "rows names token 3 twice"),
             ({"variables": ()}, "choose from W, grad"),
-            ({"token_text": ["a"]}, "token_text has 1 entries; needed: one per row, 12"),
+            ({"token_text": ["a"]}, "token_text has 1 entries; expected one per row, 12"),
             ({"on_error": "ignore"}, "choose 'raise' or 'continue'"),
             ({"first_step": -1}, "first_step=-1"),
             ({"overwrite": True, "resume": True}, "both overwrite and resume"),

@@ -59,30 +59,30 @@ def test_facts_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
     [
         (
             {"dead": [True, False]},
-            "dead ids: found 2 bools; needed: vocabulary ids from 0 to 11, or one bool per row, 12",
+            "dead ids: found 2 bools; expected vocabulary ids from 0 to 11, or one bool per row, 12",
         ),
-        ({"dead": [8, 8.5]}, "dead ids: found 8.5; needed: vocabulary ids"),
+        ({"dead": [8, 8.5]}, "dead ids: found 8.5; expected vocabulary ids"),
         ({"dead": ["a"]}, "dead ids: found 'a'"),
         ({"dead": 8}, "dead ids: found int of the shape"),
         ({"rows": [1, 1]}, "rows names token 1 twice"),
-        ({"steps": 3}, "steps=3; needed: a list of update numbers; every=k"),
-        ({"memory": "1GB"}, "memory='1GB'; needed: a number of bytes"),
-        ({"memory": 0}, "memory=0; needed"),
-        ({"first_step": 1.5}, "first_step=1.5; needed: the number of updates"),
+        ({"steps": 3}, "steps=3; expected a list of update numbers; every=k"),
+        ({"memory": "1GB"}, "memory='1GB'; expected a number of bytes"),
+        ({"memory": 0}, "memory=0; expected"),
+        ({"first_step": 1.5}, "first_step=1.5; expected the number of updates"),
         ({"attrs": {"x": object()}}, "which JSON cannot hold"),
         ({"attrs": [1]}, "attrs is a list"),
         ({"attrs": {"complete": True}}, "the store says 'complete' itself"),
-        ({"token_text": "abcdefghijkl"}, "needed: a list of one text per row"),
-        ({"token_text": list(range(12))}, "needed: a list of one text per row"),
+        ({"token_text": "abcdefghijkl"}, "expected a list of one text per row"),
+        ({"token_text": list(range(12))}, "expected a list of one text per row"),
         ({"variables": None}, "cannot record ''"),
-        ({"scaler": object()}, "scaler is a object; needed: the loop's GradScaler"),
-        ({"also": [1]}, "also is a list; needed: parameters by name"),
-        ({"optimizer": None}, "the optimizer is a NoneType; needed: a torch optimizer"),
-        ({"path": "s3://bucket/r.zarr"}, "is an address; needed: a path on this machine"),
-        ({"path": None}, "path=None; needed: the folder to write"),
-        ({"log": {"train/loss": 1.0}}, "log\\('train/loss'=...\\): needed: a name of letters"),
-        ({"log": {"zarr.json": 1.0}}, "needed: a name of letters"),
-        ({"log": {"x": []}}, "found the shape \\(0,\\); needed: a scalar or a vector"),
+        ({"scaler": object()}, "scaler is a object; expected the loop's GradScaler"),
+        ({"also": [1]}, "also is a list; expected parameters by name"),
+        ({"optimizer": None}, "the optimizer is a NoneType; expected a torch optimizer"),
+        ({"path": "s3://bucket/r.zarr"}, "is an address; expected a path on this machine"),
+        ({"path": None}, "path=None; expected the folder to write"),
+        ({"log": {"train/loss": 1.0}}, "log\\('train/loss'=...\\): expected a name of letters"),
+        ({"log": {"zarr.json": 1.0}}, "expected a name of letters"),
+        ({"log": {"x": []}}, "found the shape \\(0,\\); expected a scalar or a vector"),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_said_at_once(tmp_path: Path, options: dict[str, 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
 def test_dtypes_that_no_store_holds(tmp_path: Path, dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 4).to(dtype), requires_grad=False)
-    with pytest.raises(InputError, match=f"W has the dtype {str(dtype)[6:]}; needed: bfloat16, float16, float32"):
+    with pytest.raises(InputError, match=f"W has the dtype {str(dtype)[6:]}; expected bfloat16, float16, float32"):
         dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr")
 
 

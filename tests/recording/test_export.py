@@ -147,7 +147,7 @@ def test_metadata_and_text(tmp_path: Path, recording: Path) -> None:
 
 
 def test_long_metadata_fits_into_hdf5(tmp_path: Path) -> None:
-    writer = store.create(tmp_path / "x.zarr", store.Rows(np.arange(2)), {"notes": "x" * 200_000})
+    writer = store.create(tmp_path / "x.zarr", store.TokenTable(np.arange(2)), {"notes": "x" * 200_000})
     writer.add_variable("W", schema.MATRIX, (2, 2), np.float32)
     writer.extend(np.arange(1))
     writer.write("W", 0, np.zeros((1, 2, 2), "f4"))
@@ -159,7 +159,7 @@ def test_long_metadata_fits_into_hdf5(tmp_path: Path) -> None:
 def test_what_cannot_be_done(recording: Path, tmp_path: Path) -> None:
     (tmp_path / "there.h5").write_text("mine")
     for out, options, error, match in (
-        ("x.pt", {}, InputError, r"suffix '\.pt'; needed: one of \.safetensors, \.h5"),
+        ("x.pt", {}, InputError, r"suffix '\.pt'; expected one of \.safetensors, \.h5"),
         ("there.h5", {}, DestinationExistsError, "exists already and is left as it is"),
         ("x.h5", {"uint16": False}, InputError, r"\.h5 has no bfloat16"),
         ("x.h5", {"variables": ["V"]}, InputError, "no variable 'V': choose from W,"),

@@ -25,7 +25,7 @@ def write_runs(path: Path, labels: Any = (5, 7), *, finish: bool = True) -> tupl
     """A store of two runs of 200 steps, 12 tokens and 4 dims, the odd tokens dead."""
     rng = np.random.default_rng(0)
     W = (1 + rng.integers(0, 40, (2, 200, 12, 4)) / 128).astype(ml_dtypes.bfloat16)
-    writer = store.create(path, store.Rows(np.arange(12), np.arange(12) % 2 == 1), {}, runs=labels)
+    writer = store.create(path, store.TokenTable(np.arange(12), np.arange(12) % 2 == 1), {}, runs=labels)
     writer.add_variable("W", ("run", *schema.MATRIX), W.shape[2:], W.dtype)
     writer.add_variable("loss", ("run", "step"), (), np.float32)
     writer.extend(np.arange(200))
@@ -101,9 +101,9 @@ def test_unfinished_and_lost_chunks(tmp_path: Path) -> None:
 
 
 def test_labels_and_dimensions_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"runs=\[1, 1\]; needed: one label for each run, all different"):
-        store.create(tmp_path / "x.zarr", store.Rows(np.arange(2)), {}, runs=[1, 1])
-    writer = store.create(tmp_path / "y.zarr", store.Rows(np.arange(2)), {})
+    with pytest.raises(InputError, match=r"runs=\[1, 1\]; expected one label for each run, all different"):
+        store.create(tmp_path / "x.zarr", store.TokenTable(np.arange(2)), {}, runs=[1, 1])
+    writer = store.create(tmp_path / "y.zarr", store.TokenTable(np.arange(2)), {})
     with pytest.raises(InputError, match="'W' has the dimension run; create the store with runs="):
         writer.add_variable("W", ("run", *schema.MATRIX), (2, 2), np.float32)
 
@@ -206,7 +206,7 @@ def uneven(tmp_path: Path) -> list[Path]:
     """Two stores that have some steps, tokens and variables in common."""
     W = np.arange(6 * 5 * 2).reshape(6, 5, 2).astype(ml_dtypes.bfloat16)
     one = write_store(tmp_path / "one.zarr", W, np.arange(5), np.arange(5) == 0)
-    writer = store.create(tmp_path / "two.zarr", store.Rows(np.arange(2, 7), np.arange(5) == 0), {})
+    writer = store.create(tmp_path / "two.zarr", store.TokenTable(np.arange(2, 7), np.arange(5) == 0), {})
     writer.add_variable("W", schema.MATRIX, (5, 2), W.dtype)
     writer.add_variable("loss", ("step",), (), np.float32)
     writer.extend(np.arange(2, 8))
@@ -253,9 +253,9 @@ def test_what_does_not_fit_together(sweep: list[Path], tmp_path: Path) -> None:
         dx.concat_runs(str(sweep[0]))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"join='left': choose one of exact, inner, outer"):
         dx.concat_runs(sweep, join="left")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="2 stores; needed: one for each"):
+    with pytest.raises(InputError, match="2 stores; expected one for each"):
         dx.concat_runs(sweep, run=[1])
-    with pytest.raises(InputError, match=r"the label 'a'; needed: all different; name them with run="):
+    with pytest.raises(InputError, match=r"the label 'a'; expected all different; name them with run="):
         dx.concat_runs([sweep[0], sweep[0]])
     runs, _ = write_runs(tmp_path / "runs.zarr")
     with pytest.raises(InputError, match=r"runs\.zarr holds several runs itself"):

@@ -300,9 +300,9 @@ def test_other_work_is_refused(
     small: Path, begun: Path, monkeypatch: pytest.MonkeyPatch, other: Any, sentence: str
 ) -> None:
     label = small / "dead" / "c" / "0"
-    was, software, before = label.stat().st_mtime_ns, store.software(), contents(begun)
+    was, software, before = label.stat().st_mtime_ns, store.software_versions(), contents(begun)
     if other == "versions":
-        monkeypatch.setattr(store, "software", lambda: {**software, "numpy": "0.1"})
+        monkeypatch.setattr(store, "software_versions", lambda: {**software, "numpy": "0.1"})
     elif other == "label":
         os.utime(label)
     tree = dx.analyze(small, **(other if isinstance(other, dict) else {"analyses": FEW}))

@@ -111,11 +111,11 @@ def test_replacing_an_array_of_another_layout(unlabelled: Path) -> None:
             [3, 50, 51],
             r"holds the token id 50 and 1 more, which .*run\.zarr does not have; its 50 tokens are .*0\.\.49",
         ),
-        ([-1], "holds the token id -1; needed: 0 or more"),
+        ([-1], "holds the token id -1; expected 0 or more"),
         ([3, 4, 3], "repeats the token id 3"),
-        ([1.5], "float64.*needed: a list of integer"),
-        ([True, False], "bool.*needed: a list of integer"),
-        ([[1, 2]], r"\(1, 2\); needed: a list"),
+        ([1.5], "float64.*expected a list of integer"),
+        ([True, False], "bool.*expected a list of integer"),
+        ([[1, 2]], r"\(1, 2\); expected a list"),
     ],
 )
 def test_impossible_ids(unlabelled: Path, ids: Any, match: str) -> None:
@@ -214,7 +214,7 @@ def test_other_vocabularies_are_kept(tmp_path: Path) -> None:
     ("content", "match"),
     [
         ("{", "is not JSON"),
-        ("7", "holds a int; needed"),
+        ("7", "holds a int; expected"),
         ('{"model": {}}', "model.vocab is missing"),
         ("[1]", "found the token 1 with the id 0"),
         ('{"a": 1, "b": 1}', "the id 1 has two texts, 'a' and 'b'"),

@@ -41,7 +41,7 @@ def test_first_and_last_motion(seed: int, steps: int, n: int, d: int, share: flo
     x = rng.integers(0, 3, (steps, n, d)).astype(dtype)
     for t in range(1, steps):
         x[t] = np.where(rng.random((n, 1)) < share, x[t], x[t - 1])
-    np.testing.assert_array_equal(motion_index.of_steps(x), reference(x))
+    np.testing.assert_array_equal(motion_index.first_and_last_motion(x), reference(x))
 
 
 def bounds_of(path: Path) -> dict[tuple[int, ...], NDArray[np.uint16] | None]:
@@ -105,7 +105,7 @@ def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
     """The recording cut to its first steps, and then nothing moves: two more rows of chunks."""
     rec = dx.open_recording(recording, raw=True)
     W = rec.W.values[np.minimum(np.arange(300), steps)]
-    rows = store.Rows(rec.token.values, rec.dead.values)
+    rows = store.TokenTable(rec.token.values, rec.dead.values)
     appender = begin(path, rows, {"optimizer": "AdamW"}, 128, overwrite=False)
     for first in range(0, 300, 100):
         appender.append(np.arange(first, first + 100), {"W": (W[first : first + 100], np.nan)}, {})

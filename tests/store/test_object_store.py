@@ -67,7 +67,7 @@ def bits(path: str | Path, name: str = "W") -> NDArray[np.uint16]:
 
 
 def keys(place: str) -> dict[str, int]:
-    return location.objects(location.opened(place))
+    return location.key_sizes(location.zarr_store(place))
 
 
 @pytest.mark.parametrize("shard", [None, "1.5MB"])
@@ -113,7 +113,7 @@ def test_the_commands(here: str, source: Path, capsys: pytest.CaptureFixture[str
         (["analyze", place, "-o", place, "--overwrite"], "is or lies in the recording"),
         (["analyze", place, "-o", f"{place}/r", "--overwrite"], "is or lies in the recording"),
         (["info", f"{here}/none.zarr"], "no such object or bucket"),
-        (["info", "s3://"], "needed: a bucket and a name in it"),
+        (["info", "s3://"], "expected a bucket and a name in it"),
         (["info", f"{here}/r.zarr"], "not a recording"),
         (["convert", source, place, "--shard", "none"], "--shard none: needed: a size"),
     ):
@@ -132,17 +132,17 @@ def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
     place = f"{here}/run.zarr"
     upload(testing.synthetic_recording(tmp_path / "run.zarr", steps=256, tokens=512, dead=0, frozen_at=9), place)
     asked: list[tuple[str, int, int]] = []
-    real = chunk_bytes._range
+    real = chunk_bytes._read_range
 
     def noted(store: Any, name: str, start: int, stop: int) -> Any:
         asked.append((name, start, stop))
         return real(store, name, start, stop)
 
-    monkeypatch.setattr(chunk_bytes, "_range", noted)
+    monkeypatch.setattr(chunk_bytes, "_read_range", noted)
     dx.motion(dx.open_recording(place))["moved_dims"][:128].compute()
     of_next = [(start, stop) for name, start, stop in asked if name.startswith("W/c/1/")]
     whole = keys(place)["W/c/1/0/0"]
-    assert min(of_next) == (0, chunk_bytes._FIRST)
+    assert min(of_next) == (0, chunk_bytes._FIRST_REQUEST)
     assert max(stop for _, stop in of_next) < whole / 2
     first = sorted((start, stop) for name, start, stop in asked if name == "W/c/0/0/0")
     assert [start for start, _ in first] == [0, *(stop for _, stop in first[:-1])]
@@ -173,7 +173,7 @@ def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, mon
         assert sorted(looked) == [0, 1, 2, 3]
         assert not [key for key in keys(here) if ".progress" in key]
         dx.save_results(dx.analyze(place, **some), tmp_path / "whole.zarr")
-    assert keys(f"{here}/r.zarr").keys() == location.objects(LocalStore(tmp_path / "whole.zarr")).keys()
+    assert keys(f"{here}/r.zarr").keys() == location.key_sizes(LocalStore(tmp_path / "whole.zarr")).keys()
     for key in keys(f"{here}/r.zarr").keys() - {"zarr.json"}:
         assert location.read(f"{here}/r.zarr", key) == location.read(tmp_path / "whole.zarr", key), key
 
@@ -305,7 +305,7 @@ class TestTrouble:
         def pull(done: int, total: int) -> None:
             proxy.dead = done > 0.5 * total
 
-        with pytest.raises(StorageError, match=r"nobody answers there: check the network.*the same command resumes"):
+        with pytest.raises(StorageError, match=r"cannot connect: check the network.*the same command resumes"):
             dx.convert(source, place, progress=pull)
         proxy.dead = False
         with pytest.raises(IncompleteStoreError, match="was not written to its end"):
@@ -334,7 +334,7 @@ class TestTrouble:
         place = f"{here}/run.zarr"
         upload(recording, place)
         rec = dx.open_recording(place)
-        obstore.delete(location.opened(place).store, "W/c/1/0/0")
+        obstore.delete(location.zarr_store(place).store, "W/c/1/0/0")
         with pytest.raises(DamagedStoreError, match="step positions 128..255.*missing or damaged"):
             rec["W"].compute()
         with pytest.raises(IncompleteStoreError, match="'W' are missing"):
@@ -347,7 +347,7 @@ class TestTrouble:
     @pytest.mark.parametrize("command", ["open", "convert", "save"])
     def test_nobody_answers(self, proxy: Proxy, here: str, source: Path, recording: Path, command: str) -> None:
         proxy.dead = True
-        do(command, f"{here}/run.zarr", source, recording, "nobody answers there: check the network")
+        do(command, f"{here}/run.zarr", source, recording, "cannot connect: check the network")
 
     def test_access_is_denied(
         self, tmp_path: Path, source: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
@@ -364,7 +364,7 @@ class TestTrouble:
             for command in ("open", "convert", "save"):
                 do(command, f"s3://{BUCKET}/run.zarr", source, recording, "access is denied")
             monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-            do("open", f"s3://{BUCKET}/run.zarr", source, recording, "the access key is not known there")
+            do("open", f"s3://{BUCKET}/run.zarr", source, recording, "the access key is unknown")
 
 
 def do(command: str, place: str, source: Path, recording: Path, match: str) -> None:

@@ -27,7 +27,7 @@ from deadtok_xr.store import chunk_layout
 
 
 def write_store(path: Path, W: np.ndarray, tokens: np.ndarray, dead: np.ndarray | None, *, finish: bool = True) -> Path:
-    writer = store.create(path, store.Rows(tokens, dead), {})
+    writer = store.create(path, store.TokenTable(tokens, dead), {})
     writer.add_variable("W", schema.MATRIX, W.shape[1:], W.dtype)
     for start in range(0, len(W), writer.chunk_steps):
         part = W[start : start + writer.chunk_steps]
@@ -155,7 +155,7 @@ def test_provenance(recording: Path) -> None:
 def test_existing_destination_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("ten years")
-    rows = store.Rows(np.arange(2))
+    rows = store.TokenTable(np.arange(2))
     with pytest.raises(DestinationExistsError, match="exists already"):
         store.create(tmp_path / "notes", rows, {})
     with pytest.raises(DestinationExistsError, match="not a Zarr store, so it is not replaced"):
@@ -190,14 +190,14 @@ def test_what_is_not_a_recording(tmp_path: Path, prepare, error, match) -> None:
 
 def test_rows_are_checked() -> None:
     with pytest.raises(InputError, match="distinct: 3 rows have 2 ids"):
-        store.Rows(np.array([1, 1, 2]))
-    with pytest.raises(InputError, match="dead mask has 2 entries; needed: one per row, 3"):
-        store.Rows(np.arange(3), np.zeros(2, bool))
+        store.TokenTable(np.array([1, 1, 2]))
+    with pytest.raises(InputError, match="dead mask has 2 entries; expected one per row, 3"):
+        store.TokenTable(np.arange(3), np.zeros(2, bool))
 
 
 def test_schema_is_checked(tmp_path: Path) -> None:
-    writer = store.create(tmp_path / "x.zarr", store.Rows(np.arange(2)), {})
-    with pytest.raises(InputError, match="'W' has the dtype int32; needed: bfloat16 or float16 or float32"):
+    writer = store.create(tmp_path / "x.zarr", store.TokenTable(np.arange(2)), {})
+    with pytest.raises(InputError, match="'W' has the dtype int32; expected bfloat16 or float16 or float32"):
         writer.add_variable("W", schema.MATRIX, (2, 2), np.int32)
     with pytest.raises(InputError, match=r"'loss' has the dimensions \(step, dim\)"):
         writer.add_variable("loss", ("step", "dim"), (2,), np.float32)

@@ -39,7 +39,7 @@ def test_the_same_files_as_zarrs(sizes: list[tuple[int, int]], dtype: str, seed:
         values = np.random.default_rng(seed).integers(-3, 3, shape).astype(ours.dtype)
         height = 2 * chunks[0]  # two rows of chunks at a time
         for first in range(0, shape[0], height):
-            writing.write(ours, (first,), values[first : first + height])
+            writing.write_block(ours, (first,), values[first : first + height])
         zarrs[...] = values
         assert files(ours) == files(zarrs)
 
@@ -48,7 +48,7 @@ def test_the_same_files_as_zarrs(sizes: list[tuple[int, int]], dtype: str, seed:
 def test_what_does_not_fill_its_chunks_leaves_the_rest_of_them(start: int, stop: int, tmp_path: Path) -> None:
     ours = array(tmp_path / "s.zarr", (10, 3), (4, 3), "int64")
     ours[...] = -1
-    writing.write(ours, (start,), np.full((stop - start, 3), 7))
+    writing.write_block(ours, (start,), np.full((stop - start, 3), 7))
     expected = np.full((10, 3), -1)
     expected[start:stop] = 7
     np.testing.assert_array_equal(ours[...], expected)
@@ -62,5 +62,5 @@ def test_a_write_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        writing.write(ours, (0,), np.arange(4))
+        writing.write_block(ours, (0,), np.arange(4))
     assert [p.name for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()] == ["zarr.json", "zarr.json"]

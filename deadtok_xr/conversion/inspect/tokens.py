@@ -14,7 +14,7 @@ from deadtok_xr.conversion.inspect.keys import Layout, numeric, single_key
 from deadtok_xr.conversion.options import Options, same_ids
 from deadtok_xr.conversion.readers.source import TEXTS, Source, whole
 from deadtok_xr.errors import InputError
-from deadtok_xr.store.group import Rows
+from deadtok_xr.store import TokenTable
 
 GIVEN = "dead_ids="
 GIVEN_TOKENS = "token_ids="
@@ -32,7 +32,7 @@ class Named:
 class RowPlan:
     """The rows, how that was told, and the source keys that this uses up."""
 
-    rows: Rows
+    rows: TokenTable
     reason: str
     keys: tuple[str, ...]
 
@@ -66,7 +66,7 @@ def find_rows(source: Source, layout: Layout, n_rows: int, variable: str, option
     return RowPlan(_with_texts(source, rows), reason, keys)
 
 
-def _with_texts(source: Source, rows: Rows) -> Rows:
+def _with_texts(source: Source, rows: TokenTable) -> TokenTable:
     """The rows with the texts of their tokens, where the source holds one for each."""
     texts = source.attributes.get(TEXTS)
     if isinstance(texts, str):
@@ -80,7 +80,7 @@ def _with_texts(source: Source, rows: Rows) -> Rows:
 
 def _rows_by_token(
     source: Source, n_rows: int, variable: str, tokens: Named, mask: Named | None, ids: Named | None
-) -> tuple[Rows, str]:
+) -> tuple[TokenTable, str]:
     if len(tokens.values) != n_rows:
         raise InputError(
             f"{source.path}: {tokens.name!r} names {len(tokens.values)} tokens, and {variable!r} has {n_rows} rows; "
@@ -89,43 +89,43 @@ def _rows_by_token(
     reason = f"the tokens of {tokens.name!r}, in its order"
     if mask is not None:
         _check_range(source, tokens, len(mask.values), f"the entries of {mask.name!r}")
-        return Rows(tokens.values, mask.values[tokens.values]), f"{reason}; dead are those of {mask.name!r}"
+        return TokenTable(tokens.values, mask.values[tokens.values]), f"{reason}; dead are those of {mask.name!r}"
     if ids is not None:
         dead = np.isin(tokens.values, ids.values)
         if ids.values.size and not dead.any():
             raise InputError(
                 f"{source.path}: {ids.name!r} and {tokens.name!r} have no token in common; needed: vocabulary ids"
             )
-        return Rows(tokens.values, dead), f"{reason}; dead are those in {ids.name!r}"
-    return Rows(tokens.values), f"{reason}; nothing says which are dead"
+        return TokenTable(tokens.values, dead), f"{reason}; dead are those in {ids.name!r}"
+    return TokenTable(tokens.values), f"{reason}; nothing says which are dead"
 
 
 def _rows(
     source: Source, n_rows: int, variable: str, mask: Named | None, ids: Named | None, live: Named | None
-) -> tuple[Rows, str]:
+) -> tuple[TokenTable, str]:
     if mask is not None:
         return _rows_by_mask(source, n_rows, variable, mask, ids)
     if ids is None:
-        return Rows(np.arange(n_rows)), f"token ids 0..{n_rows - 1}; nothing says which are dead"
+        return TokenTable(np.arange(n_rows)), f"token ids 0..{n_rows - 1}; nothing says which are dead"
     n_dead = len(ids.values)
     if n_rows == n_dead:
-        return Rows(ids.values, np.ones(n_dead, bool)), f"the dead tokens alone, in the order of {ids.name!r}"
+        return TokenTable(ids.values, np.ones(n_dead, bool)), f"the dead tokens alone, in the order of {ids.name!r}"
     _check_range(source, ids, n_rows, f"the rows of {variable!r}")
     if live is not None:
         _check_range(source, live, n_rows, f"the rows of {variable!r}")
     dead = np.zeros(n_rows, bool)
     dead[ids.values] = True
-    return Rows(np.arange(n_rows), dead), f"token ids 0..{n_rows - 1}; dead are those in {ids.name!r}"
+    return TokenTable(np.arange(n_rows), dead), f"token ids 0..{n_rows - 1}; dead are those in {ids.name!r}"
 
 
-def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: Named | None) -> tuple[Rows, str]:
+def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: Named | None) -> tuple[TokenTable, str]:
     n, n_dead = len(mask.values), int(mask.values.sum())
     if n_rows == n:
-        return Rows(np.arange(n), mask.values), f"token ids 0..{n - 1}; dead are those of {mask.name!r}"
+        return TokenTable(np.arange(n), mask.values), f"token ids 0..{n - 1}; dead are those of {mask.name!r}"
     if n_rows == n_dead:
         tokens = np.flatnonzero(mask.values) if ids is None else ids.values
         order = "ascending" if ids is None else f"in the order of {ids.name!r}"
-        return Rows(tokens, np.ones(n_dead, bool)), f"the dead tokens alone, {order}"
+        return TokenTable(tokens, np.ones(n_dead, bool)), f"the dead tokens alone, {order}"
     raise InputError(
         f"{source.path}: {variable!r} has {n_rows} rows, but {mask.name!r} has {n} entries, {n_dead} of them "
         f"dead; needed: {n} rows, one per token, or {n_dead}, one per dead token; or say which token each row is with "
@@ -233,7 +233,7 @@ def _check_live(source: Source, mask: Named | None, ids: Named | None, live: Nam
         )
 
 
-def _says_all(rows: Rows, live: Named) -> bool:
+def _says_all(rows: TokenTable, live: Named) -> bool:
     """Whether the list of live ids says no more than that the other tokens are live."""
     if rows.dead is None:
         return False
