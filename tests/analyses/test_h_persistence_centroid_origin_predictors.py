@@ -197,16 +197,19 @@ def concordance(time: Array, censored: Array, x: Array) -> tuple[float, int]:
     return (total / pairs if pairs else np.nan), pairs
 
 
-@pytest.mark.parametrize("steps", [301, 215])  # at the end all are frozen; before, many are censored
-def test_predictors_of_a_real_run(recording: Path, steps: int) -> None:
-    rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, steps))
+@pytest.mark.parametrize("cut", [False, True])
+def test_predictors_of_a_real_run(recording: Path, cut: bool) -> None:
+    rec = dx.open_recording(recording, tokens="dead")
+    if cut:  # at the last transition that moves at least six tokens, which are censored then
+        n_moved = (rec.W.values[1:] != rec.W.values[:-1]).any(2).sum(1)
+        rec = rec.isel(step=slice(0, np.flatnonzero(n_moved > 5)[-1] + 2))
     found = dx.freeze_predictors(rec).compute()
     W = rec.W.values.astype(float)
     time, censored = freeze(W)
     np.testing.assert_array_equal(found.freeze_step, time)
     np.testing.assert_array_equal(found.censored, censored)
     assert found.n_censored == censored.sum()
-    assert found.n_censored == 0 if steps == 301 else found.n_censored > 5
+    assert not cut or found.n_censored > 5
     h = rec.h_mean.values[1:].astype(float)
     h = (h / np.linalg.norm(h, axis=1, keepdims=True)).mean(0)
     expected = {

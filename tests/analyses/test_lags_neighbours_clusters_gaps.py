@@ -83,7 +83,8 @@ class TestNeighbours:
         for step in (1, 5, 129, 300):
             expected = reference.rank_correlation(*rec.W.sel(step=[step - 1, step]).values)
             assert float(found.rank_correlation.sel(step=step)) == pytest.approx(expected, rel=1e-9)
-        assert float(found.rank_correlation[-1]) == 1  # frozen
+        still = dataset(rec.W.values[[5, 5]], precision="bfloat16")
+        assert float(dx.neighbour_preservation(still).rank_correlation[0]) == 1
         whole = dx.neighbour_preservation(rec).compute()
         assert whole.sizes["step"] == 65
         assert {1, 300} <= set(whole.step.values)

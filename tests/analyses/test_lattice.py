@@ -15,7 +15,7 @@ from hypothesis import given
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference_lattice as reference
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hopping, hostile
 from tests.conftest import once
 from tests.reference import assert_agree
 
@@ -53,8 +53,13 @@ def test_other_formats_have_their_own_lattice(name: str, grid: str) -> None:
     check(name, dataset(W, precision=grid), grid)
 
 
-def test_the_recording_has_what_is_to_be_tested(recording: Path) -> None:
-    found = dx.lattice(dx.open_recording(recording, tokens="dead")).compute()
+@pytest.mark.parametrize("name", REFERENCES)
+def test_hops_rests_and_thaws(name: str) -> None:
+    check(name, hopping())
+
+
+def test_the_built_recording_has_what_is_to_be_tested() -> None:
+    found = dx.lattice(hopping()).compute()
     for name in ("n_half", "n_crossings_up", "n_crossings_down", "n_sign_changes"):
         assert found[name].sum() > 20, name
     assert (found.hop_fraction.sel(token_ulp="mean").max("step") > 0).all()

@@ -16,7 +16,7 @@ from deadtok_xr.analyses.freezing import runs
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference
 from tests import reference_lifecycle as expected_of
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
+from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hopping, hostile
 from tests.reference import assert_agree
 
 SCHEMES = ("lattice", "magnitude", "cells")
@@ -37,12 +37,18 @@ def check_lifecycle(ds: xr.Dataset, scheme: str) -> xr.Dataset:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_lifecycle_of_real_runs(recording: Path, atom: Path, scheme: str) -> None:
-    found = check_lifecycle(dx.open_recording(recording, tokens="dead"), scheme)
+    check_lifecycle(dx.open_recording(recording, tokens="dead"), scheme)
+    check_lifecycle(dx.open_recording(recording, tokens="dead").isel(step=slice(0, 200)), scheme)
     check_lifecycle(dx.open_recording(atom, tokens="dead").isel(token=slice(0, 40)), scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_lifecycle_of_hops_rests_and_thaws(scheme: str) -> None:
+    found = check_lifecycle(hopping(), scheme)
     assert found.thaw_count.max() > 1
-    assert found.n_frozen == 162
-    late = check_lifecycle(dx.open_recording(recording, tokens="dead").isel(step=slice(0, 200)), scheme)
-    assert late.n_censored > 5
+    assert (found.n_frozen, found.n_censored) == (24, 0)
+    cut = check_lifecycle(hopping().isel(step=slice(0, 21)), scheme)  # its last transition moves all tokens
+    assert (cut.n_frozen, cut.n_censored) == (0, 24)
 
 
 @given(ds=hostile())
@@ -304,10 +310,11 @@ class TestCriticalBoundary:
         assert (found.n_invalid == 0).all()
 
     def test_it_is_where_motion_begins(self, recording: Path) -> None:
+        """But for three roundings to bfloat16 in torch's denominator, 2⁻⁹ each."""
         rec = dx.open_recording(recording, tokens="dead")
-        found = dx.critical_boundary(rec).compute()
-        assert found.moved_above.mean() > 0.99
-        assert found.moved_below.mean() < 0.01
+        ratio, moved = dx.critical_boundary(rec).critical_ratio.values, dx.motion(rec).moved_dims.values > 0
+        assert moved[ratio > 1.01].all()
+        assert not moved[ratio < 0.99].any()
 
     def test_36_a_norm_over_all_dims_lies_above_what_no_dim_does(self) -> None:
         """Each element steps by 0.6 half gaps; the norm of 64 of them is 4.8, and nothing can move."""

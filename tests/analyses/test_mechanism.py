@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -406,7 +407,9 @@ def test_check_says_which_arithmetic_closes_an_update(recording: Path) -> None:
     rows = [{n: ds[n][t].values for n in LEARNED} for t in (49, 50)]
     settings = {**ds.attrs["hyperparameters"], "optimizer": "AdamW", "lr": float(ds.lr[50]), "step": 50}
     said = check(*rows, settings)
-    assert said.startswith("the updates close under single (100.0000% of 4096 elements, 0 missed")
+    # whether others close this update too is chance
+    closes = r"the updates close under single( and .* alike)? \(100\.0000% of 4096 elements, 0 missed"
+    assert re.match(closes, said)
     assert "the gradient is the one that update 50 used" in said
     nested = {"hyperparameters": ds.attrs["hyperparameters"], **{k: settings[k] for k in ("optimizer", "lr", "step")}}
     assert check(*rows, nested) == said
