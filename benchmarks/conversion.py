@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 
 import deadtok_xr as dx
 from deadtok_xr import store
-from deadtok_xr.conversion import open_for
-from deadtok_xr.conversion.options import NOTHING_SAID
+from deadtok_xr.conversion.opening import open_with_options
+from deadtok_xr.conversion.options import DEFAULT_OPTIONS
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.units import divide, fill, word_type
 
@@ -65,7 +65,7 @@ def _encode(source: Path, put: Callable[[int, bytes], object]) -> Figures:
         put(i, data)
         return len(data)
 
-    with open_for(source, NOTHING_SAID) as (opened, options), ThreadPoolExecutor(CPU_COUNT) as pool:
+    with open_with_options(source, DEFAULT_OPTIONS) as (opened, options), ThreadPoolExecutor(CPU_COUNT) as pool:
         plan = make_plan(opened, options)
         for unit in divide(plan, plan.unit_bytes()):
             blocks = np.empty(unit.nbytes, np.uint8).view(word_type(unit.variable.dtype)).reshape(unit.layout())
@@ -82,7 +82,7 @@ def convert(source: Path, folder: Path) -> Figures:
     with h5py.File(folder / "warm.h5", "w") as file:
         file["W"] = np.arange(60, dtype=np.uint16).reshape(5, 6, 2)
     dx.convert(folder / "warm.h5", folder / "warm.zarr", overwrite=True)
-    with open_for(source, NOTHING_SAID) as (opened, options):
+    with open_with_options(source, DEFAULT_OPTIONS) as (opened, options):
         promised = make_plan(opened, options).memory()
     began, used = time.perf_counter(), time.process_time()
     dest = dx.convert(source, folder / "converted.zarr", overwrite=True)

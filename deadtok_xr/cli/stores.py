@@ -66,15 +66,16 @@ def convert(
 ) -> None:  # fmt: skip
     """Convert a recording to a store.
 
-    SOURCE is an HDF5, safetensors, NumPy or torch file, or a folder of checkpoints. Interrupted, the same
-    command goes on where it was.
+    SOURCE is an HDF5, safetensors, NumPy or torch file, or a folder of checkpoints. After an interruption, the
+    same command resumes.
 
     \b
     Example:  deadtok convert thimble_7.h5 thimble_7.zarr
               deadtok convert checkpoints/ run.zarr --key W=model.embed.weight --dead-ids dead.txt
     """
-    from deadtok_xr.conversion import carry_out, options_from
+    from deadtok_xr.conversion.options import Options
     from deadtok_xr.conversion.plan import DEFAULT_MEMORY
+    from deadtok_xr.conversion.run import run_conversion
     from deadtok_xr.engine.progress import reporting
 
     options |= {
@@ -90,12 +91,12 @@ def convert(
         return
     show = None if quiet else lambda plan: click.echo(plan.describe(memory), err=True)
     recipe = options.pop("recipe")
-    noticed = carry_out(
-        source, dest, options_from(**options), recipe, memory=memory, overwrite=overwrite, planned=show,
-        looking=reporting("checking", quiet=quiet, bytes_=True),
+    sentences = run_conversion(
+        source, dest, Options.from_arguments(**options), recipe, memory=memory, overwrite=overwrite, planned=show,
+        checking=reporting("checking", quiet=quiet, bytes_=True),
         writing=reporting("converting", quiet=quiet, bytes_=True),
     )  # fmt: skip
-    for sentence in noticed:
+    for sentence in sentences:
         warnings.warn(sentence, UserWarning, stacklevel=1)
     click.echo(description(dest))
 
@@ -115,14 +116,15 @@ def _bytes(option: str, text: str | None) -> int | None:
 
 
 def _planned(source: Path, dest: Path | str, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
-    from deadtok_xr.conversion import open_for, options_from
+    from deadtok_xr.conversion.opening import open_with_options
+    from deadtok_xr.conversion.options import Options
     from deadtok_xr.conversion.planning import make_plan
     from deadtok_xr.conversion.write import check_destination
 
     recipe = options.pop("recipe")
-    with open_for(source, options_from(**options), recipe) as (opened, stated):
+    with open_with_options(source, Options.from_arguments(**options), recipe) as (opened, completed):
         check_destination(opened, dest, overwrite=overwrite)
-        return make_plan(opened, stated).describe(memory)
+        return make_plan(opened, completed).describe(memory)
 
 
 @click.command()

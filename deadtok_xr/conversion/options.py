@@ -1,7 +1,7 @@
-"""What a file does not say of itself: given by the caller, or by a recipe for a family of files.
+"""Options of a conversion: what a file does not say itself, from the caller or a recipe for a family of files.
 
-A recipe is a TOML file whose keys are the fields of `Options`, and `family` and `cites`, which say what the
-recipe is for and where its facts come from. Recipes that are shipped are named by their file's stem.
+A recipe is a TOML file whose keys are the fields of `Options`, and `family` and `cites`, which say what the recipe is
+for and where its facts come from. The name of a shipped recipe is the stem of its file.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is to be read, where it does not say.
+    """How to read a source, where it does not say so itself.
 
     Attributes
     ----------
     recipe
-        The name of the recipe that they come from, if any.
+        The name of the recipe that the options come from, if any.
     keys
-        Variable of the recording -> key of the source; overrides the key map.
+        Variable of the recording -> key of the source; overrides the known keys.
     dims
-        Key of the source -> its dimensions, for arrays whose axes cannot be told.
+        Key of the source -> its dimensions, for arrays whose axes are ambiguous.
     include, drop
         Keys to keep that would be left out, and to leave out that would be kept.
     bits
-        What unsigned integers are the bits of: "bfloat16" (the default) or "float16".
+        The number format whose bits uint16 arrays hold: "bfloat16" (the default) or "float16".
     keep_dtype
-        Store float32 as float32, even where every value lies on the bfloat16 grid.
+        Store float32 as float32, even if every value is on the bfloat16 grid.
     steps
         "recorded": the labels in the file are the numbers of updates. "position": they are not (they
         drift); rows are numbered 0..T. For folders of checkpoints: "names" or "content".
     recorded
         "after": row t was recorded after update t. "before": before it, so that row 1 repeats row 0.
     axis
-        What the first of three axes is: "step", or "run" for repetitions that are no steps in time.
+        What the first of three axes counts: "step", or "run" for repetitions.
     token_ids, dead_ids
         The vocabulary id of each row; the ids of the dead tokens.
     initial
@@ -59,13 +59,13 @@ class Options:
     metadata
         A JSON file of settings that belongs to the recording.
     shard
-        Bytes, before compression, of what one file or object holds; None for a chunk each.
+        Bytes in one file or object, before compression; None for one chunk in each.
     precision
         Variable -> the number format that its values come from, where a lossy copy does not show it.
     hyperparameters
         Settings of the run that are not in its file.
     notes
-        Variable, or "" for the whole -> what a user should know of it.
+        Variable, or "" for the recording -> what a user should know about it.
     """
 
     recipe: str | None = None
@@ -93,9 +93,24 @@ class Options:
             if value is not None and value not in choices:
                 raise InputError(f"{name}={value!r}: choose {' or '.join(map(repr, choices))}")
 
-    def stated(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON can hold it; ids only as how many there are."""
-        defaults = NOTHING_SAID
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Options:
+        """Make options from arguments as `convert` takes them: single keys instead of lists, and paths as text."""
+        for name, value in arguments.items():
+            if value is not None and name in ("initial", "metadata"):
+                arguments[name] = Path(value)
+            elif name in ("include", "drop"):
+                arguments[name] = (value,) if isinstance(value, str) else tuple(value)
+            elif name == "keys":
+                arguments[name] = dict(value or {})
+            elif name == "dims":
+                dims = value or {}
+                arguments[name] = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in dims.items()}
+        return cls(**arguments)
+
+    def non_defaults(self) -> dict[str, Any]:
+        """Return what differs from the defaults, in a form for JSON; of lists of ids only their lengths."""
+        defaults = DEFAULT_OPTIONS
         found: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -107,7 +122,7 @@ class Options:
         return found
 
 
-NOTHING_SAID = Options()
+DEFAULT_OPTIONS = Options()
 _RECIPE_KEYS = {f.name for f in fields(Options)} - {"recipe", "token_ids", "dead_ids", "initial", "metadata", "shard"}
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("files", "include", "drop"), list),
@@ -118,22 +133,26 @@ _KINDS = {list: "a list of texts", dict: "a table", bool: "true or false", str: 
 _ABOUT = {"family", "cites", "files", "about"}
 
 
-def recipes() -> dict[str, Path]:
-    """The recipes that are shipped, by name."""
+def recipes() -> dict[str, dict[str, Any]]:
+    """Return the shipped recipes by name: what each is for, where its facts come from, and its options."""
+    return {name: load_recipe(path) for name, path in _recipe_paths().items()}
+
+
+def _recipe_paths() -> dict[str, Path]:
     installed = resources.files("deadtok_xr.conversion") / "recipes"
     folder = Path(str(installed)) if installed.is_dir() else Path(__file__).parents[2] / "conversion"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
-    """A recipe by its name, or a user's own by its path.
+    """Read a shipped recipe by its name, or any other by its path.
 
     Raises
     ------
     InputError, MissingFileError
-        If there is none, or it holds what no recipe has.
+        If there is none, or it has keys that a recipe cannot have.
     """
-    known = recipes()
+    known = _recipe_paths()
     path = known.get(str(name), Path(name))
     if path.suffix != ".toml" or not path.is_file():
         raise MissingFileError(f"there is no recipe {str(name)!r}: choose {', '.join(known)}, or name a .toml file")
@@ -157,12 +176,12 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
 
 
 def with_recipe(options: Options, recipe: str | Path | None) -> Options:
-    """Options, and for what they leave open those of a recipe."""
+    """Complete options with those of a recipe; the caller's own have precedence."""
     if recipe is None:
         return options
     found = {k: v for k, v in load_recipe(recipe).items() if k in _RECIPE_KEYS}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    defaults = NOTHING_SAID
+    defaults = DEFAULT_OPTIONS
     merged: dict[str, Any] = {"recipe": Path(recipe).stem}
     for name, value in found.items():
         ours = getattr(options, name)
@@ -174,12 +193,12 @@ def with_recipe(options: Options, recipe: str | Path | None) -> Options:
     return replace(options, **merged)
 
 
-def suggested(path: Path) -> list[str]:
-    """The recipes whose family has files of this name."""
-    patterns = {name: load_recipe(name).get("files", ()) for name in recipes()}
-    return [name for name, given in patterns.items() if any(fnmatch(path.name, pattern) for pattern in given)]
+def suggested_recipes(path: Path) -> list[str]:
+    """Return the names of the recipes whose family has files of this name."""
+    patterns = {name: recipe.get("files", ()) for name, recipe in recipes().items()}
+    return [name for name, files in patterns.items() if any(fnmatch(path.name, pattern) for pattern in files)]
 
 
 def same_ids(a: ArrayLike, b: ArrayLike) -> bool:
-    """Whether two lists hold the same ids, in any order."""
+    """Return whether two lists hold the same ids, in any order."""
     return np.array_equal(np.sort(np.asarray(a)), np.sort(np.asarray(b)))

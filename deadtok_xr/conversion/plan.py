@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,10 @@ from deadtok_xr.store.in_progress import VERSION
 PART_BYTES = 8 * 2**20
 """How much of an array is checked at a time."""
 DEFAULT_MEMORY = 10**9
+DROPPED_ON_REQUEST = "as told"
+"""Why an array is left out that the caller said to leave out."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes done, and the bytes to do."""
 UNITS_IN_FLIGHT = 2
 """Units in memory at a time: one is read while another is compressed."""
 _LIBRARIES = 270 * 10**6  # Python with NumPy, Zarr, h5py and numba loaded

@@ -1,4 +1,4 @@
-"""Is a store what it was when it was written, and what its source says?"""
+"""Verify a store: its chunks against their checksums, and its values against the source, bit by bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import store
-from deadtok_xr.conversion import open_for
+from deadtok_xr.conversion.opening import open_with_options
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Verification:
-    """What `verify` looked at and found.
+    """What `verify` read and found.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Verification:
     compared
         Variables that were compared with the source, bit by bit.
     problems
-        One sentence for each thing that is wrong; empty for a good store.
+        One sentence for each problem; empty for a good store.
     """
 
     n_chunks: int = 0
@@ -61,10 +61,10 @@ def verify(
     path
         A recording store.
     source
-        The file or folder that it was converted from; None to look at the store alone. It is read with
+        The file or folder that it was converted from; None to check the store alone. It is read with
         the options that the store was converted with.
     initial
-        Where the initial weights lie that were added to displacements; None for beside the source.
+        File with the initial weights that displacements were added to; None if it lies beside the source.
     progress
         Called with the chunks done and the chunks to do, then with the bytes compared and to compare.
 
@@ -77,7 +77,7 @@ def verify(
     Raises
     ------
     InputError, IncompleteStoreError
-        If the store or the source cannot be opened at all, or the source is of other steps or tokens.
+        If the store or the source cannot be opened, or the source has other steps or tokens.
     """
     group, _ = store.open_group(path)
     found = Verification()
@@ -92,14 +92,14 @@ def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) ->
     arrays = [array for _, array in group.arrays()]
     total = sum(math.prod(array.cdata_shape) for array in arrays)
     rows = [(array, i) for array in arrays for i in range(array.cdata_shape[0] if array.cdata_shape else 1)]
-    for n_chunks, problems in cluster.each(_check_row, rows):
+    for n_chunks, problems in cluster.each(_check_chunk_row, rows):
         found.n_chunks += n_chunks
         found.problems += problems
         progress(found.n_chunks, total)
 
 
-def _check_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
-    """How many chunks have a place along the first axis, and what is wrong with them."""
+def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
+    """Check the chunks at one position along the first axis; return their number, and the problems."""
     array, i = row
     read, problems = reader.chunk_reader(array), []
     rest = list(np.ndindex(*array.cdata_shape[1:]))
@@ -118,7 +118,7 @@ def _check_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
 
 
 def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path | None, progress: Progress) -> None:
-    with open_for(path, _options(group, path, initial)) as (source, options):
+    with open_with_options(path, _options(group, path, initial)) as (source, options):
         plan = make_plan(source, options)
         for name, ours, theirs in (
             ("steps", store.read_coordinate(group, "step"), plan.steps),
@@ -133,21 +133,21 @@ def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path |
 
 
 def _options(group: zarr.Group, path: Path, initial: Path | None) -> Options:
-    """The options that the store was converted with; ids that it was told are in its coordinates."""
-    stated: dict[str, Any] = dict(cast(Any, group.attrs.get("conversion", {})))
-    given = [name for name in ("token_ids", "dead_ids") if stated.pop(name, None) is not None]
-    told: dict[str, Any] = {name: _ids_in(group, name) for name in given}
+    """Return the options that the store was converted with; lists of ids are taken from its coordinates."""
+    used: dict[str, Any] = dict(cast(Any, group.attrs.get("conversion", {})))
+    id_lists = [name for name in ("token_ids", "dead_ids") if used.pop(name, None) is not None]
+    ids: dict[str, Any] = {name: _ids_in(group, name) for name in id_lists}
     for name in ("initial", "metadata"):
-        if name in stated:
-            stated[name] = path.parent / Path(stated[name]).name
+        if name in used:
+            used[name] = path.parent / Path(used[name]).name
     if initial is not None:
-        stated["initial"] = initial
-    for name, value in stated.items():
+        used["initial"] = initial
+    for name, value in used.items():
         if isinstance(value, list):
-            stated[name] = tuple(value)
-    if "dims" in stated:
-        stated["dims"] = {key: tuple(dims) for key, dims in stated["dims"].items()}
-    return Options(**stated, **told)
+            used[name] = tuple(value)
+    if "dims" in used:
+        used["dims"] = {key: tuple(dims) for key, dims in used["dims"].items()}
+    return Options(**used, **ids)
 
 
 def _ids_in(group: zarr.Group, name: str) -> list[int]:
@@ -164,7 +164,10 @@ def _compared(
     for variable in plan.variables:
         array = group.get(variable.name)
         if not isinstance(array, zarr.Array) or array.shape != variable.shape or array.dtype != variable.dtype:
-            yield f"{address_of(group)}: {variable.name!r} is not what {source.path}'s {variable.key!r} would become"
+            yield (
+                f"{address_of(group)}: {variable.name!r} has another shape or dtype than {source.path}'s "
+                f"{variable.key!r} would have"
+            )
             continue
         n_different, first = 0, None
         for unit in (u for u in divide(plan, plan.unit_bytes()) if u.variable is variable):
@@ -183,7 +186,7 @@ def _compared(
 
 
 def _differences(unit: Unit, plan: ConversionPlan, source: Source, array: zarr.Array[Any]) -> NDArray[np.int64]:
-    """Where the values of a unit differ from the source's: (chunk, step, row, value) of each."""
+    """Return where the values of a unit differ from the source's: (chunk, step, row, value) of each."""
     theirs = np.empty(unit.layout(), word_type(array.dtype))
     fill(unit, plan, source, theirs, array.fill_value)
     read, found = reader.chunk_reader(array), []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from numcodecs.zstd import Zstd
 from deadtok_xr import store
 from deadtok_xr.conversion import empty_store
 from deadtok_xr.conversion.finished_chunks import FinishedChunks
-from deadtok_xr.conversion.plan import UNITS_IN_FLIGHT, ConversionPlan, PlannedVariable
-from deadtok_xr.conversion.readers.source import Source, reading
+from deadtok_xr.conversion.plan import UNITS_IN_FLIGHT, ConversionPlan, PlannedVariable, Progress
+from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.conversion.units import NonFiniteReport, Unit, Words, divide, fill, word_type
 from deadtok_xr.errors import InputError, StorageError
 from deadtok_xr.store import destination, location, motion_index, zarr_dtype
@@ -32,7 +32,6 @@ from deadtok_xr.store.in_progress import Facts, InProgress
 
 _HASH_BLOCK = 2**18  # stays in a core's own cache between reading and hashing
 KIND = "conversion"
-Progress = Callable[[int, int], None]
 
 
 def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> None:
@@ -257,7 +256,7 @@ def _hashing(plan: ConversionPlan) -> Iterator[Future[list[str]]]:
 def _hash(path: Path, stop: threading.Event) -> str:
     # SHA-256 takes as long as compressing on a CPU without instructions for it; BLAKE3 takes a tenth of that
     digest, block = blake3(), bytearray(_HASH_BLOCK)
-    with reading(path, "the file", "bytes"), path.open("rb", buffering=0) as file:
+    with explaining_damage(path, "the file", "bytes"), path.open("rb", buffering=0) as file:
         while (n := file.readinto(block)) and not stop.is_set():
             digest.update(memoryview(block)[:n])
     return digest.hexdigest()

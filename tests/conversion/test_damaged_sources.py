@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from deadtok_xr.conversion.readers import torch_checkpoint
 from deadtok_xr.conversion.readers.formats import open_source
-from deadtok_xr.conversion.readers.source import whole
+from deadtok_xr.conversion.readers.source import read_all
 from deadtok_xr.errors import InputError
 
 W = np.arange(600, dtype="f4").reshape(10, 20, 3)
@@ -67,16 +67,16 @@ def peak() -> int:
     return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists() else 0
 
 
-def read_all(path: Path) -> dict[str, NDArray[Any]]:
+def read_file(path: Path) -> dict[str, NDArray[Any]]:
     with open_source(path) as source:
-        return {name: whole(source, name) for name in source.entries}
+        return {name: read_all(source, name) for name in source.entries}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Libraries are in memory before it is measured."""
     for path in (saved_torch, saved_npz, saved_safetensors):
-        read_all(path(tmp_path_factory.mktemp("warm")))
+        read_file(path(tmp_path_factory.mktemp("warm")))
 
 
 # --- good files to damage ------------------------------------------------------------------------
@@ -305,8 +305,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wide": (lambda mark: wide(40), "more than 100000 names"),
     "one list often": (lambda mark: [[list(range(10**5))] * 2] * 5000, "more than 10000000 numbers"),
     "endless": (lambda mark: endless(), "nested more than"),
-    "NaN names": (lambda mark: {float("nan"): 1, float("nan") * 2: 2}, "two things are called 'nan'"),
-    "names that meet": (lambda mark: {"a.b": 1, "a": {"b": 2}}, "two things are called 'a.b'"),
+    "NaN names": (lambda mark: {float("nan"): 1, float("nan") * 2: 2}, "two entries have the name 'nan'"),
+    "names that meet": (lambda mark: {"a.b": 1, "a": {"b": 2}}, "two entries have the name 'a.b'"),
     "absurd tensor": (lambda mark: claimed((10**15,), (1,)), ""),
     "overflowing tensor": (lambda mark: claimed((2**40, 2**40), (2**40, 1)), ""),
     "large tensor": (lambda mark: claimed((2**20, 2**13), (2**13, 1)), ""),
@@ -358,7 +358,7 @@ CASES |= {
 }
 
 
-@case("a bare pickle that runs code", "a pickle that is no torch checkpoint")
+@case("a bare pickle that runs code", "a pickle that is not a torch checkpoint")
 def _(folder: Path) -> Path:
     (folder / "bad.pkl").write_bytes(pickle.dumps(Code(folder / "ran"), 2))
     return folder / "bad.pkl"
@@ -517,7 +517,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
     path = make(tmp_path)
     before, begun = peak(), time.monotonic()
     with pytest.raises(InputError, match=words or None) as caught:
-        read_all(path)
+        read_file(path)
     assert time.monotonic() - begun < 20
     assert peak() - before < 150 * 2**20
     message = str(caught.value)
@@ -537,7 +537,7 @@ def test_large_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for limit, zipped, words in (("_PICKLE", True, "its data.pkl has"), ("_LEGACY", False, "before 1.6")):
         monkeypatch.setattr(torch_checkpoint, limit, 50)
         with pytest.raises(InputError, match=words):
-            read_all(saved_torch(tmp_path, zipped=zipped))
+            read_file(saved_torch(tmp_path, zipped=zipped))
 
 
 # --- single bits ---------------------------------------------------------------------------------
@@ -558,7 +558,7 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path, kind: str) -> None
     for at, bit in flips(kind, len(content)):
         path = flipped(KINDS[kind](tmp_path), at, bit)
         try:
-            found = read_all(path)
+            found = read_file(path)
         except InputError as error:
             refused.append(str(error))
             continue

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.readers.formats import open_source
-from deadtok_xr.conversion.readers.source import Source, whole
+from deadtok_xr.conversion.readers.source import Source, read_all
 from deadtok_xr.errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
@@ -205,10 +205,10 @@ def test_torch_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({**TENSORS, "big": torch.arange(6000.0).reshape(20, 30, 10).permute(1, 2, 0)}, tmp_path / "a.pt")
     with open_source(tmp_path / "a.pt") as source:
         expected = np.arange(6000, dtype="f4").reshape(20, 30, 10).transpose(1, 2, 0)
-        np.testing.assert_array_equal(whole(source, "big"), expected)
+        np.testing.assert_array_equal(read_all(source, "big"), expected)
         np.testing.assert_array_equal(source.read("big", slice(3, 17), slice(2, 9)), expected[3:17, 2:9])
         for name, tensor in TENSORS.items():
-            np.testing.assert_array_equal(bits(whole(source, name)), bits(as_numpy(tensor)))
+            np.testing.assert_array_equal(bits(read_all(source, name)), bits(as_numpy(tensor)))
 
 
 def test_tied_weights_are_known(runs: tuple[Path, dict[int, Arrays]]) -> None:
@@ -248,7 +248,7 @@ PLACES = {
 def test_stacked(runs: tuple[Path, dict[int, Arrays]], habit: str, draw: st.DataObject) -> None:
     root, kept = runs
     with open_source(root / habit) as source:
-        np.testing.assert_array_equal(whole(source, "step"), STEPS)
+        np.testing.assert_array_equal(read_all(source, "step"), STEPS)
         for name, key in PLACES[habit].items():
             expected = np.stack([kept[step][name] for step in STEPS])
             check_part(source, key, expected.view("u2") if habit in ("npz", "h5") else expected, draw)
@@ -270,7 +270,7 @@ def test_one_folder_and_its_index(runs: tuple[Path, dict[int, Arrays]]) -> None:
     folder = root / "hf" / "checkpoint-10"
     for path in (folder, folder / "model.safetensors.index.json"):
         with open_source(path) as source:
-            np.testing.assert_array_equal(bits(whole(source, "wte.weight")), bits(kept[10]["wte.weight"]))
+            np.testing.assert_array_equal(bits(read_all(source, "wte.weight")), bits(kept[10]["wte.weight"]))
             assert folder / "model-00002-of-00002.safetensors" in source.files()
 
 
@@ -279,7 +279,7 @@ def test_one_recording_beside_small_files(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text("{}")
     (tmp_path / "loss.csv").write_text("1,2\n")
     with open_source(tmp_path) as source:
-        np.testing.assert_array_equal(whole(source, "W"), ARRAYS["W"])
+        np.testing.assert_array_equal(read_all(source, "W"), ARRAYS["W"])
     np.savez(tmp_path / "other.npz", **ARRAYS)
     with pytest.raises(InputError, match=r"it is not clear what to open: other.npz, run_7.npz"):
         open_source(tmp_path)
@@ -292,7 +292,7 @@ def test_steps_that_contradict_the_names(tmp_path: Path) -> None:
         open_source(tmp_path)
     for steps, labels, first in (("names", [1, 2, 3], 30), ("content", [10, 20, 30], 10)):
         with open_source(tmp_path, steps=steps) as source:  # type: ignore[arg-type]
-            np.testing.assert_array_equal(whole(source, "step"), labels)
+            np.testing.assert_array_equal(read_all(source, "step"), labels)
             assert source.read("W", slice(0, 1))[0, 0, 0] == first
 
 
@@ -301,8 +301,8 @@ def test_what_only_some_checkpoints_have_is_named(tmp_path: Path) -> None:
     torch.save({"W": torch.zeros(2, 2), "losses": [1.0, 2.0], "exp_avg": torch.zeros(2, 2)}, tmp_path / "step_2.pt")
     torch.save({}, tmp_path / "final.pt")
     with open_source(tmp_path) as source:
-        assert whole(source, "W").shape == (2, 2, 2)
-        assert whole(source, "exp_avg").shape == (1, 2, 2)  # from the second on: states come with the first update
+        assert read_all(source, "W").shape == (2, 2, 2)
+        assert read_all(source, "exp_avg").shape == (1, 2, 2)  # from the second on: states come with the first update
         assert source.entries["exp_avg"].late == 1
         for name, why in {
             "losses": "in step_2.pt",

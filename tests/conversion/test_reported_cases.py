@@ -49,7 +49,7 @@ def test_virtual_datasets_without_their_files_are_refused(tmp_path: Path, lost: 
     for name in lost:
         (tmp_path / name).unlink()
     if lost:
-        with pytest.raises(InputError, match=r"'W' is put together from .*p1.h5.*, which is not there"):
+        with pytest.raises(InputError, match=r"'W' consists of parts in .*p1.h5.*, which does not exist"):
             convert(tmp_path / "v.h5", tmp_path / "o.zarr")
         return
     rec = dx.open_recording(convert(tmp_path / "v.h5", tmp_path / "o.zarr"))
@@ -70,7 +70,7 @@ def test_a_virtual_dataset_with_a_gap_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dims", [("token", "step", "dim"), ("step",), ("a", "b", "c")])
 def test_dims_of_the_weights_are_obeyed_or_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
     path = saved(tmp_path / "a.safetensors", W=W)
-    with pytest.raises(InputError, match=r"'W' is read as \(step, token, dim\); its axes cannot be turned"):
+    with pytest.raises(InputError, match=r"'W' is read as \(step, token, dim\); its axes cannot be reordered"):
         convert(path, tmp_path / "o.zarr", dims={"W": dims})
 
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import deadtok_xr as dx
-from deadtok_xr.conversion import empty_store, open_for, write
+from deadtok_xr.conversion import empty_store, write
 from deadtok_xr.conversion.finished_chunks import FinishedChunks
+from deadtok_xr.conversion.opening import open_with_options
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
@@ -140,7 +141,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
             folder = tmp_path_factory.mktemp(kind)
             source = SOURCES[kind](folder)
             store = dx.convert(source, folder / "a.zarr", **options_of(kind))
-            with open_for(source, Options(**options_of(kind))) as (opened, options):
+            with open_with_options(source, Options(**options_of(kind))) as (opened, options):
                 plan = make_plan(opened, options)
             made[kind] = source, store, sum(len(unit.token_chunks) for unit in divide(plan, 2**20))
         return made[kind]

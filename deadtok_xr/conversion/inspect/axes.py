@@ -1,13 +1,18 @@
-"""The axes of a source, by the sizes that its weights have."""
+"""Determine the axes of a recording from the shape of its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deadtok_xr import schema
+from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, numeric_entry
+from deadtok_xr.conversion.options import Options
+from deadtok_xr.conversion.readers.source import Source, list_entries
+from deadtok_xr.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -17,9 +22,9 @@ class Axes:
     Attributes
     ----------
     n_runs
-        None where there is no run axis.
+        None if there is no run axis.
     static
-        The source has no step axis.
+        Whether the source has no step axis.
     """
 
     n_runs: int | None
@@ -29,21 +34,53 @@ class Axes:
     static: bool = False
 
     def lead(self) -> tuple[int, ...]:
-        """The sizes before the step axis."""
+        """Return the sizes of the axes before the step axis."""
         return () if self.n_runs is None else (self.n_runs,)
 
     def size(self, dim: str) -> int:
-        """The size along a dimension by its name."""
+        """Return the size along a dimension."""
         return {"run": self.n_runs or 1, "step": self.n_steps, "token": self.n_rows, "dim": self.n_dims}[dim]
 
 
+def find_axes(source: Source, keys: Mapping[str, str], options: Options) -> Axes:
+    """Determine the sizes of a recording from its weights, or else its displacements.
+
+    Raises
+    ------
+    InputError
+        If there are neither, or their shape is not that of a recording.
+    """
+    name = next((name for name in WEIGHTS if name in keys), None)
+    if name is None:
+        known = ", ".join(k for w in WEIGHTS for k in (w, *KNOWN_KEYS.variables[w]))
+        raise InputError(
+            f"{source.path} holds no weights: needed: one of {known}, or a model's embedding; there is "
+            f"{list_entries(source)}; name the array that holds the weights with --key W=NAME (keys={{'W': NAME}})"
+        )
+    shape = numeric_entry(source, keys[name]).shape
+    if len(shape) not in (2, 3, 4):
+        raise InputError(
+            f"{source.path}: variable {keys[name]!r} has the shape {shape}; needed: three axes, (step, token, dim), "
+            "four with a run axis before them, or two for a model at one step"
+        )
+    if 0 in shape:
+        raise InputError(
+            f"{source.path}: variable {keys[name]!r} is empty, {shape}; needed: at least one step, token and dim"
+        )
+    if len(shape) == 2:
+        return Axes(None, 1, shape[0], shape[1], static=True)
+    if len(shape) == 3 and options.axis == "run":
+        return Axes(shape[0], 1, shape[1], shape[2], static=True)
+    return Axes(shape[0] if len(shape) == 4 else None, shape[-3], shape[-2], shape[-1])
+
+
 def full_dims(dims: tuple[str, ...], axes: Axes) -> tuple[str, ...]:
-    """A variable's dimensions in a recording with these axes."""
+    """Return the dimensions of a variable in a recording with these axes."""
     return dims if axes.n_runs is None else ("run", *dims)
 
 
 def first_row(n: int, n_steps: int, name: str, dtype: np.dtype[Any] | None) -> int | None:
-    """Where a source's rows begin: one late if they are one short and the variable begins at step 1.
+    """Return the step position of the first of n rows: 1 if one row is missing and the variable begins at step 1.
 
     None if there are neither as many rows as steps nor one less.
     """

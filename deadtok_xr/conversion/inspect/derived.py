@@ -1,4 +1,4 @@
-"""Sources whose arrays are put together from those of another one."""
+"""Sources with arrays that are computed from those of another source: joined rows, and absolute weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS, decode, on_grid
-from deadtok_xr.conversion.inspect.keys import Layout, single_key, variable_keys
+from deadtok_xr.conversion.inspect.keys import KeyMap, single_key, variable_keys
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.readers.source import Entry, Source, listing, whole
+from deadtok_xr.conversion.readers.source import Entry, Source, list_entries, read_all
 from deadtok_xr.errors import InputError
 
 ABSOLUTE = "initial + deltas"
-"""The key of weights that are worked out."""
+"""The key of weights that are computed."""
 
 
 class Wrapped(Source):
-    """A source with some entries of its own."""
+    """A source that passes everything on to another one, for subclasses that change some entries."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -44,21 +44,21 @@ class Wrapped(Source):
 
 
 class Joined(Wrapped):
-    """Rows that a source holds in several arrays (dead and live ones apart), one after the other."""
+    """A source that joins arrays of some rows each, such as dead and live ones, along the rows."""
 
     def __init__(self, source: Source, pieces: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__(source)
         self._pieces = pieces
         entries = {k: e for k, e in source.entries.items() if all(k not in keys for keys in pieces.values())}
-        self.entries = {**entries, **{name: self._joined(name, keys) for name, keys in pieces.items()}}
+        self.entries = {**entries, **{name: self._joined_entry(keys) for name, keys in pieces.items()}}
 
-    def _joined(self, name: str, keys: tuple[str, ...]) -> Entry:
+    def _joined_entry(self, keys: tuple[str, ...]) -> Entry:
         parts = [self.source.entries[k] for k in keys]
         one = parts[0]
         same = all(p.dtype == one.dtype and p.shape[:1] + p.shape[2:] == one.shape[:1] + one.shape[2:] for p in parts)
         if not same or len(one.shape) != 3:
             found = ", ".join(f"{k!r} {e}" for k, e in zip(keys, parts, strict=True))
-            raise InputError(f"{self.path}: {found}; needed: (step, row, dim), the same but for the rows")
+            raise InputError(f"{self.path}: {found}; needed: (step, row, dim), equal except for the rows")
         return replace(one, shape=(one.shape[0], sum(p.shape[1] for p in parts), one.shape[2]))
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
@@ -79,22 +79,21 @@ class Joined(Wrapped):
         return [hole for key in self._pieces.get(name, (name,)) for hole in self.source.unwritten(key)]
 
 
-def joined(source: Source, layout: Layout) -> Source:
-    """A source whose rows are in one array per variable."""
+def join_rows(source: Source, key_map: KeyMap) -> Source:
+    """Return a source with one array per variable, where its rows may be in several."""
     pieces = {
-        name: keys for name, keys in layout.pieces.items()
+        name: keys for name, keys in key_map.pieces.items()
         if name not in source.entries and all(k in source.entries for k in keys)
     }  # fmt: skip
     return Joined(source, pieces) if pieces else source
 
 
 class Absolute(Wrapped):
-    """Weights from initial ones and displacements: W[t] = W[t-1] + delta[t].
+    """A source with weights computed from initial weights and displacements: W[t] = W[t-1] + delta[t].
 
-    The weights lay on the grid that the initial ones lie on. A displacement that was rounded to float32 is
-    off by less than half of its own last place, so the sum has to be nearer to a grid point than that; if it
-    is not, the displacements are not those of these weights, and it is an error. What is given back is the
-    grid point, exactly.
+    The weights are on the same grid as the initial ones. Rounding a displacement to float32 changes it by at most half
+    of its last place, so the exact sum is at least that near to a grid point; if it is not, the displacements do not
+    belong to these weights, and an error is raised. The values are the grid points, exactly.
     """
 
     def __init__(
@@ -142,26 +141,26 @@ class Absolute(Wrapped):
             n, d = (int(i) for i in np.argwhere(off)[0])
             grid = "bfloat16" if self._bfloat16 else "float32"
             raise InputError(
-                f"{self.path}: {self._delta!r} at position {row}, row {n}, dim {d} leads from "
+                f"{self.path}: {self._delta!r} at position {row}, row {n}, dim {d} changes "
                 f"{float(self._weights[n, d])} by {float(delta[n, d])}, off the {grid} "
-                f"grid that {self._initial_path} lies on: these are not its initial weights, or steps are missing"
+                f"grid of {self._initial_path}: these are not its initial weights, or steps are missing"
             )
         self._at, self._weights = t, weights
 
 
 def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
-    """The initial weights (row, dim) in a file of their own: its only matrix, or the one with a known key."""
+    """Read initial weights (row, dim) from a file of their own: its only matrix, or the one with a known key."""
     matrices = [k for k, e in source.entries.items() if e.dtype is not None and len(e.shape) >= 2]
     named = [k for k in keys if k in matrices]
     if len(named or matrices) != 1:
-        raise InputError(f"{source.path}: needed: one array of initial weights; there is {listing(source)}")
+        raise InputError(f"{source.path}: needed: one array of initial weights; there is {list_entries(source)}")
     key = (named or matrices)[0]
     entry = source.entries[key]
     assert entry.dtype is not None
     if len(entry.shape) == 3:  # a recording: its first step
         values = source.read(key, slice(0, 1))[0]
     elif len(entry.shape) == 2:
-        values = whole(source, key)
+        values = read_all(source, key)
     else:
         raise InputError(f"{source.path}: {key!r} is {entry}; needed: (row, dim)")
     values = values.view(BFLOAT16) if values.dtype == np.uint16 else values
@@ -170,29 +169,29 @@ def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
     return values
 
 
-def absolute(source: Source, initial: Source, layout: Layout, options: Options) -> Source:
-    """A source with weights worked out from its displacements and a file of initial weights.
+def with_absolute_weights(source: Source, initial: Source, key_map: KeyMap, options: Options) -> Source:
+    """Return a source with weights computed from its displacements and a file of initial weights.
 
     Raises
     ------
     InputError
-        If there are weights already, or no displacements, or steps are missing between them.
+        If the source has weights, or no displacements, or steps are missing.
     """
-    keys = variable_keys(source, layout, options)
+    keys = variable_keys(source, key_map, options)
     if "W" in keys or "delta" not in keys:
         held = f"the weights, {keys['W']!r}," if "W" in keys else "no displacements"
-        raise InputError(f"{source.path} holds {held} and initial weights are given: leave them out")
-    step_key = single_key(source, layout.steps, "the step labels", options)
-    labels = None if step_key is None or options.steps == "position" else whole(source, step_key)
+        raise InputError(f"{source.path} holds {held} and initial weights are given: leave those out")
+    step_key = single_key(source, key_map.steps, "the step labels", options)
+    labels = None if step_key is None or options.steps == "position" else read_all(source, step_key)
     if labels is not None and (np.diff(labels.astype(np.int64)) != 1).any():
         raise InputError(
-            f"{source.path}: {step_key!r} leaves steps out, so its displacements cannot be added up: initial weights "
-            "are of no use (if the labels drift, say --steps position)"
+            f"{source.path}: {step_key!r} skips steps, so its displacements cannot be summed: leave the initial "
+            "weights out (if the labels drift, say --steps position)"
         )
     first = source.read(keys["delta"], slice(0, 1)).astype(np.float64)
     if labels is not None and labels[0] not in (0, 1):
-        raise InputError(f"{source.path}: {step_key!r} begins at {labels[0]}: how the weights got there is not known")
-    # a row that moves, or is labelled 1, is that of update 1: the initial state has no row
+        raise InputError(f"{source.path}: {step_key!r} begins at {labels[0]}: earlier displacements are missing")
+    # a first row that moves, or is labelled 1, belongs to update 1: the initial state has no row
     one_short = bool(np.nan_to_num(first).any()) if labels is None else bool(labels[0] == 1)
-    values = initial_weights(initial, ("W", "initial", "W_initial", *layout.variables["W"]))
+    values = initial_weights(initial, ("W", "initial", "W_initial", *key_map.variables["W"]))
     return Absolute(source, keys["delta"], values, initial.path, one_short=one_short)

@@ -1,7 +1,7 @@
-"""The key map: which key of a source is which variable of a recording.
+"""Find the variables of a recording among the keys of a source.
 
-The habits differ by notebook; `KNOWN` holds those that do not contradict each other. What only the caller
-or a recipe can say comes in `Options.keys`.
+Notebooks name their arrays differently; `KNOWN_KEYS` holds the names that do not contradict each other. Other names
+come from the caller or a recipe, in `Options.keys`.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from dataclasses import dataclass, field
 
 from deadtok_xr import schema
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.readers.source import Entry, Source, listing
+from deadtok_xr.conversion.readers.source import Entry, Source, list_entries
 from deadtok_xr.errors import InputError
 
 WEIGHTS = ("W", "delta")
-"""A recording holds one of these at least; the first that is there gives the steps and the rows."""
+"""A recording holds at least one of these; the first one present determines the steps and the rows."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Source keys by what they mean.
+class KeyMap:
+    """Keys of sources by their meaning.
 
     Attributes
     ----------
     variables
-        Schema variable -> the keys that it goes by; its own name need not be said.
+        Variable of the schema -> its keys, besides its own name.
     steps
         Keys of the step labels.
     dead_mask, live_mask
         Keys of a bool per vocabulary id.
     dead_ids, live_ids, token_ids
-        Keys of lists of vocabulary ids: of the dead, of the live, of each row.
+        Keys of lists of vocabulary ids: of the dead tokens, of the live ones, of each row.
     per_token, per_dim
-        Keys, kept under their own names, one of whose axes is the tokens or the dims.
+        Keys of arrays with an axis of tokens or dims, kept under their own names.
     static
-        Keys, kept under their own names, that have an axis of tokens and none of steps.
+        Keys of arrays with an axis of tokens and none of steps, kept under their own names.
     transitions
-        Keys, kept under their own names, whose row i belongs to update i + 1 where they are one row short.
+        Keys of arrays, kept under their own names, whose row i belongs to update i + 1 if one row is missing.
     pieces
-        Variable -> keys that hold its rows one after the other.
+        Variable -> keys of arrays that each hold some of its rows.
     """
 
     variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Layout:
     pieces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-KNOWN = Layout(
+KNOWN_KEYS = KeyMap(
     variables={
         "W": ("embeddings", "embedding_history", "embeddings_W", "W_history"),
         "E": ("embeddings_E",),
@@ -86,8 +86,8 @@ KNOWN = Layout(
 )  # fmt: skip
 
 
-def variable_keys(source: Source, layout: Layout, options: Options) -> dict[str, str]:
-    """Schema variable -> its key in the source, for those that are there.
+def variable_keys(source: Source, key_map: KeyMap, options: Options) -> dict[str, str]:
+    """Return variable of the schema -> key of the source, for those that are present.
 
     Raises
     ------
@@ -98,15 +98,15 @@ def variable_keys(source: Source, layout: Layout, options: Options) -> dict[str,
     for name, key in options.keys.items():
         if name not in schema.VARIABLES:
             raise InputError(
-                f"keys: {name!r} is no variable of a recording: choose {', '.join(schema.VARIABLES)}; other arrays "
+                f"keys: {name!r} is not a variable of a recording: choose {', '.join(schema.VARIABLES)}; other arrays "
                 "keep their own names"
             )
         if key not in source.entries:
-            raise InputError(f"{source.path} has no {key!r}, given for {name!r}; needed: one of {listing(source)}")
+            raise InputError(f"{source.path} has no {key!r}, given for {name!r}; needed: one of {list_entries(source)}")
         found[name] = key
     for name in schema.VARIABLES:
         if name not in found:
-            wanted = (name, *layout.variables.get(name, ()))
+            wanted = (name, *key_map.variables.get(name, ()))
             key_ = single_key(source, wanted, f"the variable {name!r}", options, taken=tuple(found.values()))
             if key_ is not None:
                 found[name] = key_
@@ -116,7 +116,7 @@ def variable_keys(source: Source, layout: Layout, options: Options) -> dict[str,
 def single_key(
     source: Source, keys: tuple[str, ...], meaning: str, options: Options, *, taken: tuple[str, ...] = ()
 ) -> str | None:
-    """The one of several keys that the source has, scalars aside: those are settings of the run."""
+    """Return the one of several keys that the source has. Scalars do not count: they are settings of the run."""
     usable = {*source.entries} - {*options.drop, *taken}
     there = [key for key in keys if key in usable and source.entries[key].shape]
     if len(there) > 1:
@@ -127,8 +127,8 @@ def single_key(
     return there[0] if there else None
 
 
-def numeric(source: Source, key: str) -> Entry:
-    """An entry that holds numbers, or an error."""
+def numeric_entry(source: Source, key: str) -> Entry:
+    """Return an entry, or raise an InputError if it does not hold numbers."""
     entry = source.entries[key]
     if entry.dtype is None:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Which tensors of a model's or an optimizer's state dict are the embedding's.
+"""Find the embedding in the state dict of a model, and its moments in that of an optimizer.
 
-State dicts name tensors by module; the names differ by model, so that what is proven here is: by the name's
-ending which matrix it is, and by shapes which of the optimizer's numbered states belongs to it.
+State dicts name tensors by module, and the names differ by model. The end of the name shows which tensor is the
+embedding; shapes show which of the optimizer's numbered states belongs to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _POSITION = re.compile(r"(^|[._])(pos|position|positional|wpe)", re.IGNORECASE)
 
 
 def model_keys(source: Source, options: Options) -> dict[str, str]:
-    """W, E and Adam's moments of a checkpoint, or of stacked checkpoints, by variable; {} if it is none.
+    """Return the keys of W, E and Adam's moments in a checkpoint, or in stacked checkpoints; {} if there are none.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def _equal(source: Source, one: str, other: str) -> bool:
 
 
 def _moments(source: Source, weights: str) -> dict[str, str]:
-    """The optimizer's states of the weights: the only ones of their shape, or those in their place."""
+    """Return the optimizer's states of the weights: the only ones of their shape, or those at their position."""
     states: dict[tuple[str, int], dict[str, str]] = {}
     for key in source.entries:
         if match := _STATE.match(key):
@@ -85,23 +85,25 @@ def _moments(source: Source, weights: str) -> dict[str, str]:
     fitting = [keys for keys in states.values() if all(_whole_shape(source.entries[k]) == shape for k in keys.values())]
     if len(fitting) == 1:
         return fitting[0]
-    by_place = _by_place(source, weights, states)
-    if by_place is None and fitting:
+    by_position = _by_position(source, weights, states)
+    if by_position is None and fitting:
         first = next(iter(fitting[0].values()))
         raise InputError(
-            f"{source.path}: {len(fitting)} states of the optimizer have the shape of {weights!r}, and nothing proves "
-            f"which belongs to it; name them with --key exp_avg={first} (keys={{'exp_avg': ...}})"
+            f"{source.path}: {len(fitting)} states of the optimizer have the shape of {weights!r}, and it is not "
+            f"clear which belongs to it; name them with --key exp_avg={first} (keys={{'exp_avg': ...}})"
         )
-    return by_place or {}
+    return by_position or {}
 
 
 def _whole_shape(entry: Entry) -> tuple[int, ...]:
-    """An array's shape, had it been there from the first step on."""
+    """Return the shape that an array would have if it began at the first step."""
     return (entry.shape[0] + entry.late, *entry.shape[1:]) if entry.late else entry.shape
 
 
-def _by_place(source: Source, weights: str, states: Mapping[tuple[str, int], dict[str, str]]) -> dict[str, str] | None:
-    """The states at the weights' place among the parameters, if every parameter has its state's shape."""
+def _by_position(
+    source: Source, weights: str, states: Mapping[tuple[str, int], dict[str, str]]
+) -> dict[str, str] | None:
+    """Return the states at the weights' position among the parameters, if every parameter has its state's shape."""
     aliases: Mapping[str, str] = getattr(source, "aliases", {})
     prefix = weights[: weights.rindex(".")].rpartition(".")[0]
     root = prefix.partition(".")[0]
@@ -117,6 +119,6 @@ def _by_place(source: Source, weights: str, states: Mapping[tuple[str, int], dic
 
 
 def _is_parameter(entry: Entry, weights: str, source: Source) -> bool:
-    # a buffer would be a tensor without a state: then the numbers differ, and nothing is proven
+    # a buffer would be a tensor without a state: then the counts differ, and the order proves nothing
     stacked = len(source.entries[weights].shape) - 2
     return entry.dtype is not None and entry.dtype.kind in "fV" and len(entry.shape) > stacked

@@ -1,4 +1,4 @@
-"""What can be proven from the values of a file, before anything is written."""
+"""Check the values of a source, before anything is written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from deadtok_xr.bfloat16 import on_grid
 from deadtok_xr.conversion.plan import PART_BYTES
 from deadtok_xr.conversion.readers.source import Entry, Source, slabs
 
-Looked = Callable[[int], None]
-"""Called with the bytes that have been looked through."""
+Checked = Callable[[int], None]
+"""Called with a number of bytes that were checked."""
 
 
-def all_on_bfloat16_grid(source: Source, key: str, looked: Looked = lambda n: None) -> bool:
-    """Whether every float32 or float16 value of an array is a bfloat16 number, bit for bit.
+def all_on_bfloat16_grid(source: Source, key: str, checked: Checked = lambda n: None) -> bool:
+    """Return whether every float32 or float16 value of an array is a bfloat16 number, bit for bit.
 
-    Reads until the first that is not; a NaN counts if its payload fits.
+    Reading stops at the first that is not; a NaN counts if bfloat16 can hold its payload.
     """
     entry = source.entries[key]
     assert entry.dtype is not None
@@ -29,15 +29,14 @@ def all_on_bfloat16_grid(source: Source, key: str, looked: Looked = lambda n: No
             fits = bool(on_grid(values, "bfloat16").all())
         if not fits:
             return False
-        looked(values.nbytes)
+        checked(values.nbytes)
     return True
 
 
 def repeats_its_first_step(source: Source, key: str, axis: int) -> bool:
-    """Whether the step at position 1 has the bits of position 0, and something moves after it.
+    """Return whether the step at position 1 has the bits of position 0, and the next one does not.
 
-    That is what a recorder leaves that runs before the optimizer's step; so does a first step with a
-    learning rate of 0.
+    A recorder that runs before the optimizer's step leaves such a file; so does a first step with a learning rate of 0.
     """
     entry = source.entries[key]
     if entry.shape[axis] < 3:
@@ -46,7 +45,7 @@ def repeats_its_first_step(source: Source, key: str, axis: int) -> bool:
 
 
 def _same(source: Source, key: str, entry: Entry, axis: int, i: int, j: int) -> bool:
-    """Whether two steps (of the first run) have the same bits."""
+    """Return whether two steps (of the first run) have the same bits."""
     lead = (slice(0, 1),) * axis
     assert entry.dtype is not None
     for rows in slabs(entry.shape[axis + 1 :], entry.dtype.itemsize, PART_BYTES):

@@ -1,4 +1,4 @@
-"""What lies beside a recording and belongs to it."""
+"""Find files beside a recording that belong to it: settings, and lists of dead tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.errors import InputError
 
 _RECORDINGS = (".safetensors", ".h5", ".hdf5", ".npz", ".pt", ".pth")
-_MOST = 16 * 2**20
-_TELLING = ("mask", "dead", "token_list", "tokens")
+_MAX_BYTES = 16 * 2**20
+_NAMES = ("mask", "dead", "token_list", "tokens")
 
 
 class WithMetadata(Wrapped):
-    """A source with the settings of a JSON file as attributes; its own go before them."""
+    """A source with the settings of a JSON file as attributes; its own attributes have precedence."""
 
     def __init__(self, source: Source, path: Path) -> None:
         super().__init__(source)
@@ -27,13 +27,13 @@ class WithMetadata(Wrapped):
         return [*self.source.files(), self._metadata]
 
 
-def with_metadata(source: Source, given: Path | None = None) -> Source:
-    """A source with the metadata that is named, or that can only be its own.
+def with_metadata(source: Source, metadata: Path | None = None) -> Source:
+    """Return a source with the metadata file that is given, or that can only be its own.
 
-    That is STEM.json or STEM_metadata.json, and metadata.json in a folder without another recording.
+    That is STEM.json or STEM_metadata.json, or metadata.json in a folder without another recording.
     """
-    if given is not None:
-        return WithMetadata(source, given)
+    if metadata is not None:
+        return WithMetadata(source, metadata)
     folder, stem = source.path.parent, source.path.stem
     if not source.path.is_file():
         return source
@@ -48,35 +48,39 @@ def _holds_settings(path: Path) -> bool:
     try:
         return path.is_file() and bool(_settings(path))
     except InputError:
-        return False  # not everything beside a recording is about it; what is named with --metadata must be
+        return False  # a file beside a recording need not belong to it; one given with --metadata must
 
 
 def _is_alone(path: Path) -> bool:
-    large = [p for p in path.parent.iterdir() if p.suffix in _RECORDINGS and not _is_telling(p) and p.is_file()]
+    large = [p for p in path.parent.iterdir() if p.suffix in _RECORDINGS and not _names_tokens(p) and p.is_file()]
     return large == [path]
 
 
-def _is_telling(path: Path) -> bool:
-    return any(word in path.stem.lower() for word in _TELLING)
+def _names_tokens(path: Path) -> bool:
+    return any(word in path.stem.lower() for word in _NAMES)
 
 
-def tell_tales(path: Path) -> list[Path]:
-    """Files beside a recording whose names say that they may tell which tokens are dead."""
+def find_dead_token_files(path: Path) -> list[Path]:
+    """Find files beside a recording whose names suggest that they list the dead tokens."""
     if not path.parent.is_dir():
         return []
-    found = [p for p in path.parent.iterdir() if p.suffix in (*_RECORDINGS, ".npy", ".json", ".txt") and _is_telling(p)]
-    return sorted(p for p in found if p != path and p.is_file() and p.stat().st_size <= _MOST)
+    found = [
+        p for p in path.parent.iterdir() if p.suffix in (*_RECORDINGS, ".npy", ".json", ".txt") and _names_tokens(p)
+    ]
+    return sorted(p for p in found if p != path and p.is_file() and p.stat().st_size <= _MAX_BYTES)
 
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST:
-            raise InputError(f"{path} is {path.stat().st_size} bytes; needed: a JSON file of settings, below {_MOST}")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes; needed: a JSON file of settings, below {_MAX_BYTES}"
+            )
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read as JSON ({error}); mend it, or move it away") from error
+        raise InputError(f"{path} cannot be read as JSON ({error}); repair it, or move it away") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}; needed: a JSON object of settings")
     return found

@@ -1,4 +1,4 @@
-"""Which token each row of a source is, and which tokens are dead."""
+"""Determine which token each row of a source is, and which tokens are dead."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.inspect.keys import Layout, numeric, single_key
+from deadtok_xr.conversion.inspect.keys import KeyMap, numeric_entry, single_key
 from deadtok_xr.conversion.options import Options, same_ids
-from deadtok_xr.conversion.readers.source import TEXTS, Source, whole
+from deadtok_xr.conversion.readers.source import TEXTS, Source, read_all
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import TokenTable
 
-GIVEN = "dead_ids="
-GIVEN_TOKENS = "token_ids="
+DEAD_IDS = "dead_ids="
+TOKEN_IDS = "token_ids="
 
 
 @dataclass(frozen=True)
 class Named:
-    """An array and what messages call it."""
+    """An array with its name for messages."""
 
     name: str
     values: NDArray[Any]
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """The rows, how that was told, and the source keys that this uses up."""
+class RowTokens:
+    """The tokens of the rows, how they are known, and the keys of the source that they come from."""
 
     rows: TokenTable
     reason: str
     keys: tuple[str, ...]
 
 
-def find_rows(source: Source, layout: Layout, n_rows: int, variable: str, options: Options) -> RowPlan:
-    """Work out the rows from masks, lists of ids, the number of rows, and what the caller says.
+def find_row_tokens(source: Source, key_map: KeyMap, n_rows: int, variable: str, options: Options) -> RowTokens:
+    """Determine the tokens of the rows from masks, lists of ids, the number of rows, and options.
 
     Raises
     ------
     InputError
-        If what the file or the caller says is impossible or contradictory.
+        If the file or the options contradict each other, or are impossible.
     """
-    mask, mask_keys = _mask(source, layout, options)
-    ids = _ids(source, layout.dead_ids, "the dead ids", options)
-    live = _ids(source, layout.live_ids, "the live ids", options)
-    tokens = _ids(source, layout.token_ids, "the token ids of the rows", options)
+    mask, mask_keys = _mask(source, key_map, options)
+    ids = _ids(source, key_map.dead_ids, "the dead ids", options)
+    live = _ids(source, key_map.live_ids, "the live ids", options)
+    tokens = _ids(source, key_map.token_ids, "the token ids of the rows", options)
     keys = (*mask_keys, *(x.name for x in (ids, live, tokens) if x is not None))
     if options.dead_ids is not None:
-        ids = _given(source, options.dead_ids, mask, ids)
+        ids = _from_option(source, options.dead_ids, mask, ids)
     if options.token_ids is not None:
-        tokens = _checked_ids(source, Named(GIVEN_TOKENS, np.asarray(options.token_ids)))
+        tokens = _checked_ids(source, Named(TOKEN_IDS, np.asarray(options.token_ids)))
     if mask is not None and ids is not None:
-        _agree(source, mask, ids)
+        _check_equal(source, mask, ids)
     _check_live(source, mask, ids, live)
     if tokens is not None:
         rows, reason = _rows_by_token(source, n_rows, variable, tokens, mask, ids)
     else:
         rows, reason = _rows(source, n_rows, variable, mask, ids, live)
-    if live is not None and not _says_all(rows, live):
-        keys = tuple(k for k in keys if k != live.name)  # it says less than `dead`: kept for what it is
-    return RowPlan(_with_texts(source, rows), reason, keys)
+    if live is not None and not _is_redundant(rows, live):
+        keys = tuple(k for k in keys if k != live.name)  # it is not the complement of `dead`: kept as an array
+    return RowTokens(_with_texts(source, rows), reason, keys)
 
 
 def _with_texts(source: Source, rows: TokenTable) -> TokenTable:
-    """The rows with the texts of their tokens, where the source holds one for each."""
+    """Add the texts of the tokens, if the source holds one for each row."""
     texts = source.attributes.get(TEXTS)
     if isinstance(texts, str):
         try:
@@ -133,10 +133,10 @@ def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: 
     )
 
 
-def _mask(source: Source, layout: Layout, options: Options) -> tuple[Named | None, tuple[str, ...]]:
-    """Which tokens are dead, from a dead mask or else the opposite of a live mask."""
-    dead = _read_mask(source, layout.dead_mask, "the dead mask", options)
-    live = _read_mask(source, layout.live_mask, "the live mask", options)
+def _mask(source: Source, key_map: KeyMap, options: Options) -> tuple[Named | None, tuple[str, ...]]:
+    """Return which tokens are dead, from a dead mask or else the complement of a live mask."""
+    dead = _read_mask(source, key_map.dead_mask, "the dead mask", options)
+    live = _read_mask(source, key_map.live_mask, "the live mask", options)
     if dead is not None and live is not None and not np.array_equal(dead.values, ~live.values):
         raise InputError(
             f"{source.path}: {dead.name!r} and {live.name!r} contradict each other; needed: each token in "
@@ -152,8 +152,8 @@ def _read_mask(source: Source, keys: tuple[str, ...], meaning: str, options: Opt
     key = single_key(source, keys, meaning, options)
     if key is None:
         return None
-    entry = numeric(source, key)
-    values = whole(source, key) if len(entry.shape) == 1 else None
+    entry = numeric_entry(source, key)
+    values = read_all(source, key) if len(entry.shape) == 1 else None
     if values is None or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
         raise InputError(f"{source.path}: {key!r} is {entry}; needed: one bool per vocabulary id, (token,), 0 or 1")
     return Named(key, values.astype(bool))
@@ -163,8 +163,8 @@ def _ids(source: Source, keys: tuple[str, ...], meaning: str, options: Options) 
     key = single_key(source, keys, meaning, options)
     if key is None:
         return None
-    numeric(source, key)
-    return _checked_ids(source, Named(key, whole(source, key)))
+    numeric_entry(source, key)
+    return _checked_ids(source, Named(key, read_all(source, key)))
 
 
 def _checked_ids(source: Source, ids: Named) -> Named:
@@ -184,26 +184,26 @@ def _checked_ids(source: Source, ids: Named) -> Named:
     return Named(ids.name, values)
 
 
-def _given(source: Source, given: Sequence[int], mask: Named | None, ids: Named | None) -> Named:
-    """The ids that the caller names, once they do not contradict the file."""
-    named = _checked_ids(source, Named(GIVEN, np.asarray(given)))
+def _from_option(source: Source, dead_ids: Sequence[int], mask: Named | None, ids: Named | None) -> Named:
+    """Return the ids of the option, after checking that they do not contradict the file."""
+    named = _checked_ids(source, Named(DEAD_IDS, np.asarray(dead_ids)))
     if ids is not None:
         if not same_ids(named.values, ids.values):
             raise InputError(
-                f"{source.path}: {GIVEN} names {len(named.values)} tokens, and {ids.name!r} in the file "
-                f"{len(ids.values)} others; needed: the same ones; leave {GIVEN} out to use the file's"
+                f"{source.path}: {DEAD_IDS} names {len(named.values)} tokens, and {ids.name!r} in the file "
+                f"{len(ids.values)} others; needed: the same ones; leave {DEAD_IDS} out to use the file's"
             )
         return ids
     if mask is not None:
-        _agree(source, mask, named)
+        _check_equal(source, mask, named)
     return named
 
 
-def _agree(source: Source, mask: Named, ids: Named) -> None:
+def _check_equal(source: Source, mask: Named, ids: Named) -> None:
     _check_range(source, ids, len(mask.values), f"the entries of {mask.name!r}")
-    said = np.zeros(len(mask.values), bool)
-    said[ids.values] = True
-    differ = np.flatnonzero(said != mask.values)
+    listed = np.zeros(len(mask.values), bool)
+    listed[ids.values] = True
+    differ = np.flatnonzero(listed != mask.values)
     if differ.size:
         raise InputError(
             f"{source.path}: {mask.name!r} ({int(mask.values.sum())} dead) and {ids.name!r} ("
@@ -233,8 +233,8 @@ def _check_live(source: Source, mask: Named | None, ids: Named | None, live: Nam
         )
 
 
-def _says_all(rows: TokenTable, live: Named) -> bool:
-    """Whether the list of live ids says no more than that the other tokens are live."""
+def _is_redundant(rows: TokenTable, live: Named) -> bool:
+    """Return whether the list of live ids is the complement of the dead tokens."""
     if rows.dead is None:
         return False
     return bool(rows.dead.all()) or same_ids(live.values, rows.tokens[~rows.dead])

@@ -1,4 +1,4 @@
-"""Which source a folder is: shards, checkpoints of a run, or one recording beside small files."""
+"""Open a folder: a Hugging Face folder, checkpoints of a run, or one recording beside small files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     open_file
         Opens a file.
     steps
-        For checkpoints: whether the labels in their names or those in their contents count.
+        For checkpoints: use the step labels in their names, or those in their contents.
 
     Raises
     ------
     InputError
-        If it is none of these, or not clear which.
+        If it is none of these, or it is not clear which.
     """
     items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     files = [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
@@ -58,7 +58,7 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
     shard = next((file for file in files if _SHARD.fullmatch(file.stem)), None)
     if shard is not None:
         raise InputError(
-            f"{folder} holds shards, such as {shard.name}, without the index that says what is in them; needed: "
+            f"{folder} holds shards, such as {shard.name}, without their index; needed: "
             "model.safetensors.index.json or pytorch_model.bin.index.json; copy it there"
         )
     if len(files) == 1:
@@ -72,7 +72,7 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
 
 
 def _numbered(paths: list[Path]) -> dict[str, dict[Path, int]]:
-    """Paths whose names end in a number, with it, by what their names have in common."""
+    """Group paths whose names end in a number by the rest of their names; with the number of each."""
     runs: dict[str, dict[Path, int]] = defaultdict(dict)
     for path in paths:
         suffix = path.suffix if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""The file formats that can be read, each told by a file's content."""
+"""Recognise the format of a file by its content, and open it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from deadtok_xr.conversion.readers.source import Source, reading
+from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.errors import InputError, MissingFileError
 
 NEEDED = "needed: an HDF5, safetensors, .npz or torch file, or a folder of checkpoints"
@@ -16,7 +16,7 @@ _HEAD = 16
 _ZIP = b"PK\x03\x04"
 _LOOKS_LIKE = {
     _ZIP: "a zip archive that holds neither .npy arrays nor a torch checkpoint; unpack it first",
-    b"\x80": "a pickle that is no torch checkpoint; save its arrays as safetensors where it was made",
+    b"\x80": "a pickle that is not a torch checkpoint; save its arrays as safetensors where it was made",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"version https://": "a Git LFS pointer instead of the file itself; fetch it with `git lfs pull`",
 }
@@ -61,7 +61,7 @@ def _is_hdf5(path: Path, head: bytes) -> bool:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    # A length below 2^32 and then JSON; a header that is cut off is safetensors as well.
+    # a length below 2^32 and then JSON; a file with a truncated header is safetensors as well
     return len(head) > 8 and head[4:8] == b"\0\0\0\0" and head[8:9] == b"{"
 
 
@@ -78,7 +78,7 @@ def _is_npz(path: Path, head: bytes) -> bool:
 
 
 def _zip_names(path: Path) -> list[str]:
-    with reading(path, "its table of contents", "a zip archive"), zipfile.ZipFile(path) as archive:
+    with explaining_damage(path, "its table of contents", "a zip archive"), zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 
@@ -97,21 +97,21 @@ FORMATS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], Source]], .
 
 
 def open_source(path: str | Path, *, steps: Literal["names", "content"] | None = None) -> Source:
-    """Open a file whose format is told by its content, whatever its name, or a folder of checkpoints.
+    """Open a file in the format that its content shows, whatever its name, or a folder of checkpoints.
 
     Parameters
     ----------
     path
-        A file, or a folder: `deadtok_xr.conversion.readers.folders.open_folder` says which.
+        A file, or a folder as `deadtok_xr.conversion.readers.folders.open_folder` reads it.
     steps
-        For a folder of checkpoints whose names and contents contradict each other: which say the steps.
+        For a folder of checkpoints whose names and contents contradict each other: which of them gives the steps.
 
     Raises
     ------
     MissingFileError
         If there is no such file.
     InputError
-        If it is in a format that is not read, or damaged.
+        If its format cannot be read, or it is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -128,10 +128,10 @@ def open_source(path: str | Path, *, steps: Literal["names", "content"] | None =
 
 
 def open_file(path: Path) -> Source:
-    """Open a file whose format is told by its content."""
+    """Open a file in the format that its content shows."""
     if not path.is_file():
-        raise InputError(f"{path} is no regular file; {NEEDED}")
-    with reading(path, "the file", "bytes"), path.open("rb") as file:
+        raise InputError(f"{path} is not a regular file; {NEEDED}")
+    with explaining_damage(path, "the file", "bytes"), path.open("rb") as file:
         head = file.read(_HEAD)
     for matches, open_ in FORMATS:
         if matches(path, head):
@@ -147,4 +147,4 @@ def _looks_like(head: bytes) -> str:
             return kind
     if all(b in b"\t\r\n" or 32 <= b < 127 for b in head):
         return f"text (it begins with {head.decode('ascii')!r})"
-    return f"nothing that is known here (it begins with the bytes {head[:8].hex(' ')})"
+    return f"no known format (it begins with the bytes {head[:8].hex(' ')})"

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, part_of, read_slab, reading
+from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, describe_part, explaining_damage, read_slab
 from deadtok_xr.errors import InputError
 
 _DEFAULT_CACHE = 2**20
@@ -20,7 +20,7 @@ _DEFAULT_CACHE = 2**20
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Where a dataset lies in its file as plain bytes: blocks of ``height`` rows, in order."""
+    """The position in its file of a dataset that is stored as plain bytes: blocks of ``height`` rows, in order."""
 
     height: int
     offsets: list[int]
@@ -35,11 +35,11 @@ class Hdf5Source(Source):
         self.path = path
         self._current: tuple[str, h5py.Dataset] | None = None
         self._bytes: _Blocks | None = None
-        with reading(path, "the file", self.format):
+        with explaining_damage(path, "the file", self.format):
             self._file = h5py.File(path, "r")
             self._plain = path.open("rb", buffering=0)
         try:
-            with reading(path, "its table of contents", self.format):
+            with explaining_damage(path, "its table of contents", self.format):
                 found: dict[str, Entry] = {}
                 self._file.visititems(lambda name, item: _note(found, name, item))
                 self.entries = found
@@ -50,15 +50,15 @@ class Hdf5Source(Source):
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         entry = self.entries[name]
-        with reading(self.path, part_of(name, where), self.format):
+        with explaining_damage(self.path, describe_part(name, where), self.format):
             dataset = self._dataset(name)
             if self._bytes is not None and entry.shape:
                 return self._from_bytes(self._bytes, entry, where)
             values = np.asarray(dataset[where])
-        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # the byte order, no more
+        return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # changes only the byte order
 
     def _from_bytes(self, blocks: _Blocks, entry: Entry, where: tuple[slice, ...]) -> NDArray[Any]:
-        """Plain bytes, read from the file itself: half the time that HDF5's way through its own buffers takes."""
+        """Read plain bytes from the file itself: HDF5 takes twice as long, as it copies them to its buffers."""
         assert entry.dtype is not None
         rows, *rest = where or (slice(0, entry.shape[0]),)
         parts = []
@@ -73,9 +73,9 @@ class Hdf5Source(Source):
         return [self.path]
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        """The dataset, opened with a cache that holds each compressed chunk until it has been read."""
+        """Return the dataset, opened with a cache that holds each compressed chunk until all of it is read."""
         if self._current is None or self._current[0] != name:
-            self._current = None  # its cache goes with it
+            self._current = None  # this also releases its cache
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
             size = max(_DEFAULT_CACHE, self.entries[name].buffer_bytes)
             access.set_chunk_cache(10007, size, 1.0)
@@ -84,7 +84,7 @@ class Hdf5Source(Source):
         return self._current[1]
 
     def unwritten(self, name: str) -> list[range]:
-        with reading(self.path, f"variable {name!r}", self.format):
+        with explaining_damage(self.path, f"variable {name!r}", self.format):
             dataset = self._dataset(name)
             n = dataset.shape[0]
             if dataset.is_virtual:
@@ -96,12 +96,12 @@ class Hdf5Source(Source):
             return _gaps(_written_rows(dataset), dataset.chunks[0], n)
 
     def _virtual_gaps(self, name: str, dataset: h5py.Dataset) -> list[range]:
-        """What of a virtual dataset nobody wrote: it reads as zeros, as do parts whose file is gone."""
+        """Return the unwritten parts of a virtual dataset: they read as zeros, as do parts whose file is missing."""
         parts = dataset.virtual_sources()
         lost = {p.file_name for p in parts if p.file_name != "." and not (self.path.parent / p.file_name).exists()}
         if lost:
             raise InputError(
-                f"{self.path}: variable {name!r} is put together from {', '.join(sorted(lost))}, which is not there: "
+                f"{self.path}: variable {name!r} consists of parts in {', '.join(sorted(lost))}, which does not exist: "
                 f"put it beside {self.path.name}"
             )
         mapped = sum(p.vspace.get_select_npoints() for p in parts)
@@ -114,7 +114,7 @@ class Hdf5Source(Source):
 
 
 def _texts(file: h5py.File) -> dict[str, list[str]]:
-    """The texts of tokens, where they are a dataset of the file."""
+    """Read the texts of the tokens, if they are a dataset of the file."""
     item = file.get(TEXTS)
     if not isinstance(item, h5py.Dataset) or h5py.check_string_dtype(item.dtype) is None or item.ndim != 1:
         return {}
@@ -122,7 +122,7 @@ def _texts(file: h5py.File) -> dict[str, list[str]]:
 
 
 def _note(found: dict[str, Entry], name: str, item: Any) -> None:
-    if isinstance(name, bytes):  # h5py's way with names that are not UTF-8
+    if isinstance(name, bytes):  # h5py gives names that are not UTF-8 as bytes
         raise ValueError(f"the name {name!r} is not UTF-8")
     if isinstance(item, h5py.Dataset) and item.shape is not None and not (name == TEXTS and item.dtype.kind == "O"):
         numeric = item.dtype.kind in "biuf"
@@ -131,7 +131,7 @@ def _note(found: dict[str, Entry], name: str, item: Any) -> None:
 
 
 def _buffer_bytes(dataset: h5py.Dataset) -> int:
-    """A row of chunks where they are compressed; uncompressed ones are read from disk part by part."""
+    """Return the size of a row of chunks if they are compressed; uncompressed ones are read from disk part by part."""
     if dataset.chunks is None or not dataset.id.get_create_plist().get_nfilters():
         return 0
     across = [math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
@@ -139,9 +139,9 @@ def _buffer_bytes(dataset: h5py.Dataset) -> int:
 
 
 def _plain_blocks(file: h5py.File, dataset: h5py.Dataset, entry: Entry) -> _Blocks | None:
-    """Where the values lie that need nothing done to them; None if something does."""
+    """Return where the values lie if they can be read as plain bytes; None if they need decoding."""
     plist = dataset.id.get_create_plist()
-    # bool is an enumeration in HDF5; before a user block offsets count from elsewhere
+    # bool is an enumeration in HDF5; after a user block, offsets are relative to its end
     as_read = entry.dtype is not None and dataset.id.get_type().equal(h5py.h5t.py_create(entry.dtype))
     if file.userblock_size or not as_read or dataset.dtype == bool or not dataset.size:
         return None
@@ -158,14 +158,14 @@ def _plain_blocks(file: h5py.File, dataset: h5py.Dataset, entry: Entry) -> _Bloc
 
 
 def _written_rows(dataset: h5py.Dataset) -> list[int]:
-    """Where the rows of chunks begin that are all there, in order. Costs what was written, not what was promised."""
+    """Return where complete rows of chunks begin, in order. The cost depends on the written chunks alone."""
     counts: Counter[int] = Counter()
-    dataset.id.chunk_iter(lambda chunk: counts.update((chunk.chunk_offset[0],)))  # asking one by one is quadratic
+    dataset.id.chunk_iter(lambda chunk: counts.update((chunk.chunk_offset[0],)))  # asking for each chunk is quadratic
     across = math.prod(math.ceil(n / c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
     return sorted(start for start, count in counts.items() if count == across)
 
 
 def _gaps(starts: list[int], height: int, n: int) -> list[range]:
-    """What lies between rows of chunks."""
+    """Return the gaps between rows of chunks."""
     ends = [0, *(start + height for start in starts)]
     return [range(end, start) for end, start in zip(ends, [*starts, n], strict=True) if end < start]

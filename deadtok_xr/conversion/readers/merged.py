@@ -1,4 +1,4 @@
-"""Several files that are one checkpoint, as one source: shards, or a model and its optimizer."""
+"""Open several files that form one checkpoint as one source: shards, or a model and its optimizer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import Entry, Source, reading
+from deadtok_xr.conversion.readers.source import Entry, Source, explaining_damage
 from deadtok_xr.errors import InputError
 
 OpenFile = Callable[[Path], Source]
 MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What the weights of a Hugging Face folder are called, the first that is there."""
+"""Names of the weights in a Hugging Face folder, in order of preference."""
 _TEXT = 64 * 2**20
 _AGAIN = "copy the folder again from the original"
 
 
 class Merged(Source):
-    """Sources side by side, the names of each behind a prefix.
+    """Several sources as one, the names of each with a prefix.
 
     Parameters
     ----------
     path, format
-        What the whole is called.
+        Of the merged source.
     parts
         Prefix and open source of each; they are closed with this one.
     attributes
-        Beside those of the parts.
+        In addition to those of the parts.
     extra_files
-        What else was read.
+        Further files that were read.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Merged(Source):
 
 
 def open_sharded(index: Path, open_file: OpenFile) -> Source:
-    """The shards that an index file names, as one source.
+    """Open the shards that an index file names as one source.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def open_sharded(index: Path, open_file: OpenFile) -> Source:
 
 
 def _shards(index: Path) -> dict[Path, list[str]]:
-    """The files of an index, and the names that it says are in each."""
+    """Return the files of an index, and the names of the tensors in each."""
     weight_map = _json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{index} has no weight_map from names to files; needed: an index of shards; {_AGAIN}")
@@ -116,10 +116,10 @@ def _shards(index: Path) -> dict[Path, list[str]]:
 
 
 def _inside(index: Path, file: str) -> Path:
-    """A file that an index names: it must be there, in the index's own folder."""
+    """Return the path of a file that an index names; it must exist in the folder of the index."""
     pure = PurePosixPath(file)
     shard = index.parent / file.replace("\0", "")
-    with reading(index, f"the shard {file!r}", "a path"):
+    with explaining_damage(index, f"the shard {file!r}", "a path"):
         folder, real = index.parent.resolve(), shard.resolve()
         outside = pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or folder not in real.parents
         if outside:
@@ -133,7 +133,7 @@ def _inside(index: Path, file: str) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    with reading(path, "the file", "JSON"):
+    with explaining_damage(path, "the file", "JSON"):
         if path.stat().st_size > _TEXT:
             raise ValueError(f"more than {_TEXT} bytes")
         content = json.loads(path.read_text("utf-8"))
@@ -143,12 +143,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def model_file(folder: Path) -> Path | None:
-    """The weights of a Hugging Face folder; None if it is no such folder."""
+    """Return the file with the weights of a Hugging Face folder; None if it is not such a folder."""
     return next((folder / name for name in MODELS if (folder / name).is_file()), None)
 
 
 def open_model_folder(folder: Path, open_file: OpenFile) -> Source:
-    """A Hugging Face folder: the weights, the optimizer behind ``optimizer.``, and settings as attributes."""
+    """Open a Hugging Face folder: weights, optimizer with the prefix ``optimizer.``, and settings as attributes."""
     model, optimizer = model_file(folder), folder / "optimizer.pt"
     assert model is not None
     with ExitStack() as opened:
@@ -164,7 +164,7 @@ def open_model_folder(folder: Path, open_file: OpenFile) -> Source:
 
 
 def _plain(path: Path) -> Iterator[tuple[str, Any]]:
-    """Numbers and texts of a JSON file, behind its name."""
+    """Yield the numbers and texts of a JSON file, with its name as a prefix."""
     for name, value in _json(path).items():
         if isinstance(value, (bool, int, float, str)):
             yield f"{path.stem}.{name}", value

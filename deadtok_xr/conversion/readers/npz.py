@@ -1,7 +1,7 @@
 """NumPy's own files as a source: .npz archives, and single .npy arrays under the name of their file.
 
-The headers are read by NumPy, which unpickles nothing here. What lies in an archive as it is gets read from
-the file by parts; what is compressed is unpacked from the front, a piece at a time.
+NumPy reads the headers, and nothing is unpickled. Uncompressed members of an archive are read from the file part by
+part; compressed members are decompressed from their beginning, part by part.
 """
 
 from __future__ import annotations
@@ -20,22 +20,30 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, part_of, read_slab, readable, reading
+from deadtok_xr.conversion.readers.source import (
+    TEXTS,
+    Entry,
+    Source,
+    describe_part,
+    dtype_of,
+    explaining_damage,
+    read_slab,
+)
 from deadtok_xr.errors import InputError
 
-_WHOLE = 64 * 2**20
-"""The largest array in Fortran order: it must be read whole to be turned."""
-_MOST_TEXT = 256 * 2**20
-_MOST_DENSE = 1040
-"""Deflate makes nothing smaller than a 1032nd."""
+_MAX_FORTRAN = 64 * 2**20
+"""The largest array in Fortran order: it must be read as a whole to be transposed."""
+_MAX_TEXT = 256 * 2**20
+_MAX_RATIO = 1040
+"""Deflate compresses at most by a factor of 1032."""
 
 
 @dataclass
 class _Member:
     """One array: its header, and where its numbers are.
 
-    ``info`` is None for a file of its own; ``begin`` counts from the start of the file where the bytes lie in it as
-    they are, else from the start of what is unpacked. ``crc`` is the checksum of the first ``summed`` bytes of them.
+    ``info`` is None for an .npy file. ``begin`` counts from the start of the file if the array is not compressed, else
+    from the start of the decompressed member. ``crc`` is the checksum of its first ``summed`` bytes.
     """
 
     info: zipfile.ZipInfo | None
@@ -47,7 +55,7 @@ class _Member:
     summed: int = 0
 
     @property
-    def packed(self) -> bool:
+    def compressed(self) -> bool:
         return self.info is not None and self.info.compress_type != zipfile.ZIP_STORED
 
     @property
@@ -56,7 +64,7 @@ class _Member:
 
 
 class NpzSource(Source):
-    """The arrays of an .npz archive by their names, or the one of an .npy file by the file's name."""
+    """The arrays of an .npz archive by their names, or the array of an .npy file by the name of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +75,7 @@ class NpzSource(Source):
         self._file = path.open("rb", buffering=0)
         try:
             self.format = "npy" if self._file.read(6) == npy.MAGIC_PREFIX else "npz"
-            with reading(path, "its table of contents", self.format):
+            with explaining_damage(path, "its table of contents", self.format):
                 self.entries = dict(self._found())
         except BaseException:
             self.close()
@@ -84,16 +92,16 @@ class NpzSource(Source):
             if name in names:
                 raise InputError(f"{self.path} holds {name!r} twice; needed: one array of each name; save it again")
             names.add(name)
-            with reading(self.path, f"variable {name!r}", self.format):
+            with explaining_damage(self.path, f"variable {name!r}", self.format):
                 is_array = info.filename.endswith(".npy")
                 if name in (TEXTS, "metadata") and is_array and self._take_text(name, info):
                     continue
                 yield name, self._entry(name, info) if is_array else Entry((), None, "a file that is no array")
 
     def _take_text(self, name: str, info: zipfile.ZipInfo) -> bool:
-        """Make an array of texts an attribute: the tokens' own, or settings as JSON, as our exports have them."""
+        """Make an array of texts an attribute: the texts of tokens, or settings as JSON, as `export` writes them."""
         assert self._archive is not None
-        if info.file_size > _MOST_TEXT:
+        if info.file_size > _MAX_TEXT:
             return False
         with self._archive.open(info) as stream:
             try:
@@ -115,33 +123,33 @@ class NpzSource(Source):
             return Entry(member.shape, None, kind)
         self._members[name] = member
         dtype = member.dtype.newbyteorder("=")
-        return Entry(member.shape, dtype, dtype.name, member.nbytes if member.fortran else 0, member.packed)
+        return Entry(member.shape, dtype, dtype.name, member.nbytes if member.fortran else 0, member.compressed)
 
     def _member(self, info: zipfile.ZipInfo | None) -> _Member:
         if info is None:
             self._file.seek(0)
             return _Member(None, *_header(self._file))
         assert self._archive is not None
-        if info.compress_type == zipfile.ZIP_DEFLATED and info.file_size > _MOST_DENSE * info.compress_size + 1000:
-            raise ValueError(f"{info.compress_size} bytes cannot hold the {info.file_size} that are promised")
+        if info.compress_type == zipfile.ZIP_DEFLATED and info.file_size > _MAX_RATIO * info.compress_size + 1000:
+            raise ValueError(f"{info.compress_size} bytes cannot hold the {info.file_size} that the header promises")
         with self._archive.open(info) as stream:
             member = _Member(info, *_header(cast(BinaryIO, stream)))
-        if not member.packed:
+        if not member.compressed:
             member.begin += self._data_offset(info)
         return member
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        """Where a member's bytes begin in the file, by its local header."""
+        """Return where the bytes of a member begin in the file, according to its local header."""
         self._file.seek(info.header_offset + 26)
         lengths = self._file.read(4)
         return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
 
     def _check_size(self, name: str, member: _Member) -> None:
-        """Whether all the numbers that a header promises are there, and no more."""
+        """Check that the file holds exactly the numbers that a header promises."""
         end = self._file.seek(0, 2)
         if member.info is None:
             there = end - member.begin
-        elif member.packed:
+        elif member.compressed:
             there = member.info.file_size - member.begin
         else:
             start = self._data_offset(member.info)
@@ -153,19 +161,19 @@ class NpzSource(Source):
             )
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
-        dtype = readable(self, name)
+        dtype = dtype_of(self, name)
         member = self._members[name]
-        with reading(self.path, part_of(name, where), self.format):
-            file = self._unpacked(name, member) if member.packed else cast(BinaryIO, self._file)
+        with explaining_damage(self.path, describe_part(name, where), self.format):
+            file = self._decompressed(name, member) if member.compressed else cast(BinaryIO, self._file)
             if member.fortran:
-                turned = read_slab(file, member.begin, member.dtype, member.shape[::-1], ())
-                return turned.T[where].astype(dtype, order="C")
+                transposed = read_slab(file, member.begin, member.dtype, member.shape[::-1], ())
+                return transposed.T[where].astype(dtype, order="C")
             values = read_slab(file, member.begin, member.dtype, member.shape, where)
             self._check_sum(member, where, values)
-        return values if values.dtype == dtype else values.astype(dtype)  # the byte order, no more
+        return values if values.dtype == dtype else values.astype(dtype)  # changes only the byte order
 
-    def _unpacked(self, name: str, member: _Member) -> BinaryIO:
-        """What a compressed member unpacks to; going back in it begins again from its front."""
+    def _decompressed(self, name: str, member: _Member) -> BinaryIO:
+        """Return a compressed member as a file. Seeking backwards starts again from its beginning."""
         if self._stream is None or self._stream[0] != name:
             self._close_stream()
             assert self._archive is not None
@@ -174,8 +182,12 @@ class NpzSource(Source):
         return self._stream[1]
 
     def _check_sum(self, member: _Member, where: tuple[slice, ...], values: NDArray[Any]) -> None:
-        """The checksum of what is read in order from the front; that of compressed members is looked after."""
-        if member.info is None or member.packed or any(s != slice(0, n) for s, n in _later(where, member.shape)):
+        """Check the checksum of an array that is read in order; zipfile checks compressed members itself."""
+        if (
+            member.info is None
+            or member.compressed
+            or any(s != slice(0, n) for s, n in zip(where[1:], member.shape[1:], strict=False))
+        ):
             return
         row = member.nbytes // max(1, member.shape[0]) if member.shape else 0
         if (where[0].start * row if where else 0) != member.summed:
@@ -183,7 +195,7 @@ class NpzSource(Source):
         member.crc = zlib.crc32(values.reshape(-1).view(np.uint8).data, member.crc)
         member.summed += values.nbytes
         if member.summed == member.nbytes and member.crc != member.info.CRC:
-            raise zipfile.BadZipFile("its checksum is another than its bytes")
+            raise zipfile.BadZipFile("its checksum does not match")
 
     def files(self) -> list[Path]:
         return [self.path]
@@ -204,7 +216,7 @@ class NpzSource(Source):
 
 
 def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, int]:
-    """Where the numbers begin, their dtype, shape and order, and the checksum of the header."""
+    """Return where the numbers begin, their dtype, shape and order, and the checksum of the header."""
     counting = _Counting(file)
     version = npy.read_magic(counting)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -212,15 +224,15 @@ def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, 
         raise ValueError(f"version {version} of the format, which only structured types need")
     try:
         shape, fortran, dtype = read(counting)
-    except (SyntaxError, tokenize.TokenError) as error:  # from a second look that NumPy takes at headers of Python 2
-        raise ValueError("its header is no description of an array") from error
+    except (SyntaxError, tokenize.TokenError) as error:  # NumPy parses headers of Python 2 in a second attempt
+        raise ValueError("its header does not describe an array") from error
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise ValueError(f"an array of the shape {shape}")
     return counting.n, dtype, shape, fortran and len(shape) > 1, counting.crc
 
 
 class _Counting:
-    """A file that knows how much of it was read, and the checksum of that."""
+    """A file that counts the bytes that are read, and computes their checksum."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.n, self.crc = file, 0, 0
@@ -232,18 +244,13 @@ class _Counting:
         return data
 
 
-def _later(where: tuple[slice, ...], shape: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
-    """Slices after the first axis, each with the length of its axis."""
-    return zip(where[1:], shape[1:], strict=False)
-
-
 def _unreadable(member: _Member) -> str | None:
-    """What an array is called whose numbers cannot be had."""
+    """Describe an array that cannot be read; None if it can."""
     if member.dtype.hasobject:
         return "Python objects"
     if member.dtype.kind not in "biuf":
         hint = " (bfloat16 must be saved as .view('uint16'))" if member.dtype == "V2" else ""
         return f"{member.dtype.name}{hint}"
-    if member.fortran and member.nbytes > _WHOLE:
+    if member.fortran and member.nbytes > _MAX_FORTRAN:
         return f"{member.dtype.name} in Fortran order (save it with numpy.ascontiguousarray)"
     return None

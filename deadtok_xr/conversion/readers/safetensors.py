@@ -1,7 +1,7 @@
 """Safetensors files as a source.
 
-The header is read here: the safetensors library hands bfloat16 to torch, but not to NumPy, and a mapped
-file would count as memory in use. The values are read from the file, part by part.
+The header is parsed here, because the safetensors library returns bfloat16 as torch tensors but not as NumPy arrays,
+and a mapped file would count as memory in use. Values are read from the file part by part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import Entry, Source, part_of, read_slab, reading
+from deadtok_xr.conversion.readers.source import Entry, Source, describe_part, explaining_damage, read_slab
 from deadtok_xr.errors import InputError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -36,7 +36,7 @@ class SafetensorsSource(Source):
         self.path = path
         self._file = path.open("rb", buffering=0)
         try:
-            with reading(path, "its header", self.format):
+            with explaining_damage(path, "its header", self.format):
                 header, self._data = self._header()
                 self.attributes = dict(header.pop("__metadata__", None) or {})
                 self.entries = {name: _entry(fields) for name, fields in header.items()}
@@ -56,7 +56,7 @@ class SafetensorsSource(Source):
         return json.loads(self._file.read(length)), 8 + length
 
     def _checked_begin(self, name: str, fields: dict[str, Any]) -> int:
-        """Where a tensor begins in the file, once it is known to be all there."""
+        """Return where a tensor begins in the file, after checking that the file holds all of it."""
         begin, end = (int(x) for x in fields["data_offsets"])
         entry = self.entries[name]
         if not 0 <= begin <= end or (entry.dtype is not None and end - begin != entry.nbytes):
@@ -74,7 +74,7 @@ class SafetensorsSource(Source):
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         entry = self.entries[name]
-        with reading(self.path, part_of(name, where), self.format):
+        with explaining_damage(self.path, describe_part(name, where), self.format):
             assert entry.dtype is not None
             return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
 

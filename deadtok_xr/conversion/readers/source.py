@@ -1,4 +1,4 @@
-"""What a conversion reads from: named arrays in a file or several, read by parts."""
+"""The interface of a source: named arrays in one file or several, read part by part."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
 
-_PIECE = 16 * 2**20
+_READ_BYTES = 16 * 2**20
 _DAMAGE = (
     OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError, MemoryError,
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
 )  # fmt: skip
-"""What readers raise over a damaged file."""
-
+"""Exceptions that readers raise for a damaged file."""
 
 TEXTS = "token_text"
 """The attribute of a source that holds the text of each row's token."""
@@ -43,11 +42,11 @@ class Entry:
     type_name
         What the file calls the type, for messages.
     buffer_bytes
-        Memory that the file's own layout takes while it is read in order, beside the values.
-    late
-        How many of the first steps it is not there for, among stacked files.
+        Memory that reading in order needs besides the values, for instance for chunks of the file.
     in_order
-        Whether reading part of it again means reading everything before that part again.
+        Whether reading an earlier part again means reading everything before it again.
+    late
+        In stacked files: how many of the first steps do not have it.
     """
 
     shape: tuple[int, ...]
@@ -73,18 +72,18 @@ class Source(Protocol):
     entries: Mapping[str, Entry]
     attributes: Mapping[str, Any]
     aliases: Mapping[str, str] = MappingProxyType({})
-    """Entries that are the very same numbers as another (tied weights): the later name -> the first."""
+    """Entries that share their memory with another (tied weights): the later name -> the first."""
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
-        """Part of an array: a slice (with a start and a stop, inside the array) per leading axis; of a scalar none."""
+        """Read a part of an array: a slice (with a start and a stop, inside the array) for each leading axis."""
         ...
 
     def unwritten(self, name: str) -> list[range]:
-        """Parts of the first axis that the file makes room for but that nobody ever wrote."""
+        """Return parts of the first axis that the file has reserved but that were never written."""
         ...
 
     def files(self) -> list[Path]:
-        """Every file that is read."""
+        """Return every file that is read."""
         ...
 
     def close(self) -> None: ...
@@ -98,13 +97,13 @@ class Source(Protocol):
         self.close()
 
 
-def whole(source: Source, name: str) -> NDArray[Any]:
-    """All of a small array."""
+def read_all(source: Source, name: str) -> NDArray[Any]:
+    """Read all of a small array."""
     return source.read(name, *(slice(0, n) for n in source.entries[name].shape[:1]))
 
 
-def readable(source: Source, name: str) -> np.dtype[Any]:
-    """The dtype of an entry that can be read, or an error."""
+def dtype_of(source: Source, name: str) -> np.dtype[Any]:
+    """Return the dtype of an entry, or raise an InputError if it cannot be read."""
     entry = source.entries[name]
     if entry.dtype is None:
         raise InputError(
@@ -113,26 +112,26 @@ def readable(source: Source, name: str) -> np.dtype[Any]:
     return entry.dtype
 
 
-def part_of(name: str, where: tuple[slice, ...]) -> str:
-    """What is read, for messages."""
+def describe_part(name: str, where: tuple[slice, ...]) -> str:
+    """Describe a part of an array, for messages."""
     return ", ".join([f"variable {name!r}", *(f"{s.start}..{s.stop - 1}" for s in where[:1])])
 
 
-def slabs(shape: tuple[int, ...], itemsize: int, most: int) -> Iterator[tuple[slice, ...]]:
-    """An array in parts of no more than ``most`` bytes, in order: what `Source.read` takes for each."""
+def slabs(shape: tuple[int, ...], itemsize: int, max_bytes: int) -> Iterator[tuple[slice, ...]]:
+    """Divide an array into parts of at most ``max_bytes``, in order, each as arguments for `Source.read`."""
     row = max(1, math.prod(shape[1:]) * itemsize)
-    if row <= most or len(shape) == 1:
-        step = max(1, most // row)
+    if row <= max_bytes or len(shape) == 1:
+        step = max(1, max_bytes // row)
         yield from ((slice(i, min(i + step, shape[0])),) for i in range(0, shape[0], step))
         return
     for i in range(shape[0]):
-        yield from ((slice(i, i + 1), *rest) for rest in slabs(shape[1:], itemsize, most))
+        yield from ((slice(i, i + 1), *rest) for rest in slabs(shape[1:], itemsize, max_bytes))
 
 
 def read_slab(
     file: BinaryIO, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...], where: tuple[slice, ...]
 ) -> NDArray[Any]:
-    """Part of an array that lies in a file as plain bytes in C order, beginning at a byte.
+    """Read a part of an array that lies in a file as plain bytes in C order, from the byte ``begin``.
 
     Raises
     ------
@@ -144,33 +143,33 @@ def read_slab(
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     cut = max((i for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if size < n), default=0)
     values = np.empty(math.prod(sizes), dtype)
-    room = memoryview(cast(Any, values.view(np.uint8)))
-    n = len(room) // max(1, math.prod(sizes[:cut]))
+    buffer = memoryview(cast(Any, values.view(np.uint8)))
+    n = len(buffer) // max(1, math.prod(sizes[:cut]))
     for i, index in enumerate(np.ndindex(*sizes[:cut])):
         at = (*(s.start + i for s, i in zip(where, index, strict=False)), *(s.start for s in where[cut:]))
         file.seek(begin + dtype.itemsize * sum(a * s for a, s in zip(at, strides, strict=True)))
-        _fill(file, room[i * n : (i + 1) * n])
+        _fill(file, buffer[i * n : (i + 1) * n])
     return values.reshape(sizes)
 
 
-def _fill(file: BinaryIO, room: memoryview) -> None:
-    while room:  # a file of the system gives 2 GB at most, and one that is unpacked holds a copy of what it gives
-        n = file.readinto(room[:_PIECE])  # type: ignore[attr-defined]
+def _fill(file: BinaryIO, buffer: memoryview) -> None:
+    while buffer:  # the system reads at most 2 GB at a time, and a decompressed file keeps a copy of what it reads
+        n = file.readinto(buffer[:_READ_BYTES])  # type: ignore[attr-defined]
         if not n:
             raise OSError("the file has become shorter")
-        room = room[n:]
+        buffer = buffer[n:]
 
 
-def listing(source: Source) -> str:
-    """What a source holds, for messages."""
+def list_entries(source: Source) -> str:
+    """List what a source holds, for messages."""
     names = [f"{name} {entry}" for name, entry in source.entries.items()]
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(names[:20]) + more) or "nothing"
 
 
 @contextmanager
-def reading(path: Path, what: str, format_: str) -> Iterator[None]:
-    """Turn whatever a reader raises over a damaged file into one sentence."""
+def explaining_damage(path: Path, what: str, format_: str) -> Iterator[None]:
+    """Turn any exception that a reader raises for a damaged file into an InputError of one sentence."""
     try:
         yield
     except InputError:

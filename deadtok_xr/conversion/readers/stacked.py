@@ -1,4 +1,4 @@
-"""Checkpoints of one run, one per step, as arrays with a leading axis of steps."""
+"""Open checkpoints of one run, one per step, as arrays with a leading axis of steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import Entry, Source, readable
+from deadtok_xr.conversion.readers.source import Entry, Source, dtype_of
 from deadtok_xr.errors import InputError
 
 Steps = Literal["names", "content"]
@@ -25,16 +25,16 @@ _STEP_ATTRIBUTES = ("trainer_state.global_step",)
 class _Member:
     path: Path
     number: int
-    """The step by its name."""
+    """The step in its name."""
     content: int | None
-    """The step by what it says of itself."""
+    """The step in its content."""
 
 
 class Stacked(Source):
     """Checkpoints of one run, stacked along a leading axis of steps.
 
-    The entries are those of the checkpoints, with that axis; ``step`` holds the labels. Where small entries are not
-    alike in all checkpoints, they cannot be read, and say why.
+    The entries are those of the checkpoints, with that axis; ``step`` holds the labels. A small entry that differs in
+    dtype or shape between checkpoints cannot be read, and its type name says why.
 
     Parameters
     ----------
@@ -43,16 +43,16 @@ class Stacked(Source):
     members
         The checkpoints, each with the number in its name.
     open_member
-        Opens one; two are open at a time.
+        Opens a checkpoint; two are open at a time.
     steps
-        Which labels count where names and contents of the checkpoints contradict each other.
+        Which labels to use if names and contents of the checkpoints contradict each other.
     left_out
-        Files of the folder that are none of the checkpoints.
+        Files of the folder that are not among the checkpoints -> why they are left out.
 
     Raises
     ------
     InputError
-        If two checkpoints have one step, a matrix is not alike in all, or the steps are contradictory.
+        If two checkpoints have the same step, a matrix differs in dtype or shape, or the steps contradict each other.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Stacked(Source):
                     "per step; move one of them away"
                 )
         try:
-            self._look(by_number, members, left_out or {})
+            self._read_headers(by_number, members, left_out or {})
             self._members = _in_order(path, self._found, steps)
         except BaseException:
             self.close()
@@ -85,8 +85,8 @@ class Stacked(Source):
         labels = [m.content if steps == "content" else m.number for m in self._members]
         self._labels = np.array(labels, np.int64)
 
-    def _look(self, paths: list[Path], numbers: Mapping[Path, int], left_out: Mapping[str, str]) -> None:
-        """Look at the headers of every checkpoint."""
+    def _read_headers(self, paths: list[Path], numbers: Mapping[Path, int], left_out: Mapping[str, str]) -> None:
+        """Read the header of every checkpoint, and compare them."""
         self._found: list[_Member] = []
         first = self._member(paths[0])
         self.format = f"{first.format}, one per step"
@@ -105,7 +105,7 @@ class Stacked(Source):
         self.attributes, self.aliases = attributes, aliases
 
     def _member(self, path: Path) -> Source:
-        """An open checkpoint; those that were not asked for lately are closed."""
+        """Return an open checkpoint; the least recently opened ones are closed."""
         if path not in self._opened:
             while len(self._opened) >= _OPEN:
                 self._opened.pop(next(iter(self._opened))).close()
@@ -113,7 +113,7 @@ class Stacked(Source):
         return self._opened[path]
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
-        dtype = readable(self, name)
+        dtype = dtype_of(self, name)
         steps, inner = (where[0], where[1:]) if where else (slice(0, len(self._members)), ())
         if name == STEP:
             return self._labels[steps].copy()
@@ -147,7 +147,7 @@ def _with_steps(entry: Entry, n: int) -> Entry:
 
 
 def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: int) -> None:
-    """Compare the entries of a checkpoint with those so far: matrices must be alike, and the rest is marked."""
+    """Compare a checkpoint with those before: matrices must be equal in dtype and shape, other entries are marked."""
     for name in {**entries, **member.entries}:
         one, other = entries.get(name), member.entries.get(name)
         if one is not None and other is not None:
@@ -174,7 +174,7 @@ def _check_same(source: Source, name: str, dtype: np.dtype[Any], shape: tuple[in
 
 
 def _own_step(member: Source) -> int | None:
-    """The step that a checkpoint says it is of."""
+    """Return the step in the content of a checkpoint, None if there is none."""
     for key in _STEP_KEYS:
         entry = member.entries.get(key)
         if entry is not None and entry.dtype is not None and entry.dtype.kind in "iu" and not entry.shape:
@@ -184,7 +184,7 @@ def _own_step(member: Source) -> int | None:
 
 
 def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_Member]:
-    """The checkpoints in the order of their steps, once it is known which labels count."""
+    """Sort the checkpoints by their steps, after determining which labels to use."""
     silent = next((m for m in members if m.content is None), None)
     if steps == "content":
         if silent is not None:

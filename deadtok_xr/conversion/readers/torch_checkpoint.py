@@ -1,8 +1,8 @@
 """Torch checkpoints as a source.
 
-They are opened by torch with ``weights_only=True``, which runs nothing that a file says. Files in the zip format are
-mapped, and pages that were touched count as memory in use: the file is mapped anew after every `TOUCHED` bytes. Files
-from before torch 1.6 are read whole.
+torch opens them with ``weights_only=True``, which runs no code from the file. Files in the zip format are mapped, and
+pages that were read count as memory in use: the file is mapped again after every `TOUCHED` bytes. Files from before
+torch 1.6 are read as a whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import Entry, Source, part_of, readable, reading
+from deadtok_xr.conversion.readers.source import Entry, Source, describe_part, dtype_of, explaining_damage
 from deadtok_xr.errors import InputError
 
 TOUCHED = 64 * 2**20
@@ -50,7 +50,7 @@ class TorchSource(Source):
         self._touched = 0
         self._state = _state(path)
         self._mapped = zipfile.is_zipfile(path)
-        with reading(path, "its table of contents", self.format):
+        with explaining_damage(path, "its table of contents", self.format):
             self._there = _check_archive(path) if self._mapped else _check_legacy(path)
         self._load()
         self.entries = {name: self._entry(value) for name, value in self._values.items()}
@@ -62,12 +62,12 @@ class TorchSource(Source):
         self._values, self.attributes = {}, {}
         self._touched = 0
         try:
-            with warnings.catch_warnings(action="ignore"):  # of torch's own plans
+            with warnings.catch_warnings(action="ignore"):  # about future changes in torch
                 loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except Exception as error:  # over a damaged file torch raises nearly anything
+        except Exception as error:  # for a damaged file torch raises nearly any exception
             raise InputError(_refusal(self.path, str(error))) from error
-        with reading(self.path, "its table of contents", self.format):
-            values, attributes = _sorted_out(_flat(loaded))
+        with explaining_damage(self.path, "its table of contents", self.format):
+            values, attributes = _values_and_attributes(_flat(loaded))
             _check_storages((v for v in values.values() if isinstance(v, torch.Tensor)), self._there)
         self._values, self.attributes = values, attributes
 
@@ -83,8 +83,8 @@ class TorchSource(Source):
         return Entry(shape, _DTYPES[value.dtype], name, TOUCHED if self._mapped else self._state[0])
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
-        dtype = readable(self, name)
-        with reading(self.path, part_of(name, where), self.format):
+        dtype = dtype_of(self, name)
+        with explaining_damage(self.path, describe_part(name, where), self.format):
             value = self._values[name]
             if isinstance(value, np.ndarray):
                 return value[where].copy()
@@ -95,22 +95,22 @@ class TorchSource(Source):
                 self._copy(values, name, full)
         return values
 
-    def _copy(self, room: NDArray[Any], name: str, where: tuple[slice, ...]) -> None:
-        """Fill an array, in pieces that each touch a bounded part of the file."""
+    def _copy(self, out: NDArray[Any], name: str, where: tuple[slice, ...]) -> None:
+        """Fill an array, in parts that each read a bounded part of the file."""
         part = self._values[name][where]
         extents = [(n - 1) * abs(stride) for n, stride in zip(part.shape, part.stride(), strict=True)]
         touched = (sum(extents) + 1) * part.element_size()
         if self._mapped and touched > TOUCHED and part.numel() > 1:
             del part
             axis = int(np.argmax(extents))
-            middle = room.shape[axis] // 2
-            for begin, end in ((0, middle), (middle, room.shape[axis])):
-                inner = tuple(slice(begin, end) if i == axis else slice(None) for i in range(room.ndim))
+            middle = out.shape[axis] // 2
+            for begin, end in ((0, middle), (middle, out.shape[axis])):
+                inner = tuple(slice(begin, end) if i == axis else slice(None) for i in range(out.ndim))
                 at = where[axis].start
                 outer = tuple(slice(at + begin, at + end) if i == axis else s for i, s in enumerate(where))
-                self._copy(room[inner], name, outer)
+                self._copy(out[inner], name, outer)
             return
-        room[...] = _as_numpy(part)
+        out[...] = _as_numpy(part)
         del part
         self._touched += touched
         if self._mapped and self._touched >= TOUCHED:
@@ -137,7 +137,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _check_archive(path: Path) -> int:
-    """Whether an archive is what torch writes, before torch sees it: nothing packed, nothing absurdly large.
+    """Check, before torch opens it, that an archive is as torch writes it: not compressed, and no larger than the file.
 
     Returns the size of all tensors.
     """
@@ -178,28 +178,28 @@ def _check_legacy(path: Path) -> int:
 
 
 def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
-    # The one call that weights_only allows and that takes as much memory as a file asks for.
+    # weights_only allows this one call that takes as much memory as the file asks for
     if any(content.find(b"c" + module + b"\nbytearray\n") >= 0 for module in (b"builtins", b"__builtin__")):
         raise InputError(f"{path} holds a bytearray; needed: tensors, numbers and texts; save it without")
 
 
-def _refusal(path: Path, said: str) -> str:
-    """What torch said, in a sentence."""
-    code = re.search(r"GLOBAL (\S{1,80})", said)
+def _refusal(path: Path, message: str) -> str:
+    """Turn a message of torch into one sentence."""
+    code = re.search(r"GLOBAL (\S{1,80})", message)
     if code is not None:
         return (
             f"{path} holds {code[1]}, which could run code and was not loaded; needed: tensors, numbers and texts, as "
             "in a state_dict; where the file was made, save only those"
         )
-    reason = " ".join(said.split("WeightsUnpickler error:")[-1].split())[:160]
+    reason = " ".join(message.split("WeightsUnpickler error:")[-1].split())[:160]
     return (
-        f"{path} cannot be read as torch ({reason}): the file is damaged, truncated, still being written, or no torch "
-        f"checkpoint; {_AGAIN}"
+        f"{path} cannot be read as torch ({reason}): the file is damaged, truncated, still being written, or not a "
+        f"torch checkpoint; {_AGAIN}"
     )
 
 
 def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts and lists under dotted names. A list of numbers is a leaf."""
+    """Yield the leaves of nested dicts and lists with dotted names. A list of numbers is a leaf."""
     if depth > _DEPTH:
         raise ValueError(f"{name[:40]!r} is nested more than {_DEPTH} deep")
     if isinstance(value, Mapping):
@@ -213,16 +213,16 @@ def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any
         yield from _flat(item, f"{name}.{key}" if name else str(key), depth + 1)
 
 
-def _sorted_out(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and numbers, and beside them everything else as attributes."""
+def _values_and_attributes(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate tensors and numbers from all other leaves, which become attributes."""
     values: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
-    n_numbers = 0  # one list may be named many times, so that a small file holds very many
+    n_numbers = 0  # a small file may refer to one list many times
     for i, (name, value) in enumerate(flat):
         if i >= _NAMES:
             raise ValueError(f"more than {_NAMES} names")
         if name in values or name in attributes:
-            raise ValueError(f"two things are called {name!r}")
+            raise ValueError(f"two entries have the name {name!r}")
         number = _numbers(value)
         if isinstance(value, torch.Tensor):
             values[name] = value
@@ -244,7 +244,7 @@ def _text(value: Any) -> str | None:
 
 
 def _numbers(value: Any) -> NDArray[Any] | None:
-    """A Python number, or a list of them all of one kind, as an array."""
+    """Return a Python number, or a list of numbers of one type, as an array; None for anything else."""
     items = value if isinstance(value, (list, tuple)) else [value]
     kinds = {type(item) for item in items}
     if not items or kinds - {bool, int, float} or (bool in kinds and len(kinds) > 1):
@@ -252,7 +252,7 @@ def _numbers(value: Any) -> NDArray[Any] | None:
     dtype = bool if kinds == {bool} else np.int64 if kinds == {int} else np.float64
     try:
         return np.array(value, dtype)
-    except OverflowError:  # an integer beyond 64 bits stays as its text
+    except OverflowError:  # an integer beyond 64 bits is kept as text
         return None
 
 
@@ -266,7 +266,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _unreadable(tensor: torch.Tensor) -> str | None:
-    """Why a tensor's numbers cannot be had."""
+    """Say why a tensor cannot be read; None if it can."""
     if not _is_plain(tensor):
         return "sparse, quantized or without values"
     there = tensor.untyped_storage().nbytes()
@@ -276,7 +276,7 @@ def _unreadable(tensor: torch.Tensor) -> str | None:
 
 
 def _check_storages(tensors: Iterable[torch.Tensor], there: int) -> None:
-    """Whether what tensors lie in was in the file: it may say that they are larger."""
+    """Check that the file holds the storages of all tensors: it may claim that they are larger."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if _is_plain(t)}
     if sum(storages.values()) > there:
         raise ValueError(f"its tensors need {sum(storages.values())} bytes, but {there} are there")
