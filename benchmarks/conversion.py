@@ -83,7 +83,7 @@ def convert(source: Path, folder: Path) -> Figures:
         file["W"] = np.arange(60, dtype=np.uint16).reshape(5, 6, 2)
     dx.convert(folder / "warm.h5", folder / "warm.zarr", overwrite=True)
     with open_with_options(source, DEFAULT_OPTIONS) as (opened, options):
-        promised = make_plan(opened, options).memory()
+        promised = make_plan(opened, options).peak_memory()
     began, used = time.perf_counter(), time.process_time()
     dest = dx.convert(source, folder / "converted.zarr", overwrite=True)
     seconds, cpu = time.perf_counter() - began, time.process_time() - used

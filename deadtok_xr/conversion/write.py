@@ -143,7 +143,7 @@ def _prepare(
                 empty_store.create(plan, facts, work)
             return
     unfinished = _is_unfinished(plan.files, dest)
-    # an unfinished conversion of another source is of no use to anybody
+    # an unfinished conversion of another source cannot be used
     if differences and "the source" not in differences and unfinished and not overwrite:
         raise work.refusal(differences)
     destination.refuse_existing(dest, overwrite=overwrite or unfinished)

@@ -192,7 +192,7 @@ def test_float32_on_the_bfloat16_grid_is_named(tmp_path: Path) -> None:
     source = write_safetensors(tmp_path / "a.safetensors", {"W": np.ones((4, 3, 2), np.float32)})
     rec = raw(dx.convert(source, tmp_path / "a.zarr"))
     assert rec["W"].dtype == BFLOAT16  # exact, in half the room
-    with pytest.warns(UserWarning, match="'W' is float32, but every value lies on the bfloat16 grid"):
+    with pytest.warns(UserWarning, match="'W' is float32, but every value is on the bfloat16 grid"):
         rec = raw(dx.convert(source, tmp_path / "b.zarr", keep_dtype=True))
     assert rec["W"].dtype == np.float32
     assert rec["W"].attrs["precision"] == "bfloat16"
@@ -410,7 +410,7 @@ dx.convert(small, folder + "/small.zarr")
 before = peak()
 dx.convert(large, folder + "/large.zarr")
 with open_source(large) as source:
-    print(peak() - before, peak(), make_plan(source).memory())
+    print(peak() - before, peak(), make_plan(source).peak_memory())
 """
 
 
@@ -535,7 +535,7 @@ def test_source_that_changes_meanwhile(tmp_path: Path) -> None:
     def touch(done: int, total: int) -> None:
         source.touch()
 
-    with pytest.raises(InputError, match="changed while it was converted"):
+    with pytest.raises(InputError, match="changed during the conversion"):
         dx.convert(source, tmp_path / "a.zarr", progress=touch)
     with pytest.raises(IncompleteStoreError):
         dx.open_recording(tmp_path / "a.zarr")

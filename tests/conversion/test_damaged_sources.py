@@ -484,7 +484,7 @@ CASES |= {
     "folder: a damaged member": (folder_of({"a_1.pt": GOOD, "a_2.pt": b"PK\x03\x04" + bytes(60)}), "a_2.pt"),
     "folder: an empty member": (folder_of({"a_1.pt": GOOD, "a_2.pt": b""}), "a_2.pt looks like an empty file"),
     "folder: shards without index": (
-        folder_of({f"model-0000{i}-of-00002.safetensors": b"" for i in (1, 2)}), "without the index",
+        folder_of({f"model-0000{i}-of-00002.safetensors": b"" for i in (1, 2)}), "without their index",
     ),
     "folder: several runs": (
         folder_of({f"{r}-{i}/pytorch_model.bin": GOOD for r in "ab" for i in (1, 2)}), r"several runs: a-\*, b-\*",
@@ -499,7 +499,7 @@ CASES |= {
 }  # fmt: skip
 
 
-@case("a pipe", "no regular file")
+@case("a pipe", "not a regular file")
 def _(folder: Path) -> Path:
     os.mkfifo(folder / "bad.pt")
     return folder / "bad.pt"

@@ -205,7 +205,7 @@ def test_the_only_array_is_the_weights(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no such variable": ({"keys": {"foo": "losses"}}, "keys: 'foo' is no variable of a recording"),
+    "no such variable": ({"keys": {"foo": "losses"}}, "keys: 'foo' is not a variable of a recording"),
     "no bits": ({"bits": "float16"}, "holds no bits as uint16"),
     "no labels": ({"steps": "recorded"}, "holds no step labels"),
     "no token in common": ({"token_ids": range(12), "dead_ids": [50]}, "have no token in common"),
