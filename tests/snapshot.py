@@ -1,7 +1,7 @@
 """Keep, to the bit, what every analysis, conversion, summary, report and plot gives, and compare later code with it.
 
     python -m tests.snapshot write FILE [--cases DIR]
-    python -m tests.snapshot compare FILE [--cases DIR] [--values-only] [--only PREFIX]
+    python -m tests.snapshot compare FILE [--cases DIR] [--values-only] [--only PREFIX] [--sections analyses,stored]
 
 Run it before a restructuring and after each step, in the same environment and on the same machine: hashes of
 floating-point results, of compressed chunks and of pixels differ between CPUs and between versions of libraries.
@@ -26,7 +26,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -518,7 +518,7 @@ def conversions(snap: Snapshot, cases: Path) -> None:
         shutil.rmtree(out)
 
 
-def numbers(snap: Snapshot) -> None:
+def numbers(snap: Snapshot, stores: Mapping[str, Path]) -> None:
     """Enter the number formats, over all patterns of 16 bits, and the toy."""
     rng = np.random.default_rng(0)
     words = {"bfloat16": np.arange(2**16, dtype=np.uint16), "float16": np.arange(2**16, dtype=np.uint16),
@@ -535,35 +535,49 @@ def numbers(snap: Snapshot) -> None:
     snap.attempt("tidal_toy", lambda: dx.testing.tidal_toy(start, pull, steps=20))
 
 
-def taken(cases: Path | None) -> dict[str, str]:
-    """All results of the code that is imported."""
+SECTIONS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "numbers": (numbers, ("bfloat16", "tidal_toy")),
+    "analyses": (analyses, ("analyses",)),
+    "trees": (trees, ("saved", "results", "summary", "report", "save_figures", "device", "analyze")),
+    "plots": (plots, ("plot",)),
+    "stored": (
+        stored,
+        (
+            *("store", "open", "info", "verify", "export", "label", "partial"),
+            *("xarray_engine", "concat_runs", "compare_runs"),
+        ),
+    ),
+    "commands": (commands, ("cli",)),
+    "conversions": (conversions, ("convert",)),
+}
+"""What a snapshot is made of, and the second part of the keys of each."""
+
+
+def taken(sections: Sequence[str], cases: Path | None) -> dict[str, str]:
+    """The results of the code that is imported."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         snap = Snapshot(Path(folder))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stores = recordings.stores(snap.folder)
-            numbers(snap)
-            analyses(snap, stores)
-            trees(snap, stores)
-            plots(snap, stores)
-            stored(snap, stores)
-            commands(snap, stores)
-            if cases is not None:
-                conversions(snap, cases)
+        stores = recordings.stores(snap.folder)
+        for section in sections:
+            enter, heads = SECTIONS[section]
+            known = {*snap.found}
+            enter(snap, cases if section == "conversions" else stores)
+            stray = {key.split("/")[1] for key in {*snap.found} - known} - {*heads}
+            assert not stray, f"{section} enters {stray}, which SECTIONS does not name"
     return snap.found
 
 
-def differences(was: Mapping[str, str], now: Mapping[str, str], prefixes: tuple[str, ...]) -> list[str]:
-    """A line for each key whose value is another one, or which is in one alone."""
-    keys = [k for k in sorted({*was, *now}) if k.startswith(prefixes)]
+def differences(was: Mapping[str, str], now: Mapping[str, str], prefix: str) -> list[str]:
+    """Three lines for each key whose value is another one, or which is in one alone."""
     there = "(absent)"
     return [
         f"{key}\n  was {was.get(key, there)}\n  is  {now.get(key, there)}"
-        for key in keys
-        if was.get(key, there) != now.get(key, there)
+        for key in sorted({*was, *now})
+        if key.startswith(prefix) and was.get(key, there) != now.get(key, there)
     ]
 
 
@@ -575,18 +589,19 @@ def main() -> int:
     parser.add_argument("--cases", type=Path, help="a folder of folders of files to convert; skipped when not given")
     parser.add_argument("--values-only", action="store_true", help="compare neither text, nor attributes, nor pixels")
     parser.add_argument("--only", default="", help="compare keys that begin so")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="which of %(default)s")
     given = parser.parse_args()
+    sections = [name for name in given.sections.split(",") if name != "conversions" or given.cases]
     print(f"deadtok_xr is {Path(dx.__file__).parent}")
-    now = taken(given.cases and given.cases.resolve())
+    now = taken(sections, given.cases and given.cases.resolve())
     if given.what == "write":
         given.file.write_text(json.dumps(now, indent=0, sort_keys=True))
         print(f"{len(now)} results written to {given.file}")
         return 0
-    was = json.loads(given.file.read_text())
-    if given.cases is None:
-        was = {k: v for k, v in was.items() if k.split("/")[1] != "convert"}
-    prefixes = ("values/",) if given.values_only else ("",)
-    found = [line for line in differences(was, now, prefixes) if line.startswith(given.only)]
+    heads = {head for name in sections for head in SECTIONS[name][1]}
+    was = {key: value for key, value in json.loads(given.file.read_text()).items() if key.split("/")[1] in heads}
+    prefix = given.only or ("values/" if given.values_only else "")
+    found = differences(was, now, prefix)
     print(*found, f"{len(found)} of {len(was)} results differ", sep="\n")
     return 1 if found else 0
 
