@@ -1,5 +1,21 @@
 """Record parameters and their optimizer's state while a training loop runs.
 
-In: a parameter, an optimizer, and `Recorder.log` from the loop. Out: a recording store that can be read meanwhile. It
-imports `store` and what lies below it.
+In: a parameter, its optimizer, and `Recorder.log` from the loop. Out: a recording store that can be read while it
+grows. May import: `store`, `replay` (to check the first updates), and what lies below them.
+
+recorder              the context manager and the hooks of the optimizer
+validation            checks of the arguments
+recorded_parameter    a parameter and where its gradient and moments are found
+schedule              which updates are recorded
+session               from a step in the loop to a write: buffers, settings, logged values
+host_buffers          steps in host memory, and the copies into them
+writer_thread         writes full buffers while the training continues
+appender              a store that grows at its end
+resume                the step from which a recording is resumed
+self_check            whether gradients belong to their updates, and whether updates can be replayed
+attributes            attributes of the store about optimizer and machine
 """
+
+from deadtok_xr.record.recorder import Recorder
+
+__all__ = ["Recorder"]

@@ -1,8 +1,8 @@
-"""A recording store that grows at its end, and can be read meanwhile.
+"""A recording store that grows at its end, and can be read while it grows.
 
-Chunk files are put in place whole, by a rename, and only then do the arrays become longer: whoever opens the store
-(``partial=True``) sees steps that are there. What breaks in between leaves files beyond the arrays' ends, which
-nobody reads and the next attempt replaces.
+Each chunk file is written under another name and renamed, and only then are the arrays made longer, so that a reader
+(``partial=True``) finds every step that the arrays have. An interrupted write leaves files beyond the ends of the
+arrays, which are not read and are replaced by the next attempt.
 """
 
 from __future__ import annotations
@@ -19,22 +19,17 @@ from numpy.typing import NDArray
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
 from deadtok_xr.record.host_buffers import Column
-from deadtok_xr.store import (
-    chunk_bytes,
-    location,
-    motion_index,
-    writing,
-)
+from deadtok_xr.store import chunk_bytes, location, motion_index, writing
 from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
 
 
 class Appender:
-    """Writes steps at the end of one store: `begin` or `resume`, then `append`, then `finish`."""
+    """Writes steps at the end of one store: `create_appender` or `open_appender`, then `append`, then `finish`."""
 
-    def __init__(self, group: zarr.Group, rows: store.TokenTable, block_steps: int, n_steps: int = 0) -> None:
-        self.group, self.rows, self.block_steps, self.n_steps = group, rows, block_steps, n_steps
+    def __init__(self, group: zarr.Group, token_table: store.TokenTable, buffer_steps: int, n_steps: int = 0) -> None:
+        self.group, self.token_table, self.buffer_steps, self.n_steps = group, token_table, buffer_steps, n_steps
         self.root = Path(str(group.store_path).removeprefix("file://"))
-        self._order = rows.disk_order()
+        self._order = token_table.disk_order()
         self._arrays = dict(group.arrays())
         self._bounds = dict(cast(zarr.Group, group["motion"]).arrays()) if "motion" in group else {}
 
@@ -44,117 +39,127 @@ class Appender:
         matrices: Mapping[str, tuple[NDArray[Any], float]],
         columns: Mapping[str, tuple[NDArray[Any], Column]],
     ) -> None:
-        """Write more steps; a variable that is new begins with what stands where there is nothing."""
+        """Write more steps; a new variable is filled with its default value for earlier steps.
+
+        Parameters
+        ----------
+        steps
+            Their labels.
+        matrices
+            Values (steps, rows, dims) by name, each with the default value for earlier steps.
+        columns
+            Values (steps, ...) by name, each with its `Column`.
+        """
         for name, (values, fill) in matrices.items():
             if name not in self._arrays:
                 self._declare(name, schema.MATRIX, values.shape[1:], values.dtype, self._chunks(values), fill)
-            self._put(self._arrays[name], self.n_steps, values)
+            self._write_steps(self._arrays[name], self.n_steps, values)
         for name, (values, column) in columns.items():
             if name not in self._arrays:
                 chunks = chunks_of(column.dims, (0, *column.shape), np.dtype(column.dtype).itemsize)
-                self._declare(name, column.dims, column.shape, column.dtype, chunks, column.before)
-            self._put(self._arrays[name], self.n_steps, values)
-        for name, array in self._arrays.items():  # logged earlier, and not since
-            if name not in matrices and name not in columns and name != "step" and _grows(array):
-                self._put_constant(array, self.n_steps, self.n_steps + len(steps), array.fill_value)
-        self._put(self._arrays["step"], self.n_steps, steps)
+                self._declare(name, column.dims, column.shape, column.dtype, chunks, column.fill)
+            self._write_steps(self._arrays[name], self.n_steps, values)
+        for name, array in self._arrays.items():  # values that were logged earlier but not for these steps
+            if name not in matrices and name not in columns and name != "step" and _has_steps(array):
+                self._write_constant(array, self.n_steps, self.n_steps + len(steps), array.fill_value)
+        self._write_steps(self._arrays["step"], self.n_steps, steps)
         self._set_length(self.n_steps + len(steps))
 
-    def last(self, name: str, position: int) -> NDArray[Any]:
-        """A matrix of one step, in the order of the rows that are recorded."""
+    def read_step(self, name: str, position: int) -> NDArray[Any]:
+        """Read a matrix of one step, in the row order of the token table."""
         values = np.empty(self._arrays[name].shape[1:], self._arrays[name].dtype)
         values[self._order] = cast("NDArray[Any]", self._arrays[name][position])
         return values
 
     def steps(self) -> NDArray[np.int64]:
-        """The labels of the steps that are whole."""
+        """Return the labels of the complete steps."""
         return cast("NDArray[np.int64]", np.asarray(self._arrays["step"][...]))[: self.n_steps]
 
-    def steps_whole(self) -> str:
-        """Which steps can be read, in words."""
+    def describe_complete_steps(self) -> str:
+        """Say which steps can be read."""
         if not self.n_steps:
-            return "no step is whole"
-        return f"its {self.n_steps} steps up to {self.steps()[-1]} are whole and open with partial=True"
+            return "no step is complete"
+        return f"its {self.n_steps} steps up to {self.steps()[-1]} are complete and can be opened with partial=True"
 
     def array(self, name: str) -> zarr.Array[Any] | None:
-        """One of the arrays that are there."""
+        """Return an array by name; None if there is none."""
         return self._arrays.get(name)
 
-    def cut(self, n_steps: int) -> None:
-        """Begin to append behind so many steps: what follows is recorded again."""
+    def truncate(self, n_steps: int) -> None:
+        """Keep the first ``n_steps`` steps and mark the store as incomplete; later steps are recorded again."""
         self.group.attrs["complete"] = False
         self._set_length(n_steps)
 
-    def note(self, attrs: Mapping[str, Any]) -> None:
+    def set_attributes(self, attrs: Mapping[str, Any]) -> None:
         """Set attributes of the store."""
         self.group.attrs.update(dict(attrs))
 
     def finish(self) -> None:
-        """Declare the store whole."""
+        """Mark the store as complete."""
         self.group.attrs["complete"] = True
 
     def _set_length(self, n_steps: int) -> None:
         for array in self._arrays.values():
-            if _grows(array):
+            if _has_steps(array):
                 array.resize((n_steps, *array.shape[1:]))
         for name, bounds in self._bounds.items():
             bounds.resize(motion_index.bounds_shape(self._arrays[name]))
         self.n_steps = n_steps
 
     def _chunks(self, values: NDArray[Any]) -> tuple[int, ...]:
-        n_dead = 0 if self.rows.dead is None else int(self.rows.dead.sum())
-        return chunk_shape(values.shape[1], values.shape[2], values.dtype.itemsize, n_dead, self.block_steps)
+        _, n_rows, n_dims = values.shape
+        return chunk_shape(n_rows, n_dims, values.dtype.itemsize, self.token_table.n_dead, self.buffer_steps)
 
     def _declare(
         self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: Any, chunks: Any, fill: Any
     ) -> None:
-        """Add a variable, with the steps that the others have already: made beside the store, and moved in whole."""
+        """Add a variable with all steps so far: written to a temporary folder, then moved into the store."""
         known = [c for c in schema.TOKEN_COORDINATES if c in self._arrays]
-        attrs = {**schema.attributes(name), **_of_another(name)}
+        attrs = {**schema.attributes(name), **_attributes_of_second_parameter(name)}
         if not self.n_steps:
             array = store.declare_array(self.group, name, dims, (0, *shape), dtype, chunks, attrs, coordinates=known)
             self._arrays[name] = array
             if bounds := motion_index.create(self.group, array):
                 self._bounds[name] = bounds
             return
-        beside = self.root.parent / f".{self.root.name}.{name}"
-        shutil.rmtree(beside, ignore_errors=True)
+        temporary = self.root.parent / f".{self.root.name}.{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            group = zarr.create_group(str(beside))
+            group = zarr.create_group(str(temporary))
             array = store.declare_array(group, name, dims, (0, *shape), dtype, chunks, attrs, coordinates=known)
-            self._put_constant(array, 0, self.n_steps, fill)
+            self._write_constant(array, 0, self.n_steps, fill)
             array.resize((self.n_steps, *shape))
-            (beside / name).rename(self.root / name)
+            (temporary / name).rename(self.root / name)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
 
-    def _put_constant(self, array: zarr.Array[Any], start: int, stop: int, value: Any) -> None:
+    def _write_constant(self, array: zarr.Array[Any], start: int, stop: int, value: Any) -> None:
         for first in range(start, stop, array.chunks[0]):
             n = min(array.chunks[0], stop - first)
-            self._put(array, first, np.full((n, *array.shape[1:]), value, array.dtype))
+            self._write_steps(array, first, np.full((n, *array.shape[1:]), value, array.dtype))
 
-    def _put(self, array: zarr.Array[Any], start: int, values: NDArray[Any]) -> None:
-        """Write steps, chunk by chunk; of a chunk that is begun already, what is in it stays."""
+    def _write_steps(self, array: zarr.Array[Any], start: int, values: NDArray[Any]) -> None:
+        """Write steps, chunk by chunk; earlier steps of a chunk that is partly filled are kept."""
         size, stop = array.chunks[0], start + len(values)
         for i in range(start // size, -(-stop // size)):
             low, high = max(start, i * size), min(stop, (i + 1) * size)
-            for j, rows in self._row_chunks(array):
+            for j, rows in self._token_chunks(array):
                 chunk = np.full(array.chunks, array.fill_value, array.dtype)
-                inside = chunk if rows is None else chunk[:, : len(rows)]
+                valid = chunk if rows is None else chunk[:, : len(rows)]
                 part = values[low - start : high - start]
-                inside[low - i * size : high - i * size] = part if rows is None else part[:, rows]
+                valid[low - i * size : high - i * size] = part if rows is None else part[:, rows]
                 if low > i * size:
                     first = j * chunk.shape[1] if rows is not None else 0
                     old = slice(i * size, low)
-                    inside[: low - i * size] = array[old] if rows is None else array[old, first : first + len(rows)]
+                    valid[: low - i * size] = array[old] if rows is None else array[old, first : first + len(rows)]
                 key = (i, *((j,) if array.ndim > 1 else ()), *(0,) * (array.ndim - 2))
                 data = writing.encode_chunk(array, chunk)
                 motion_index.write(self.root, array, key, chunk[: high - i * size], data)
                 chunk_bytes.write_chunk(array, key, data)
 
-    def _row_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
-        """The chunks along `token`, each with the recorder's rows that it holds."""
+    def _token_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
+        """Yield the chunks along `token`, each with the rows of the token table that it holds; None without `token`."""
         if "token" not in store.dimensions(array):
             yield 0, None
             return
@@ -163,12 +168,12 @@ class Appender:
             yield j, self._order[j * width : (j + 1) * width]
 
 
-def _grows(array: zarr.Array[Any]) -> bool:
+def _has_steps(array: zarr.Array[Any]) -> bool:
     return "step" in store.dimensions(array)
 
 
-def _of_another(name: str) -> dict[str, Any]:
-    """The attributes of a variable of a second parameter that the schema does not name: those of its like."""
+def _attributes_of_second_parameter(name: str) -> dict[str, Any]:
+    """Return the attributes of a variable such as `grad_V`, which the schema does not list: those of `grad`."""
     kind = name.rpartition("_")[0]
     if name in schema.VARIABLES or kind not in schema.VARIABLES:
         return {}
@@ -176,35 +181,35 @@ def _of_another(name: str) -> dict[str, Any]:
     return {**spec, "long_name": f"{spec['long_name']}, of {name.rpartition('_')[2]}"}
 
 
-def begin(
-    path: str | Path, rows: store.TokenTable, attrs: Mapping[str, Any], block_steps: int, *, overwrite: bool
+def create_appender(
+    path: str | Path, token_table: store.TokenTable, attrs: Mapping[str, Any], buffer_steps: int, *, overwrite: bool
 ) -> Appender:
-    """Create a store that grows."""
-    return Appender(store.create(path, rows, attrs, overwrite=overwrite).group, rows, block_steps)
+    """Create a store and return its appender."""
+    return Appender(store.create(path, token_table, attrs, overwrite=overwrite).group, token_table, buffer_steps)
 
 
-def resume(path: str | Path, rows: store.TokenTable, block_steps: int) -> Appender:
-    """Open a store to append to it, whole or not; nothing is changed before `Appender.cut`.
+def open_appender(path: str | Path, token_table: store.TokenTable, buffer_steps: int) -> Appender:
+    """Open a store, complete or not, to append to it; it is not changed before `Appender.truncate`.
 
     Raises
     ------
     InputError
-        If the store was not recorded, or has other tokens.
+        If the store was not written by a Recorder, or has other tokens.
     """
     _, n_steps = store.open_group(path, partial=True)
     group = zarr.open_group(location.zarr_store(path), mode="r+", zarr_format=3)
     if group.attrs.get("made_by") != "Recorder":
-        raise InputError(f"{path} was not made by a Recorder, and cannot be resumed: name another store")
-    appender = Appender(group, rows, block_steps, n_steps)
-    order = rows.disk_order()
+        raise InputError(f"{path} was not written by a Recorder, so it cannot be resumed: choose another store")
+    order = token_table.disk_order()
     tokens = store.read_coordinate(group, "token")
     dead = store.read_coordinate(group, "dead") if "dead" in group else None
-    same_dead = (dead is None) == (rows.dead is None) and (
-        dead is None or rows.dead is None or np.array_equal(dead, rows.dead[order])
-    )
-    if not np.array_equal(tokens, rows.tokens[order]) or not same_dead:
+    if dead is None or token_table.dead is None:
+        same_dead = dead is token_table.dead
+    else:
+        same_dead = np.array_equal(dead, token_table.dead[order])
+    if not np.array_equal(tokens, token_table.tokens[order]) or not same_dead:
         raise InputError(
-            f"{path} holds {len(tokens)} tokens that are not the {len(rows.tokens)} to be recorded, or other dead "
-            "ones: resume with the rows= and dead= of the recording, or name another store"
+            f"{path} holds {len(tokens)} tokens that are not the {len(order)} to be recorded, or other dead "
+            "ones: resume with the rows= and dead= of the recording, or choose another store"
         )
-    return appender
+    return Appender(group, token_table, buffer_steps, n_steps)

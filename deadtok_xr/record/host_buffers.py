@@ -1,4 +1,4 @@
-"""Steps on their way to the disk: host buffers that are filled by the loop and emptied by the writer."""
+"""Host buffers for recorded steps, filled by the training loop and emptied by the writer thread."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A value per step, or a vector per step, and what stands where none was given."""
+    """A scalar or vector per step: dimensions, shape, dtype, and the value of steps for which none was given."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: Any
-    before: float | bool = float("nan")
+    fill: float | bool = float("nan")
 
 
-def before(kind: str) -> float:
-    """What a matrix holds where there is none: moments start at 0; a gradient that there is not is NaN."""
+def default_value(kind: str) -> float:
+    """Return the value of a matrix at steps where it does not exist: 0 for moments, which start at 0, else NaN."""
     return 0.0 if kind not in ("W", "grad") else float("nan")
 
 
-class Block:
-    """Some steps in memory: a host tensor per matrix, (steps, rows, dims), and the values of each step."""
+class HostBuffer:
+    """Several steps in host memory: a tensor per matrix, (steps, rows, dims), and the scalars of each step."""
 
     def __init__(self, capacity: int, copier: Copier) -> None:
         self.capacity, self.copier = capacity, copier
@@ -45,11 +45,11 @@ class Block:
         return len(self.steps)
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return len(self.steps) == self.capacity
 
     def put(self, name: str, tensor: torch.Tensor | None, fill: float) -> None:
-        """A matrix of the step that is being recorded."""
+        """Copy a matrix of the current step; None means that it does not exist, and ``fill`` is stored."""
         row = len(self.steps)
         self.fill[name] = fill
         if name not in self.matrices:
@@ -63,25 +63,25 @@ class Block:
             return
         if tensor.dtype != target.dtype:
             raise InputError(
-                f"{name} is {tensor.dtype}; it was {target.dtype} before: a recording keeps one dtype, so begin "
-                "another one"
+                f"{name} is {tensor.dtype}; it was {target.dtype} before: a recording has one dtype, so begin a "
+                "new recording"
             )
         self.copier.copy(name, tensor, target)
 
     def commit(self, step: int, values: dict[str, Any]) -> None:
-        """The step that was being recorded is whole."""
+        """End the current step: start its copies, and keep its label and scalars."""
         self.copier.send()
         self.steps.append(step)
         self.values.append(values)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The matrices as NumPy arrays, once what is under way has arrived."""
+        """Return the matrices as NumPy arrays, after waiting for the copies into them."""
         self.copier.wait()
         return {name: to_numpy(tensor[: len(self)]) for name, tensor in self.matrices.items()}
 
     def column(self, name: str, column: Column) -> NDArray[Any]:
-        """The values of one name, one per step."""
-        out = np.full((len(self), *column.shape), column.before, column.dtype)
+        """Return the values of one name, one per step."""
+        out = np.full((len(self), *column.shape), column.fill, column.dtype)
         for row, values in enumerate(self.values):
             if name in values:
                 value = values[name]
@@ -89,12 +89,12 @@ class Block:
         return out
 
     def clear(self) -> None:
-        """Make room; the buffers stay."""
+        """Remove all steps; the memory is kept for the next ones."""
         self.steps, self.values = [], []
 
 
 class Copier:
-    """Copies rows of tensors to the host, at once."""
+    """Copies rows of tensors to the host immediately."""
 
     def __init__(self, device: torch.device, rows: NDArray[np.int64] | None) -> None:
         import torch
@@ -103,42 +103,42 @@ class Copier:
         self._on_device = None if rows is None else torch.from_numpy(rows).to(device)
 
     def buffer(self, capacity: int, like: torch.Tensor) -> torch.Tensor:
-        """A host buffer for so many steps of a tensor; pinned, so that a GPU writes to it by itself."""
+        """Allocate host memory for ``capacity`` steps of a tensor; pinned if they are on a GPU."""
         import torch
 
         n = len(like) if self._on_host is None else len(self._on_host)
         return torch.empty((capacity, n, like.shape[1]), dtype=like.dtype, pin_memory=self.device.type == "cuda")
 
     def copy(self, name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy a tensor's rows to the host, or begin to."""
+        """Copy a tensor's rows to the host, or prepare the copy for `send`."""
         tensor = tensor.detach()
         if tensor.device.type != "cpu":
             target.copy_(tensor if self._on_device is None else tensor[self._on_device])
             return
-        # NumPy copies on one thread: torch would have its team of threads meet twice for 0.2 ms of work, which
-        # takes 9 ms where other processes hold the cores
-        source, dest = words(tensor), words(target)
+        # NumPy copies on one thread; torch would synchronise all its threads twice for 0.2 ms of work, which takes
+        # 9 ms when other processes use the cores
+        source, dest = _copyable(tensor), _copyable(target)
         if self._on_host is None:
             np.copyto(dest, source)
         else:
-            np.take(source, self._on_host, axis=0, out=dest, mode="clip")  # "raise" would buffer the result
+            np.take(source, self._on_host, axis=0, out=dest, mode="clip")  # mode "raise" would buffer the result
 
     def send(self) -> None:
-        """All tensors of this step were given to `copy`."""
+        """Start the copies of this step, after `copy` was called for all its tensors."""
 
     def wait(self) -> None:
-        """Wait, in the writer's thread, until all that was sent has arrived."""
+        """Wait, in the writer thread, until all copies that were sent have arrived."""
 
 
 class StagedCopier(Copier):
-    """Copies from a GPU beside the training.
+    """Copies from a GPU while the training continues.
 
-    The training's stream makes a snapshot on the device, which takes microseconds; a stream of its own brings that to
-    pinned memory. The training may then overwrite everything, and waits for nothing but, on the device, that the last
-    step's snapshots have left.
+    The training's stream takes a snapshot on the device, which takes microseconds; a second stream copies the snapshot
+    to pinned memory. The training may then overwrite its tensors. It only waits, on the device, until the snapshots of
+    the previous step have been copied.
 
-    Streams and events are those of the device's own module; on a CPU, `torch.cpu` has the same names, which do nothing,
-    and all of this runs there in the same order.
+    Streams and events are those of the device's own module. `torch.cpu` has the same names, which do nothing, so the
+    same code runs in the same order on a CPU.
     """
 
     def __init__(self, device: torch.device, rows: NDArray[np.int64] | None) -> None:
@@ -149,16 +149,16 @@ class StagedCopier(Copier):
         with self._api.device(device) if device.type == "cuda" else nullcontext():
             self._stream, self._arrived = self._api.Stream(), self._api.Event()
         self._snapshots: dict[str, torch.Tensor] = {}
-        self._under_way: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def copy(self, name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
-        """Take a snapshot of a tensor's rows, which `send` will send."""
+        """Take a snapshot of a tensor's rows, which `send` copies to the host."""
         import torch
 
-        if tensor.device.type != self.device.type:  # moments that are offloaded lie on the host
+        if tensor.device.type != self.device.type:  # offloaded moments are on the host
             super().copy(name, tensor, target)
             return
-        if not self._under_way:  # the first of this step: the snapshots of the last one must have left
+        if not self._pending:  # the first of this step: the previous snapshots must have been copied
             self._api.current_stream(self.device).wait_event(self._arrived)
         if name not in self._snapshots:
             self._snapshots[name] = torch.empty(target.shape, dtype=target.dtype, device=self.device)
@@ -167,40 +167,40 @@ class StagedCopier(Copier):
             snapshot.copy_(tensor.detach())
         else:
             torch.index_select(tensor.detach(), 0, self._on_device, out=snapshot)
-        self._under_way.append((snapshot, target))
+        self._pending.append((snapshot, target))
 
     def send(self) -> None:
-        """Let the snapshots of this step leave for the host."""
+        """Start copying the snapshots of this step to the host."""
         self._stream.wait_stream(self._api.current_stream(self.device))
         with self._api.stream(self._stream):
-            for snapshot, target in self._under_way:
+            for snapshot, target in self._pending:
                 target.copy_(snapshot, non_blocking=True)
             self._arrived.record(self._stream)
-        self._under_way = []
+        self._pending = []
 
     def wait(self) -> None:
-        """Wait for the last copy that was sent, and with it for all before it."""
+        """Wait for the last copy that was sent, and thereby for all earlier ones."""
         self._arrived.synchronize()
 
 
 STAGED = ("cuda",)
-"""Devices from which copies go beside the training; from others they are made at once."""
+"""Device types from which copies run while the training continues; from others they are made immediately."""
 
 
 def copier_for(device: torch.device, rows: NDArray[np.int64] | None) -> Copier:
-    """What copies rows, or all for None, from a device."""
+    """Return the copier of rows (None for all) from a device."""
     return (StagedCopier if device.type in STAGED else Copier)(device, rows)
 
 
-def words(tensor: torch.Tensor) -> NDArray[Any]:
-    """A view of a host tensor that NumPy can copy: bfloat16 as its bits."""
+def _copyable(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a NumPy view of a host tensor; bfloat16, which NumPy lacks, as int16."""
     import torch
 
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    """A tensor's values on the host; bfloat16 as ml_dtypes.bfloat16, bit for bit."""
+    """Convert a tensor to a NumPy array; bfloat16 to ml_dtypes.bfloat16, bit for bit."""
     import torch
 
     tensor = tensor.detach().cpu()

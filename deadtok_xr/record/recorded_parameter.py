@@ -1,4 +1,4 @@
-"""One parameter that is recorded, and where its tensors are found."""
+"""A parameter that is recorded, and where its gradient and moments are found."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ DTYPES = ("bfloat16", "float16", "float32")
 RECORDABLE = ("W", "grad", *MOMENTS)
 
 
-class Followed:
-    """A parameter under its name in the store, with what is recorded of it.
+class RecordedParameter:
+    """A parameter with its name in the store and the variables that are recorded of it.
 
     Attributes
     ----------
     variables
-        What is recorded, by name in the store: `W`, `grad`, ... of W itself, and `E`, `grad_E`, ... of another.
+        The kind of each variable (W, grad, exp_avg, ...) by its name in the store: `W`, `grad`, ... for W itself, and
+        `E`, `grad_E`, ... for a second parameter E.
     """
 
     def __init__(
@@ -46,26 +47,26 @@ class Followed:
 
     @property
     def group(self) -> dict[str, Any]:
-        """The parameter's group; looked up each time, for `load_state_dict` puts others in their place."""
+        """The parameter's group; looked up each time, because `load_state_dict` replaces the groups."""
         return self.optimizer.param_groups[self.group_index]
 
     def updates(self) -> int | None:
-        """How many updates the optimizer has made of the parameter, where it counts them."""
+        """Return how many updates the optimizer has made of the parameter; None if it does not count them."""
         step = self.optimizer.state.get(self.parameter, {}).get("step")
         return None if step is None else int(step)
 
     def gradient(self) -> torch.Tensor | None:
-        """The gradient that lies there now."""
+        """Return the current gradient, dense; None if there is none."""
         grad = self.parameter.grad
         return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
     def state(self, kind: str, *, initial: bool) -> torch.Tensor | None:
-        """The parameter, or a moment of it; None before an optimizer has made it.
+        """Return the parameter or one of its moments; None before the optimizer has created the moment.
 
         Raises
         ------
         InputError
-            If the optimizer has made its state, and keeps no such moment.
+            If the optimizer has created its state, without such a moment.
         """
         if kind == "W":
             return self.parameter
@@ -80,13 +81,13 @@ class Followed:
         )
 
     def check(self, step: int) -> None:
-        """Raise if the parameter is no longer what it was when the recording began."""
+        """Raise an error if the parameter's shape, dtype or device has changed since the recording began."""
         now = (tuple(self.parameter.shape), self.parameter.dtype, self.parameter.device)
         for what, found, was in zip(("shape", "dtype", "device"), now, self._was, strict=True):
             if found != was:
                 raise InputError(
-                    f"{self.name} has the {what} {found} at step {step}; it had {was} before: a recording keeps one "
-                    f"{what}, so begin another one"
+                    f"{self.name} has the {what} {found} at step {step}; it had {was} before: a recording has one "
+                    f"{what}, so begin a new recording"
                 )
 
 
@@ -95,6 +96,6 @@ def _group_index(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer
         if any(p is parameter for p in group["params"]):
             return i
     raise InputError(
-        "the parameter is not one of the optimizer's: build the optimizer from the same model, and pass "
-        "the very parameter (a tied weight has one owner)"
+        "the optimizer does not have this parameter: build the optimizer from the same model, and pass the "
+        "parameter object itself (a tied weight has one owner)"
     )

@@ -13,20 +13,17 @@ import numpy as np
 
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
-from deadtok_xr.record import appender as appending
-from deadtok_xr.record import attributes as facts
 from deadtok_xr.record import validation
-from deadtok_xr.record.host_buffers import Column, copier_for, to_numpy
-from deadtok_xr.record.recorded_parameter import RECORDABLE
-from deadtok_xr.record.resume import place_to_go_on
+from deadtok_xr.record.appender import Appender, create_appender, open_appender
+from deadtok_xr.record.attributes import machine_attributes, optimizer_attributes, scheduled_settings
+from deadtok_xr.record.host_buffers import Column, copier_for
+from deadtok_xr.record.resume import resume_position
 from deadtok_xr.record.schedule import Schedule
-from deadtok_xr.record.session import Session, block_steps
+from deadtok_xr.record.session import Session, buffer_steps
 from deadtok_xr.store.chunk_layout import chunk_shape
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["RECORDABLE", "Recorder", "to_numpy"]
 
 MEMORY = 2 * 2**30
 _MATRICES = [name for name, v in schema.VARIABLES.items() if v.dims == schema.MATRIX]
@@ -54,7 +51,7 @@ class Recorder:
         Vocabulary ids to record, or ``"dead"``; None for all.
     every, steps
         Record every k-th update, or the updates of an ascending list; None for all. An update t is recorded as
-        the steps t - 1 and t, so that it can be replayed. The state at the beginning always is.
+        the steps t - 1 and t, so that it can be replayed. The initial state is always recorded.
     dead
         Vocabulary ids that never occur in the data; None when that is not known.
     token_text
@@ -63,42 +60,42 @@ class Recorder:
         The loop's GradScaler. With it, attempts that it skips are counted (`skipped_before`), and what is logged
         after one is left out.
     attrs
-        Facts about the run for the store's attributes (seed, corpus, schedule).
+        Attributes of the store about the run (seed, corpus, schedule).
     overwrite
-        Replace a recording that is there.
+        Replace a recording that exists.
     resume
-        Append to a recording that is there, which the training has been brought back to from a checkpoint; begin
-        one where there is none. Steps after that of the checkpoint are recorded again.
+        Append to an existing recording, after the training was restored from a checkpoint; create one if there is
+        none. Steps after that of the checkpoint are recorded again.
     first_step
-        How many updates have been made already; None asks the optimizer, where it counts them (Adam does).
+        How many updates have been made already; None for the optimizer's own count (Adam has one).
     on_error
-        When the store cannot be written on: ``"raise"`` in the loop at the next step, or ``"continue"`` the training
-        with a warning, and raise on exit.
+        When writing fails: ``"raise"`` in the loop at the next step, or ``"continue"`` the training with a warning,
+        and raise on exit.
     memory
-        Bytes that buffers may take; where they fill faster than the disk takes them, the loop waits.
+        Maximum size of the buffers in bytes; if they fill faster than they are written, the loop waits.
 
     Attributes
     ----------
     step
         The number of the last update.
     report
-        What the check after ten recorded updates found; empty before it.
+        The result of the self-check after ten recorded updates; empty before it.
 
     Raises
     ------
     InputError
-        For what cannot be recorded: on construction, on entering, or at the step that shows it.
+        For what cannot be recorded: on construction, on entering, or at the step where it becomes known.
     DestinationExistsError
         On entering, if the store exists.
     WriteError
-        In the loop or on exit, if the store cannot be written on. What was written stays.
+        In the loop or on exit, if writing fails. What was written is kept.
 
     Notes
     -----
     `log` describes the update just made. A gradient is read before the optimizer's step, so it is the one that
-    the optimizer used: accumulated, unscaled and clipped; with a closure, or under a fused step that unscales, after
-    it. Whole chunks are written by a thread as they fill. A store that grows can be opened with ``partial=True``;
-    if the loop raises, everything recorded so far is kept, and opens in the same way.
+    the optimizer used: accumulated, unscaled and clipped. With a closure, or a fused step that unscales, it is read
+    after the step. A thread writes whole chunks as they fill. While the store grows it can be opened with
+    ``partial=True``; if the loop raises, everything recorded so far is kept and can be opened in the same way.
 
     Examples
     --------
@@ -109,7 +106,7 @@ class Recorder:
                 loss = train_one(batch)      # calls optimizer.step()
                 recorder.log(loss=loss)
 
-    A loop as trainers have it, with accumulation, clipping, a schedule and a scaler, changes no more:
+    A loop with accumulation, clipping, a schedule and a scaler needs no other changes:
 
         with Recorder(weight, optimizer, "run.zarr", variables=("W", "grad"), scaler=scaler) as recorder:
             for i, batch in enumerate(batches, start=1):
@@ -149,50 +146,51 @@ class Recorder:
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")
         if overwrite and resume:
-            raise InputError("found both overwrite and resume; expected one of them at most")
-        self.optimizer: torch.optim.Optimizer = validation.inner_optimizer(optimizer)
-        self.parameter, self.path = parameter, validation.local_path(path)
-        self.variables = validation.checked_variables(variables)
-        self.followed = validation.all_followed(parameter, also or {}, self.optimizer, self.variables)
+            raise InputError("found both overwrite and resume; expected at most one of them")
+        self.optimizer: torch.optim.Optimizer = validation.unwrap_optimizer(optimizer)
+        self.parameter, self.path = parameter, validation.check_path(path)
+        self.variables = validation.check_variables(variables)
+        self.recorded = validation.recorded_parameters(parameter, also or {}, self.optimizer, self.variables)
         self.schedule = Schedule(every, steps)
-        self.rows = validation.recorded_rows(parameter.shape[0], rows, dead, token_text)
+        self.token_table = validation.token_table(parameter.shape[0], rows, dead, token_text)
         self.step = 0
-        self._first_step = validation.checked_first(first_step)
-        self._scaler, self._attrs = validation.checked_scaler(scaler), validation.plain_attrs(attrs)
-        self._memory = validation.checked_memory(memory)
+        self._first_step = validation.check_first_step(first_step)
+        self._scaler, self._attrs = validation.check_scaler(scaler), validation.json_attributes(attrs)
+        self._memory = validation.check_memory(memory)
         self._overwrite, self._resume, self._on_error = overwrite, resume, on_error
         self._session: Session | None = None
-        self._entered = self._left = self._failed = self._attempt_skipped = self._said_again = False
+        self._entered = self._left = self._failed = self._attempt_skipped = self._warned_of_repeat = False
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._calls = self._skipped = 0
+        self._n_calls = self._n_skipped = 0
 
     @property
     def group(self) -> dict[str, Any]:
         """The parameter group of the optimizer that holds the parameter."""
-        return self.followed[0].group
+        return self.recorded[0].group
 
     @property
     def report(self) -> str:
-        """What the check after ten recorded updates found; empty before it."""
+        """The result of the self-check after ten recorded updates; empty before it."""
         return self._session.report if self._session else ""
 
     def __enter__(self) -> Self:
         if self._entered:
             raise InputError(
-                "this Recorder was entered before; expected a new one, with resume=True to go on in a store"
+                "this Recorder was entered before; expected a new one, with resume=True to append to the store"
             )
         if self._resume and self.path.exists():
-            appender, self.step, initial = self._going_on()
+            appender, self.step, initial = self._resume_store()
         else:
-            appender, self.step, initial = self._beginning(), self._updates_made(0), True
+            appender, self.step, initial = self._create_store(), self._updates_made(0), True
         device = self.parameter.device
-        chosen = None if len(self.rows.tokens) == self.parameter.shape[0] and self._in_order() else self.rows.tokens
-        self._session = Session(appender, self.followed, copier_for(device, chosen), on_error=self._on_error)
+        tokens = self.token_table.tokens
+        rows = None if np.array_equal(tokens, np.arange(self.parameter.shape[0])) else tokens
+        self._session = Session(appender, self.recorded, copier_for(device, rows), on_error=self._on_error)
         self._entered = True
         if initial:
             values = {name: np.nan for name in self._session.settings() if name.startswith("lr")}
-            self._session.put_states(initial=True)
-            self._session.put_no_gradients()
+            self._session.copy_states(initial=True)
+            self._session.fill_gradients()
             self._session.commit(self.step, values)
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -214,19 +212,19 @@ class Recorder:
         if failure is None and kind is None and not self._failed:
             session.appender.finish()
         if failure is None:
-            session.surface()
+            session.raise_pending()
         elif kind is None:
             raise session.error()
-        elif error is not None and not session.broken:
+        elif error is not None and not session.stopped:
             error.add_note(str(session.error()))
 
-    # ---- what the loop calls
+    # ---- called from the training loop
 
     def log(self, **values: Any) -> None:
-        """Note values of the update just made; the learning rate is noted by itself.
+        """Record values of the update just made; the learning rate is recorded automatically.
 
-        Of steps that are not recorded, and of attempts that a scaler skipped, nothing is kept. A name that is given
-        again before the next update keeps its first value.
+        Values of steps that are not recorded, and of attempts that a scaler skipped, are ignored. If a name is logged
+        twice before the next update, the first value is kept.
 
         Parameters
         ----------
@@ -237,16 +235,16 @@ class Recorder:
         Raises
         ------
         InputError
-            For a name that the recorder writes itself, or a value of another shape.
+            For a name that the recorder writes itself, or a value with a shape that is not allowed.
         """
         session = self._entered_session()
         if self._left:
-            raise InputError("log(...) was called after the Recorder was left; expected inside its with block")
+            raise InputError("log(...) was called after the Recorder was left; expected a call inside its with block")
         for name, value in values.items():
-            held = self._checked(name, value)
-            if self._attempt_skipped or session.note_logged(self.step, name, held) or self._said_again:
+            copy = self._checked_copy(name, value)
+            if self._attempt_skipped or session.add_logged(self.step, name, copy) or self._warned_of_repeat:
                 continue
-            self._said_again = True
+            self._warned_of_repeat = True
             warnings.warn(
                 f"log({name}=...) was called again before the next update, and the first value is kept: log after "
                 "optimizer.step(); where a GradScaler skips updates, give Recorder scaler=",
@@ -254,142 +252,141 @@ class Recorder:
                 stacklevel=2,
             )
 
-    def _checked(self, name: str, value: Any) -> Any:
-        """A copy of a logged value, or an error now rather than after the training."""
+    def _checked_copy(self, name: str, value: Any) -> Any:
+        """Return a copy of a logged value after checking it, so that errors occur now and not after the training."""
         session = self._entered_session()
-        validation.checked_name(name)
-        owned = {*_NOT_LOGGED, *(v for f in self.followed for v in (*f.variables, f"lr{f.suffix}"))}
-        if name in owned or name in facts.numbers(self.group):
+        validation.check_name(name)
+        reserved = {*_NOT_LOGGED, *(v for r in self.recorded for v in (*r.variables, f"lr{r.suffix}"))}
+        if name in reserved or name in scheduled_settings(self.group):
             raise InputError(f"log({name}=...): the recorder writes {name!r} itself; leave it out, or rename it")
         spec = schema.VARIABLES.get(name)
         dtype = np.float32 if spec else np.float64
-        held, shape = validation.copied(value, dtype)
+        copy, shape = validation.copy_value(value, dtype)
         if shape is None or len(shape) > 1 or shape == (0,):
             found = type(value).__name__ if shape is None else f"the shape {shape}"
             raise InputError(f"log({name}=...): found {found}; expected a scalar or a vector of numbers")
-        due = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()
-        if due is not None and shape != due:
-            raise InputError(f"log({name}=...): found the shape {shape}; expected {due}")
+        required = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()
+        if required is not None and shape != required:
+            raise InputError(f"log({name}=...): found the shape {shape}; expected {required}")
         earlier = session.appender.array(name)
         known = self._shapes.setdefault(name, shape if earlier is None else tuple(earlier.shape[1:]))
         if shape != known:
             raise InputError(f"log({name}=...): found the shape {shape}; expected {known}, as before")
         dims = spec.dims if spec else ("step", f"{name}_component") if shape else ("step",)
         session.columns.setdefault(name, Column(dims, shape, dtype))
-        return held
+        return copy
 
-    # ---- what the optimizer calls
+    # ---- called by the optimizer
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         session = self._entered_session()
-        session.surface()
-        found_inf = getattr(optimizer, "found_inf", None)  # a fused step under a scaler looks at it by itself
-        self._void = found_inf is not None and bool(found_inf)  # on a GPU this waits; the label depends on it
-        self._records = not self._void and not session.broken and self.step + 1 in self.schedule
+        session.raise_pending()
+        found_inf = getattr(optimizer, "found_inf", None)  # set by a scaler for a fused step
+        self._no_update = found_inf is not None and bool(found_inf)  # on a GPU this waits, but the step label needs it
+        self._is_recorded = not self._no_update and not session.stopped and self.step + 1 in self.schedule
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        self._late = closure is not None or getattr(optimizer, "grad_scale", None) is not None
-        if self._records:
-            with self._marking_failure():
-                for f in self.followed:
-                    f.check(self.step + 1)
-                session.make_room()
+        self._gradient_after_step = closure is not None or getattr(optimizer, "grad_scale", None) is not None
+        if self._is_recorded:
+            with self._noting_failure():
+                for r in self.recorded:
+                    r.check(self.step + 1)
+                session.ensure_space()
                 self._values = session.settings()
-                self._had_gradient = [f.parameter.grad is not None for f in self.followed]
-                if not self._late:
-                    session.put_gradients()
+                self._had_gradient = [r.parameter.grad is not None for r in self.recorded]
+                if not self._gradient_after_step:
+                    session.copy_gradients()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         session = self._entered_session()
-        self._calls += 1
-        if self._void:
+        self._n_calls += 1
+        if self._no_update:
             self._skip()
             return
         self.step += 1
         self._attempt_skipped = False
-        if not self._records:
+        if not self._is_recorded:
             return
-        with self._marking_failure():
-            if self._late:
-                session.put_gradients()
-                self._had_gradient = [f.parameter.grad is not None for f in self.followed]
-            session.put_states()
-            for f, had in zip(self.followed, self._had_gradient, strict=True):
-                if not had:
-                    session.mark(self._values, f"skipped{f.suffix}", True, np.bool_)
-            if self._skipped:
-                session.mark(self._values, "skipped_before", self._skipped, np.int32)
-                self._skipped = 0
+        with self._noting_failure():
+            if self._gradient_after_step:
+                session.copy_gradients()
+                self._had_gradient = [r.parameter.grad is not None for r in self.recorded]
+            session.copy_states()
+            for r, had_gradient in zip(self.recorded, self._had_gradient, strict=True):
+                if not had_gradient:
+                    session.add_value(self._values, f"skipped{r.suffix}", True, np.bool_)
+            if self._n_skipped:
+                session.add_value(self._values, "skipped_before", self._n_skipped, np.int32)
+                self._n_skipped = 0
             session.commit(self.step, self._values)
 
     def _skip(self) -> None:
-        """An attempt that made no update: it has no step, and the next update says that it was there."""
-        self._skipped += 1
+        """Count an attempt that made no update: it has no step, and the next step records the count."""
+        self._n_skipped += 1
         self._attempt_skipped = True
 
     def _watch_scaler(self) -> None:
-        """Notice when a GradScaler does not call the optimizer at all, which no hook of an optimizer can."""
+        """Wrap the GradScaler's step, to notice when it does not call the optimizer at all, which runs no hook."""
         if self._scaler is None:
             return
         inner = self._scaler.step
 
         def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            before = self._calls
+            before = self._n_calls
             result = inner(optimizer, *args, **kwargs)
-            if optimizer is self.optimizer and self._calls == before:
+            if optimizer is self.optimizer and self._n_calls == before:
                 self._skip()
             return result
 
         self._scaler.step = step
 
-    # ---- beginning and going on
+    # ---- creating and resuming a store
 
-    def _beginning(self) -> appending.Appender:
-        f = self.followed[0]
-        also = {g.name: facts.of_optimizer(g) for g in self.followed[1:]}
+    def _create_store(self) -> Appender:
+        also = {r.name: optimizer_attributes(r) for r in self.recorded[1:]}
         attrs = {
             "made_by": "Recorder",
-            **facts.of_optimizer(f),
+            **optimizer_attributes(self.recorded[0]),
             **({"also": also, "tied": False} if also else {}),
-            **facts.of_machine(self.parameter.device),
+            **machine_attributes(self.parameter.device),
             **self.schedule.attributes(),
-            "recorded_variables": [name for g in self.followed for name in g.variables],
+            "recorded_variables": [name for r in self.recorded for name in r.variables],
             "parameter_dtype": str(self.parameter.dtype).removeprefix("torch."),
             "parameter_shape": list(self.parameter.shape),
             **self._attrs,
         }
-        return appending.begin(self.path, self.rows, attrs, self._block_steps(), overwrite=self._overwrite)
+        return create_appender(self.path, self.token_table, attrs, self._buffer_steps(), overwrite=self._overwrite)
 
-    def _going_on(self) -> tuple[appending.Appender, int, bool]:
-        """The store to append to, the step that the training is at, and whether its state is to be recorded."""
-        appender = appending.resume(self.path, self.rows, self._block_steps())
-        step, keep = place_to_go_on(appender, self.followed, self.rows, self._updates_made(None))
-        appender.cut(keep)
+    def _resume_store(self) -> tuple[Appender, int, bool]:
+        """Return the store to append to, the step that the training is at, and whether to record its state."""
+        appender = open_appender(self.path, self.token_table, self._buffer_steps())
+        step, keep = resume_position(appender, self.recorded, self.token_table, self._updates_made(None))
+        appender.truncate(keep)
         earlier = appender.group.attrs.get("resumed", [])
         assert isinstance(earlier, list)
-        here = {"step": step, **facts.of_optimizer(self.followed[0]), **facts.of_machine(self.parameter.device)}
-        appender.note({"resumed": [*earlier, here]})
+        now = {"step": step, **optimizer_attributes(self.recorded[0]), **machine_attributes(self.parameter.device)}
+        appender.set_attributes({"resumed": [*earlier, now]})
         return appender, step, step != appender.steps()[-1]
 
-    def _block_steps(self) -> int:
-        n, parameter = len(self.rows.tokens), self.parameter
+    def _buffer_steps(self) -> int:
+        n, parameter = len(self.token_table.tokens), self.parameter
         most = chunk_shape(n, parameter.shape[1], parameter.element_size())[0]
-        return block_steps(self.followed, n, most, self._memory)
+        return buffer_steps(self.recorded, n, most, self._memory)
 
-    def _updates_made(self, unknown: Any) -> Any:
-        counted = self.followed[0].updates()
-        return self._first_step if self._first_step is not None else unknown if counted is None else counted
-
-    def _in_order(self) -> bool:
-        return bool((np.diff(self.rows.tokens) == 1).all())
+    def _updates_made(self, default: Any) -> Any:
+        """Return how many updates were made before, as given or counted by the optimizer; else ``default``."""
+        if self._first_step is not None:
+            return self._first_step
+        counted = self.recorded[0].updates()
+        return default if counted is None else counted
 
     def _entered_session(self) -> Session:
         if self._session is None:
-            raise InputError("this Recorder has not been entered; expected with Recorder(...) as recorder:")
+            raise InputError("this Recorder has not been entered; use it as: with Recorder(...) as recorder:")
         return self._session
 
     @contextmanager
-    def _marking_failure(self) -> Iterator[None]:
-        """A recording in which a step failed is not declared whole."""
+    def _noting_failure(self) -> Iterator[None]:
+        """Remember that a step failed, so that the store is not marked as complete."""
         try:
             yield
         except BaseException:

@@ -1,8 +1,7 @@
-"""After a few updates: is the gradient that of the update that it is recorded with, and do the updates close?"""
+"""Check a recording after its first updates: do gradients belong to their updates, and can updates be replayed?"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,50 +11,55 @@ from numpy.typing import NDArray
 from deadtok_xr.errors import InputError
 
 UPDATES = 10
-_MOST = 0.9
-_REPLAY = "deadtok_xr.replay.compare"
+"""The check is made after this many recorded updates."""
+_ENOUGH = 0.9
 State = Mapping[str, NDArray[Any]]
 
 
-def alignment(previous: State, current: State, settings: Mapping[str, Any]) -> tuple[bool | None, str]:
-    """Whether exp_avg[t] = β1·exp_avg[t-1] + (1 - β1)·grad[t] holds to within rounding, and a sentence.
+def check_gradient(previous: State, current: State, settings: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Check whether exp_avg[t] = β1·exp_avg[t-1] + (1 - β1)·grad[t] holds to within rounding.
 
-    Only elements count in which the gradient makes a difference of more than the rounding.
+    Only elements in which the gradient changes the sum by more than the rounding are compared.
 
     Parameters
     ----------
     previous, current
-        The matrices of one parameter at t - 1 and t, by their names of W (`W`, `grad`, `exp_avg`).
+        The matrices of one parameter at t - 1 and t, by kind (`W`, `grad`, `exp_avg`).
     settings
-        ``hyperparameters`` of the optimizer.
+        ``hyperparameters`` of the optimizer, and ``step``.
+
+    Returns
+    -------
+    True or False, or None where it cannot be decided, and a sentence for the report.
     """
-    given = settings["hyperparameters"]
-    betas = given.get("betas")
+    hyperparameters = settings["hyperparameters"]
+    betas = hyperparameters.get("betas")
     if not betas or not {"grad", "exp_avg"} <= current.keys() & {*previous.keys(), "grad"}:
-        return None, "alignment of the gradient not checked: it takes grad, exp_avg and the optimizer's betas"
-    used = _used_gradient(previous, current, given)
+        return None, "gradient not checked: the check needs grad, exp_avg and the optimizer's betas"
+    used = _used_gradient(previous, current, hyperparameters)
     if used is None:
-        return None, "alignment of the gradient not checked: weight decay is added to it, and W is not recorded"
+        return None, "gradient not checked: weight decay is added to it, and W is not recorded"
     before, after = (np.asarray(x["exp_avg"], np.float64) for x in (previous, current))
     expected = betas[0] * before + (1 - betas[0]) * used
     rounding = _spacing(current["exp_avg"], np.maximum(np.abs(before), np.maximum(np.abs(after), np.abs(expected))))
-    telling = np.isfinite(expected) & (np.abs((1 - betas[0]) * (used - before)) > 2 * rounding)
-    if not telling.any():
-        return None, "alignment of the gradient undetermined: no gradient is large enough to tell"
-    share = float((np.abs(after - expected) <= rounding)[telling].mean())
+    decisive = np.isfinite(expected) & (np.abs((1 - betas[0]) * (used - before)) > 2 * rounding)
+    if not decisive.any():
+        return None, "gradient not checked: no gradient is large enough to make a difference"
+    share = float((np.abs(after - expected) <= rounding)[decisive].mean())
     where = f"step {settings.get('step')}: exp_avg = β1·exp_avg[t-1] + (1-β1)·grad[t] within rounding"
-    return share >= _MOST, f"{where} in {share:.2%} of {int(telling.sum())} telling elements"
+    return share >= _ENOUGH, f"{where} in {share:.2%} of {int(decisive.sum())} elements in which it makes a difference"
 
 
-def _used_gradient(previous: State, current: State, given: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    grad = np.asarray(current["grad"], np.float64) * (-1 if given.get("maximize") else 1)
-    if not given.get("weight_decay") or given.get("decoupled_weight_decay"):
+def _used_gradient(previous: State, current: State, hyperparameters: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Return the gradient as the optimizer uses it, with weight decay; None if that needs a W that is not recorded."""
+    grad = np.asarray(current["grad"], np.float64) * (-1 if hyperparameters.get("maximize") else 1)
+    if not hyperparameters.get("weight_decay") or hyperparameters.get("decoupled_weight_decay"):
         return grad
-    return grad + given["weight_decay"] * np.asarray(previous["W"], np.float64) if "W" in previous else None
+    return grad + hyperparameters["weight_decay"] * np.asarray(previous["W"], np.float64) if "W" in previous else None
 
 
 def _spacing(like: NDArray[Any], magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The gap between numbers of a dtype at a magnitude, as the rounding of one operation or two."""
+    """Return the gap between numbers of a dtype at a magnitude, an upper bound of the rounding of two operations."""
     import ml_dtypes
 
     info = ml_dtypes.finfo(like.dtype)
@@ -64,15 +68,11 @@ def _spacing(like: NDArray[Any], magnitude: NDArray[np.float64]) -> NDArray[np.f
     return np.maximum(np.exp2(exponent) * float(info.eps), smallest)
 
 
-def closure(previous: State, current: State, settings: Mapping[str, Any]) -> str | None:
-    """What the replay of updates says of this one, where this version has a replay."""
+def check_replay(previous: State, current: State, settings: Mapping[str, Any]) -> str:
+    """Replay the update with torch's arithmetic; return a sentence for the report."""
+    from deadtok_xr.replay.compare import check
+
     try:
-        check = importlib.import_module(_REPLAY).check
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("deadtok_xr"):
-            raise
-        return None
-    try:
-        return str(check(previous, current, {**settings["hyperparameters"], **settings}))
+        return check(previous, current, {**settings["hyperparameters"], **settings})
     except InputError as error:
         return f"replay not checked: {error}"

@@ -1,4 +1,4 @@
-"""What happens between a training loop and a store: rows are captured, blocks filled, written and checked."""
+"""Take a step from the training loop to the store: fill buffers, collect settings and logged values, submit, check."""
 
 from __future__ import annotations
 
@@ -9,218 +9,217 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deadtok_xr.errors import InputError, WriteError
-from deadtok_xr.record import attributes, self_check
-from deadtok_xr.record.host_buffers import Block, Column, Copier, before, to_numpy
-from deadtok_xr.record.writer_thread import BLOCKS, Writer
+from deadtok_xr.record import self_check
+from deadtok_xr.record.attributes import optimizer_attributes, scheduled_settings
+from deadtok_xr.record.host_buffers import Column, Copier, HostBuffer, default_value, to_numpy
+from deadtok_xr.record.writer_thread import N_BUFFERS, WriterThread
 
 if TYPE_CHECKING:
     from deadtok_xr.record.appender import Appender
-    from deadtok_xr.record.recorded_parameter import Followed
+    from deadtok_xr.record.recorded_parameter import RecordedParameter
 
 
-def block_steps(followed: list[Followed], n_rows: int, most: int, memory: int) -> int:
-    """How many steps a block may have, so that all blocks together stay within a memory."""
-    parameter = followed[0].parameter
-    matrices = sum(len(f.variables) for f in followed)
+def buffer_steps(recorded: list[RecordedParameter], n_rows: int, most: int, memory: int) -> int:
+    """Return how many steps a buffer holds so that all buffers together stay within ``memory`` bytes."""
+    parameter = recorded[0].parameter
+    matrices = sum(len(r.variables) for r in recorded)
     step = max(1, matrices * n_rows * parameter.shape[1] * parameter.element_size())
-    fit = max(1, memory // (BLOCKS * step))
+    fit = max(1, memory // (N_BUFFERS * step))
     return most if fit >= most else 2 ** (fit.bit_length() - 1)
 
 
 class Session:
-    """One recording that is under way.
+    """The state of a recording between entering and leaving the Recorder.
 
     Attributes
     ----------
     report
-        What the check after a few updates found; empty before it.
+        The result of the self-check after the first updates; empty before it.
+    stopped
+        True once a write has failed and the error was raised or warned of.
     """
 
-    def __init__(self, appender: Appender, followed: list[Followed], copier: Copier, *, on_error: str) -> None:
-        self.appender, self.followed, self.on_error = appender, followed, on_error
+    def __init__(self, appender: Appender, recorded: list[RecordedParameter], copier: Copier, *, on_error: str) -> None:
+        self.appender, self.recorded, self.on_error = appender, recorded, on_error
         self.columns: dict[str, Column] = {}
         self.report = ""
-        self.broken = False
+        self.stopped = False
         self._warning = ""
         self._constants: dict[str, float] = {}
-        self._recorded = 0
-        self._asked = False
-        self._notes: dict[str, Any] = {}  # of the writer's thread alone
-        self._writer = Writer(lambda: Block(appender.block_steps, copier), self._write)
-        self._block = self._writer.free_block()
-        self._shared = copier
+        self._n_recorded = 0
+        self._check_submitted = False
+        self._attributes: dict[str, Any] = {}  # used only by the writer thread
+        self._copier = copier
+        self._writer = WriterThread(lambda: HostBuffer(appender.buffer_steps, copier), self._write)
+        self._buffer = self._writer.free_buffer()
 
-    # ---- in the loop
+    # ---- called from the training loop
 
-    def make_room(self) -> None:
-        """Have a row to fill; the last block is given away only now, for `log` comes after the update."""
-        if self._block.full:
+    def ensure_space(self) -> None:
+        """Submit a full buffer; only before the next update, because `Recorder.log` may still add to its last step."""
+        if self._buffer.is_full:
             self._submit()
 
-    def put_gradients(self) -> None:
-        """Copy the gradients that lie there now."""
-        self._put("grad", initial=False)
-
-    def put_states(self, *, initial: bool = False) -> None:
-        """Copy parameters and moments, as they are after the update."""
-        self._put("", initial=initial)
-
-    def _put(self, only: str, *, initial: bool) -> None:
-        for f in self.followed:
-            for name, kind in f.variables.items():
-                if (kind == "grad") != (only == "grad"):
-                    continue
-                tensor = f.gradient() if kind == "grad" else f.state(kind, initial=initial)
-                self._block.put(name, tensor, before(kind))
-
-    def put_no_gradients(self) -> None:
-        """A step that has no update before it has no gradient."""
-        for f in self.followed:
-            for name, kind in f.variables.items():
+    def copy_gradients(self) -> None:
+        """Copy the current gradients."""
+        for r in self.recorded:
+            for name, kind in r.variables.items():
                 if kind == "grad":
-                    self._block.put(name, None, before(kind))
+                    self._buffer.put(name, r.gradient(), default_value(kind))
+
+    def copy_states(self, *, initial: bool = False) -> None:
+        """Copy parameters and moments, as they are after the update."""
+        for r in self.recorded:
+            for name, kind in r.variables.items():
+                if kind != "grad":
+                    self._buffer.put(name, r.state(kind, initial=initial), default_value(kind))
+
+    def fill_gradients(self) -> None:
+        """Fill the gradients of a step without an update with NaN."""
+        for r in self.recorded:
+            for name, kind in r.variables.items():
+                if kind == "grad":
+                    self._buffer.put(name, None, default_value(kind))
 
     def commit(self, step: int, values: dict[str, Any]) -> None:
-        """The step is whole, with the settings that its update used."""
-        self._block.commit(step, values)
-        self._recorded += 1
-        if not self._asked and (self._recorded > self_check.UPDATES or self._block.full):
-            self.check()
+        """End the step, with the settings that its update used."""
+        self._buffer.commit(step, values)
+        self._n_recorded += 1
+        if not self._check_submitted and (self._n_recorded > self_check.UPDATES or self._buffer.is_full):
+            self.submit_check()
 
     def settings(self) -> dict[str, Any]:
-        """Learning rates and other settings as they are now, before an update; those that change get a column."""
+        """Return learning rates and other settings before an update; those that change become columns."""
         values: dict[str, Any] = {}
-        for f in self.followed:
-            own = f is self.followed[0] or f.group_index != self.followed[0].group_index
-            if not own:
-                continue
-            self.columns.setdefault(f"lr{f.suffix}", Column(("step",), (), np.float64))
-            values[f"lr{f.suffix}"] = held(f.group.get("lr", np.nan))
-            for name, value in attributes.numbers(f.group).items():
-                name += f.suffix
+        for r in self.recorded:
+            if r is not self.recorded[0] and r.group_index == self.recorded[0].group_index:
+                continue  # it shares the settings of the first parameter
+            self.columns.setdefault(f"lr{r.suffix}", Column(("step",), (), np.float64))
+            values[f"lr{r.suffix}"] = _snapshot(r.group.get("lr", np.nan))
+            for name, value in scheduled_settings(r.group).items():
+                name += r.suffix
                 if value != self._constants.setdefault(name, value):
                     self.columns.setdefault(name, Column(("step",), (), np.float64, self._constants[name]))
                 if name in self.columns:
                     values[name] = value
         return values
 
-    def mark(self, values: dict[str, Any], name: str, value: Any, dtype: Any) -> None:
-        """Note something rare, in a column that begins to exist with it."""
+    def add_value(self, values: dict[str, Any], name: str, value: Any, dtype: Any) -> None:
+        """Add a value to those of a step; its column is created when it first occurs, with 0 for other steps."""
         self.columns.setdefault(name, Column(("step",), (), dtype, dtype(0)))
         values[name] = value
 
-    def note_logged(self, step: int, name: str, value: Any) -> bool:
-        """Add a logged value to the step, if that is the last one recorded; False if it has one of this name."""
-        if not self._block.steps or self._block.steps[-1] != step:
+    def add_logged(self, step: int, name: str, value: Any) -> bool:
+        """Add a logged value to the step if that is the last one recorded; False if the step has the name already."""
+        if not self._buffer.steps or self._buffer.steps[-1] != step:
             return True
-        values = self._block.values[-1]
+        values = self._buffer.values[-1]
         if name in values:
             return False
         values[name] = value
         return True
 
-    def surface(self) -> None:
-        """Raise, or warn once, in the loop, of what went wrong in the writer's thread."""
+    def raise_pending(self) -> None:
+        """Raise, or warn once, of an error in the writer thread; also issue the warning of the self-check."""
         if self._warning:
             text, self._warning = self._warning, ""
             warnings.warn(text, UserWarning, stacklevel=5)
-        if self._writer.error is None or self.broken:
+        if self._writer.error is None or self.stopped:
             return
-        self.broken = True
+        self.stopped = True
         if self.on_error != "continue":
             raise self.error()
-        warnings.warn(f"{self.error()} The training goes on without being recorded.", UserWarning, stacklevel=5)
+        warnings.warn(f"{self.error()} The training continues without being recorded.", UserWarning, stacklevel=5)
 
     def error(self) -> BaseException:
-        """What went wrong in the writer's thread, as the user should see it."""
+        """Return the error of the writer thread as a user should see it."""
         cause = self._writer.error
         assert cause is not None
         if isinstance(cause, InputError):
             return cause
-        steps = self.appender.steps_whole()
         error = WriteError(
             f"{self.appender.root}: recording stopped ({' '.join(str(cause).split()) or type(cause).__name__}); "
-            f"{steps}: "
-            "make room, then record anew or go on from a checkpoint with resume=True."
+            f"{self.appender.describe_complete_steps()}: free disk space, then start a new recording or resume "
+            "this one from a checkpoint with resume=True."
         )
         error.__cause__ = cause
         return error
 
     def close(self) -> BaseException | None:
-        """Write what is left; the error of the writer, if there was one."""
-        if not self._asked and self._recorded > 1:
-            self.check()
-        if len(self._block):
-            self._submit(last=True)
+        """Write the remaining steps and end the writer thread; return its error, if there was one."""
+        if not self._check_submitted and self._n_recorded > 1:
+            self.submit_check()
+        if len(self._buffer):
+            self._writer.submit(self._buffer)
         self._writer.close()
         return self._writer.error
 
-    def _submit(self, *, last: bool = False) -> None:
-        self._writer.submit(self._block)
-        if not last:
-            self._block = self._writer.free_block()
+    def _submit(self) -> None:
+        self._writer.submit(self._buffer)
+        self._buffer = self._writer.free_buffer()
 
-    # ---- in the writer's thread
-
-    def _write(self, block: Block) -> None:
-        matrices = {name: (values, block.fill[name]) for name, values in block.arrays().items()}
-        columns = {name: (block.column(name, column), column) for name, column in list(self.columns.items())}
-        self.appender.append(np.asarray(block.steps, np.int64), matrices, columns)
-        dtypes = {name: values.dtype.name for name, (values, _) in matrices.items()}
-        if self._notes.get("dtypes") != dtypes:  # moments show theirs at the first update
-            self._notes["dtypes"] = dtypes
-            self.appender.note(self._notes)
-
-    # ---- the check
-
-    def check(self) -> None:
-        """Have the last update of this block checked, by the writer's thread."""
-        block, n = self._block, len(self._block)
-        if n < 2 or block.steps[-1] != block.steps[-2] + 1:
+    def submit_check(self) -> None:
+        """Let the writer thread check the last update of the buffer."""
+        buffer, n = self._buffer, len(self._buffer)
+        if n < 2 or buffer.steps[-1] != buffer.steps[-2] + 1:
             return
-        self._asked = True
-        step = block.steps[-1]
-        lr = {f.name: block.values[-1].get(f"lr{f.suffix}", block.values[-1].get("lr")) for f in self.followed}
+        self._check_submitted = True
+        values = buffer.values[-1]
         settings = {
-            f.name: {**attributes.of_optimizer(f), "device": str(f.parameter.device), "step": step, "lr": lr[f.name]}
-            for f in self.followed
+            r.name: {
+                **optimizer_attributes(r),
+                "device": str(r.parameter.device),
+                "step": buffer.steps[-1],
+                "lr": values.get(f"lr{r.suffix}", values.get("lr")),
+            }
+            for r in self.recorded
         }
-        self._writer.submit(lambda: self._check(block, n, settings))
+        self._writer.submit(lambda: self._check(buffer, n, settings))
 
-    def _check(self, block: Block, n: int, settings: Mapping[str, dict[str, Any]]) -> None:
+    # ---- called in the writer thread
+
+    def _write(self, buffer: HostBuffer) -> None:
+        matrices = {name: (values, buffer.fill[name]) for name, values in buffer.arrays().items()}
+        columns = {name: (buffer.column(name, column), column) for name, column in list(self.columns.items())}
+        self.appender.append(np.asarray(buffer.steps, np.int64), matrices, columns)
+        dtypes = {name: values.dtype.name for name, (values, _) in matrices.items()}
+        if self._attributes.get("dtypes") != dtypes:  # the dtypes of moments are known after the first update
+            self._attributes["dtypes"] = dtypes
+            self.appender.set_attributes(self._attributes)
+
+    def _check(self, buffer: HostBuffer, n: int, settings: Mapping[str, dict[str, Any]]) -> None:
         try:
-            self._self_check(block, n, settings)
-        except Exception as error:  # a recording is worth more than its check
+            self._copier.wait()
+            self.report = "\n".join(line for r in self.recorded for line in self._check_one(r, buffer, n, settings))
+        except Exception as error:  # an error in the check must not stop the recording
             self.report = f"the check of the recording failed: {type(error).__name__}: {error}"
-        self._notes["self_check"] = self.report
-        self.appender.note(self._notes)
+        self._attributes["self_check"] = self.report
+        self.appender.set_attributes(self._attributes)
 
-    def _self_check(self, block: Block, n: int, settings: Mapping[str, dict[str, Any]]) -> None:
-        self._shared.wait()
-        lines = []
-        for f in self.followed:
-            now, last = (
-                {
-                    kind: to_numpy(block.matrices[name][row])
-                    for name, kind in f.variables.items()
-                    if name in block.matrices
-                }
-                for row in (n - 1, n - 2)
+    def _check_one(
+        self, r: RecordedParameter, buffer: HostBuffer, n: int, settings: Mapping[str, dict[str, Any]]
+    ) -> list[str]:
+        """Check the update of one parameter that led to row n - 1 of a buffer; return lines of the report."""
+        current, previous = (
+            {
+                kind: to_numpy(buffer.matrices[name][row])
+                for name, kind in r.variables.items()
+                if name in buffer.matrices
+            }
+            for row in (n - 1, n - 2)
+        )
+        known = {**settings[r.name], "lr": float(settings[r.name]["lr"])}
+        belongs, sentence = self_check.check_gradient(previous, current, known)
+        if belongs is False:
+            self._warning = (
+                f"the recorded gradient of {r.name} is not the one that the optimizer used ({sentence}): find out what "
+                "changes gradients inside or after the optimizer's step"
             )
-            given = {**settings[f.name], "lr": float(settings[f.name]["lr"])}
-            aligned, sentence = self_check.alignment(last, now, given)
-            closes = self_check.closure(last, now, given)
-            lines += [f"{f.name}: {sentence}", *([f"{f.name}: {closes}"] if closes else [])]
-            if aligned is False:
-                self._warning = (
-                    f"the recorded gradient of {f.name} is not the one that the optimizer used ({sentence}): look for "
-                    "what changes gradients inside or after the optimizer's step"
-                )
-        self.report = "\n".join(lines)
+        return [f"{r.name}: {sentence}", f"{r.name}: {self_check.check_replay(previous, current, known)}"]
 
 
-def held(value: Any) -> Any:
-    """A number of the loop that stays what it is now; from a GPU without waiting for it."""
+def _snapshot(value: Any) -> Any:
+    """Return a number that later changes of a tensor do not affect; from a GPU without waiting for it."""
     if hasattr(value, "detach"):
         return value.detach().clone() if value.device.type != "cpu" else float(value)
     return float(value)

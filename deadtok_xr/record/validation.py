@@ -1,4 +1,4 @@
-"""What a caller gives a Recorder: checked, and in the form that the recorder works with."""
+"""Checks of the arguments of a Recorder; each function returns its argument in the form that the recorder uses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
 from deadtok_xr.record.host_buffers import to_numpy
-from deadtok_xr.record.recorded_parameter import RECORDABLE, Followed
-from deadtok_xr.record.schedule import whole
+from deadtok_xr.record.recorded_parameter import RECORDABLE, RecordedParameter
+from deadtok_xr.record.schedule import is_integer
 
 if TYPE_CHECKING:
     import torch
 
 
-def copied(value: Any, dtype: Any) -> tuple[Any, tuple[int, ...] | None]:
-    """A copy of a logged value, and its shape; None if it is no number. What lies on a GPU stays there for now."""
+def copy_value(value: Any, dtype: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """Return a copy of a logged value and its shape, or None for both if it is not numeric; on a GPU it stays there."""
     if hasattr(value, "detach") and value.device.type != "cpu":
         return value.detach().clone(), tuple(value.shape)
     try:
@@ -32,22 +32,22 @@ def copied(value: Any, dtype: Any) -> tuple[Any, tuple[int, ...] | None]:
     return (None, None) if value is None else (array, array.shape)
 
 
-def checked_first(first: int | None) -> int | None:
-    """``first_step``, if it can be one."""
-    if first is not None and (not whole(first) or first < 0):
+def check_first_step(first: int | None) -> int | None:
+    """Check ``first_step``."""
+    if first is not None and (not is_integer(first) or first < 0):
         raise InputError(f"first_step={first!r}; expected the number of updates made before, 0 or more")
     return first
 
 
-def checked_memory(memory: int) -> int:
-    """``memory``, if it is a size."""
-    if not whole(memory) or memory <= 0:
+def check_memory(memory: int) -> int:
+    """Check ``memory``."""
+    if not is_integer(memory) or memory <= 0:
         raise InputError(f"memory={memory!r}; expected a number of bytes, such as 2**30")
     return memory
 
 
-def checked_variables(variables: Any) -> tuple[str, ...]:
-    """What is to be recorded, each once."""
+def check_variables(variables: Any) -> tuple[str, ...]:
+    """Return the kinds of variables to record, without repetitions."""
     found = (variables,) if isinstance(variables, str) else tuple(variables or ())
     unknown = [v for v in found if v not in RECORDABLE]
     if unknown or not found:
@@ -55,8 +55,8 @@ def checked_variables(variables: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def local_path(path: Any) -> Path:
-    """Where to write."""
+def check_path(path: Any) -> Path:
+    """Return ``path`` as a path on this machine."""
     if not isinstance(path, (str, Path)) or not str(path):
         raise InputError(f"path={path!r}; expected the folder to write, such as 'run.zarr'")
     if "://" in str(path):
@@ -64,8 +64,8 @@ def local_path(path: Any) -> Path:
     return Path(path)
 
 
-def inner_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer itself: Accelerate and Lightning call the step of the one that they wrap."""
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """Return the torch optimizer that Accelerate or Lightning wraps, or the optimizer itself."""
     inner = getattr(optimizer, "optimizer", None)
     found = inner if hasattr(inner, "param_groups") else optimizer
     if not hasattr(found, "param_groups") or not hasattr(found, "register_step_pre_hook"):
@@ -73,27 +73,27 @@ def inner_optimizer(optimizer: Any) -> Any:
     return found
 
 
-def checked_scaler(scaler: Any) -> Any:
-    """A GradScaler, or None."""
+def check_scaler(scaler: Any) -> Any:
+    """Check ``scaler``: a GradScaler, or None."""
     if scaler is not None and not callable(getattr(scaler, "step", None)):
         raise InputError(f"scaler is a {type(scaler).__name__}; expected the loop's GradScaler, or None")
     return scaler
 
 
-_OF_THE_STORE = (
+_RESERVED = (
     "deadtok_format", "complete", "index_convention", "created", "software", "made_by", "recorded_variables",
     "parameter_dtype", "parameter_shape",
 )  # fmt: skip
 
 
-def plain_attrs(attrs: Any) -> dict[str, Any]:
-    """Facts as JSON has them: numbers and arrays of NumPy and torch, and paths, in its own types."""
+def json_attributes(attrs: Any) -> dict[str, Any]:
+    """Return attributes in JSON's types: numbers and arrays of NumPy and torch, and paths, are converted."""
     if not isinstance(attrs, Mapping):
-        raise InputError(f"attrs is a {type(attrs).__name__}; expected a mapping of names to facts")
+        raise InputError(f"attrs is a {type(attrs).__name__}; expected a mapping of names to values")
     found = {}
     for name, value in attrs.items():
-        if name in _OF_THE_STORE:
-            raise InputError(f"attrs={{{name!r}: ...}}: the store says {name!r} itself; choose another name")
+        if name in _RESERVED:
+            raise InputError(f"attrs={{{name!r}: ...}}: the recorder writes {name!r} itself; choose another name")
         try:
             found[str(name)] = json.loads(json.dumps(value, default=_plain))
         except (TypeError, ValueError):
@@ -115,40 +115,40 @@ def _plain(value: Any) -> Any:
 _NAME = re.compile(r"(?!zarr\.json$)\w[\w.-]*", re.ASCII)
 
 
-def checked_name(name: str) -> str:
-    """The name of a logged value: it is that of an array, and of a folder."""
+def check_name(name: str) -> str:
+    """Check the name of a logged value, which becomes the name of an array and of its folder."""
     if not _NAME.fullmatch(name):
         raise InputError(f"log({name!r}=...): expected a name of letters, digits, '_', '-' and '.', such as 'loss_a'")
     return name
 
 
-def all_followed(
+def recorded_parameters(
     parameter: torch.nn.Parameter, also: Mapping[str, torch.nn.Parameter], optimizer: Any, kinds: tuple[str, ...]
-) -> list[Followed]:
-    """W and the parameters beside it, each checked."""
+) -> list[RecordedParameter]:
+    """Return W and the parameters in ``also``, each checked."""
     if not isinstance(also, Mapping):
         raise InputError(f"also is a {type(also).__name__}; expected parameters by name, such as {{'E': wte.weight}}")
-    found = [Followed("W", parameter, optimizer, kinds)]
+    found = [RecordedParameter("W", parameter, optimizer, kinds)]
     for name, other in also.items():
         if name in {*schema.VARIABLES, *schema.COORDINATES} - {"E"} or not name.isidentifier():
-            raise InputError(f"also={{{name!r}: ...}}: the name has a meaning of its own; choose another, such as 'E'")
-        found.append(Followed(name, other, optimizer, kinds))
+            raise InputError(f"also={{{name!r}: ...}}: the name is reserved; choose another, such as 'E'")
+        found.append(RecordedParameter(name, other, optimizer, kinds))
         if (other.shape, other.device) != (parameter.shape, parameter.device):
             raise InputError(
                 f"{name} has the shape {tuple(other.shape)} on {other.device}; expected {tuple(parameter.shape)} on "
-                f"{parameter.device}, as W; record it by a Recorder of its own"
+                f"{parameter.device}, as for W; record it with another Recorder"
             )
         if other is parameter:
-            raise InputError(f"{name} is W itself, so the model is tied: leave also= out")
+            raise InputError(f"{name} is the same parameter as W, so the model is tied: leave also= out")
     return found
 
 
-def recorded_rows(
+def token_table(
     n: int, rows: Iterable[int] | str | None, dead: Iterable[int] | None, text: Sequence[str] | None
 ) -> store.TokenTable:
-    """The tokens to record, and what is known of them."""
+    """Return the tokens to record, with dead mask and texts."""
     if text is not None and (isinstance(text, str) or not all(isinstance(t, str) for t in text)):
-        raise InputError("token_text holds other things than text; expected a list of one text per row")
+        raise InputError("token_text holds values that are not text; expected a list with one text per row")
     mask = None if dead is None else np.zeros(n, bool)
     if mask is not None:
         mask[_ids(dead, "dead ids", n)] = True
@@ -157,7 +157,7 @@ def recorded_rows(
     if isinstance(rows, str) and rows != "dead":
         raise InputError(f"rows={rows!r}; expected 'dead', vocabulary ids, or None for all")
     if isinstance(rows, str) and mask is None:
-        raise InputError("rows='dead' takes the dead tokens: give dead= too, or vocabulary ids as rows=")
+        raise InputError("rows='dead' needs to know the dead tokens: give dead= too, or vocabulary ids as rows=")
     if rows is None:
         return store.TokenTable(np.arange(n), mask, text)
     ids = np.flatnonzero(mask) if isinstance(rows, str) else _ids(rows, "rows", n)  # type: ignore[arg-type]
@@ -171,21 +171,21 @@ def recorded_rows(
 
 
 def _ids(ids: Any, what: str, n: int) -> NDArray[np.int64]:
-    """Vocabulary ids, also of a mask with a bool per row."""
+    """Return vocabulary ids as an array; a mask with one bool per row is converted."""
     try:
         found = np.asarray(ids.tolist() if hasattr(ids, "tolist") else list(ids))
     except TypeError:
         found = np.asarray(ids)
-    needed = f"expected vocabulary ids from 0 to {n - 1}, or one bool per row"
+    expected = f"expected vocabulary ids from 0 to {n - 1}, or one bool per row"
     if found.ndim != 1:
-        raise InputError(f"{what}: found {type(ids).__name__} of the shape {found.shape}; {needed}")
+        raise InputError(f"{what}: found {type(ids).__name__} of the shape {found.shape}; {expected}")
     if found.dtype == bool:
         if len(found) != n:
-            raise InputError(f"{what}: found {len(found)} bools; {needed}, {n}")
+            raise InputError(f"{what}: found {len(found)} bools; {expected}, {n}")
         return np.flatnonzero(found)
     if found.size and (found.dtype.kind not in "iuf" or (found != np.floor(found)).any()):
-        wrong = found if found.dtype.kind not in "iuf" else found[found != np.floor(found)]
-        raise InputError(f"{what}: found {wrong.tolist()[0]!r}; {needed}")
+        invalid = found if found.dtype.kind not in "iuf" else found[found != np.floor(found)]
+        raise InputError(f"{what}: found {invalid.tolist()[0]!r}; {expected}")
     found = found.astype(np.int64)
     if found.size and (found.min() < 0 or found.max() >= n):
         raise InputError(f"{what} lie between {found.min()} and {found.max()}; expected 0 to {n - 1}")

@@ -1,4 +1,4 @@
-"""The thread that writes blocks while the training goes on."""
+"""The thread that writes full buffers while the training continues."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import queue
 import threading
 from collections.abc import Callable
 
-from deadtok_xr.record.host_buffers import Block
+from deadtok_xr.record.host_buffers import HostBuffer
 
-BLOCKS = 2  # one is filled while the other is written: the memory is bounded, and a loop that is faster waits
+N_BUFFERS = 2  # one is filled while the other is written: memory is bounded, and a loop that is faster waits
 
 
-class Writer:
-    """Hands out blocks to fill, and writes the full ones in order.
+class WriterThread:
+    """Provides empty buffers, and writes full ones in order.
 
     Attributes
     ----------
     error
-        The first error. After it nothing is written, blocks are still taken, so that a loop never hangs.
+        The first error. After it nothing is written, but buffers are still accepted, so that the loop does not hang.
     """
 
-    def __init__(self, make_block: Callable[[], Block], write: Callable[[Block], None]) -> None:
+    def __init__(self, make_buffer: Callable[[], HostBuffer], write: Callable[[HostBuffer], None]) -> None:
         self.error: BaseException | None = None
         self._write = write
-        self._jobs: queue.SimpleQueue[Callable[[], None] | Block | None] = queue.SimpleQueue()
-        self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
-        for _ in range(BLOCKS):
-            self._free.put(make_block())
+        self._jobs: queue.SimpleQueue[Callable[[], None] | HostBuffer | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[HostBuffer] = queue.SimpleQueue()
+        for _ in range(N_BUFFERS):
+            self._free.put(make_buffer())
         self._thread = threading.Thread(target=self._run, name="deadtok-recorder", daemon=True)
         self._thread.start()
 
-    def free_block(self) -> Block:
-        """A block to fill; waits while both are full."""
+    def free_buffer(self) -> HostBuffer:
+        """Return an empty buffer; wait while all are full."""
         return self._free.get()
 
-    def submit(self, job: Block | Callable[[], None]) -> None:
-        """Write a block, or do something else between two blocks."""
+    def submit(self, job: HostBuffer | Callable[[], None]) -> None:
+        """Queue a buffer to be written, or a function to be called between two writes."""
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, and end the thread."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -47,9 +47,9 @@ class Writer:
         while (job := self._jobs.get()) is not None:
             try:
                 if self.error is None:
-                    self._write(job) if isinstance(job, Block) else job()
-            except BaseException as error:  # whatever it is, the loop raises it
+                    self._write(job) if isinstance(job, HostBuffer) else job()
+            except BaseException as error:  # the training loop raises it
                 self.error = error
-            if isinstance(job, Block):
+            if isinstance(job, HostBuffer):
                 job.clear()
                 self._free.put(job)

@@ -1,30 +1,31 @@
-"""A store as one plain file: safetensors, HDF5 or NumPy's npz, bit for bit, a block of steps at a time.
+"""Write a store as one plain file: safetensors, HDF5 or NumPy's npz, bit for bit, a block of steps at a time.
 
-The file grows under another name beside its own, and gets its name when it is whole.
+The file is written under a temporary name in the same folder and renamed when it is complete.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from deadtok_xr import schema, store
+from deadtok_xr import store
 from deadtok_xr._version import __version__
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
 from deadtok_xr.recording.plain_files import WRITERS, Member
-from deadtok_xr.store import destination, location, reading
+from deadtok_xr.store import destination, location
 
 Progress = Callable[[int, int], None]
 
@@ -41,20 +42,20 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a recording as a plain file that other tools read, and `convert` too.
+    """Write a recording as a plain file that other tools, and `convert`, can read.
 
-    Beside the variables, (step, token, dim) with ascending ids, it holds `step`, `token_ids`, where known
-    `dead_ids`, `token_text` (safetensors: in the metadata), and `dead_mask`, a bool per row, where the rows
-    are the ids 0, 1, ... without a gap: a mask is read by vocabulary id. Metadata (attributes of an HDF5
-    file, the entry `metadata` of an npz) hold the hyperparameters and all attributes as JSON. Memory stays
-    near one block of steps of the variable that is being written.
+    The file has the variables, (step, token, dim) with ascending ids, and `step` and `token_ids`; where they are known,
+    also `dead_ids`, `token_text` (safetensors: in the metadata), and `dead_mask`, one bool per row, if the rows are the
+    ids 0, 1, ... without a gap, since a mask is read by vocabulary id. Metadata (attributes of an HDF5
+    file, the entry `metadata` of an npz) hold the hyperparameters and all attributes as JSON. Memory use is
+    about one block of steps of one variable.
 
     Parameters
     ----------
     path
         A complete store.
     out
-        The file to write; its suffix, .safetensors, .h5, .hdf5 or .npz, says the format.
+        The file to write; its suffix (.safetensors, .h5, .hdf5 or .npz) is the format.
     variables
         Names; None for all.
     tokens
@@ -62,15 +63,15 @@ def export(
     run
         The label of one run, of a store that holds several.
     uint16
-        True: bfloat16 as its bits in uint16. False: as bfloat16, which safetensors alone has. None: as
+        True: bfloat16 as its bits in uint16. False: as bfloat16, which only safetensors has. None: as
         bfloat16 where the format has it.
     source_dtype
-        Give a variable the dtype that it had in the file that it was converted from (its attribute
-        `source_dtype`), which must hold every value exactly.
+        Give each variable the dtype that it had in the file it was converted from (its attribute `source_dtype`); that
+        must represent every value exactly.
     overwrite
         Replace a file that exists.
     progress
-        Called with the bytes done and the bytes to do.
+        Called with the bytes written and the total bytes.
 
     Returns
     -------
@@ -84,7 +85,7 @@ def export(
     DestinationExistsError
         If ``out`` exists, unless ``overwrite``.
     OSError
-        If it cannot be written; then nothing is left of it, and what was there before stays.
+        If the file cannot be written; then no part of it is left, and an existing file is kept.
     """
     out = Path(out)
     writer = _writer(out, uint16)
@@ -92,15 +93,15 @@ def export(
     ds = open_recording(path, tokens=tokens, run=run, raw=True)
     if "run" in ds.dims:
         labels = ", ".join(map(str, ds["run"].values.tolist()))
-        raise InputError(f"{path} holds several runs ({labels}), and a file takes one: name it with run= (--run)")
+        raise InputError(f"{path} holds several runs ({labels}), and a file holds one: choose it with run= (--run)")
     group, _ = store.open_group(path)
     bits = out.suffix != ".safetensors" if uint16 is None else uint16
-    picked = _Picked(group, ds["token"].values, None if run is None else _position(group, run))
     names = _names(path, [str(n) for n, v in ds.data_vars.items() if v.dims[:1] == ("step",)], variables)
-    members = [picked.member(name, as_bits=bits, source_dtype=source_dtype) for name in names]
+    arrays = dict(group.arrays())
+    members = [_member(ds[name], arrays[name], as_bits=bits, source_dtype=source_dtype) for name in names]
     members += [Member(name, v.dtype, v.shape, [v]) for name, v in _labels(ds).items()]
     texts = ds["token_text"].values.tolist() if "token_text" in ds.coords else None
-    with _whole_or_nothing(out, members, progress) as (unfinished, tick):
+    with _all_or_nothing(out, members, progress) as (unfinished, tick):
         writer(unfinished, members, _metadata(ds.attrs, members), texts, tick)
     return out
 
@@ -122,53 +123,36 @@ def _check_destination(out: Path, path: Path, *, overwrite: bool) -> None:
             f"{out} exists already and is left as it is: choose another name, or say --overwrite (overwrite=True)"
         )
     if not out.parent.is_dir():
-        raise InputError(f"{out} cannot be made: {out.parent} is not a folder; make it, or choose another")
+        raise InputError(f"{out} cannot be created: {out.parent} is not a folder; create it, or choose another")
 
 
-def _names(path: str | Path, there: list[str], wanted: Sequence[str] | None) -> list[str]:
+def _names(path: str | Path, present: list[str], wanted: Sequence[str] | None) -> list[str]:
     wanted = [wanted] if isinstance(wanted, str) else wanted
-    unknown = [name for name in wanted or () if name not in there]
+    unknown = [name for name in wanted or () if name not in present]
     if unknown:
-        raise InputError(f"{path} has no variable {unknown[0]!r}: choose from {', '.join(there)}")
+        raise InputError(f"{path} has no variable {unknown[0]!r}: choose from {', '.join(present)}")
     if wanted is not None and not wanted:
-        raise InputError(f"{path}: variables= names none: choose from {', '.join(there)}, or leave it out")
-    return there if wanted is None else list(dict.fromkeys(wanted))
+        raise InputError(f"{path}: variables= is empty: choose from {', '.join(present)}, or leave it out")
+    return present if wanted is None else list(dict.fromkeys(wanted))
 
 
-def _position(group: zarr.Group, run: int | str) -> int:
-    return [str(label) for label in store.read_coordinate(group, "run").tolist()].index(str(run))
+def _member(x: xr.DataArray, array: zarr.Array[Any], *, as_bits: bool, source_dtype: bool) -> Member:
+    """Return a lazy variable as a member of the file, a chunk of steps at a time."""
+    if array.dtype.kind not in "biufV":
+        raise InputError(
+            f"{location.address_of(array)} holds {array.dtype}, not numbers: choose other variables with variables="
+        )
+    source = array.attrs.get("source_dtype") if source_dtype else None
+    dtype = _dtype(array, str(x.name), None if source is None else str(source), as_bits=as_bits)
+    blocks = (_cast(x[start : start + n].values, dtype, str(x.name)) for start, n in _blocks(x))
+    attrs = {**array.attrs.asdict(), "dims": list(x.dims), "dtype": array.dtype.name}
+    return Member(str(x.name), dtype, x.shape, blocks, attrs)
 
 
-@dataclass(frozen=True)
-class _Picked:
-    """The rows, ascending by id, and the run of a store that are exported."""
-
-    group: zarr.Group
-    ids: NDArray[np.int64]
-    run: int | None
-
-    def member(self, name: str, *, as_bits: bool, source_dtype: bool) -> Member:
-        array = self.group[name]
-        assert isinstance(array, zarr.Array)
-        dims = store.dimensions(array)
-        lead = (self.run,) if schema.without_run(dims) != dims and self.run is not None else ()
-        if array.dtype.kind not in "biufV":
-            raise InputError(
-                f"{location.address_of(array)} holds {array.dtype}, no numbers: choose others with variables="
-            )
-        dims, shape = dims[len(lead) :], list(array.shape[len(lead) :])
-        rows = None
-        if "token" in dims:
-            on_disk = store.read_coordinate(self.group, "token")
-            order = np.argsort(on_disk)
-            rows = order[np.searchsorted(on_disk, self.ids, sorter=order)]
-            shape[dims.index("token")] = len(rows)
-        source = array.attrs.get("source_dtype") if source_dtype else None
-        dtype = _dtype(array, name, None if source is None else str(source), as_bits=as_bits)
-        axis = dims.index("token") if "token" in dims else None
-        blocks = (_cast(block, dtype, name) for block in _blocks(array, lead, axis, rows))
-        notes = {**array.attrs.asdict(), "dims": list(dims), "dtype": array.dtype.name}
-        return Member(name, dtype, tuple(shape), blocks, notes)
+def _blocks(x: xr.DataArray) -> Iterator[tuple[int, int]]:
+    """Yield the first step and the number of steps of each chunk of steps."""
+    sizes = x.chunks[0] if x.chunks else x.shape[:1]
+    return zip(itertools.accumulate(sizes, initial=0), sizes, strict=False)
 
 
 def _dtype(array: zarr.Array[Any], name: str, source: str | None, *, as_bits: bool) -> np.dtype[Any]:
@@ -185,13 +169,13 @@ def _dtype(array: zarr.Array[Any], name: str, source: str | None, *, as_bits: bo
 
 
 def _cast(block: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
-    """A block in another dtype, with the same values to the bit; 16 bits of bfloat16 as uint16."""
+    """Convert a block to a dtype that represents its values exactly; bfloat16 in uint16 is its bits."""
     if block.dtype == dtype:
         return block
     if block.dtype == BFLOAT16 and dtype == np.uint16:
         return block.view(np.uint16)
     with np.errstate(all="ignore"):
-        cast = _widened(block, dtype) if block.dtype == BFLOAT16 else block.astype(dtype)
+        cast = _widen(block, dtype) if block.dtype == BFLOAT16 else block.astype(dtype)
         same = (cast.astype(block.dtype) == block) | (block != block)
     if not same.all():
         raise InputError(
@@ -201,35 +185,9 @@ def _cast(block: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
     return cast
 
 
-def _widened(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _widen(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     wide = (block.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)  # NaNs keep their payload
     return wide.astype(dtype, copy=False)
-
-
-def _blocks(
-    array: zarr.Array[Any], lead: tuple[int, ...], axis: int | None, rows: NDArray[np.int64] | None
-) -> Iterator[NDArray[Any]]:
-    """An array, or one run of it, a chunk of steps at a time; along ``axis`` the rows in the order given."""
-    read = reading.chunk_reader(array)
-    shape, chunks = array.shape[len(lead) :], array.chunks[len(lead) :]
-    grid = array.cdata_shape[len(lead) :]
-    at = tuple(run // size for run, size in zip(lead, array.chunks, strict=False))
-    inside = tuple(run % size for run, size in zip(lead, array.chunks, strict=False))
-    for first in range(grid[0]):
-        n_steps = min(chunks[0], shape[0] - first * chunks[0])
-        sizes = [len(rows) if i == axis and rows is not None else n for i, n in enumerate(shape)]
-        block = np.empty((n_steps, *sizes[1:]), array.dtype)
-        for rest in np.ndindex(*grid[1:]):
-            into: list[Any] = [slice(i * c, (i + 1) * c) for i, c in zip(rest, chunks[1:], strict=True)]
-            part: list[Any] = [slice(None) for _ in rest]
-            if rows is not None and axis:
-                low = rest[axis - 1] * chunks[axis]
-                into[axis - 1] = np.flatnonzero((rows >= low) & (rows < low + chunks[axis]))
-                part[axis - 1] = rows[into[axis - 1]] - low
-                if not part[axis - 1].size:
-                    continue  # no row of this chunk is wanted
-            block[(slice(None), *into)] = read((*at, first, *rest))[inside][(slice(None), *part)]
-        yield block
 
 
 def _labels(ds: Any) -> dict[str, NDArray[Any]]:
@@ -253,10 +211,10 @@ def _metadata(attrs: dict[str, Any], members: list[Member]) -> dict[str, str]:
 
 
 @contextmanager
-def _whole_or_nothing(
+def _all_or_nothing(
     out: Path, members: list[Member], progress: Progress | None
 ) -> Iterator[tuple[Path, Callable[[int], None]]]:
-    """A name to write under, which becomes ``out`` at the end, and a function that counts bytes."""
+    """Provide a temporary path, renamed to ``out`` at the end, and a function that counts bytes."""
     unfinished, done, total = out.with_name(f".{out.name}.unfinished"), 0, sum(m.nbytes for m in members)
 
     def tick(n: int) -> None:
@@ -272,20 +230,20 @@ def _whole_or_nothing(
         unfinished.replace(out)
     except (InputError, DamagedStoreError):
         raise
-    except (OSError, RuntimeError) as error:  # h5py has the latter for a file that it cannot close
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError for a file that it cannot close
         number = _errno(error)
         reason = os.strerror(number) if number else " ".join(str(error).split())
         raise OSError(
             number,
-            f"{out} cannot be written: {reason}, after {done} of {total} bytes; nothing is left of it; make room and "
-            "export again",
+            f"{out} cannot be written: {reason}, after {done} of {total} bytes; nothing is left of it; free disk space "
+            "and export again",
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _errno(error: OSError | RuntimeError) -> int | None:
-    """The system's number of an error, which h5py keeps in its text."""
+    """Return the errno of an error; h5py has it only in its text."""
     known: int | None = getattr(error, "errno", None)
     said = re.search(r"errno = (\d+)", str(error))
     return known or (int(said[1]) if said else None)

@@ -1,4 +1,4 @@
-"""Arrays that come in blocks, written as safetensors, HDF5 or npz; each writer holds one block at a time."""
+"""Write arrays given in blocks as safetensors, HDF5 or npz; each writer holds one block at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One array of a file: its blocks, in order along the first axis, are taken once."""
+    """One array of a file; its blocks, in order along the first axis, are iterated once."""
 
     name: str
     dtype: np.dtype[Any]
@@ -51,8 +51,8 @@ def _write_blocks(file: Any, member: Member, tick: Tick) -> None:
 def write_safetensors(
     path: Path, members: Sequence[Member], metadata: Mapping[str, str], texts: list[str] | None, tick: Tick
 ) -> None:
-    """The header first, from the shapes alone, then the arrays in the order of the header."""
-    members = sorted(members, key=lambda m: -m.dtype.itemsize)  # each then begins where its dtype wants it to
+    """Write the header, which needs only the shapes, then the arrays in the order of the header."""
+    members = sorted(members, key=lambda m: -m.dtype.itemsize)  # each array is then aligned to its item size
     begin, header = 0, {"__metadata__": {**metadata, **({} if texts is None else {"token_text": json.dumps(texts)})}}
     entries: dict[str, Any] = dict(header)
     for m in members:
@@ -69,7 +69,7 @@ def write_safetensors(
 def write_hdf5(
     path: Path, members: Sequence[Member], metadata: Mapping[str, str], texts: list[str] | None, tick: Tick
 ) -> None:
-    """One contiguous dataset per array; the attributes of each, and the metadata as attributes of the file."""
+    """Write one contiguous dataset per array with its attributes; the metadata become attributes of the file."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -91,7 +91,7 @@ def write_hdf5(
 def write_npz(
     path: Path, members: Sequence[Member], metadata: Mapping[str, str], texts: list[str] | None, tick: Tick
 ) -> None:
-    """An uncompressed archive, as `numpy.savez` writes it; each array streamed into its member."""
+    """Write an uncompressed archive like that of `numpy.savez`, each array streamed into its member."""
     extra = {"metadata": np.array(json.dumps(dict(metadata)))}
     extra |= {} if texts is None else {"token_text": np.array(texts, str)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

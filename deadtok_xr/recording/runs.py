@@ -16,8 +16,8 @@ from deadtok_xr.schema import RUN
 
 Join = Literal["exact", "inner", "outer"]
 _JOINS = ("exact", "inner", "outer")
-_NOT_MIXED = ("precision", "valid_from")
-"""Attributes that say what values mean: analyses rely on them."""
+_SAME_IN_ALL = ("precision", "valid_from")
+"""Attributes that must be the same in all runs, because analyses depend on them."""
 
 
 def concat_runs(
@@ -30,8 +30,8 @@ def concat_runs(
 ) -> xr.Dataset:
     """Open the stores of several runs as one lazy dataset, aligned by step and by token id.
 
-    Analyses take one run at a time: ``dx.motion(ds.isel(run=0))`` gives what the store alone would give. (Where
-    stores are chunked differently, sums over tokens are taken in another order, and may differ in the last digit.)
+    Analyses take one run at a time: ``dx.motion(ds.isel(run=0))`` gives the same as the store alone. (If stores are
+    chunked differently, sums over tokens are taken in another order and may differ in the last digit.)
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def concat_runs(
     tokens
         As for `open_recording`, for each store by itself.
     join
-        ``"exact"``: all have the same steps, tokens and variables, in whatever order on disk. ``"inner"``: what
-        all of them have. ``"outer"``: what any of them has, with NaN elsewhere, and a token that a run does
-        not have counts as not dead there, with the text "".
+        ``"exact"``: all must have the same steps, tokens and variables, in any order on disk. ``"inner"``: the steps,
+        tokens and variables that all have. ``"outer"``: those that any has, with NaN elsewhere; a token that a run
+        does not have is not dead there, and its text is "".
     **open_options
         For `open_recording`.
 
@@ -52,15 +52,15 @@ def concat_runs(
     -------
     xarray.Dataset
         Dataset (run, step, token, dim). `dead` and `token_text` are (token), or (run, token) where runs differ.
-        Attributes that all share, at any depth, are attributes; those in which they differ are coordinates along `run`
-        where they are numbers or text (``init_scale (run)``), under their own name, or their path (``model.seed``)
-        where that name is taken; the others are in the attribute `per_run`, by label.
+        Attributes that are equal in all runs, at any depth, are attributes. Those that differ are coordinates along
+        `run` if they are numbers or text (``init_scale (run)``), named by their key, or by their path (``model.seed``)
+        if that name exists already; all others are in the attribute `per_run`, by label.
 
     Raises
     ------
     InputError
-        If the stores do not fit together: which one differs, in what, and which ``join`` takes it. As
-        `open_recording` for each of them.
+        If the stores cannot be combined; the message says which one differs, in what, and which ``join`` accepts it.
+        Also as `open_recording` for each of them.
 
     Examples
     --------
@@ -71,20 +71,20 @@ def concat_runs(
         trees = {label: dx.analyze(ds.sel(run=label)) for label in ds.run.values}
     """
     if isinstance(paths, (str, Path)) or not paths:
-        raise InputError(f"concat_runs takes a list of stores, and got {paths!r}: give it two or more paths")
+        raise InputError(f"concat_runs takes a list of stores, but got {paths!r}: give it two or more paths")
     if join not in _JOINS:
         raise InputError(f"join={join!r}: choose one of {', '.join(_JOINS)}")
     paths = list(paths)
     labels = _labels(paths, run)
     opened = [open_recording(path, tokens=tokens, **open_options) for path in paths]
-    _refuse_unlike(paths, opened)
+    _refuse_incompatible(paths, opened)
     if join == "exact":
         _refuse_different(paths, opened)
     names = _names(opened, join)
-    index = {dim: _joined([ds[dim].values for ds in opened], join) for dim in ("step", "token")}
+    aligned = _aligned(opened, join)
+    index = {dim: aligned[0][dim].values for dim in ("step", "token")}
     if empty := next((dim for dim, values in index.items() if not values.size), None):
-        raise InputError(f"the {len(paths)} stores have no {empty} in common: say join='outer', or leave some out")
-    aligned = [_aligned(ds, index) for ds in opened]
+        raise InputError(f"the {len(paths)} stores have no {empty} in common: use join='outer', or leave some out")
     variables = {name: _stacked(name, aligned) for name in names}
     coords: dict[str, Any] = {RUN: _along_run(labels), **{dim: _variable(opened[0], dim, index[dim]) for dim in index}}
     coords |= {name: v for name in ("dead", "token_text") if (v := _label_of_tokens(name, aligned)) is not None}
@@ -107,15 +107,15 @@ def _along_run(values: Sequence[Any]) -> xr.Variable:
     return xr.Variable(RUN, array.astype(object) if array.dtype.kind in "US" else array)
 
 
-def _refuse_unlike(paths: Sequence[str | Path], opened: Sequence[xr.Dataset]) -> None:
-    """Refuse what no join can put together."""
+def _refuse_incompatible(paths: Sequence[str | Path], opened: Sequence[xr.Dataset]) -> None:
+    """Raise an error for runs that no join can combine."""
     for path, ds in zip(paths, opened, strict=True):
         if RUN in ds.dims:
             raise InputError(f"{path} holds several runs itself: open it with open_recording, or name one with run=")
         for name in set(ds.data_vars) & set(opened[0].data_vars):
             one, first = ds[name], opened[0][name]
             found = {"dimensions": (first.dims, one.dims), "dtype": (first.dtype, one.dtype)}
-            found |= {a: (first.attrs.get(a), one.attrs.get(a)) for a in _NOT_MIXED}
+            found |= {a: (first.attrs.get(a), one.attrs.get(a)) for a in _SAME_IN_ALL}
             sizes = [[n for d, n in x.sizes.items() if d not in ("step", "token")] for x in (first, one)]
             found["sizes beside step and token"] = (sizes[0], sizes[1])
             for what, (expected, there) in found.items():
@@ -127,7 +127,7 @@ def _refuse_unlike(paths: Sequence[str | Path], opened: Sequence[xr.Dataset]) ->
 
 
 def _refuse_different(paths: Sequence[str | Path], opened: Sequence[xr.Dataset]) -> None:
-    remedy = "say join='inner' for what all runs have, or join='outer' for everything, with NaN where a run has none"
+    remedy = "say join='inner' for what all runs have, or join='outer' for everything, with NaN for missing values"
     for path, ds in zip(paths[1:], opened[1:], strict=True):
         for dim in ("step", "token"):
             here, first = ds[dim].values, opened[0][dim].values
@@ -150,28 +150,21 @@ def _names(opened: Sequence[xr.Dataset], join: str) -> list[str]:
     return every if join == "outer" else [name for name in every if all(name in ds for ds in opened)]
 
 
-def _joined(indexes: Sequence[NDArray[Any]], join: str) -> NDArray[Any]:
-    result = indexes[0]
-    for index in indexes[1:]:
-        result = np.union1d(result, index) if join == "outer" else np.intersect1d(result, index)
-    return result
-
-
 def _variable(ds: xr.Dataset, name: str, values: Any) -> xr.Variable:
     return xr.Variable(ds[name].dims, values, ds[name].attrs)
 
 
-def _aligned(ds: xr.Dataset, index: Mapping[str, NDArray[Any]]) -> xr.Dataset:
-    """A run on the common steps and tokens, lazily; what it does not have is NaN, False or ""."""
-    if all(np.array_equal(ds[dim], values) for dim, values in index.items()):
-        return ds
+def _aligned(opened: Sequence[xr.Dataset], join: Join) -> tuple[xr.Dataset, ...]:
+    """Return the runs on common steps and tokens, lazily; missing values are NaN, False or ""."""
     fill: dict[Any, Any] = {"dead": False, "token_text": ""}
-    fill |= {name: np.array(np.nan, v.dtype) for name, v in ds.data_vars.items() if v.dtype.kind in "fV"}
-    return ds.reindex(index, fill_value=fill)
+    for ds in opened:
+        fill |= {name: np.array(np.nan, v.dtype) for name, v in ds.data_vars.items() if v.dtype.kind in "fV"}
+    others = {dim for ds in opened for dim in ds.dims} - {"step", "token"}
+    return xr.align(*opened, join=join, copy=False, exclude=others, fill_value=fill)
 
 
 def _stacked(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable:
-    """One variable of all runs; of a run without it, NaN."""
+    """Return one variable of all runs, with NaN for a run without it."""
     like = next(ds[name] for ds in aligned if name in ds)
     shared = {
         k: v for k, v in like.attrs.items() if all(name not in ds or ds[name].attrs.get(k) == v for ds in aligned)
@@ -184,7 +177,7 @@ def _stacked(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable:
 
 
 def _label_of_tokens(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable | None:
-    """`dead` or `token_text` where every run has it: (token), or (run, token) where they differ."""
+    """Return `dead` or `token_text` if every run has it: (token), or (run, token) if they differ."""
     if not all(name in ds.coords for ds in aligned):
         return None
     values = [ds[name].values for ds in aligned]
@@ -196,7 +189,7 @@ def _label_of_tokens(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable | 
 def _attributes(
     labels: Sequence[Any], attrs: Sequence[Mapping[str, Any]], taken: set[str]
 ) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
-    """Attributes that all runs share, and as coordinates along `run` those in which they differ."""
+    """Return the attributes that all runs share, and those that differ as coordinates along `run`."""
     flat = [dict(_leaves(a)) for a in attrs]
     common = {k: v for k, v in attrs[0].items() if all(k in a and a[k] == v for a in attrs)}
     paths = [p for p in dict.fromkeys(p for leaves in flat for p in leaves) if p[0] not in common]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError
-from deadtok_xr.record.recorder import to_numpy
+from deadtok_xr.record.host_buffers import to_numpy
 
 
 def tiny(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Embedding, torch.optim.Optimizer]:
@@ -32,7 +32,7 @@ def update(embedding: torch.nn.Embedding, optimizer: torch.optim.Optimizer, step
     return loss
 
 
-def test_records_what_the_loop_saw(tmp_path: Path) -> None:
+def test_recorded_values_are_those_of_the_loop(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
     seen: dict[str, list[np.ndarray]] = {"W": [to_numpy(embedding.weight).copy()], "grad": [], "exp_avg": []}
     losses = []
@@ -91,7 +91,7 @@ class Float32Moments(torch.optim.Optimizer):
             p.sub_(mean.to(p.dtype))
 
 
-def test_moments_keep_a_dtype_of_their_own(tmp_path: Path) -> None:
+def test_moments_keep_their_own_dtype(tmp_path: Path) -> None:
     embedding, _ = tiny()
     optimizer = Float32Moments(embedding.parameters(), {})
     with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "exp_avg")):
@@ -116,7 +116,7 @@ def test_missing_gradients_and_moments_in_chunks_of_one_step(tmp_path: Path) -> 
     np.testing.assert_array_equal(ds.W[-1], to_numpy(embedding.weight).astype("f4"))
 
 
-def test_a_crash_in_the_loop_keeps_what_was_recorded(tmp_path: Path) -> None:
+def test_steps_before_a_crash_in_the_loop_are_kept(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
 
     def run() -> None:
@@ -153,7 +153,7 @@ def test_hooks_are_removed(tmp_path: Path) -> None:
     assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 2
 
 
-def test_unknown_logged_names_are_kept(tmp_path: Path) -> None:
+def test_other_logged_names_become_variables(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
     with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
         update(embedding, optimizer, 0)
@@ -181,7 +181,7 @@ def test_logged_tensors_are_copied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dx.open_recording(tmp_path / "r.zarr").h_mean[1:, 0], [1, 2, 3])
 
 
-def test_other_names_are_kept_in_float64(tmp_path: Path) -> None:
+def test_other_logged_names_are_stored_in_float64(tmp_path: Path) -> None:
     embedding, optimizer = tiny()
     with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr") as recorder:
         update(embedding, optimizer, 0)
@@ -203,7 +203,7 @@ class TestBadInput:
             ({"x": None}, "found NoneType"),
         ],
     )
-    def test_what_cannot_be_logged_is_refused_at_once(
+    def test_invalid_logged_values_are_refused_immediately(
         self, tmp_path: Path, value: dict[str, object], match: str
     ) -> None:
         embedding, optimizer = tiny()
@@ -221,7 +221,7 @@ class TestBadInput:
     def test_parameter_not_in_the_optimizer(self, tmp_path: Path) -> None:
         embedding, _ = tiny()
         _, other = tiny()
-        with pytest.raises(InputError, match="not one of the optimizer's"):
+        with pytest.raises(InputError, match="the optimizer does not have this parameter"):
             dx.Recorder(embedding.weight, other, tmp_path / "r.zarr")
 
     def test_unknown_variable(self, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ class TestBadInput:
         assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 2
 
 
-def test_bits_survive_the_way_to_the_host() -> None:
+def test_to_numpy_keeps_every_bit_pattern() -> None:
     bits = np.arange(65536, dtype=np.uint16)
     tensor = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
     assert to_numpy(tensor).dtype == ml_dtypes.bfloat16

@@ -1,4 +1,4 @@
-"""The recorder in loops as people write them: trainers, scalers, schedules, resumed runs, other optimizers."""
+"""The recorder in realistic training loops: trainers, scalers, schedules, resumed runs, several optimizers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torch.nn import functional
 import deadtok_xr as dx
 from deadtok_xr.errors import IncompleteStoreError, InputError, WriteError
 from deadtok_xr.record import host_buffers
-from deadtok_xr.record.recorder import to_numpy
+from deadtok_xr.record.host_buffers import to_numpy
 from deadtok_xr.store import chunk_bytes
 
 ALL = ("W", "grad", "exp_avg", "exp_avg_sq")
 
 
 class Tied(torch.nn.Module):
-    """Ids in, loss out; the ids from 8 on never occur."""
+    """Ids in, loss out; ids from 8 on never occur."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
@@ -102,10 +102,10 @@ def test_the_gradient_is_read_before_the_optimizer_alters_it(tmp_path: Path) -> 
     assert (bits(model.embedding.weight.grad) != seen[-1]).any()
 
 
-class TestTrainerLikeLoops:
+class TestTrainerLoops:
     @pytest.mark.parametrize("fused", [False, True])
     def test_accumulation_clipping_schedule_and_scaler(self, tmp_path: Path, fused: bool) -> None:
-        """Attempts 3 and 4 overflow: they are no steps, and the next update says that they were there."""
+        """Attempts 3 and 4 overflow: they are not steps, and the next step records their number."""
         model = Tied(torch.float32)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t)
@@ -130,7 +130,7 @@ class TestTrainerLikeLoops:
                     losses.append(float(loss.detach()))
                     rates.append(rate)
                 optimizer.zero_grad()
-        assert "step" not in vars(scaler)  # it is as it was
+        assert "step" not in vars(scaler)  # it is restored
         ds = dx.open_recording(tmp_path / "r.zarr")
         assert ds.sizes["step"] == 7
         assert int(optimizer.state[weight]["step"]) == 6
@@ -170,8 +170,8 @@ class TestTrainerLikeLoops:
                 optimizer.step(lambda step=step: closure(step))
         np.testing.assert_array_equal(recorded(tmp_path / "r.zarr", "grad")[1:], np.stack(used))
 
-    def test_an_optimizer_that_a_trainer_has_wrapped(self, tmp_path: Path) -> None:
-        class Wrapped(torch.optim.Optimizer):  # as accelerate.optimizer.AcceleratedOptimizer
+    def test_wrapped_optimizer(self, tmp_path: Path) -> None:
+        class Wrapped(torch.optim.Optimizer):  # like accelerate.optimizer.AcceleratedOptimizer
             def __init__(self, optimizer: torch.optim.Optimizer) -> None:
                 self.optimizer = optimizer
 
@@ -181,7 +181,7 @@ class TestTrainerLikeLoops:
             train(model, optimizer, range(3))
         assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 4
 
-    def test_an_update_that_leaves_the_parameter_out_is_marked(self, tmp_path: Path) -> None:
+    def test_updates_that_skip_the_parameter_are_marked(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         with dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=("W", "grad", "exp_avg")):
@@ -194,7 +194,7 @@ class TestTrainerLikeLoops:
         assert np.isnan(ds.grad[3]).all()
         np.testing.assert_array_equal(ds.W[3], ds.W[2])
 
-    def test_settings_that_change_get_a_variable(self, tmp_path: Path) -> None:
+    def test_changing_settings_become_variables(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-2), weight_decay=0.5, foreach=False)
 
@@ -213,7 +213,7 @@ class TestTrainerLikeLoops:
         assert "eps" not in ds
 
 
-class TestWhatIsRecorded:
+class TestRecordedValues:
     def test_rows(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -276,7 +276,7 @@ class TestWhatIsRecorded:
         assert ds.attrs["tied"] is False
         assert "E: step 4" in recorder.report
 
-    def test_facts(self, tmp_path: Path) -> None:
+    def test_attributes_of_optimizer_and_machine(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=True)
         names = ("W", "max_exp_avg_sq")
@@ -301,7 +301,7 @@ class TestWhatIsRecorded:
 class TestSelfCheck:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     @pytest.mark.parametrize("kind", ["single", "fused"])
-    def test_an_aligned_gradient(self, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    def test_gradient_that_belongs_to_its_update(self, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
         model = Tied(dtype)
         optimizer = OPTIMIZERS[kind](model.parameters())
         with warnings.catch_warnings():
@@ -312,7 +312,7 @@ class TestSelfCheck:
         assert float(recorder.report.split("% of")[0].split()[-1]) > 95
         assert dx.open_recording(tmp_path / "r.zarr").attrs["self_check"] == recorder.report
 
-    def test_a_gradient_that_the_optimizer_did_not_use(self, tmp_path: Path) -> None:
+    def test_warning_about_a_gradient_that_the_optimizer_did_not_use(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         with warnings.catch_warnings(record=True) as said:
@@ -324,7 +324,7 @@ class TestSelfCheck:
 
 
 def train_altering(model: Tied, optimizer: torch.optim.Optimizer) -> None:
-    """A training whose gradients are changed by a hook that comes after the recorder's own."""
+    """Train while a hook that runs after the recorder's own changes the gradients."""
 
     def alter(*_: Any) -> None:
         model.embedding.weight.grad.mul_(0.1)
@@ -333,15 +333,14 @@ def train_altering(model: Tied, optimizer: torch.optim.Optimizer) -> None:
     train(model, optimizer, range(20))
 
 
-def test_a_replay_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_check_replays_the_tenth_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def check(previous: Any, current: Any, settings: Any) -> str:
         asked.append((previous, current, settings))
         return "the updates close"
 
-    monkeypatch.setitem(sys.modules, "deadtok_xr.replay", types.ModuleType("deadtok_xr.replay"))
-    monkeypatch.setitem(sys.modules, "deadtok_xr.replay.compare", types.SimpleNamespace(check=check))
+    monkeypatch.setattr("deadtok_xr.replay.compare.check", check)
     model = Tied()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     with dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL) as recorder:
@@ -383,7 +382,7 @@ class TestResume:
         return saved
 
     @pytest.mark.parametrize("save_at", [140, 150])
-    def test_a_resumed_recording_is_the_one_of_an_unbroken_run(self, tmp_path: Path, save_at: int) -> None:
+    def test_resumed_recording_equals_an_uninterrupted_one(self, tmp_path: Path, save_at: int) -> None:
         self.begun(tmp_path / "whole.zarr", 300, 300, dead=[9, 10])
         saved = self.begun(tmp_path / "r.zarr", 150, save_at, dead=[9, 10])
         model, optimizer = self.restored(saved)
@@ -397,11 +396,11 @@ class TestResume:
         for name in (*ALL, "loss", "lr", "step"):
             np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
 
-    def test_what_a_crash_during_an_append_leaves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_crash_during_an_append_keeps_complete_steps(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         saved = self.begun(tmp_path / "r.zarr", 150, 150)
         before = dx.open_recording(tmp_path / "r.zarr").load()
         places = chunk_bytes.write_chunk
-        for survive in (0, 1, 3, 5):  # files that are written before the disk fails
+        for survive in (0, 1, 3, 5):  # the number of files written before the disk fails
             model, optimizer = self.restored(saved)
             count = iter(range(survive))
 
@@ -412,7 +411,7 @@ class TestResume:
 
             monkeypatch.setattr(chunk_bytes, "write_chunk", failing)
             with (
-                pytest.raises(WriteError, match="its 151 steps up to 150 are whole and open with partial=True"),
+                pytest.raises(WriteError, match="its 151 steps up to 150 are complete and can be opened"),
                 dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL, resume=True),
             ):
                 train(model, optimizer, range(150, 200))
@@ -427,14 +426,14 @@ class TestResume:
             train(model, optimizer, range(150, 200))
         assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 201
 
-    def test_another_runs_store_is_refused_and_left_as_it_is(self, tmp_path: Path) -> None:
+    def test_store_of_another_run_is_refused_unchanged(self, tmp_path: Path) -> None:
         saved = self.begun(tmp_path / "r.zarr", 10, 5)
         model, optimizer = self.restored(saved)
         with torch.no_grad():
             model.embedding.weight[0, 0] += 1
         weight = model.embedding.weight
         cases: list[tuple[str, Any, dict[str, Any]]] = [
-            ("W of step 5 is not what the parameter holds", optimizer, {"variables": ALL}),
+            ("W of step 5 differs from the parameter's present values", optimizer, {"variables": ALL}),
             ("with the variables", optimizer, {}),
             ("holds 12 tokens that are not the 3", optimizer, {"variables": ALL, "rows": [1, 2, 3]}),
             ("or other dead ones", optimizer, {"variables": ALL, "dead": [1]}),
@@ -458,8 +457,8 @@ def json_safe(state: Any) -> Any:
     return [json_safe(v) for v in state] if isinstance(state, list) else state
 
 
-class TestWhileItIsWritten:
-    def test_another_thread_analyses_what_is_there(self, tmp_path: Path) -> None:
+class TestReadingWhileRecording:
+    def test_another_thread_analyses_a_growing_store(self, tmp_path: Path) -> None:
         path, sizes, errors, stop = tmp_path / "r.zarr", [], [], threading.Event()
 
         def read() -> None:
@@ -469,7 +468,7 @@ class TestWhileItIsWritten:
                     n = ds.sizes["step"]
                     moved = dx.motion(ds).moved_dims.values if n > 1 else np.empty((0, 12))
                     sizes.append((n, np.isfinite(ds.loss.values[1:]).all(), moved.shape))
-                except (IncompleteStoreError, InputError) as error:  # nothing there yet
+                except (IncompleteStoreError, InputError) as error:  # nothing has been written yet
                     if sizes:
                         errors.append(error)
 
@@ -478,14 +477,14 @@ class TestWhileItIsWritten:
         reader = threading.Thread(target=read)
         with dx.Recorder(model.embedding.weight, optimizer, path, variables=ALL, memory=2**13) as recorder:
             reader.start()
-            for step in range(0, 20_000, 50):  # until the reader has seen it grow
+            for step in range(0, 20_000, 50):  # until the reader has seen the store grow
                 train(model, optimizer, range(step, step + 50), lambda step, loss: recorder.log(loss=loss))
                 if errors or len({n for n, *_ in sizes}) > 3:
                     break
             stop.set()
             reader.join()
         assert not errors
-        assert len({n for n, *_ in sizes}) > 3  # it grew meanwhile
+        assert len({n for n, *_ in sizes}) > 3  # the store grew during the reads
         assert all(finite and shape == (n - 1, 12) for n, finite, shape in sizes)
         assert [n for n, *_ in sizes] == sorted(n for n, *_ in sizes)
 
@@ -494,9 +493,8 @@ class TestWhileItIsWritten:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         with dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", variables=ALL, memory=2**13) as r:
             train(model, optimizer, range(50))
-            host_buffers = r._session._block
-            held = sum(t.nbytes for t in host_buffers.matrices.values())
-        assert 2**11 < 2 * held <= 2**13
+            n_bytes = sum(t.nbytes for t in r._session._buffer.matrices.values())
+        assert 2**11 < 2 * n_bytes <= 2**13
         assert dx.open_recording(tmp_path / "r.zarr").W.data.chunksize[0] == 8
 
 
@@ -516,7 +514,7 @@ try:
     with dx.Recorder(model.weight, optimizer, path, on_error=on_error, memory=2**22):
         for step in range(200):
             if step == 100:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # no file may grow beyond: as a full disk
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # limits file sizes, like a full disk
             model.step(optimizer, step)
             made += 1
 except dx.errors.WriteError as error:
@@ -525,7 +523,7 @@ except dx.errors.WriteError as error:
 
 
 class Wide:
-    """Rows enough for files that a limit is felt by; every element moves at every step."""
+    """Enough rows to exceed a limit on file sizes; every element moves at every step."""
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.randn(512, 64, generator=torch.Generator().manual_seed(0)))
@@ -536,17 +534,17 @@ class Wide:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "continue"])
-def test_a_disk_that_is_full_in_mid_training(tmp_path: Path, on_error: str) -> None:
+def test_full_disk_during_training(tmp_path: Path, on_error: str) -> None:
     command = [sys.executable, "-c", FULL, str(tmp_path / "r.zarr"), on_error]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     made, _, message = done.stdout.partition(" ")
     assert "recording stopped ([Errno 27] File too large)" in message
-    assert "are whole and open with partial=True" in message
+    assert "are complete and can be opened with partial=True" in message
     if on_error == "raise":
         assert 100 < int(made) < 200
     else:
         assert int(made) == 200
-        assert done.stderr.count("The training goes on without being recorded.") == 1
+        assert done.stderr.count("The training continues without being recorded.") == 1
     ds = dx.open_recording(tmp_path / "r.zarr", partial=True)
     model = Wide()
     optimizer = torch.optim.SGD([model.weight], lr=0.1)
@@ -554,7 +552,7 @@ def test_a_disk_that_is_full_in_mid_training(tmp_path: Path, on_error: str) -> N
     for step in range(ds.sizes["step"] - 1):
         model.step(optimizer, step)
         states.append(bits(model.weight))
-    assert len(states) >= 100 - 2 * 16  # but for the block in hand and the one on its way
+    assert len(states) >= 100 - 2 * 16  # except the buffer being filled and the one being written
     np.testing.assert_array_equal(ds.W.values.view(np.uint32), np.stack(states))
 
 
@@ -569,7 +567,7 @@ class TestBadInput:
             ({"steps": [-1]}, "steps holds -1"),
             ({"steps": [1], "every": 2}, "found both every= and steps="),
             ({"rows": "live"}, "rows='live'; expected 'dead', vocabulary ids"),
-            ({"rows": "dead"}, "rows='dead' takes the dead tokens: give dead= too"),
+            ({"rows": "dead"}, "rows='dead' needs to know the dead tokens: give dead= too"),
             ({"rows": [3, 12]}, "rows lie between 3 and 12; expected 0 to 11"),
             ({"rows": []}, "rows names no token"),
             ({"rows": [3, 3]}, "rows names token 3 twice"),
@@ -580,21 +578,21 @@ class TestBadInput:
             ({"overwrite": True, "resume": True}, "both overwrite and resume"),
         ],
     )
-    def test_options(self, tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    def test_invalid_options(self, tmp_path: Path, options: dict[str, Any], match: str) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         with pytest.raises(InputError, match=match):
             dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr", **options)
         assert not (tmp_path / "r.zarr").exists()
 
-    def test_a_second_parameter_that_cannot_be_one(self, tmp_path: Path) -> None:
+    def test_invalid_second_parameters(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         weight = model.embedding.weight
         for also, match in (
-            ({"E": weight}, "E is W itself, so the model is tied"),
+            ({"E": weight}, "E is the same parameter as W, so the model is tied"),
             ({"E": model.head.weight}, r"E has the shape \(4, 4\)"),
-            ({"grad": model.head.weight}, "the name has a meaning of its own"),
+            ({"grad": model.head.weight}, "the name is reserved"),
         ):
             with pytest.raises(InputError, match=match):
                 dx.Recorder(weight, optimizer, tmp_path / "r.zarr", also=also)
@@ -606,7 +604,7 @@ class TestBadInput:
             (lambda data: data.float(), "W has the dtype torch.float32 at step 3; it had torch.bfloat16 before"),
         ],
     )
-    def test_a_parameter_that_changes(self, tmp_path: Path, change: Any, match: str) -> None:
+    def test_parameter_whose_shape_or_dtype_changes(self, tmp_path: Path, change: Any, match: str) -> None:
         weight = torch.nn.Parameter(torch.randn(12, 4).bfloat16())
         optimizer = torch.optim.SGD([weight], lr=0.1)
         with dx.Recorder(weight, optimizer, tmp_path / "r.zarr"):
@@ -635,7 +633,7 @@ class TestBadInput:
         assert dx.open_recording(tmp_path / "r.zarr").sizes["step"] == 1
 
 
-# --- from an accelerator -------------------------------------------------------------------------
+# --- copies from an accelerator -------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "Event"), reason="this torch has no streams for CPUs")
@@ -644,7 +642,7 @@ class TestBadInput:
 def test_snapshots_and_streams_keep_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: Any
 ) -> None:
-    """The way of a GPU, in the same order on a CPU, whose streams are always up to date."""
+    """The copies from a GPU, in the same order on a CPU, whose streams have always finished."""
     names = ("W", "grad", "momentum_buffer") if kind == "sgd" else ALL
     ends = []
     for devices in (("cuda",), ("cuda", "cpu")):
@@ -655,7 +653,7 @@ def test_snapshots_and_streams_keep_the_same_bits(
         with dx.Recorder(
             model.embedding.weight, optimizer, path, variables=names, rows=rows, every=3, memory=2**12
         ) as recorder:
-            assert isinstance(recorder._session._shared, host_buffers.StagedCopier) == ("cpu" in devices)
+            assert isinstance(recorder._session._copier, host_buffers.StagedCopier) == ("cpu" in devices)
             for step in range(30):
                 optimizer.zero_grad()
                 if step != 11:
@@ -669,8 +667,8 @@ def test_snapshots_and_streams_keep_the_same_bits(
         np.testing.assert_array_equal(*(end[name] for end in ends), err_msg=name)
 
 
-def test_a_snapshot_is_not_overwritten_before_it_has_left() -> None:
-    """The order of what a stream is asked to do: wait for the last copies, then snapshots, then their copies."""
+def test_snapshot_is_copied_before_it_is_overwritten() -> None:
+    """The order of operations on a stream: wait for the previous copies, take snapshots, copy them."""
     said: list[str] = []
     copier = host_buffers.StagedCopier(torch.device("cpu"), None)
     stream = types.SimpleNamespace(wait_event=lambda event: said.append("training waits for arrival"))

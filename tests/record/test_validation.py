@@ -1,4 +1,4 @@
-"""What a Recorder is given that it cannot use, or can take in more forms than one."""
+"""Arguments of a Recorder: which are refused, and which may have several forms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rows_may_be_a_mask(tmp_path: Path) -> None:
     assert made(tmp_path, rows=MASK).token.values.tolist() == [8, 9, 10, 11]
 
 
-def test_facts_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
+def test_attrs_may_be_numpy_or_torch_values(tmp_path: Path) -> None:
     facts = {
         "lr0": np.float32(0.5),
         "ids": np.arange(2),
@@ -71,9 +71,9 @@ def test_facts_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
         ({"first_step": 1.5}, "first_step=1.5; expected the number of updates"),
         ({"attrs": {"x": object()}}, "which JSON cannot hold"),
         ({"attrs": [1]}, "attrs is a list"),
-        ({"attrs": {"complete": True}}, "the store says 'complete' itself"),
-        ({"token_text": "abcdefghijkl"}, "expected a list of one text per row"),
-        ({"token_text": list(range(12))}, "expected a list of one text per row"),
+        ({"attrs": {"complete": True}}, "the recorder writes 'complete' itself"),
+        ({"token_text": "abcdefghijkl"}, "expected a list with one text per row"),
+        ({"token_text": list(range(12))}, "expected a list with one text per row"),
         ({"variables": None}, "cannot record ''"),
         ({"scaler": object()}, "scaler is a object; expected the loop's GradScaler"),
         ({"also": [1]}, "also is a list; expected parameters by name"),
@@ -85,19 +85,19 @@ def test_facts_may_be_of_numpy_and_torch(tmp_path: Path) -> None:
         ({"log": {"x": []}}, "found the shape \\(0,\\); expected a scalar or a vector"),
     ],
 )
-def test_what_cannot_be_used_is_said_at_once(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+def test_invalid_arguments_are_refused_immediately(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         made(tmp_path, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
-def test_dtypes_that_no_store_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_dtypes_that_cannot_be_stored_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 4).to(dtype), requires_grad=False)
     with pytest.raises(InputError, match=f"W has the dtype {str(dtype)[6:]}; expected bfloat16, float16, float32"):
         dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr")
 
 
-def test_log_after_the_end(tmp_path: Path) -> None:
+def test_log_after_leaving_is_refused(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 4))
     with dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr") as recorder:
         pass

@@ -48,7 +48,7 @@ def bits(values: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("tokens", ["all", "dead", "live"])
-def test_a_file_holds_the_stores_bits_and_labels(recording: Path, tmp_path: Path, suffix: str, tokens: Any) -> None:
+def test_file_has_the_bits_and_labels_of_the_store(recording: Path, tmp_path: Path, suffix: str, tokens: Any) -> None:
     told: list[tuple[int, int]] = []
     out = dx.export(recording, tmp_path / f"x{suffix}", tokens=tokens, progress=lambda *a: told.append(a))
     rec, found = dx.open_recording(recording, tokens=tokens, raw=True), arrays(out)
@@ -65,7 +65,7 @@ def test_a_file_holds_the_stores_bits_and_labels(recording: Path, tmp_path: Path
 @pytest.mark.filterwarnings("ignore:.*left out of the store")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("tokens", ["all", "dead", "live"])
-def test_there_and_back(recording: Path, tmp_path: Path, suffix: str, tokens: Any) -> None:
+def test_round_trip(recording: Path, tmp_path: Path, suffix: str, tokens: Any) -> None:
     out = dx.export(recording, tmp_path / f"x{suffix}", tokens=tokens)
     back = dx.open_recording(dx.convert(out, tmp_path / "back.zarr"), raw=True)
     rec = dx.open_recording(recording, tokens=tokens, raw=True)
@@ -78,7 +78,7 @@ def test_there_and_back(recording: Path, tmp_path: Path, suffix: str, tokens: An
 
 @settings(max_examples=15)
 @given(data=st.data(), steps=st.integers(1, 140), n=st.integers(1, 20), suffix=st.sampled_from(SUFFIXES))
-def test_every_pattern(tmp_path_factory: Any, data: Any, steps: int, n: int, suffix: str) -> None:
+def test_every_bit_pattern_is_exported(tmp_path_factory: Any, data: Any, steps: int, n: int, suffix: str) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     W = rng.integers(0, 65536, (steps, n, 3), dtype=np.uint16)
     W.flat[: min(W.size, 5)] = np.array([0x8000, 0x7F81, 0xFFFF, 0x7F80, 0x0001], "u2")[: W.size]
@@ -95,7 +95,7 @@ def test_every_pattern(tmp_path_factory: Any, data: Any, steps: int, n: int, suf
         np.testing.assert_array_equal(found["W"].view("u4") >> 16, W[:, np.argsort(tokens)])
 
 
-def test_every_chunk_shape_is_put_together(tmp_path: Path) -> None:
+def test_chunks_of_every_shape_are_assembled(tmp_path: Path) -> None:
     """Other writers may chunk as they please, along dim too."""
     W = np.random.default_rng(0).normal(size=(20, 9, 7)).astype("f4")
     path = write_store(tmp_path / "x.zarr", W, np.arange(9)[::-1], np.arange(9) % 2 == 0)
@@ -108,7 +108,7 @@ def test_every_chunk_shape_is_put_together(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["W2"], found["W"])
 
 
-def test_one_of_several_runs(tmp_path: Path) -> None:
+def test_export_of_one_run(tmp_path: Path) -> None:
     from tests.recording.test_runs import write_runs
 
     path, W = write_runs(tmp_path / "runs.zarr")
@@ -156,7 +156,7 @@ def test_long_metadata_fits_into_hdf5(tmp_path: Path) -> None:
         assert len(json.loads(file.attrs["attributes"])["notes"]) == 200_000
 
 
-def test_what_cannot_be_done(recording: Path, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused(recording: Path, tmp_path: Path) -> None:
     (tmp_path / "there.h5").write_text("mine")
     for out, options, error, match in (
         ("x.pt", {}, InputError, r"suffix '\.pt'; expected one of \.safetensors, \.h5"),
@@ -176,7 +176,7 @@ def test_what_cannot_be_done(recording: Path, tmp_path: Path) -> None:
     assert "loss" in arrays(tmp_path / "there.h5")
 
 
-def test_a_source_dtype_that_loses_something(tmp_path: Path) -> None:
+def test_source_dtype_that_is_not_exact_is_refused(tmp_path: Path) -> None:
     path = write_store(tmp_path / "x.zarr", np.full((2, 2, 2), 0.1, "f4"), np.arange(2), None)
     zarr.open_group(str(path), mode="r+")["W"].attrs["source_dtype"] = "float16"
     with pytest.raises(InputError, match="'W' is stored in float32, and 8 of its values are not exact in float16"):
@@ -185,7 +185,7 @@ def test_a_source_dtype_that_loses_something(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_damaged_store_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+def test_failed_export_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     path = testing.synthetic_recording(tmp_path / "x.zarr", steps=200, tokens=20, dims=4)
     (path / "W/c/1/0/0").write_bytes(b"rubbish")
     with pytest.raises(DamagedStoreError, match="step positions 128"):
@@ -194,7 +194,7 @@ def test_a_damaged_store_leaves_nothing(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk(tmp_path: Path, suffix: str) -> None:
+def test_full_disk_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     path = testing.synthetic_recording(tmp_path / "x.zarr", steps=300, tokens=60, dims=16)
     (tmp_path / f"x{suffix}").write_text("what was there before")
 
@@ -231,7 +231,7 @@ print(json.dumps(rss("VmHWM") - before))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_memory_is_a_block_of_steps(tmp_path: Path) -> None:
+def test_memory_is_bounded_by_a_block_of_steps(tmp_path: Path) -> None:
     tiny = testing.synthetic_recording(tmp_path / "tiny.zarr", steps=20, tokens=20, dims=4)
     path = testing.synthetic_recording(tmp_path / "run.zarr", steps=6000, tokens=300, dims=32)
     block = 128 * 300 * 32 * 2

@@ -35,7 +35,7 @@ def test_selection_reads_only_its_chunks(recording: Path, reads: list[str]) -> N
 
 
 @pytest.mark.parametrize("tokens", ["all", "dead", "live"])
-def test_tokens_are_ascending_and_right(recording: Path, tokens: str) -> None:
+def test_tokens_are_ascending_with_the_right_values(recording: Path, tokens: str) -> None:
     ds = dx.open_recording(recording, tokens=tokens)  # type: ignore[arg-type]
     assert (np.diff(ds.token) > 0).all()
     group = zarr.open_group(str(recording), mode="r")
@@ -75,7 +75,7 @@ def test_first_step_is_the_initial_state_and_index_convention_holds(recording: P
     assert ds.lr[11] == pytest.approx(3e-3 * (1 - 10 / 300))
 
 
-class TestAsAnXarrayUserExpects:
+class TestXarrayBehaviour:
     def test_label_slices_include_both_ends(self, recording: Path) -> None:
         ds = dx.open_recording(recording)
         part = ds.sel(step=slice(10, 20), token=slice(100, 110))
@@ -119,7 +119,7 @@ class TestAsAnXarrayUserExpects:
         mean.to_dataset(name="m").to_zarr(tmp_path / "m.zarr", consolidated=False)
         np.testing.assert_array_equal(xr.open_zarr(tmp_path / "m.zarr", consolidated=False).m, mean)
 
-    def test_rechunking_on_request(self, recording: Path) -> None:
+    def test_chunks_option(self, recording: Path) -> None:
         ds = dx.open_recording(recording, tokens="dead", chunks={"step": 50})
         assert ds.W.chunksizes["step"][0] == 50
 

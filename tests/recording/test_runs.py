@@ -76,7 +76,7 @@ def test_one_run_of_a_store(tmp_path: Path, reads: list[str], labels: Any) -> No
         dx.open_recording(path, run="9")
 
 
-def test_analyses_ask_for_one_run(tmp_path: Path, recording: Path) -> None:
+def test_analyses_of_several_runs_are_refused(tmp_path: Path, recording: Path) -> None:
     path, _ = write_runs(tmp_path / "runs.zarr")
     ds = dx.open_recording(path)
     for analysis in (dx.motion, dx.phases, dx.kinematics, dx.topology):
@@ -88,7 +88,7 @@ def test_analyses_ask_for_one_run(tmp_path: Path, recording: Path) -> None:
         dx.open_recording(recording, run=1)
 
 
-def test_unfinished_and_lost_chunks(tmp_path: Path) -> None:
+def test_unfinished_stores_and_lost_chunks_of_runs(tmp_path: Path) -> None:
     path, W = write_runs(tmp_path / "u.zarr", finish=False)
     with pytest.raises(IncompleteStoreError, match="not written to its end"):
         dx.open_recording(path)
@@ -146,7 +146,9 @@ def same_values(found: xr.Dataset, expected: xr.Dataset) -> None:
         np.testing.assert_array_equal(found.step, expected.step)
 
 
-def test_runs_are_as_they_are_alone(sweep: list[Path], reads: list[str], lazily: Any, tmp_path: Path) -> None:
+def test_concatenated_runs_equal_the_single_runs(
+    sweep: list[Path], reads: list[str], lazily: Any, tmp_path: Path
+) -> None:
     with lazily():
         ds = dx.concat_runs(sweep)
     assert not any(chunk_reads(reads, name) for name in ("W", "grad", "loss"))
@@ -170,7 +172,7 @@ def test_runs_are_as_they_are_alone(sweep: list[Path], reads: list[str], lazily:
         dx.motion(ds)
 
 
-def test_one_run_reads_one_store(sweep: list[Path], reads: list[str]) -> None:
+def test_selecting_one_run_reads_only_its_store(sweep: list[Path], reads: list[str]) -> None:
     ds = dx.concat_runs(sweep)
     reads.clear()
     ds.W.isel(run=0, step=3).compute()
@@ -189,7 +191,7 @@ def test_attributes(sweep: list[Path]) -> None:
     dx.motion(ds.sel(run=7).isel(step=slice(0, 5))).compute()
 
 
-def test_other_orders_on_disk(tmp_path: Path) -> None:
+def test_runs_with_other_row_orders_on_disk(tmp_path: Path) -> None:
     W = np.random.default_rng(0).normal(size=(5, 9, 2)).astype(ml_dtypes.bfloat16)
     order = np.random.default_rng(1).permutation(9)
     one = write_store(tmp_path / "one.zarr", W, np.arange(9), None)
@@ -216,7 +218,7 @@ def uneven(tmp_path: Path) -> list[Path]:
     return [one, tmp_path / "two.zarr"]
 
 
-def test_exact_says_what_differs(uneven: list[Path], tmp_path: Path) -> None:
+def test_exact_join_names_the_difference(uneven: list[Path], tmp_path: Path) -> None:
     match = r"two\.zarr has other steps than .*one\.zarr: it has 2 \(6, 7\) more and lacks 2 \(0, 1\); say join='inner'"
     with pytest.raises(InputError, match=match):
         dx.concat_runs(uneven)
@@ -227,7 +229,7 @@ def test_exact_says_what_differs(uneven: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_inner_and_outer(uneven: list[Path], lazily: Any, raw: bool) -> None:
+def test_inner_and_outer_joins(uneven: list[Path], lazily: Any, raw: bool) -> None:
     with lazily():
         inner, outer = (dx.concat_runs(uneven, join=join, raw=raw) for join in ("inner", "outer"))  # type: ignore[arg-type]
     alone = [dx.open_recording(path, raw=raw) for path in uneven]
@@ -248,7 +250,7 @@ def test_inner_and_outer(uneven: list[Path], lazily: Any, raw: bool) -> None:
     assert outer.dead.dtype == bool
 
 
-def test_what_does_not_fit_together(sweep: list[Path], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_concatenated(sweep: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a list of stores"):
         dx.concat_runs(str(sweep[0]))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"join='left': choose one of exact, inner, outer"):

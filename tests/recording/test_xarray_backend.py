@@ -17,7 +17,7 @@ from deadtok_xr.errors import InputError
 
 @pytest.mark.parametrize("options", [{}, {"tokens": "dead"}, {"tokens": "live", "raw": True}])
 @pytest.mark.parametrize("chunks", [None, {}, {"step": 50}])
-def test_it_is_open_recording(recording: Path, options: Any, chunks: Any, lazily: Any) -> None:
+def test_engine_equals_open_recording(recording: Path, options: Any, chunks: Any, lazily: Any) -> None:
     with lazily():
         found = xr.open_dataset(recording, engine="deadtok", chunks=chunks, **options)
         expected = dx.open_recording(recording, **options)
@@ -30,7 +30,7 @@ def test_it_is_open_recording(recording: Path, options: Any, chunks: Any, lazily
     assert found.attrs == expected.attrs
 
 
-def test_chunks_are_those_of_the_store(recording: Path) -> None:
+def test_engine_uses_the_chunks_of_the_store(recording: Path) -> None:
     found = xr.open_dataset(recording, engine="deadtok", chunks={}, tokens="dead")
     assert found.W.chunks == dx.open_recording(recording, tokens="dead").W.chunks
 
@@ -44,7 +44,7 @@ def test_a_selection_reads_only_its_chunks(recording: Path, reads: list[str]) ->
 
 
 @pytest.mark.parametrize("chunks", [None, {}])
-def test_analyses_take_it_and_stay_lazy(recording: Path, chunks: Any, lazily: Any, reads: list[str]) -> None:
+def test_analyses_of_the_engines_datasets_are_lazy(recording: Path, chunks: Any, lazily: Any, reads: list[str]) -> None:
     found = xr.open_dataset(recording, engine="deadtok", tokens="dead", chunks=chunks)
     reads.clear()
     with lazily():
@@ -54,14 +54,14 @@ def test_analyses_take_it_and_stay_lazy(recording: Path, chunks: Any, lazily: An
     np.testing.assert_array_equal(motion.moved_dims, expected.moved_dims)
 
 
-def test_it_is_found_without_importing_us_and_by_the_path_alone(recording: Path) -> None:
+def test_engine_is_found_by_path_in_a_fresh_process(recording: Path) -> None:
     code = "import sys, xarray; ds = xarray.open_dataset(sys.argv[1]); print(dict(ds.sizes), ds.W.dtype)"
     done = subprocess.run([sys.executable, "-c", code, recording], capture_output=True, text=True, check=True)
     assert "'step': 301" in done.stdout
     assert "float32" in done.stdout
 
 
-def test_other_folders_are_not_ours(tmp_path: Path) -> None:
+def test_engine_does_not_claim_other_folders(tmp_path: Path) -> None:
     from deadtok_xr.recording.xarray_backend import RecordingBackend
 
     xr.Dataset({"x": ("t", [1.0])}).to_zarr(tmp_path / "other.zarr", zarr_format=3)

@@ -36,7 +36,7 @@ def unlabelled(tmp_path: Path) -> Path:
     return write_store(tmp_path / "run.zarr", bits.view(ml_dtypes.bfloat16), np.arange(50), None)
 
 
-def test_dead_tokens_that_lie_among_the_live_ones(recording: Path, tmp_path: Path) -> None:
+def test_dead_tokens_labelled_afterwards_are_scattered_on_disk(recording: Path, tmp_path: Path) -> None:
     """Analyses of a labelled store give what they give where dead tokens lie first."""
     rec = dx.open_recording(recording, raw=True).isel(step=slice(0, 150))
     dead = rec.token.values[rec.dead.values]
@@ -55,7 +55,7 @@ def test_dead_tokens_that_lie_among_the_live_ones(recording: Path, tmp_path: Pat
     assert tree["motion"].sizes["token"] == len(dead)
 
 
-def test_only_the_chunks_of_the_dead_are_read(tmp_path: Path, reads: list[str], lazily: Any) -> None:
+def test_only_chunks_with_dead_tokens_are_read(tmp_path: Path, reads: list[str], lazily: Any) -> None:
     W = np.zeros((2, 2000, 64), ml_dtypes.bfloat16)
     path = write_store(tmp_path / "run.zarr", W, np.arange(2000), None)
     assert zarr.open_array(str(path / "W"), mode="r").cdata_shape == (1, 4, 1)
@@ -68,7 +68,7 @@ def test_only_the_chunks_of_the_dead_are_read(tmp_path: Path, reads: list[str], 
     assert sorted(chunk_reads(reads, "W")) == ["W/c/0/0/0", "W/c/0/3/0"]
 
 
-def test_plain_xarray_sees_the_labels(unlabelled: Path) -> None:
+def test_plain_xarray_reads_the_labels(unlabelled: Path) -> None:
     dx.label(unlabelled, dead_ids=IDS)
     dx.label(unlabelled, token_text=[f"t{i}" for i in range(50)])
     ds = xr.open_zarr(unlabelled, consolidated=False)
@@ -79,14 +79,14 @@ def test_plain_xarray_sees_the_labels(unlabelled: Path) -> None:
     assert [p.name for p in unlabelled.parent.iterdir()] == [unlabelled.name]
 
 
-def test_every_token_live(unlabelled: Path) -> None:
+def test_empty_list_labels_every_token_live(unlabelled: Path) -> None:
     dx.label(unlabelled, dead_ids=[])
     assert not dx.open_recording(unlabelled).dead.any()
     with pytest.raises(InputError, match="no dead tokens"):
         dx.open_recording(unlabelled, tokens="dead")
 
 
-def test_contradictions_need_overwrite(unlabelled: Path) -> None:
+def test_other_labels_need_overwrite(unlabelled: Path) -> None:
     dx.label(unlabelled, dead_ids=IDS)
     dx.label(unlabelled, dead_ids=IDS[::-1])  # the same, so no error
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_contradictions_need_overwrite(unlabelled: Path) -> None:
     np.testing.assert_array_equal(dx.open_recording(unlabelled, tokens="dead").token, [4])
 
 
-def test_replacing_an_array_of_another_layout(unlabelled: Path) -> None:
+def test_a_coordinate_with_another_chunk_layout_is_replaced(unlabelled: Path) -> None:
     group = zarr.open_group(str(unlabelled), mode="r+")
     store.create_array(group, "dead", (50,), ("token",), bool, (7,))[...] = np.arange(50) == 9
     dx.label(unlabelled, dead_ids=IDS, overwrite=True)
@@ -118,13 +118,13 @@ def test_replacing_an_array_of_another_layout(unlabelled: Path) -> None:
         ([[1, 2]], r"\(1, 2\); expected a list"),
     ],
 )
-def test_impossible_ids(unlabelled: Path, ids: Any, match: str) -> None:
+def test_invalid_dead_ids_are_refused(unlabelled: Path, ids: Any, match: str) -> None:
     with pytest.raises(InputError, match=match):
         dx.label(unlabelled, dead_ids=ids)
     assert "dead" not in dx.open_recording(unlabelled).coords
 
 
-def test_what_cannot_be_labelled(unlabelled: Path, tmp_path: Path) -> None:
+def test_stores_that_cannot_be_labelled(unlabelled: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to add"):
         dx.label(unlabelled)
     with pytest.raises(MissingFileError):
@@ -152,14 +152,14 @@ def files_of_ids(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_ids_from_every_kind_of_file(tmp_path: Path, unlabelled: Path) -> None:
+def test_ids_are_read_from_every_file_format(tmp_path: Path, unlabelled: Path) -> None:
     (tmp_path / "ids").mkdir()
     for path in files_of_ids(tmp_path / "ids"):
         assert sorted(read_ids(path)) == sorted(IDS), path
         dx.label(unlabelled, dead_ids=path)
 
 
-def test_files_that_contradict_themselves_or_say_nothing(tmp_path: Path) -> None:
+def test_files_with_contradictory_or_no_ids_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", dead_ids=[1, 2], dead_mask=np.array([False, True, False]))
     with pytest.raises(InputError, match="'dead_mask' and 'dead_ids' contradict each other, first at token 2"):
         read_ids(tmp_path / "a.npz")
@@ -198,7 +198,7 @@ def test_byte_level_tokens_are_decoded(tmp_path: Path) -> None:
     assert texts == {0: "a", 1: " the", 2: "\n", 3: "é", 4: "\\xf0\\x9f\\x98", 5: "<|end|>"}
 
 
-def test_other_vocabularies_are_kept(tmp_path: Path) -> None:
+def test_tokens_of_other_vocabularies_are_unchanged(tmp_path: Path) -> None:
     path = byte_level(tmp_path, model={"type": "Unigram", "vocab": [["<s>", 0.0], ["▁the", -1.5]]}, pre_tokenizer=None)
     assert token_texts(path) == {0: "<s>", 1: "▁the", 5: "<|end|>"}
     assert token_texts(byte_level(tmp_path, pre_tokenizer=None, added_tokens=[]))[1] == "Ġthe"
@@ -220,13 +220,13 @@ def test_other_vocabularies_are_kept(tmp_path: Path) -> None:
         ('{"a": 1, "b": 1}', "the id 1 has two texts, 'a' and 'b'"),
     ],
 )
-def test_no_tokenizer(tmp_path: Path, content: str, match: str) -> None:
+def test_invalid_tokenizer_files_are_refused(tmp_path: Path, content: str, match: str) -> None:
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(InputError, match=match):
         token_texts(tmp_path / "t.json")
 
 
-def test_tokens_without_text_are_counted(unlabelled: Path, tmp_path: Path) -> None:
+def test_warning_counts_tokens_without_text(unlabelled: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="44 of 50 tokens have no text"):
         dx.label(unlabelled, token_text=byte_level(tmp_path))
     assert dx.open_recording(unlabelled).token_text.values.tolist()[:7] == ["a", " the", "\n", "é", "\\xf0\\x9f\\x98",
@@ -248,7 +248,7 @@ for i in itertools.count():
 
 
 @pytest.mark.slow
-def test_a_killed_label_leaves_a_store_that_opens(unlabelled: Path, tmp_path: Path) -> None:
+def test_store_opens_after_label_was_killed(unlabelled: Path, tmp_path: Path) -> None:
     expected = dx.open_recording(unlabelled, raw=True).W.values.view("u2")
     for delay in (0.001, 0.007, 0.021, 0.121):
         copy, other = (Path(shutil.copytree(unlabelled, tmp_path / f"{delay}{x}.zarr")) for x in "ab")
@@ -273,7 +273,9 @@ def test_a_killed_label_leaves_a_store_that_opens(unlabelled: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("replacing", [False, True])
-def test_broken_off_after_every_single_operation(unlabelled: Path, monkeypatch: Any, replacing: bool) -> None:
+def test_store_opens_after_an_interruption_at_every_file_operation(
+    unlabelled: Path, monkeypatch: Any, replacing: bool
+) -> None:
     """The rename or replacement number n fails, for every n: the store is as before, or labelled."""
     if replacing:
         dx.label(unlabelled, dead_ids=[0], token_text=["old"] * 50)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import deadtok_xr as dx
 from deadtok_xr import store
-from deadtok_xr.record.appender import begin
+from deadtok_xr.record.appender import create_appender
 from deadtok_xr.store import motion_index, stored_array, zarr_dtype
 
 
@@ -61,16 +61,16 @@ def check(path: Path) -> None:
         np.testing.assert_array_equal(found[:, : chunk.shape[1]], reference(chunk))
 
 
-def test_recorded_stores_keep_it(recording: Path) -> None:
+def test_recorded_stores_have_a_motion_index(recording: Path) -> None:
     check(recording)
     assert any((found == 0).all() for found in bounds_of(recording).values() if found is not None)  # one is frozen
 
 
-def test_converted_stores_keep_it(recording: Path, tmp_path: Path) -> None:
+def test_converted_stores_have_a_motion_index(recording: Path, tmp_path: Path) -> None:
     check(dx.convert(dx.export(recording, tmp_path / "run.h5"), tmp_path / "run.zarr"))
 
 
-def test_of_another_content_it_is_not_used(recording: Path, tmp_path: Path) -> None:
+def test_entry_of_other_content_is_ignored(recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     shutil.copytree(recording, path)
     (path / "W/c/0/0/0").write_bytes((path / "W/c/1/0/0").read_bytes())
@@ -80,7 +80,7 @@ def test_of_another_content_it_is_not_used(recording: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "empty"])
-def test_it_may_be_lost(recording: Path, tmp_path: Path, damage: str) -> None:
+def test_results_are_the_same_without_the_index(recording: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "run.zarr"
     shutil.copytree(recording, path)
     file = path / "motion/W/c/0/0/0"
@@ -89,7 +89,7 @@ def test_it_may_be_lost(recording: Path, tmp_path: Path, damage: str) -> None:
     assert dx.verify(path).problems == []
 
 
-def test_what_is_wrong_is_found(recording: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_wrong_entry(recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     shutil.copytree(recording, path)
     zarr_dtype.register()
@@ -106,7 +106,7 @@ def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
     rec = dx.open_recording(recording, raw=True)
     W = rec.W.values[np.minimum(np.arange(300), steps)]
     rows = store.TokenTable(rec.token.values, rec.dead.values)
-    appender = begin(path, rows, {"optimizer": "AdamW"}, 128, overwrite=False)
+    appender = create_appender(path, rows, {"optimizer": "AdamW"}, 128, overwrite=False)
     for first in range(0, 300, 100):
         appender.append(np.arange(first, first + 100), {"W": (W[first : first + 100], np.nan)}, {})
     appender.finish()
@@ -114,7 +114,7 @@ def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
 
 
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
-def test_what_stands_still_is_not_decoded_and_nothing_changes(
+def test_resting_steps_are_not_decoded_and_results_are_the_same(
     recording: Path, tmp_path: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = still_at_the_end(recording, tmp_path / "run.zarr", 50)

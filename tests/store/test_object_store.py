@@ -71,7 +71,7 @@ def keys(place: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("shard", [None, "1.5MB"])
-def test_there_and_back(here: str, source: Path, recording: Path, shard: str | None) -> None:
+def test_round_trip(here: str, source: Path, recording: Path, shard: str | None) -> None:
     """Converted, opened, verified, analysed, results saved and opened: all behind an address."""
     place = f"{here}/run.zarr"
     assert dx.convert(source, place, shard=shard, dead_ids=_dead(recording)) == place
@@ -94,7 +94,7 @@ def _dead(recording: Path) -> list[int]:
     return [int(t) for t in rec.token[rec.dead]]
 
 
-def test_the_commands(here: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_on_addresses(here: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def deadtok(*words: Any) -> tuple[int, str, str]:
         status = cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
         return status, *capsys.readouterr()
@@ -122,7 +122,7 @@ def test_the_commands(here: str, source: Path, capsys: pytest.CaptureFixture[str
         assert sentence in err
 
 
-def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
+def test_reading_the_first_step_of_a_chunk_fetches_little_of_it(
     here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Little more than the first step, in requests that grow."""
@@ -148,7 +148,7 @@ def test_what_is_read_of_a_chunk_of_which_the_first_step_is_wanted(
     assert [start for start, _ in first] == [0, *(stop for _, stop in first[:-1])]
 
 
-def test_an_analysis_that_was_interrupted_goes_on(here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_analysis_resumes(here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its notes lie in the bucket, too; rows that are done are not fetched again."""
     from deadtok_xr import testing
     from deadtok_xr.engine.block_task import BlockTask
@@ -185,7 +185,7 @@ def upload(path: Path, place: str) -> None:
             location.write(place, file.relative_to(path).as_posix(), file.read_bytes())
 
 
-def test_a_listing_costs_a_request_for_a_thousand_keys(
+def test_listing_takes_one_request_per_thousand_keys(
     here: str, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(recording, f"{here}/run.zarr")
@@ -219,12 +219,12 @@ class TestShards:
         n_files = len([p for p in (sharded / "W" / "c").rglob("*") if p.is_file()])
         assert n_files == 3
 
-    def test_zarr_itself_reads_the_same(self, sharded: Path, recording: Path) -> None:
+    def test_zarr_reads_the_same_values(self, sharded: Path, recording: Path) -> None:
         plain = xr.open_zarr(sharded, consolidated=False)
         ours = dx.open_recording(recording, raw=True).sel(token=plain.token.values)
         np.testing.assert_array_equal(plain.W.values.view("u2"), ours.W.values.view("u2"))
 
-    def test_our_shards_are_those_that_zarr_writes(self, sharded: Path, tmp_path: Path) -> None:
+    def test_shards_equal_those_of_zarr_byte_for_byte(self, sharded: Path, tmp_path: Path) -> None:
         """The same chunks, readable either way, through an array that zarr filled itself."""
         group, _ = store.open_group(sharded)
         ours: Any = group["W"]
@@ -245,7 +245,7 @@ class TestShards:
         np.testing.assert_array_equal(found.lattice_l2, expected.lattice_l2)
 
     @pytest.mark.parametrize("where", ["a chunk", "the index", "the end"])
-    def test_damage_is_found(self, sharded: Path, source: Path, tmp_path: Path, where: str) -> None:
+    def test_damaged_shards_are_errors(self, sharded: Path, source: Path, tmp_path: Path, where: str) -> None:
         copy = Path(shutil.copytree(sharded, tmp_path / "run.zarr"))
         file = copy / "W" / "c" / "1" / "0" / "0"
         data = bytearray(file.read_bytes())
@@ -261,7 +261,7 @@ class TestShards:
         with pytest.raises(IncompleteStoreError, match="missing"):
             dx.open_recording(copy)
 
-    def test_another_size_is_other_work(self, source: Path, tmp_path: Path) -> None:
+    def test_another_shard_size_does_not_resume(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             dx.convert(source, tmp_path / "r.zarr", shard="1MB", progress=stop_at(0.4))
         with pytest.raises(DestinationExistsError, match="differs in the variables"):
@@ -278,7 +278,7 @@ def stop_at(share: float) -> Any:
     return progress
 
 
-class TestTrouble:
+class TestConnectionFailures:
     @pytest.fixture
     def proxy(self, s3: str, here: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         made = Proxy(s3, cuts=0, after=50_000)
@@ -299,7 +299,7 @@ class TestTrouble:
         expected = dx.motion(dx.open_recording(recording, tokens="dead")).compute()
         np.testing.assert_array_equal(tree["motion"]["displacement"], expected["displacement"])
 
-    def test_a_server_that_goes_away_leaves_work_that_goes_on(self, proxy: Proxy, here: str, source: Path) -> None:
+    def test_conversion_resumes_after_the_server_was_unreachable(self, proxy: Proxy, here: str, source: Path) -> None:
         place = f"{here}/run.zarr"
 
         def pull(done: int, total: int) -> None:
@@ -317,7 +317,7 @@ class TestTrouble:
         assert written[0] > 0  # what is there is not written again
         assert not dx.verify(place, source).problems
 
-    def test_an_interruption_goes_on(self, here: str, source: Path) -> None:
+    def test_interrupted_conversion_resumes(self, here: str, source: Path) -> None:
         place = f"{here}/run.zarr"
         with pytest.raises(KeyboardInterrupt):
             dx.convert(source, place, progress=stop_at(0.5))
@@ -330,7 +330,7 @@ class TestTrouble:
         }
         assert not dx.verify(place, source).problems
 
-    def test_a_lost_object_is_missing(self, here: str, recording: Path) -> None:
+    def test_lost_object_is_reported_as_missing_chunk(self, here: str, recording: Path) -> None:
         place = f"{here}/run.zarr"
         upload(recording, place)
         rec = dx.open_recording(place)
@@ -341,15 +341,17 @@ class TestTrouble:
             dx.open_recording(place)
 
     @pytest.mark.parametrize("command", ["open", "convert", "save"])
-    def test_a_bucket_that_is_not_there(self, here: str, source: Path, recording: Path, command: str) -> None:
+    def test_missing_bucket(self, here: str, source: Path, recording: Path, command: str) -> None:
         do(command, "s3://no-such-bucket/run.zarr", source, recording, "the bucket does not exist: create it")
 
     @pytest.mark.parametrize("command", ["open", "convert", "save"])
-    def test_nobody_answers(self, proxy: Proxy, here: str, source: Path, recording: Path, command: str) -> None:
+    def test_server_that_cannot_be_reached(
+        self, proxy: Proxy, here: str, source: Path, recording: Path, command: str
+    ) -> None:
         proxy.dead = True
         do(command, f"{here}/run.zarr", source, recording, "cannot connect: check the network")
 
-    def test_access_is_denied(
+    def test_denied_access(
         self, tmp_path: Path, source: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with server(tmp_path / "log", INITIAL_NO_AUTH_ACTION_COUNT="3") as address:
@@ -377,7 +379,7 @@ def do(command: str, place: str, source: Path, recording: Path, match: str) -> N
         commands[command]()
 
 
-def test_secrets_do_not_travel(here: str, recording: Path) -> None:
+def test_tasks_contain_no_secrets(here: str, recording: Path) -> None:
     import cloudpickle
 
     upload(recording, f"{here}/run.zarr")

@@ -95,7 +95,7 @@ def test_a_chunk_lost_after_opening_is_an_error_not_nan(recording: Path, tmp_pat
 
 @pytest.mark.parametrize("compressor", [zarr.codecs.ZstdCodec(level=3), zarr.codecs.GzipCodec(), None])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
-def test_other_codecs_read_alike(tmp_path: Path, compressor, dtype) -> None:  # type: ignore[no-untyped-def]
+def test_other_codecs_read_the_same_values(tmp_path: Path, compressor, dtype) -> None:  # type: ignore[no-untyped-def]
     W = np.random.default_rng(0).normal(size=(130, 5, 3)).astype(dtype)
     path = write_store(tmp_path / "o.zarr", W, np.arange(5), None)
     group = zarr.open_group(str(path), mode="r+")
@@ -135,13 +135,13 @@ def test_lost_chunk_is_named(tmp_path: Path) -> None:
     assert (part.W.values == 1).all()
 
 
-def test_plain_xarray_sees_the_coordinates(recording: Path) -> None:
+def test_plain_xarray_reads_the_coordinates(recording: Path) -> None:
     ds = xr.open_zarr(recording, consolidated=False)
     assert ds.W.dims == ("step", "token", "dim")
     assert "dead" in ds.coords
 
 
-def test_provenance(recording: Path) -> None:
+def test_provenance_attributes(recording: Path) -> None:
     attrs = dx.open_recording(recording).attrs
     assert attrs["complete"] is True
     assert attrs["optimizer"] == "AdamW"
@@ -182,20 +182,20 @@ def test_existing_destination_is_left_alone(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_a_recording(tmp_path: Path, prepare, error, match) -> None:  # type: ignore[no-untyped-def]
+def test_paths_that_are_not_recordings_are_refused(tmp_path: Path, prepare, error, match) -> None:  # type: ignore[no-untyped-def]
     prepare(tmp_path / "x")
     with pytest.raises(error, match=match):
         dx.open_recording(tmp_path / "x")
 
 
-def test_rows_are_checked() -> None:
+def test_token_table_is_checked() -> None:
     with pytest.raises(InputError, match="distinct: 3 rows have 2 ids"):
         store.TokenTable(np.array([1, 1, 2]))
     with pytest.raises(InputError, match="dead mask has 2 entries; expected one per row, 3"):
         store.TokenTable(np.arange(3), np.zeros(2, bool))
 
 
-def test_schema_is_checked(tmp_path: Path) -> None:
+def test_variables_are_checked_against_the_schema(tmp_path: Path) -> None:
     writer = store.create(tmp_path / "x.zarr", store.TokenTable(np.arange(2)), {})
     with pytest.raises(InputError, match="'W' has the dtype int32; expected bfloat16 or float16 or float32"):
         writer.add_variable("W", schema.MATRIX, (2, 2), np.int32)
@@ -207,7 +207,7 @@ def test_schema_is_checked(tmp_path: Path) -> None:
     ("n", "dims", "itemsize", "dead"),
     [(10_000, 64, 2, 3699), (151_936, 2560, 2, 0), (128, 64, 4, 51), (1, 1, 2, 1)],
 )
-def test_chunks_are_of_a_useful_size(n: int, dims: int, itemsize: int, dead: int) -> None:
+def test_chunk_size_is_bounded(n: int, dims: int, itemsize: int, dead: int) -> None:
     steps, tokens, width = chunk_layout.chunk_shape(n, dims, itemsize, dead)
     assert width == dims
     assert steps * tokens * dims * itemsize <= 2 * chunk_layout.CHUNK_BYTES

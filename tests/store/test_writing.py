@@ -32,7 +32,7 @@ def files(array: zarr.Array[Any]) -> dict[str, bytes]:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
-def test_the_same_files_as_zarrs(sizes: list[tuple[int, int]], dtype: str, seed: int) -> None:
+def test_files_equal_those_of_zarr(sizes: list[tuple[int, int]], dtype: str, seed: int) -> None:
     shape, chunks = tuple(n for n, _ in sizes), tuple(min(n, c) for n, c in sizes)
     with tempfile.TemporaryDirectory() as folder:
         ours, zarrs = (array(f"{folder}/{name}", shape, chunks, dtype) for name in ("ours", "zarrs"))
@@ -45,7 +45,7 @@ def test_the_same_files_as_zarrs(sizes: list[tuple[int, int]], dtype: str, seed:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 3), (3, 4), (4, 7), (7, 10)])
-def test_what_does_not_fill_its_chunks_leaves_the_rest_of_them(start: int, stop: int, tmp_path: Path) -> None:
+def test_partly_covered_chunks_keep_their_other_values(start: int, stop: int, tmp_path: Path) -> None:
     ours = array(tmp_path / "s.zarr", (10, 3), (4, 3), "int64")
     ours[...] = -1
     writing.write_block(ours, (start,), np.full((stop - start, 3), 7))
@@ -54,7 +54,7 @@ def test_what_does_not_fill_its_chunks_leaves_the_rest_of_them(start: int, stop:
     np.testing.assert_array_equal(ours[...], expected)
 
 
-def test_a_write_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = array(tmp_path / "s.zarr", (4,), (4,), "int64")
 
     def full(*_: Any) -> None:

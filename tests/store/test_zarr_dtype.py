@@ -33,7 +33,7 @@ def run(code: str, *args: object) -> str:
     return done.stdout.strip()
 
 
-def test_every_pattern_survives(store: Path) -> None:
+def test_every_bit_pattern_round_trips(store: Path) -> None:
     found = zarr.open_array(str(store / "W"))[:]
     np.testing.assert_array_equal(np.asarray(found).view(np.uint16), BITS)
 
