@@ -26,9 +26,9 @@ def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite
     \b
     Example:  deadtok label thimble_7.zarr --dead-ids dead.json --token-text tokenizer.json
     """
-    import deadtok_xr as dx
+    from deadtok_xr.store.labels import label as add_labels
 
-    dx.label(store, dead_ids=dead_ids, token_text=token_text, overwrite=overwrite)
+    add_labels(store, dead_ids=dead_ids, token_text=token_text, overwrite=overwrite)
     click.echo(description(store))
 
 
@@ -51,12 +51,12 @@ def export(
     \b
     Example:  deadtok export thimble_7.zarr dead.safetensors --variables W,grad --tokens dead
     """
-    import deadtok_xr as dx
     from deadtok_xr.engine.progress import reporting
+    from deadtok_xr.recording.export import export as write_file
 
     names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
     with reporting("exporting", quiet=quiet) as report:
-        dx.export(
+        write_file(
             store, out, variables=names, tokens=cast("Tokens", tokens), run=run, uint16=uint16 or None,
             source_dtype=source_dtype, overwrite=overwrite, progress=report,
         )  # fmt: skip
@@ -73,6 +73,6 @@ def report(results: Path, out: Path, overwrite: bool) -> None:
     \b
     Example:  deadtok report results.zarr -o report.html
     """
-    import deadtok_xr as dx
+    from deadtok_xr.results.report import report as write_report
 
-    click.echo(f"report: {dx.report(results, out, overwrite=overwrite)}")
+    click.echo(f"report: {write_report(results, out, overwrite=overwrite)}")

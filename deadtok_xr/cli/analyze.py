@@ -85,10 +85,12 @@ def analyze(
               deadtok analyze thimble_7.zarr -o why.zarr --only mechanism --optimizer AdamW --lr 1e-3 \\
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
-    import deadtok_xr as dx
+    from deadtok_xr.analyses import analyze as build_tree
     from deadtok_xr.analyses import open_for_analysis
     from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
+    from deadtok_xr.results.save import save_results
+    from deadtok_xr.results.summary import summary
     from deadtok_xr.store import destination
 
     if workers is None and scheduler in _HERE and device != "auto":
@@ -105,16 +107,16 @@ def analyze(
         destination.refuse_inside_store(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
     recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
-    tree = dx.analyze(
+    tree = build_tree(
         recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
     plan = "" if quiet else _planned(store, recording, len(tree.children), scheduler, workers, partial=partial)
     with _scheduler(scheduler, workers, device, quiet=quiet), _saying_what_is_done(quiet):
         progress = _announced(plan, dask_progress("analysing", quiet=quiet))
-        saved = dx.save_results(tree, results, overwrite=overwrite, progress=progress)
+        saved = save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
-        click.echo(dx.summary(saved))
+        click.echo(summary(saved))
     drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
     if as_json:
         left_out = saved.attrs.get("left_out", {})

@@ -23,9 +23,11 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     \b
     Example:  deadtok demo --quick
     """
-    import deadtok_xr as dx
     from deadtok_xr import demo as training
+    from deadtok_xr.analyses import analyze
     from deadtok_xr.engine.progress import dask_progress, reporting
+    from deadtok_xr.results.save import save_results
+    from deadtok_xr.results.summary import summary
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.Run()
@@ -34,8 +36,8 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     if not quiet:
         say_compiling()
     progress = dask_progress("analysing", quiet=quiet)
-    tree = dx.save_results(dx.analyze(recording), folder / "results.zarr", progress=progress)
-    click.echo(dx.summary(tree))
+    tree = save_results(analyze(recording), folder / "results.zarr", progress=progress)
+    click.echo(summary(tree))
     draw(tree, folder / "figures")
     click.echo(f"recording: {recording}\nresults:   {folder / 'results.zarr'}")
 

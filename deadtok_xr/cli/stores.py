@@ -170,12 +170,12 @@ def verify(store: Path | str, source: Path | None, initial: Path | None, as_json
     \b
     Example:  deadtok verify thimble_7.zarr --source thimble_7.h5
     """
-    import deadtok_xr as dx
+    from deadtok_xr.conversion.verify import verify as verify_store
     from deadtok_xr.engine.progress import reporting
     from deadtok_xr.errors import DamagedStoreError
 
     with reporting("verifying", quiet=quiet) as report:
-        found = dx.verify(store, source, initial=initial, progress=report)
+        found = verify_store(store, source, initial=initial, progress=report)
     if as_json:
         print_json(store=str(store), n_chunks=found.n_chunks, compared=found.compared, problems=found.problems)
     if found.problems:

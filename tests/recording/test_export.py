@@ -112,7 +112,7 @@ def test_export_of_one_run(tmp_path: Path) -> None:
     from tests.recording.test_runs import write_runs
 
     path, W = write_runs(tmp_path / "runs.zarr")
-    with pytest.raises(InputError, match=r"several runs \(5, 7\), and a file takes one"):
+    with pytest.raises(InputError, match=r"several runs \(5, 7\), and a file holds one"):
         dx.export(path, tmp_path / "x.npz")
     found = arrays(dx.export(path, tmp_path / "x.npz", run=7))
     np.testing.assert_array_equal(found["W"], W[1].view("u2"))
@@ -163,7 +163,7 @@ def test_invalid_exports_are_refused(recording: Path, tmp_path: Path) -> None:
         ("there.h5", {}, DestinationExistsError, "exists already and is left as it is"),
         ("x.h5", {"uint16": False}, InputError, r"\.h5 has no bfloat16"),
         ("x.h5", {"variables": ["V"]}, InputError, "no variable 'V': choose from W,"),
-        ("x.h5", {"variables": []}, InputError, "names none"),
+        ("x.h5", {"variables": []}, InputError, "is empty"),
         ("none/x.h5", {}, InputError, "none is not a folder"),
         ("x.h5", {"run": 3}, InputError, "holds one run alone"),
     ):
