@@ -1,4 +1,4 @@
-"""Conversions that are killed, again and again, at moments drawn over their whole life; and compared in the end.
+"""Kill conversions many times, at random moments, resume them, and compare the final stores.
 
     python -m tests.soak_conversion --kills 100
 
@@ -72,7 +72,7 @@ def files_of(store: Path) -> dict[str, bytes]:
 
 
 def differences(store: Path, undisturbed: Path) -> list[str]:
-    """The files in which two stores differ, but for the time at which they were begun."""
+    """Return the files in which two stores differ, except for their time of creation."""
     found = []
     a, b = files_of(store), files_of(undisturbed)
     for files in (a, b):
@@ -139,7 +139,7 @@ def phase(dest: Path, n_chunks: int) -> str:
 
 
 def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
-    """Kill so often, and compare whatever comes to its end."""
+    """Kill so often, and compare every store that is completed."""
     rng, found = random.Random(seed), Soak()
     source, undisturbed = folder / "source.h5", folder / "undisturbed.zarr"
     found.n_chunks = write_source(source, megabytes)
@@ -172,7 +172,7 @@ def soak(folder: Path, kills: int, megabytes: int, seed: int = 0) -> Soak:
 @click.option("--megabytes", default=150, show_default=True, help="Size of the source's values.")
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, megabytes: int, seed: int) -> None:
-    """Kill conversions and compare what comes of them."""
+    """Kill conversions and compare the final stores."""
     with tempfile.TemporaryDirectory() as folder:
         found = soak(Path(folder), kills, megabytes, seed)
     click.echo(str(found))

@@ -1,4 +1,4 @@
-"""Conversion: the same bits under the same labels, or one sentence that says why not."""
+"""Conversions give the same bits under the same labels, or one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def write_safetensors(path: Path, arrays: Arrays) -> Path:
 
 
 def small(n_steps: int = 5, n_tokens: int = 6, n_dims: int = 2) -> Arrays:
-    """The smallest recording with everything in it; tokens 1 and 4 are dead."""
+    """Make a small recording with every kind of array; tokens 1 and 4 are dead."""
     dead = np.zeros(n_tokens, bool)
     dead[[1, 4]] = True
     shape = (n_steps, n_tokens, n_dims)
@@ -130,7 +130,7 @@ def test_hdf5_with_bfloat16_as_uint16(real: xr.Dataset, tmp_path: Path, options:
     assert "dropped" not in rec.attrs
 
 
-def test_dead_tokens_of_a_converted_file_are_a_part_of_it(real: xr.Dataset, tmp_path: Path) -> None:
+def test_dead_tokens_are_a_selection_of_all_tokens(real: xr.Dataset, tmp_path: Path) -> None:
     arrays, attrs = thimble(real)
     store = dx.convert(write_h5(tmp_path / "a.h5", arrays, attrs), tmp_path / "a.zarr")
     dead = raw(store, tokens="dead")
@@ -199,7 +199,7 @@ def test_float32_on_the_bfloat16_grid_is_named(tmp_path: Path) -> None:
     assert (dx.motion(rec).moved_dims == 0).all()
 
 
-def test_float16_copies_of_bfloat16_are_told_from_float16(tmp_path: Path) -> None:
+def test_float16_copies_of_bfloat16_are_recognised(tmp_path: Path) -> None:
     copy = np.array([1.0, 0.00390625, 3e-6, 1.5], np.float16).reshape(2, 2, 1)  # the third is subnormal
     own = (copy * np.float16(1.01)).astype(np.float16)
     for name, w, precision in (("copy", copy, "bfloat16"), ("own", own, "float16")):
@@ -255,7 +255,7 @@ def test_dead_rows_alone_in_the_order_of_the_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known", [["dead_mask"], ["live_mask"], ["dead_ids"], []])
-def test_dead_from_whatever_says_so(tmp_path: Path, known: list[str]) -> None:
+def test_dead_tokens_from_masks_and_lists(tmp_path: Path, known: list[str]) -> None:
     arrays = small()
     arrays["live_mask"] = ~arrays["dead_mask"]
     every = {"dead_mask", "dead_ids", "live_mask"}
@@ -264,7 +264,7 @@ def test_dead_from_whatever_says_so(tmp_path: Path, known: list[str]) -> None:
     np.testing.assert_array_equal(rec["dead"], arrays["dead_mask"])
 
 
-def test_dead_is_absent_when_nothing_says(tmp_path: Path) -> None:
+def test_dead_is_absent_if_unknown(tmp_path: Path) -> None:
     rec = raw(dx.convert(write_h5(tmp_path / "a.h5", {"W": small()["W"]}), tmp_path / "a.zarr"))
     assert "dead" not in rec.coords
     with pytest.raises(InputError, match="does not say which tokens are dead"):
@@ -280,7 +280,7 @@ def test_step_labels_may_have_gaps(tmp_path: Path) -> None:
 # --- everything else that a file holds -----------------------------------------------------------
 
 
-def test_unknown_arrays_pass_through_and_the_rest_is_accounted_for(tmp_path: Path) -> None:
+def test_unknown_arrays_are_kept_or_listed_as_dropped(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     arrays = {
         **small(),
@@ -330,7 +330,7 @@ def test_float64_loss_is_kept_exactly_under_a_name_of_its_own(tmp_path: Path) ->
     assert rec["loss_float64"].attrs["valid_from"] == 1
 
 
-def test_plan_says_what_will_be_done(tmp_path: Path) -> None:
+def test_plan_as_text(tmp_path: Path) -> None:
     arrays = {**small(), "W_initial": np.zeros((6, 2)), "note": np.array(b"by hand")}
     with formats.open_source(write_h5(tmp_path / "a.h5", arrays)) as source:
         plan = make_plan(source)
@@ -373,7 +373,7 @@ def test_invalid_values_are_counted_and_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bits(rec["W"].values), arrays["W"])
 
 
-def test_a_name_is_no_format(tmp_path: Path) -> None:
+def test_the_format_does_not_depend_on_the_file_name(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "misnamed.safetensors", small())
     np.testing.assert_array_equal(bits(raw(dx.convert(source, tmp_path / "a.zarr"))["W"].values), small()["W"])
 
@@ -433,7 +433,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_option_bounds_the_peak(tmp_path: Path) -> None:
-    """128 steps of all tokens are 330 MB, more than there is room for: tokens are read in groups."""
+    """128 steps of all tokens are 330 MB, more than the memory limit: tokens are read in groups."""
     large = tmp_path / "large.h5"
     with h5py.File(large, "w") as file:
         w = file.create_dataset("W", (130, 20_000, 64), "u2", chunks=(13, 20_000, 64))
@@ -472,7 +472,7 @@ def test_compressed_chunks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def check_refused_then_done(source: Path, store: Path, expected: NDArray[Any]) -> None:
-    """What was left behind does not open, and converting again completes it."""
+    """The incomplete store does not open, and converting again completes it."""
     with pytest.raises(IncompleteStoreError, match="was not written to its end"):
         dx.open_recording(store)
     dx.convert(source, store)
@@ -529,7 +529,7 @@ def test_full_disk(tmp_path: Path) -> None:
     check_refused_then_done(source, tmp_path / "a.zarr", w)
 
 
-def test_source_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_a_source_that_changes_during_the_conversion_is_refused(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "a.h5", small())
 
     def touch(done: int, total: int) -> None:
@@ -541,7 +541,7 @@ def test_source_that_changes_meanwhile(tmp_path: Path) -> None:
         dx.open_recording(tmp_path / "a.zarr")
 
 
-def test_only_what_the_same_source_left_is_begun_again(tmp_path: Path) -> None:
+def test_only_an_unfinished_conversion_of_the_same_source_is_replaced(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "a.h5", small())
     store = dx.convert(source, tmp_path / "a.zarr")
     facts = json.loads((store / "zarr.json").read_text())

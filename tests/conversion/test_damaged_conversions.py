@@ -1,4 +1,4 @@
-"""Damaged files through the whole of a conversion: a sentence and no store, or a store that is what the file says.
+"""Conversions of damaged files: an error of one sentence and no store, or a store with what the file holds.
 
 `test_damaged_sources.py` has the hostile files; here each format is cut short and flipped, bit by bit, all
 over its structure.
@@ -57,7 +57,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def outcome(path: Path, dest: Path) -> str:
-    """What becomes of a damaged file: anything but a clear end fails here."""
+    """Convert a damaged file; return whether it was converted or refused. Any other outcome fails."""
     began = time.monotonic()
     sentence = None
     try:
@@ -77,7 +77,7 @@ def outcome(path: Path, dest: Path) -> str:
     return "refused"
 
 
-def test_cut_short(whole: Path, tmp_path: Path) -> None:
+def test_truncated_files(whole: Path, tmp_path: Path) -> None:
     data = whole.read_bytes()
     for i, length in enumerate(np.linspace(0, len(data) - 1, CASES).astype(int)):
         path = tmp_path / f"{i}-{whole.name}"
@@ -86,7 +86,7 @@ def test_cut_short(whole: Path, tmp_path: Path) -> None:
 
 
 def _structure(data: bytes) -> np.ndarray:
-    """The bytes that are no values of W."""
+    """Return the positions of all bytes that are not values of W."""
     inside = np.zeros(len(data), bool)
     for values in (ARRAYS["W"], ARRAYS["grad_W"]):
         at = data.find(values.tobytes())
@@ -95,8 +95,8 @@ def _structure(data: bytes) -> np.ndarray:
     return np.flatnonzero(~inside)
 
 
-def test_flipped(whole: Path, tmp_path: Path) -> None:
-    """A bit of the structure: names, shapes, offsets, checksums. Some say something else that is as valid."""
+def test_flipped_bits_of_the_structure(whole: Path, tmp_path: Path) -> None:
+    """Flip a bit of the structure: names, shapes, offsets, checksums. Some files remain valid, with other contents."""
     data = whole.read_bytes()
     rng = np.random.default_rng(7)
     ends = []

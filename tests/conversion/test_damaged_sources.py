@@ -1,4 +1,4 @@
-"""Damaged and hostile files: one sentence that names the file, soon, in bounded memory, and nothing is run."""
+"""Damaged and hostile files: an error of one sentence that names the file, quickly and in bounded memory; no code runs."""
 
 from __future__ import annotations
 
@@ -529,7 +529,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
     assert not Path("ran").exists()
 
 
-def test_there_are_many() -> None:
+def test_number_of_cases() -> None:
     assert len(CASES) >= 100
 
 
@@ -552,7 +552,7 @@ def flips(kind: str, size: int) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
-    """Whatever bit of a header: one sentence, or arrays of the saved size; where there is a checksum, the same bits."""
+    """For any bit of a header: one sentence, or arrays of the saved size; with a checksum, the same bits."""
     content = KINDS[kind](tmp_path).read_bytes()
     refused = []
     for at, bit in flips(kind, len(content)):

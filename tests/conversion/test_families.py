@@ -68,7 +68,7 @@ def test_family(name: str, real: xr.Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lil_gatsby", "pre_step"])
-def test_two_readings_stop_with_both(name: str, real: xr.Dataset, tmp_path: Path) -> None:
+def test_ambiguous_sources_are_refused(name: str, real: xr.Dataset, tmp_path: Path) -> None:
     built = FAMILIES[name](real, tmp_path)
     with pytest.raises(InputError, match=rf"Either .* or .*{built.ambiguous}|{built.ambiguous}.* or ") as caught:
         convert(built, tmp_path / "out.zarr")
@@ -76,7 +76,7 @@ def test_two_readings_stop_with_both(name: str, real: xr.Dataset, tmp_path: Path
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_sampled_displacements_are_never_added_up(real: xr.Dataset, tmp_path: Path) -> None:
+def test_initial_weights_with_sampled_displacements_are_refused(real: xr.Dataset, tmp_path: Path) -> None:
     built = FAMILIES["instrumented_every_tenth"](real, tmp_path)
     rec = dx.open_recording(convert(built, tmp_path / "out.zarr", **built.options))
     for allow_gaps in (False, True):
@@ -98,7 +98,7 @@ def test_initial_weights_cannot_bridge_gaps(real: xr.Dataset, tmp_path: Path) ->
         convert(built, tmp_path / "out.zarr", initial=initial, **built.options)
 
 
-def test_lists_that_could_be_steps_or_tokens_stop(tmp_path: Path) -> None:
+def test_lists_that_could_be_steps_or_tokens_are_refused(tmp_path: Path) -> None:
     w = np.ones((6, 6, 2), np.float32)
     path = save(tmp_path / "a.safetensors", {"W": w, "odd": np.arange(6)})
     with pytest.raises(InputError, match=r"'odd' has 6 entries, .* --dims odd=step or --dims odd=token"):
@@ -107,7 +107,7 @@ def test_lists_that_could_be_steps_or_tokens_stop(tmp_path: Path) -> None:
     assert rec["odd"].dims == ("token",)
 
 
-def test_two_embeddings_stop_until_one_is_named(real: xr.Dataset, tmp_path: Path) -> None:
+def test_two_embeddings_are_refused_until_one_is_named(real: xr.Dataset, tmp_path: Path) -> None:
     w = real["W"].values
     path = save(tmp_path / "model.safetensors", {"a.embed_tokens.weight": w[0], "b.embed_tokens.weight": w[1]})
     with pytest.raises(InputError, match="could each be the input embedding; name the one with --key W="):
@@ -132,7 +132,7 @@ def test_bits_of_float16(real: xr.Dataset, tmp_path: Path) -> None:
     np.testing.assert_array_equal(bits(rec["W"].values), bits(built.expected["W"]))
 
 
-def test_what_holds_no_weights_is_refused(real: xr.Dataset, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(real: xr.Dataset, tmp_path: Path) -> None:
     path = tmp_path / "lifecycle_trajectories.npz"
     np.savez(path, L1_history=np.zeros((5, 3)), losses=np.zeros(5))
     with pytest.raises(InputError, match="lifecycle_trajectories.npz holds no weights"):
@@ -140,7 +140,7 @@ def test_what_holds_no_weights_is_refused(real: xr.Dataset, tmp_path: Path) -> N
 
 
 def _ledger() -> dict[str, str]:
-    """The ledger's rows: tested as -> the row."""
+    """Return the rows of the ledger by the family that tests them."""
     rows = [line for line in LEDGER.splitlines() if line.startswith("| ") and "`" in line.split("|")[1]]
     return {name: row for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 

@@ -1,4 +1,4 @@
-"""Every source gives the bits that were saved, whichever part is asked for, in bounded memory."""
+"""Every source returns the saved bits of any part of an array, in bounded memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def train(save: Callable[[int, Tiny, torch.optim.Optimizer, float], None]) -> None:
-    """Train for a few steps in bfloat16; the states of `STEPS` are handed over, each after an update."""
+    """Train for a few steps in bfloat16, and save the state after each update of `STEPS`."""
     torch.manual_seed(0)
     model = Tiny().to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -64,7 +64,7 @@ def train(save: Callable[[int, Tiny, torch.optim.Optimizer, float], None]) -> No
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Arrays]]:
-    """A folder of checkpoints in several habits, and what they hold."""
+    """Save checkpoints in several formats; return their folder and their contents."""
     root = tmp_path_factory.mktemp("runs")
     kept: dict[int, Arrays] = {}
 
@@ -114,7 +114,7 @@ def bits(x: Any) -> NDArray[Any]:
 
 
 def check_part(source: Source, name: str, expected: NDArray[Any], draw: st.DataObject) -> None:
-    """A drawn slab of an entry against the array that was saved."""
+    """Compare a drawn part of an entry with the saved array."""
     entry = source.entries[name]
     assert (entry.shape, entry.dtype) == (expected.shape, expected.dtype)
     n_axes = draw.draw(st.integers(min(1, expected.ndim), expected.ndim))
@@ -197,8 +197,8 @@ def test_torch(tmp_path_factory: pytest.TempPathFactory, zipped: bool, draw: st.
         assert "dots.a" in source.entries
 
 
-def test_torch_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that touch more of the file than may be mapped at once are read in pieces."""
+def test_large_torch_reads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that touches more of the file than may be mapped at once is divided."""
     from deadtok_xr.conversion.readers import torch_checkpoint
 
     monkeypatch.setattr(torch_checkpoint, "TOUCHED", 1000)
@@ -217,7 +217,7 @@ def test_tied_weights_are_known(runs: tuple[Path, dict[int, Arrays]]) -> None:
             assert source.aliases == {"model_state_dict.head.weight": "model_state_dict.wte.weight"}
 
 
-def test_tensors_that_are_no_plain_numbers(tmp_path: Path) -> None:
+def test_sparse_and_quantized_tensors(tmp_path: Path) -> None:
     odd = {
         "expanded": torch.zeros(1).expand(10**15), "sparse": torch.eye(3).to_sparse(), "complex": torch.zeros(2) * 1j,
         "meta": torch.empty(3, device="meta"), "W": torch.ones(2),
@@ -296,7 +296,7 @@ def test_steps_that_contradict_the_names(tmp_path: Path) -> None:
             assert source.read("W", slice(0, 1))[0, 0, 0] == first
 
 
-def test_what_only_some_checkpoints_have_is_named(tmp_path: Path) -> None:
+def test_arrays_that_only_some_checkpoints_have(tmp_path: Path) -> None:
     torch.save({"W": torch.zeros(2, 2), "losses": [1.0], "bias": torch.zeros(2)}, tmp_path / "step_1.pt")
     torch.save({"W": torch.zeros(2, 2), "losses": [1.0, 2.0], "exp_avg": torch.zeros(2, 2)}, tmp_path / "step_2.pt")
     torch.save({}, tmp_path / "final.pt")

@@ -1,4 +1,4 @@
-"""What users and testers of conversions met, once each: a wrong label, a false alarm, a lost array, a bad sentence."""
+"""Problems of conversions that users and testers reported: wrong labels, false alarms, lost arrays, unclear errors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_virtual_dataset_with_a_gap_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dims", [("token", "step", "dim"), ("step",), ("a", "b", "c")])
-def test_dims_of_the_weights_are_obeyed_or_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
+def test_dims_of_the_weights_are_used_or_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
     path = saved(tmp_path / "a.safetensors", W=W)
     with pytest.raises(InputError, match=r"'W' is read as \(step, token, dim\); its axes cannot be reordered"):
         convert(path, tmp_path / "o.zarr", dims={"W": dims})
@@ -109,7 +109,7 @@ def test_verify_knows_the_order_of_dead_rows(tmp_path: Path) -> None:
 
 
 def test_moments_of_checkpoints_after_the_first(tmp_path: Path) -> None:
-    """An optimizer has no state before its first step, and the checkpoint of step 0 is written all the same."""
+    """An optimizer has no state before its first step, and the checkpoint of step 0 is written nevertheless."""
     model = torch.nn.Embedding(12, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     folder = tmp_path / "run"
@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_options_that_mean_nothing_are_refused(tmp_path: Path, case: str) -> None:
+def test_invalid_options_are_refused(tmp_path: Path, case: str) -> None:
     options, sentence = REFUSED[case]
     with pytest.raises(InputError, match=sentence):
         convert(saved(tmp_path / "a.safetensors", W=W, losses=np.zeros(6, "f4")), tmp_path / "o.zarr", **options)
@@ -237,7 +237,7 @@ def test_recipes_of_a_wrong_type_are_refused(tmp_path: Path, text: str) -> None:
         convert(saved(tmp_path / "a.safetensors", W=W), tmp_path / "o.zarr", recipe=recipe)
 
 
-def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+def test_a_recipe_of_the_user(tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
     recipe.write_text('family = "mine"\n[keys]\nW = "table"\n[hyperparameters]\nbegan = 2020-01-01\n')
     rec = dx.open_recording(convert(saved(tmp_path / "a.safetensors", table=W), tmp_path / "o.zarr", recipe=recipe))

@@ -1,4 +1,4 @@
-"""Interrupted conversions: the same call goes on, does again only what was not done, and ends in the same bits."""
+"""Interrupted conversions: the same call resumes, repeats only unfinished chunks, and gives the same bits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHUNKS = 2 * W_CHUNKS + 1
 
 
 def words(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint16]:
-    """Bits of bfloat16, NaNs and infinities among them."""
+    """Return random bits of bfloat16, including NaNs and infinities."""
     return np.random.default_rng(seed).integers(0, 2**16, shape, dtype=np.uint16)
 
 
@@ -90,7 +90,7 @@ SOURCES = {f.__name__: f for f in (uint16, compressed, float32, runs, checkpoint
 
 
 class Watch:
-    """The keys of the chunks that are written; breaks off before one more than ``left`` would be."""
+    """Records the keys of written chunks; interrupts when ``left`` are written."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
@@ -103,7 +103,7 @@ class Watch:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    """Real work, counted; units of one row of chunks, so that there are many."""
+    """Count the chunks that are written, on one thread."""
     seen, real = Watch(), FinishedChunks.write
 
     def write_chunk(self: FinishedChunks, key: str, *args: Any) -> None:
@@ -118,7 +118,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def broken_off(watch: Watch, source: Path, dest: Path, after: int, **options: Any) -> list[str]:
-    """Convert until so many chunks are written; which those are."""
+    """Interrupt a conversion after so many chunks; return their keys."""
     watch.keys, watch.left = [], after
     with pytest.raises(KeyboardInterrupt):
         dx.convert(source, dest, **options)
@@ -133,7 +133,7 @@ def check_whole(dest: Path, undisturbed: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, int]]:
-    """By kind: a source, the store of an undisturbed run, and how many chunks it has."""
+    """Return for a kind of source: its path, the store of an uninterrupted conversion, and its number of chunks."""
     made: dict[str, tuple[Path, Path, int]] = {}
 
     def get(kind: str) -> tuple[Path, Path, int]:
@@ -157,7 +157,7 @@ def options_of(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_only_what_is_not_done_is_done_again(tmp_path: Path, whole: Any, watch: Watch, kind: str) -> None:
+def test_only_unfinished_chunks_are_written_again(tmp_path: Path, whole: Any, watch: Watch, kind: str) -> None:
     source, undisturbed, n_chunks = whole(kind)
     assert n_chunks >= 3
     for after in {0, 1, n_chunks // 2, n_chunks - 1}:
@@ -173,7 +173,7 @@ def test_only_what_is_not_done_is_done_again(tmp_path: Path, whole: Any, watch: 
         check_whole(dest, undisturbed)
 
 
-def test_interrupted_again_and_again(tmp_path: Path, whole: Any, watch: Watch) -> None:
+def test_several_interruptions(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, undisturbed, n_chunks = whole("uint16")
     assert n_chunks == CHUNKS
     written = []
@@ -186,7 +186,7 @@ def test_interrupted_again_and_again(tmp_path: Path, whole: Any, watch: Watch) -
     check_whole(tmp_path / "a.zarr", undisturbed)
 
 
-def test_what_was_noticed_before_an_interruption_is_said(tmp_path: Path, whole: Any, watch: Watch) -> None:
+def test_warnings_include_chunks_written_before_an_interruption(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, _, _ = whole("uint16")
     said = []
     for after in (None, 12):
@@ -201,7 +201,7 @@ def test_what_was_noticed_before_an_interruption_is_said(tmp_path: Path, whole: 
     assert said[0] == said[1]
 
 
-def test_another_memory_uses_what_is_done(
+def test_resuming_with_another_memory_limit(
     tmp_path: Path, whole: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, undisturbed, n_chunks = whole("uint16")
@@ -253,7 +253,7 @@ def entries(dest: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("tear", [truncated, emptied, flipped, zeroed, Path.unlink])
-def test_torn_chunks_are_done_again_and_no_others(
+def test_only_damaged_chunks_are_written_again(
     tmp_path: Path, whole: Any, watch: Watch, tear: Callable[[Path], None]
 ) -> None:
     source, undisturbed, n_chunks = whole("uint16")
@@ -340,22 +340,22 @@ def facts_changed(dest: Path) -> None:
 def test_damaged_notes_and_stores(
     tmp_path: Path, whole: Any, watch: Watch, tear: Callable[[Path], None], lost: int
 ) -> None:
-    """``lost``: how many finished chunks can no longer be proven to be that, and are done again."""
+    """``lost``: how many finished chunks can no longer be verified, and are written again."""
     source, undisturbed, n_chunks = whole("uint16")
     dest = tmp_path / "a.zarr"
     broken_off(watch, source, dest, AFTER)
     tear(dest)
-    again = broken_off(watch, source, dest, 2)  # what is mended bears a second interruption
+    again = broken_off(watch, source, dest, 2)  # a repaired store survives a second interruption
     dx.convert(source, dest)
     again += watch.written()
     assert len(again) == n_chunks - AFTER + lost
     check_whole(dest, undisturbed)
 
 
-def test_a_complete_store_that_was_not_tidied_up(
+def test_interrupted_between_completion_and_removal_of_the_notes(
     tmp_path: Path, whole: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between `complete` and the removal of the markers: the same call is quiet, and mends what was torn."""
+    """The same call finishes without an error, and repairs damaged files."""
     source, undisturbed, _ = whole("uint16")
     dest = tmp_path / "a.zarr"
     finish = InProgress.finish
@@ -393,7 +393,7 @@ def test_a_complete_store_that_was_not_tidied_up(
         ({"drop": ["grad_W"]}, "differs in the variables and the settings"),
     ],
 )
-def test_other_options_never_meet_old_work(
+def test_other_options_are_refused(
     tmp_path: Path, whole: Any, watch: Watch, options: dict[str, Any], sentence: str
 ) -> None:
     source, undisturbed, _ = whole("uint16")
@@ -412,14 +412,14 @@ def test_other_options_never_meet_old_work(
     check_whole(dest, undisturbed)
 
 
-def test_keep_dtype_never_meets_old_work(tmp_path: Path, whole: Any, watch: Watch) -> None:
+def test_another_keep_dtype_is_refused(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, _, _ = whole("float32")
     broken_off(watch, source, tmp_path / "a.zarr", 2)
     with pytest.raises(DestinationExistsError, match="differs in the variables and the settings"):
         dx.convert(source, tmp_path / "a.zarr", keep_dtype=True)
 
 
-def test_a_source_that_was_touched_begins_anew(tmp_path: Path, watch: Watch) -> None:
+def test_a_changed_source_starts_again(tmp_path: Path, watch: Watch) -> None:
     source, dest = write_h5(tmp_path / "a.h5"), tmp_path / "a.zarr"
     broken_off(watch, source, dest, AFTER)
     write_h5(source, seed=7)  # the same size
@@ -441,7 +441,7 @@ def test_another_source_is_refused(tmp_path: Path, whole: Any, watch: Watch) -> 
 
 
 @pytest.mark.parametrize("moment", ["create", "_build"])
-def test_a_complete_store_outlives_a_replacement_that_never_began(
+def test_a_complete_store_survives_an_interrupted_replacement(
     tmp_path: Path, whole: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     source, undisturbed, _ = whole("uint16")
@@ -467,7 +467,7 @@ def test_a_complete_store_outlives_a_replacement_that_never_began(
     check_whole(dest, undisturbed)
 
 
-def test_a_store_put_there_meanwhile_is_left_alone(tmp_path: Path, whole: Any, watch: Watch) -> None:
+def test_another_store_at_the_destination_is_not_replaced(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, undisturbed, _ = whole("uint16")
     dest = tmp_path / "a.zarr"
     broken_off(watch, source, dest, AFTER)
@@ -482,8 +482,8 @@ def test_a_store_put_there_meanwhile_is_left_alone(tmp_path: Path, whole: Any, w
     check_whole(dest, undisturbed)
 
 
-def test_what_a_removal_left_is_tidied_up(tmp_path: Path, whole: Any) -> None:
-    """Killed while the markers were removed: the store is whole, and is left alone as any other."""
+def test_remaining_notes_of_a_complete_store_are_removed(tmp_path: Path, whole: Any) -> None:
+    """Killed while the notes were removed: the store is complete, and is not replaced."""
     source, undisturbed, _ = whole("uint16")
     dest = dx.convert(source, tmp_path / "a.zarr")
     (notes(dest) / "journal").mkdir(parents=True)
@@ -493,7 +493,7 @@ def test_what_a_removal_left_is_tidied_up(tmp_path: Path, whole: Any) -> None:
     check_whole(dest, undisturbed)
 
 
-def test_other_options_are_free_once_the_store_is_gone(tmp_path: Path, whole: Any, watch: Watch) -> None:
+def test_other_options_are_accepted_when_the_store_is_removed(tmp_path: Path, whole: Any, watch: Watch) -> None:
     source, _, _ = whole("uint16")
     broken_off(watch, source, tmp_path / "a.zarr", AFTER)
     shutil.rmtree(tmp_path / "a.zarr")
@@ -518,7 +518,7 @@ dx.convert(sys.argv[1], sys.argv[2], progress=wait)
 """
 
 
-def test_of_two_at_once_the_second_is_refused(tmp_path: Path, whole: Any) -> None:
+def test_a_second_conversion_to_the_same_destination_is_refused(tmp_path: Path, whole: Any) -> None:
     source, undisturbed, _ = whole("uint16")
     dest = tmp_path / "a.zarr"
     with subprocess.Popen([sys.executable, "-c", HOLD, source, dest], stdout=subprocess.PIPE, text=True) as first:
@@ -554,7 +554,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_goes_on_when_there_is_room_again(tmp_path: Path, watch: Watch) -> None:
+def test_resumes_after_files_were_too_large(tmp_path: Path, watch: Watch) -> None:
     """The system refuses every file beyond a size: here those of the gradient, which compresses less."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["W"] = np.zeros((STEPS, TOKENS, DIMS), np.uint16)
@@ -577,7 +577,7 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="only root mounts a small disk")
-def test_a_disk_that_is_really_full(tmp_path: Path, watch: Watch) -> None:
+def test_resumes_after_a_full_disk(tmp_path: Path, watch: Watch) -> None:
     source = tmp_path / "a.h5"
     with h5py.File(source, "w") as file:
         file["W"] = words((1200, 60, 8))  # 1.2 MB that cannot be compressed
@@ -622,7 +622,7 @@ DTYPES = {"uint16": np.uint16, "float16": np.float16, "float32": np.float32}
 def test_any_recording_interrupted_anywhere(
     tmp_path_factory: pytest.TempPathFactory, watch: Watch, data: st.DataObject
 ) -> None:
-    """Against the bits that were saved: the shape, the type, the dead, the memory and the interruptions are drawn."""
+    """Shape, dtype, dead tokens, memory and interruptions are drawn; the result is compared with the saved bits."""
     shape = data.draw(st.tuples(st.integers(2, 400), st.integers(1, 12), st.integers(1, 4)), "shape")
     dtype = DTYPES[data.draw(st.sampled_from([*DTYPES]), "dtype")]
     dead = np.array(data.draw(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), "dead"))

@@ -1,4 +1,4 @@
-"""Verification: every damaged chunk and every bit that is not the source's is found and named."""
+"""Verification finds every damaged chunk, and every bit that differs from the source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_good_store(converted: Path, source: Path) -> None:
     assert found.n_chunks == len(files)
 
 
-def test_dead_tokens_that_only_the_store_knows(source: Path, tmp_path: Path) -> None:
+def test_dead_tokens_from_an_option(source: Path, tmp_path: Path) -> None:
     with h5py.File(source, "r+") as file:
         del file["dead_mask"]
     path = dx.convert(source, tmp_path / "d.zarr", dead_ids=[3, 200])
@@ -68,7 +68,7 @@ def test_a_source_that_differs_in_one_value(converted: Path, source: Path, name:
     assert "the first at step 7" in problem
 
 
-def test_a_store_that_was_changed_behind_its_checksums(converted: Path, source: Path) -> None:
+def test_changed_values_with_valid_checksums(converted: Path, source: Path) -> None:
     array = zarr.open_group(str(converted), mode="r+")["grad"]
     array[130, 5, 3] = 1.0
     (problem,) = dx.verify(converted, source).problems
