@@ -1,4 +1,4 @@
-"""Damaged and hostile files: an error of one sentence that names the file, quickly and in bounded memory; no code runs."""
+"""Damaged and hostile files: one sentence that names the file, quickly, in bounded memory, without running any code."""
 
 from __future__ import annotations
 
