@@ -1,8 +1,8 @@
 """The on-disk format, all of it: what a recording store looks like, and how one is created, written, opened, labelled.
 
 In: arrays, token labels, and a folder or the address of an object store. Out: Zarr groups, and lazy arrays that know
-which chunks they come from. May import: `schema`, `errors`, `bfloat16`, and one kernel (first and last motion per
-token). Everything above may import this package.
+which chunks they come from. May import: `schema`, `errors`, `bfloat16`, `dask_arrays`, and one kernel (first and last
+motion per token). Everything above may import this package.
 
 location        folders and object stores: list, read, write and remove files, with readable errors
 destination     checks that a new store overwrites nothing by mistake
@@ -16,6 +16,7 @@ reading         chunks as lazy Dask arrays
 stored_array    where a lazy array lies in a store, and its chunks decoded step by step
 writing         blocks of values written as whole chunks
 motion_index    the first and last motion of each token in each chunk
+in_progress     the lock and journal of unfinished conversions and analyses, so that they resume
 labels          `dead` and `token_text` added to a store afterwards; token_ids and tokenizer read their files
 """
 
