@@ -160,8 +160,11 @@ class Snapshot:
                 value = make()
                 self.result(key, value)
         except Exception as error:
+            said = str(error)
+            if isinstance(error, dx.errors.OffGridError):
+                said = re.sub(r"\d+ rows", "some rows", said)  # of the block that a thread came to first
             self.put(f"values/{key}/refused", type(error).__name__)
-            self.put(f"text/{key}/refused", str(error))
+            self.put(f"text/{key}/refused", said)
         if caught:
             self.put(f"text/{key}/warnings", sorted({_words(str(w.message)) for w in caught}))
 
