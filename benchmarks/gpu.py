@@ -28,7 +28,7 @@ import torch
 
 import deadtok_xr as dx
 from deadtok_xr import kernels, testing
-from deadtok_xr.analyses.common.graph_walk import n_bins
+from deadtok_xr.analyses.common.adjacency import n_bins
 from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
 from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.kernels import device as devices

@@ -1,4 +1,4 @@
-"""Several analyses of a recording in one pass, as a tree of results."""
+"""Run several analyses of a recording in one pass, as a tree of results."""
 
 from __future__ import annotations
 
@@ -54,38 +54,39 @@ def analyze(
     Parameters
     ----------
     recording
-        A dataset from `open_recording`, or a path, opened with the keywords that remain; of a path the
-        dead tokens are taken where the store knows them.
+        A dataset from `open_recording`, or a path, which is opened with the remaining keywords; of a path only the dead
+        tokens are analysed where the store knows them.
     analyses
         Names of analyses, also of those that `deadtok_xr.analysis` defined. None: all that the recording allows; the
-        others, and the reason, are in the tree's attribute `left_out`. An analysis that is named must be possible.
+        tree's attribute `left_out` says which are not possible, and why. An analysis that is named must be possible.
     allow_gaps
         Measure transitions that span several updates.
     precision
-        The number format that the weights were trained in, where the recording does not say or is wrong.
+        The number format that the weights were trained in, if the recording does not name it or is wrong.
     options
         Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
-        analysis with options must be possible, as one that is named.
+        analysis with options must be possible, like one that is named.
     device
-        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"``, or ``"auto"``, which is CUDA where there is one
-        and chunks are large enough for it to win, for `motion`, `kinematics` and what is made of them. ``"cuda"``
-        also has the graphs of `topology` (spacing ``"centroid"``), the places of `census` and the verdicts of
-        `mechanism` there; "auto" leaves these to the CPU, whose engine follows what moves (390 to 1000 steps a
-        second), since no GPU has been measured beside it. ``"mps"``, without float64, has `motion` alone.
-        The device is looked for where a task runs; under dask.distributed,
-        ``"cuda"`` asks for workers with the resource ``GPU``, as `save_results` and the command line pass it on; who
-        computes by hand sets Dask's ``optimization.fuse.active`` to False, which else loses it. ``"torch-cpu"``
-        runs the kernels for GPUs on the CPU.
+        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. ``"auto"`` uses CUDA where it is
+        available and chunks are large enough for it to be faster, for `motion`, `kinematics` and the analyses that
+        build on them. ``"cuda"`` also computes the graphs of `topology` (spacing ``"centroid"``), the places of
+        `census` and the replay of `mechanism` there; ``"auto"`` leaves these to the CPU, whose kernels compute only
+        what moved (390 to 1000 steps a second), since no GPU has been measured against them. ``"mps"``, which lacks
+        float64, runs `motion` alone. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
+
+        The device is resolved where a task runs. Under dask.distributed, ``"cuda"`` requests workers with the resource
+        ``GPU``; `save_results` and the command line preserve that request. If you compute the tree yourself, set
+        Dask's ``optimization.fuse.active`` to False, since fused tasks lose it.
 
     Returns
     -------
     xarray.DataTree
-        DataTree with a group per analysis; its root has attributes and no coordinates.
+        A group per analysis; the root has attributes and no coordinates.
 
     Raises
     ------
     InputError
-        If a named analysis or an option of one is unknown, a named one impossible, or none is possible.
+        If a named analysis or an option is unknown, a named analysis is not possible, or none is.
     """
     ds = _dataset(recording, opening)
     analyses = [analyses] if isinstance(analyses, str) else analyses
@@ -112,18 +113,18 @@ def analyze(
         **checks.result_attrs(ds, left_out=left_out),
         "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
     }
-    found: dict[str, xr.Dataset] = {}
+    results: dict[str, xr.Dataset] = {}
     for group in _groups(specs):
-        found |= zip(group, run(list(group.values()), device), strict=True)
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: found[name] for name in specs}})
+        results |= zip(group, run(list(group.values()), device), strict=True)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: results[name] for name in specs}})
 
 
 def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:
-    """Return what may run in one pass: one name means one array, unless options have chosen another variable."""
+    """Return the analyses that can share a pass: in a pass one name means one array, and options can change that."""
     groups: list[dict[str, AnalysisSpec]] = []
     for name, spec in specs.items():
-        fitting = (g for g in groups if all(_same(spec, other) for other in g.values()))
-        group = next(fitting, None)
+        compatible = (g for g in groups if all(_compatible(spec, other) for other in g.values()))
+        group = next(compatible, None)
         if group is None:
             groups.append({name: spec})
         else:
@@ -131,7 +132,7 @@ def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:
     return groups
 
 
-def _same(one: AnalysisSpec, other: AnalysisSpec) -> bool:
+def _compatible(one: AnalysisSpec, other: AnalysisSpec) -> bool:
     shared = one.matrices.keys() & other.matrices.keys()
     return all(one.matrices[name].name == other.matrices[name].name for name in shared)
 
@@ -139,9 +140,9 @@ def _same(one: AnalysisSpec, other: AnalysisSpec) -> bool:
 def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
     for name, given in options.items():
         if name not in analyses:
-            raise InputError(f"options are given for {name!r}, which is not among the analyses {', '.join(analyses)}")
+            raise InputError(f"there are options for {name!r}, which is not among the analyses {', '.join(analyses)}")
         if not isinstance(given, Mapping):
-            raise InputError(f"options[{name!r}] is a {type(given).__name__}; needed: a mapping of its keywords")
+            raise InputError(f"options[{name!r}] is a {type(given).__name__}; expected a mapping of its keywords")
         known = ANALYSES[name].options
         unknown = [key for key in given if key not in known]
         if unknown:
@@ -152,20 +153,20 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
     if not isinstance(recording, xr.Dataset):
         if not isinstance(recording, (str, Path)):
             raise InputError(
-                f"analyze takes a recording's dataset or path, not a {type(recording).__name__}: give it what "
+                f"analyze takes a recording's dataset or path, not a {type(recording).__name__}: pass what "
                 "open_recording returned"
             )
         return open_for_analysis(recording, **opening)
     if opening:
         raise InputError(
-            f"analyze does not know {', '.join(f'{k}=' for k in opening)} for a dataset that is open: it takes "
-            "analyses=, allow_gaps=, precision=, options= and device=; the rest belongs to open_recording"
+            f"analyze does not know {', '.join(f'{k}=' for k in opening)} for an open dataset: it takes analyses=, "
+            "allow_gaps=, precision=, options= and device=; pass the rest to open_recording"
         )
     return recording
 
 
 def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:
-    """Open a store for analysis: its dead tokens where it knows them, unless the caller says which."""
+    """Open a store for analysis, by default its dead tokens if it knows them."""
     from deadtok_xr import store
     from deadtok_xr.recording.opening import open_recording
 

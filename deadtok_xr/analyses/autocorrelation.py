@@ -1,4 +1,4 @@
-"""For how many steps do tokens keep their velocity, each by itself?"""
+"""Measure for how many steps each token keeps its velocity."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
-_V = "v = ΔW, steps at rest count as v = 0; over what is finite"
-_FIRST = "first lag at which it is at most"
+_V = "v = ΔW, v = 0 for steps at rest; means over finite values"
+_FIRST = "first lag at which the autocorrelation is at most"
 ATTRS: dict[str, dict[str, Any]] = {
     "autocorrelation": {
         "long_name": "autocorrelation of the token's velocity", "units": "1",
@@ -29,30 +29,30 @@ ATTRS: dict[str, dict[str, Any]] = {
     "pooled": {
         "long_name": "autocorrelation of the velocities of all tokens together", "units": "1",
         "formula": f"ρ(τ) = mean_it v_i[t]·v_i[t+τ] / mean_it ‖v_i[t]‖₂², {_V}",
-        "comment": "tokens and steps count by their motion: the hot beginning outweighs the rest",
+        "comment": "tokens and steps are weighted by their motion: the hot beginning outweighs the rest",
     },
     "pooled_half_lag": {"long_name": f"{_FIRST} 0.5; -1 never", "units": "transitions"},
     "pooled_tenth_lag": {"long_name": f"{_FIRST} 0.1; -1 never", "units": "transitions"},
     "cosine": {
         "long_name": "mean cosine of velocities a lag apart", "units": "1",
         "formula": "mean_it cos(v_i[t], v_i[t+τ]) over the pairs in which both move",
-        "comment": "NaN where there is none; at rest there is no direction, and 0 would not be one",
+        "comment": "NaN where there is no such pair; a token at rest has no direction",
     },
-    "n_cosine": {"long_name": "pairs of velocities that both move", "units": "1"},
+    "n_cosine": {"long_name": "pairs of velocities in which both move", "units": "1"},
 }  # fmt: skip
 
 
 def velocity_autocorrelation(
     ds: xr.Dataset, *, max_lag: int = 100, variable: str = "W", allow_gaps: bool = False
 ) -> xr.Dataset:
-    """The lagged autocorrelation of velocities: of each token, of all together, and as a mean cosine.
+    """Compute the autocorrelation of velocities: for each token, for all together, and as a mean cosine.
 
     Parameters
     ----------
     ds
-        A recording, (step, token, dim); for a window, select its steps.
+        A recording, (step, token, dim); to restrict it to a window, select its steps.
     max_lag
-        Largest lag, in transitions.
+        The largest lag, in transitions.
     variable
         The weights to follow.
     allow_gaps
@@ -60,11 +60,11 @@ def velocity_autocorrelation(
 
     Returns
     -------
-    Dataset
+    xarray.Dataset
         Lazy dataset: `autocorrelation` (token, lag) float64, `half_lag`, `tenth_lag` (token) int64; `pooled`, `cosine`
-        (lag) float64, `n_cosine` (lag) int64; `pooled_half_lag`, `pooled_tenth_lag` int64. Lags have -1 for never.
+        (lag) float64, `n_cosine` (lag) int64; `pooled_half_lag`, `pooled_tenth_lag` int64. A lag of -1 means never.
 
-        A velocity with NaN or infinity at either of its steps takes part in nothing.
+        Velocities with NaN or infinity at either step are left out.
 
     Raises
     ------
@@ -73,15 +73,15 @@ def velocity_autocorrelation(
 
     Notes
     -----
-    Notebook 1.14c (a); that of the centroid is `bulk_autocorrelation` of `cloud`, and the distribution of the cosine
-    at lag 1, step by step, `lag1_median` there (1.31d). Not part of `analyze`: it takes T·N·D operations for each lag,
-    fewer where tokens rest. Steps are taken in order, and ``max_lag`` of them carried on; blocks of tokens go side by
-    side.
+    Notebook 1.14c (a). `cloud` has the autocorrelation of the centroid, `bulk_autocorrelation`, and the distribution of
+    the cosine at lag 1 at each step, `lag1_median` (1.31d). Not part of `analyze`: it takes T·N·D operations for each
+    lag, fewer where tokens rest. Blocks of steps are processed in order, each with ``max_lag`` steps of the one before;
+    blocks of tokens run in parallel.
     """
     x = checks.require(ds, variable, "velocity_autocorrelation")
     checks.check_steps(ds, "velocity_autocorrelation", allow_gaps=allow_gaps)
     if max_lag < 1:
-        raise InputError(f"velocity_autocorrelation: max_lag={max_lag}; needed: at least 1 transition")
+        raise InputError(f"velocity_autocorrelation: max_lag={max_lag}; expected at least 1 transition")
     lags = min(max_lag, ds.sizes["step"] - 2) + 1
     n = ds.sizes["token"]
     shapes: dict[str, Any] = {
@@ -98,23 +98,24 @@ def velocity_autocorrelation(
 
 
 def _sums(x: da.Array, lags: int) -> da.Array:
-    """Return what `_follow` has at the last step: one object per block of tokens."""
+    """Return the sums over all steps: one object per block of tokens."""
     name = f"lagged-{tokenize(x.name, lags)}"
 
     def tasks(names: list[str]) -> Tasks:
-        made: Tasks = {}
+        graph: Tasks = {}
         for j in range(x.numblocks[1]):
             state: Any = None
             for i in range(x.numblocks[0]):
                 key = (name, j) if i == x.numblocks[0] - 1 else (f"{name}-part", i, j)
-                made[key] = (_follow, state, (names[0], i, j, 0), lags)
+                graph[key] = (_add_block, state, (names[0], i, j, 0), lags)
                 state = key
-        return made
+        return graph
 
     return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x])
 
 
-def _follow(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:
+def _add_block(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:
+    """Return the sums up to the end of a block, and the last steps, which the next block needs."""
     from deadtok_xr.kernels.numba.lags import lagged
 
     n = block.shape[1]
@@ -146,13 +147,13 @@ def _measure(inputs: dict[str, list[Any]]) -> Arrays:
 
 
 def _ratio(dots: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean product of velocities over their mean square, which is that at lag 0."""
+    """Return the mean product of velocities over their mean square, the mean product at lag 0."""
     mean = dots / np.maximum(pairs, 1)
     square = mean[:, :1]
     return np.where((pairs > 0) & (square > 0), mean / np.where(square > 0, square, 1.0), np.nan)
 
 
 def _first(rho: NDArray[np.float64], limit: float) -> NDArray[np.int64]:
-    """The first lag at which it is at most the limit, along the last axis."""
+    """Return the first lag at which ρ is at most the limit, along the last axis; -1 for never."""
     below = rho <= limit
     return np.where(below.any(axis=-1), below.argmax(axis=-1), -1)

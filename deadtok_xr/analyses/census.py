@@ -1,4 +1,4 @@
-"""Which tokens lie in the very same place: black holes, what becomes of them, and who has been together since when."""
+"""Find the tokens that are in the same place, the black holes, and follow how these form and break up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, summary_text
+from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -27,18 +27,18 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.store.stored_array import stored_dtype
 
 SIGNED_ZERO = ("equal", "distinct")
-_HOLE = "a black hole is a place that two or more tokens share"
+_HOLE = "a black hole is a place shared by two or more tokens"
 ATTRS: dict[str, dict[str, Any]] = {
     "n_unique": {
         "long_name": "distinct rows", "units": "1",
-        "formula": "n_black_holes + (N - n_invalid) - population", "comment": "of the valid tokens",
+        "formula": "n_black_holes + (N - n_invalid) - population", "comment": "of valid tokens",
     },
-    "n_black_holes": {"long_name": "rows that two or more tokens share", "units": "1"},
+    "n_black_holes": {"long_name": "places shared by two or more tokens", "units": "1"},
     "population": {"long_name": "tokens in black holes", "units": "1", "comment": _HOLE},
     "largest": {
         "long_name": "tokens in the largest black hole", "units": "1", "comment": "0 without black holes",
     },
-    "n_singletons": {"long_name": "tokens that share their place with no other", "units": "1"},
+    "n_singletons": {"long_name": "tokens that are alone in their place", "units": "1"},
     "n_invalid": {"long_name": "tokens with NaN or infinity at t, which are left out", "units": "1"},
     "herfindahl": {
         "long_name": "concentration of the black holes (Herfindahl)", "units": "1",
@@ -55,48 +55,48 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "fissions": {
         "long_name": "black holes that broke up", "units": "1",
-        "formula": "black holes of the step before whose tokens are not all in one place now",
+        "formula": "black holes of the previous step whose tokens are no longer all in one place",
     },
     "fusions": {
-        "long_name": "black holes that came of several places", "units": "1",
-        "formula": "black holes whose tokens were not all in one place at the step before",
+        "long_name": "black holes formed from several places", "units": "1",
+        "formula": "black holes whose tokens were not all in one place at the previous step",
     },
     "evaporated": {
-        "long_name": "tokens that left a black hole and are alone", "units": "1",
-        "comment": "the last token of a black hole that the others left is one of them",
+        "long_name": "tokens that were in a black hole and are now alone", "units": "1",
+        "comment": "includes the last token of a black hole that all others have left",
     },
-    "accreted": {"long_name": "tokens that were alone and are in a black hole", "units": "1"},
+    "accreted": {"long_name": "tokens that were alone and are now in a black hole", "units": "1"},
     "black_hole": {
-        "long_name": "black hole in which the token is, by its size", "units": "1",
-        "comment": "1 the largest (of equal ones, that of the first token); 0 none; -1 NaN or infinity",
+        "long_name": "black hole of the token, ranked by size", "units": "1",
+        "comment": "1 for the largest (of equal ones, that of the first token); 0 for none; -1 for NaN or infinity",
     },
     "together_with": {
-        "long_name": "id of the first token in the same place", "units": "1", "comment": "-1 alone, or invalid",
+        "long_name": "id of the first token in the same place", "units": "1", "comment": "-1 if alone or invalid",
     },
     "together_since": {
-        "long_name": "since which step it has been with that token", "units": "step",
-        "formula": "first recorded step from which on the two were in one place at every recorded step",
-        "comment": "of the first token itself, since when it has had company; -1 alone, or invalid",
+        "long_name": "step since which the token has been with that token", "units": "step",
+        "formula": "first recorded step from which the two are in one place at every recorded step",
+        "comment": "for the first token itself, since when another token has been with it; -1 if alone or invalid",
     },
 }  # fmt: skip
 _COUNTS = ("n_unique", "n_black_holes", "population", "largest", "n_singletons", "n_invalid")
-_SHARES = ("herfindahl", "gini", "top_two_share")
+_CONCENTRATIONS = ("herfindahl", "gini", "top_two_share")
 EVENTS = ("fissions", "fusions", "evaporated", "accreted")
 _PER_TOKEN = ("black_hole", "together_with", "together_since")
 OUTPUTS = {
     **{name: Output("step", dtype="i8") for name in _COUNTS},
-    **{name: Output("step") for name in _SHARES},
+    **{name: Output("step") for name in _CONCENTRATIONS},
     **{name: Output("step", dtype="i8", at="transitions") for name in EVENTS},
     "places": Output(at="block"),
 }
-_BEFORE = "; the step before is the one recorded before; -1 at the first step"
+_PREVIOUS = "; the previous step is the previous recorded one; -1 at the first step"
 
 
 @built_in
 def census(
     ds: xr.Dataset, *, at: Sequence[int] | None = None, signed_zero: str = "equal", variable: str = "W"
 ) -> AnalysisSpec:
-    """Count the tokens that lie in the very same place, at every step, and follow who is with whom.
+    """Count the tokens that are in the same place, at every step, and follow which tokens are together.
 
     Parameters
     ----------
@@ -104,35 +104,33 @@ def census(
         A recording, (step, token, dim), of any floating-point format; gaps in the steps do not matter, and one step
         is enough.
     at
-        Labels of the steps at which to list who is in which black hole; by default the first and the last one.
+        Labels of the steps at which to list the black hole of each token; by default the first and the last one.
     signed_zero
-        ``"equal"``: -0 and +0 are one place, as in every analysis. ``"distinct"``: rows are the same if all their
-        bits are, as ``unique`` over bit patterns finds (over values, it finds them equal).
+        ``"equal"``: -0 and +0 are the same place, as in every analysis. ``"distinct"``: tokens are in the same place if
+        all their bits are equal, as ``unique`` of bit patterns finds them.
     variable
-        The weights to look at.
+        The weights to analyse.
 
     Returns
     -------
     xarray.Dataset
         Lazy dataset over all steps. Per step, int64: `n_unique`, `n_black_holes`, `population`, `largest`,
         `n_singletons`, `n_invalid`, with n_unique = n_black_holes + (N - n_invalid) - population; events since the
-        recorded step before, `fissions`, `fusions`, `evaporated`, `accreted`, -1 at the first step; float64, over black
-        holes: `herfindahl`, `gini`, `top_two_share`, NaN without any. Per (census_step, token), int64: `black_hole`, 0
-        none, 1 the largest; `together_with` and `together_since`.
+        previous recorded step, `fissions`, `fusions`, `evaporated`, `accreted`, -1 at the first step; float64, over
+        black holes: `herfindahl`, `gini`, `top_two_share`, NaN without any. Per (census_step, token), int64:
+        `black_hole`, 0 for none, 1 for the largest; `together_with` and `together_since`.
 
-        Tokens with NaN or infinity are left out: they are in no place, and in no event.
+        Tokens with NaN or infinity are left out: they are in no place, and take part in no event.
 
     Raises
     ------
     InputError
         For a recording without absolute positions, steps that do not ascend, or an unknown option.
 
-    Notes
-    -----
-    Black holes are those of notebooks 06.1h to 15.2c and 1.9a, `top_two_share` that of 12.3b. Rows are found by
-    hashing and compared bit by bit, so that the counts are exact. Of three tokens in one place, the step since which
-    two have been together is the later of those since which each has been with the third, if these differ.
-    ``analyze(device="cuda")`` finds the places there; what becomes of them is found on the CPU. The numbers are
+    Notes ----- Black holes are those of notebooks 06.1h to 15.2c and 1.9a, `top_two_share` that of 12.3b. Equal tokens
+    are found by hashing and then compared bit by bit, so that the counts are exact. Of three tokens in one place, the
+    step since which two have been together is the later of the steps since which each has been with the third, if these
+    differ. ``analyze(device="cuda")`` finds the places on the GPU, and the events on the CPU. The numbers are
     identical.
     """
     if signed_zero not in SIGNED_ZERO:
@@ -141,63 +139,53 @@ def census(
     if ds.sizes["step"] > 1:
         checks.check_steps(ds, "census", allow_gaps=True)
     data = checks.as_dask(x.data)
-    _words_of(stored_dtype(data), signed_zero)  # now, not when it is computed
-    positions = _positions(ds["step"].values, at)
+    _special_words(stored_dtype(data), signed_zero)  # refuse other formats now, not when results are computed
+    labels = ds["step"].values
+    positions = step_selection.select_steps(labels, at if at is None else np.ravel(at).tolist(), "census", 2)
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token"}}
-        values = {**_with_start(found), **_of_tokens(found, ds, positions)}
+    def finish(results: ReductionResults) -> xr.Dataset:
+        values = {**_step_variables(results), **_token_variables(results, ds, positions)}
         attrs = checks.result_attrs(ds, variable=variable, signed_zero=signed_zero)
-        chosen = xr.Variable("census_step", ds["step"].values[list(positions)], ds["step"].attrs)
-        return xr.Dataset(values, {**coords, "census_step": chosen}, attrs)
+        selected = xr.Variable("census_step", labels[list(positions)], ds["step"].attrs)
+        return xr.Dataset(values, {**coordinates.within(ds, "step", "token"), "census_step": selected}, attrs)
 
-    return AnalysisSpec({variable: data}, {"census": Places(variable, positions, signed_zero)}, finish)
-
-
-def _positions(steps: NDArray[np.int64], at: Sequence[int] | None) -> tuple[int, ...]:
-    if at is None:
-        return tuple(sorted({0, len(steps) - 1}))
-    wanted = np.unique(np.asarray(at).reshape(-1))
-    missing = [x for x in wanted.tolist() if x not in steps]
-    if missing:
-        raise InputError(
-            f"census: at={missing[0]} is no step of this dataset, which has {len(steps)} from {steps[0]} to {steps[-1]}"
-        )
-    return tuple(np.searchsorted(steps, wanted).tolist())
+    return AnalysisSpec({variable: data}, {"census": Coincidence(variable, positions, signed_zero)}, finish)
 
 
-def _words_of(dtype: np.dtype[Any], signed_zero: str) -> tuple[Any, Any]:
-    """As words of a format: what is 0 like +0, and infinity, which is the mask of its exponent."""
+def _special_words(dtype: np.dtype[Any], signed_zero: str) -> tuple[Any, Any]:
+    """Return two words of a format: the one that equals +0, and infinity, the mask of the exponent."""
     if dtype.kind not in "fV":
-        raise InputError(f"census: the values have the dtype {dtype}; needed: bfloat16, float16, float32 or float64")
+        raise InputError(f"census: the values have the dtype {dtype}; expected bfloat16, float16, float32 or float64")
     zero, infinity = np.array([-0.0, np.inf]).astype(dtype).view(f"u{dtype.itemsize}")
     return (zero if signed_zero == "equal" else type(zero)(0)), infinity
 
 
 @dataclass(frozen=True)
-class Places(SingleVariable):
-    """The reduction of tokens in the same place; `OUTPUTS` says what it finds.
+class Coincidence(SingleVariable):
+    """The reduction that finds tokens in the same place; see `OUTPUTS`.
 
     Attributes
     ----------
     at
-        Positions of the steps at which each token's place is kept.
+        Positions of the steps at which the place of each token is kept.
+    signed_zero
+        The option of `census`.
     """
 
     at: tuple[int, ...]
     signed_zero: str
 
     def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
+        """Return `OUTPUTS`."""
         return OUTPUTS
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Places, block: StepBlock) -> None:
+    def __init__(self, reduction: Coincidence, block: StepBlock) -> None:
         self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
         self.hashed: Any = None
         self.state: Any = None
@@ -208,11 +196,11 @@ class _Accumulator:
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.coincidence_history import coincidence_history
 
-        # no recording is as wide as float64: what is derived stays on the CPU
+        # only derived arrays are float64, and these stay on the CPU
         wide = batch.values[self.reduction.variable].dtype.itemsize > 4
         labels = self._hash(batch) if wide or not self.block.device.runs("census") else self._hash_on_device(batch)
         first = self.block.first + batch.start
-        own = range(first, first + batch.n_states)  # the step after them belongs to another piece
+        own = range(first, first + batch.n_states)  # the step after them belongs to another batch
         wanted = np.full(len(labels), -1)
         for i, position in enumerate(self.at):
             if position in own:
@@ -221,12 +209,12 @@ class _Accumulator:
         self.state = coincidence_history(labels, changed, self.state, first, wanted, out, self.snapshots)
 
     def _hash(self, batch: Batch) -> NDArray[np.int64]:
-        """The place of each token at the steps of a piece, (t, n)."""
+        """Return the place of each token at the steps of a batch, (t, n): the position of the first token in it."""
         from deadtok_xr import kernels
 
         kernel = kernels.engine("census", False)
         values = batch.values[self.reduction.variable]
-        limits = _words_of(values.dtype, self.reduction.signed_zero)
+        limits = _special_words(values.dtype, self.reduction.signed_zero)
         words = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
         changed, keys = batch.changed(self.reduction.variable), kernel.keys(self.block.n_dims)
         labels: NDArray[np.int64]
@@ -234,9 +222,10 @@ class _Accumulator:
         return labels
 
     def _hash_on_device(self, batch: Batch) -> NDArray[np.int64]:
+        """Return the same as `_hash`, found on the device."""
         from deadtok_xr import kernels
 
-        steps = batch.tensor(self.reduction.variable)  # before what changed, which is found where the values are
+        steps = batch.tensor(self.reduction.variable)  # first: batch.changed compares the steps where the values are
         known = self.state.label if self.state is not None else None
         labels: NDArray[np.int64] = kernels.engine("census", True).census(
             steps, batch.changed(self.reduction.variable), known, signed_zero=self.reduction.signed_zero == "distinct"
@@ -249,8 +238,8 @@ class _Accumulator:
         return {**self.out, "places": {"first": self.block.first, "last": last, "at": kept}}
 
 
-def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What two rows know of places, the second of which begins where the first one ends."""
+def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Merge the places of two consecutive blocks."""
     from deadtok_xr.kernels.numba.coincidence_history import extend_back
 
     kept = dict(a["at"])
@@ -260,26 +249,27 @@ def _join(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {"first": a["first"], "last": extend_back(a["last"], b["last"], b["first"]), "at": kept}
 
 
-def _with_start(found: ReductionResults) -> dict[str, xr.Variable]:
-    """Figures and events over all steps; at the first one there are no events."""
-    variables = found.variables("census", ATTRS)
+def _step_variables(results: ReductionResults) -> dict[str, xr.Variable]:
+    """Return the counts and events over all steps; at the first one the events are -1."""
+    variables = results.variables("census", ATTRS)
     for name in EVENTS:
-        data = with_start(variables[name].data, -1, found.n_states)
-        attrs = {**ATTRS[name], "comment": ATTRS[name].get("comment", "of tokens valid at both steps") + _BEFORE}
+        data = with_start(variables[name].data, -1, results.n_states)
+        attrs = {**ATTRS[name], "comment": ATTRS[name].get("comment", "of tokens valid at both steps") + _PREVIOUS}
         variables[name] = xr.Variable("step", data, attrs)
     return variables
 
 
-def _of_tokens(found: ReductionResults, ds: xr.Dataset, positions: tuple[int, ...]) -> dict[str, xr.Variable]:
+def _token_variables(results: ReductionResults, ds: xr.Dataset, positions: tuple[int, ...]) -> dict[str, xr.Variable]:
+    """Return the variables per token at the selected steps."""
     shape = (len(positions), ds.sizes["token"])
     shapes: dict[str, Any] = dict.fromkeys(_PER_TOKEN, (("census_step", "token"), shape, "i8"))
-    inputs = {"places": found.merged("census", "places", _join)}
+    inputs = {"places": results.merged("census", "places", _merge)}
     return compute_together(
-        inputs, _list, shapes, ATTRS, positions=positions, steps=ds["step"].values, tokens=ds["token"].values
+        inputs, _list_tokens, shapes, ATTRS, positions=positions, steps=ds["step"].values, tokens=ds["token"].values
     )
 
 
-def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> Arrays:
+def _list_tokens(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: Any) -> Arrays:
     from deadtok_xr.kernels.numba.coincidence_history import together_since
 
     (places,) = inputs["places"]
@@ -295,7 +285,10 @@ def _list(inputs: dict[str, list[Any]], *, positions: Any, steps: Any, tokens: A
 
 
 def ranks(label: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The black hole of each token, 1 the largest: 0 none, -1 where ``label``, its place's first token, is -1."""
+    """Return the rank of each token's black hole by size, 1 for the largest: 0 for none, -1 where ``label`` is -1.
+
+    ``label`` is the position of the first token in the same place.
+    """
     holes, sizes = np.unique(label[label >= 0], return_counts=True)
     holes, sizes = holes[sizes > 1], sizes[sizes > 1]
     rank = np.zeros(len(label), np.int64)
@@ -318,8 +311,8 @@ census.pictures = (
     Picture(
         "census",
         "census.census",
-        "Tokens in the very same place",
-        "Black holes are places that two or more tokens share to the bit. Shown are how many there are, how many "
-        "tokens they hold, and how many the largest one holds.",
+        "Tokens in the same place",
+        "A black hole is a place that two or more tokens share to the bit. The lines show how many black holes there "
+        "are, how many tokens they hold, and how many the largest one holds.",
     ),
 )

@@ -1,4 +1,4 @@
-"""What is the final centroid made of: where the tokens began, or how they drifted?"""
+"""Split the final centroid into the initial one and the accumulated drift."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.coherence import cosine
-from deadtok_xr.analyses.common import checks, summary_text
-from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.analyses.common import checks, coordinates, summary_text
+from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
+from deadtok_xr.analyses.common.vectors import cosine
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -22,13 +22,13 @@ ATTRS: dict[str, dict[str, Any]] = {
     "drift": {"long_name": "accumulated drift of the centroid", "units": "1", "formula": "C[T] - C[0] = Σ_t ΔC[t]"},
     "final": {"long_name": "centroid at the last step", "units": "1", "formula": "C[T] = C[0] + Σ_t ΔC[t]"},
     "drift_share_dim": {
-        "long_name": "share of the drift in what makes up a dim of the final centroid", "units": "1",
+        "long_name": "share of the drift in a dim of the final centroid", "units": "1",
         "formula": "|drift_d| / (|initial_d| + |drift_d|)",
     },
     "drift_projection": {
         "long_name": "accumulated drift along the final centroid, relative to its length", "units": "1",
         "formula": "(C[t] - C[0])·C[T] / ‖C[T]‖₂²",
-        "comment": "the initial position has the rest: at the last step the two sum to 1",
+        "comment": "at the last step, this and `initial_projection` sum to 1",
     },
     "initial_projection": {
         "long_name": "initial centroid along the final one, relative to its length", "units": "1",
@@ -39,9 +39,9 @@ ATTRS: dict[str, dict[str, Any]] = {
     "drift_length": {
         "long_name": "distance from the first centroid", "units": "1", "formula": "‖C[t] - C[0]‖₂",
     },
-    "path_length": {"long_name": "path of the centroid", "units": "1", "formula": "Σ_(s <= t) ‖ΔC[s]‖₂"},
+    "path_length": {"long_name": "length of the centroid's path", "units": "1", "formula": "Σ_(s <= t) ‖ΔC[s]‖₂"},
     "straightness": {
-        "long_name": "distance over path of the centroid: 1 for a straight line", "units": "1",
+        "long_name": "distance of the centroid from its start over path length: 1 for a straight line", "units": "1",
         "formula": "‖C[t] - C[0]‖₂ / Σ_(s <= t) ‖ΔC[s]‖₂",
     },
     "drift_h_cosine": {
@@ -55,26 +55,26 @@ _PER_STEP = ("drift_projection", "cosine_initial", "cosine_final", "drift_length
 
 @built_in
 def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
-    """Take the last centroid apart into the first one and the drift.
+    """Split the last centroid into the first one and the drift.
 
     Parameters
     ----------
     ds
-        A recording, (step, token, dim); with `h_mean`, the drift is also compared with what the hidden state would
-        have made of it.
+        A recording, (step, token, dim); if it has `h_mean`, the drift is also compared with the accumulated push of the
+        hidden state.
     variable
         The weights to follow.
     allow_gaps
-        Follow the centroid across missing steps, of which the path then knows nothing; adds `step_span`.
+        Follow the centroid across missing steps, which the path then ignores; adds `step_span`.
 
     Returns
     -------
     xarray.Dataset
         Lazy dataset, float64. Per dim: `initial`, `drift`, `final` = initial + drift, `drift_share_dim`. Over t = 0..T:
-        `drift_projection`, which reaches 1 - `initial_projection` (a number) at the last step, so that the two share
-        the length of the final centroid between them; `cosine_initial`, `cosine_final`, `drift_length`, `path_length`,
-        `straightness`; `drift_h_cosine` where h_mean is recorded, else named in the attribute `left_out`. NaN in a
-        token makes the centroid of its step NaN, and with it what follows from that.
+        `drift_projection`, which at the last step is 1 - `initial_projection` (a number): the two are the shares of the
+        final centroid's length; `cosine_initial`, `cosine_final`, `drift_length`, `path_length`, `straightness`;
+        `drift_h_cosine` if h_mean is recorded, else the attribute `left_out` names it. NaN in a token makes the
+        centroid of its step NaN, and everything computed from it.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
     x = checks.require(ds, variable, "centroid_origin")
     extra = checks.check_steps(ds, "centroid_origin", allow_gaps=allow_gaps)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
-    known = [name for name in ("h_mean", "lr") if name in ds] if with_h else []
+    recorded = [name for name in ("h_mean", "lr") if name in ds] if with_h else []
     steps, dims = ds.sizes["step"], ds.sizes["dim"]
     shapes: dict[str, Any] = {
         **dict.fromkeys(_PER_DIM, (("dim",), (dims,), "f8")),
@@ -92,16 +92,15 @@ def centroid_origin(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = F
         "initial_projection": ((), (), "f8"),
     }
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        inputs = {"centroid": found.array("cloud", "centroid")}
-        inputs |= {name: checks.as_series(ds[name]).rechunk(-1) for name in known}
+    def finish(results: ReductionResults) -> xr.Dataset:
+        inputs = {"centroid": results.array("cloud", "centroid")}
+        inputs |= {name: checks.as_series(ds[name]).rechunk(-1) for name in recorded}
         left_out = {} if with_h else {"drift_h_cosine": "the dataset has no h_mean"}
-        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims in (("step",), ("dim",))}
         values = compute_together(inputs, _measure, shapes, ATTRS)
         attrs = checks.result_attrs(ds, variable=variable, left_out=left_out)
-        return xr.Dataset({**values, **checks.from_the_first(extra)}, coords, attrs)
+        return xr.Dataset({**values, **checks.with_first_step(extra)}, coordinates.along(ds, "step", "dim"), attrs)
 
-    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"cloud": Cloud(variable)}, finish)
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"cloud": CentreOfMass(variable)}, finish)
 
 
 def _measure(inputs: dict[str, list[Any]]) -> Arrays:
@@ -112,7 +111,7 @@ def _measure(inputs: dict[str, list[Any]]) -> Arrays:
     path = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(C, axis=0), axis=1))])
     length = np.linalg.norm(drift, axis=1)
     parts = np.abs(first) + np.abs(drift[-1])
-    found = {
+    out = {
         "initial": first,
         "drift": drift[-1],
         "final": last,
@@ -126,16 +125,17 @@ def _measure(inputs: dict[str, list[Any]]) -> Arrays:
         "straightness": _ratio(length, path),
     }
     if "h_mean" in inputs:
-        found["drift_h_cosine"] = _against_h(drift, inputs)
-    return found
+        out["drift_h_cosine"] = _h_cosine(drift, inputs)
+    return out
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    """a / b, NaN where b is 0."""
+    """Return a / b; NaN where b is 0."""
     return np.where(b != 0, a / np.where(b != 0, b, 1.0), np.nan)
 
 
-def _against_h(drift: Floats, inputs: dict[str, list[Any]]) -> Floats:
+def _h_cosine(drift: Floats, inputs: dict[str, list[Any]]) -> Floats:
+    """Return the cosine between the drift and the accumulated -lr·h_mean at every step."""
     push = -inputs["h_mean"][0][1:].astype(np.float64)
     if "lr" in inputs:
         push *= inputs["lr"][0][1:, None]
@@ -157,8 +157,8 @@ centroid_origin.pictures = (
     Picture(
         "centroid_origin",
         "centroid_origin.centroid_origin",
-        "What the final centroid is made of",
-        "The two shares add up to the length of the final centroid. Where drift is all of it, the place where the "
-        "tokens began has been forgotten.",
+        "Parts of the final centroid",
+        "The shares of drift and initial centroid add up to the length of the final centroid. If the drift is all of "
+        "it, nothing is left of the initial position.",
     ),
 )

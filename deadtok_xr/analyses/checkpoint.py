@@ -1,4 +1,4 @@
-"""One step of a model: norms, exponents, and the neighbourhood of its largest black hole; any size of vocabulary."""
+"""Describe one step: norms, exponents, and the neighbourhood of the largest black hole, for any size of vocabulary."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
-from deadtok_xr.analyses.common.cells import MANTISSAS
-from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.common import checks, coordinates, step_selection
+from deadtok_xr.analyses.common.lattice_counts import MANTISSAS
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError, OffGridError
 
-_NEAREST = "nearest of the reference tokens; -1 or NaN for a token with NaN or infinity, or without a reference"
+_NEAREST = "of the nearest reference token; -1 or NaN for a token with NaN or infinity, or without a reference"
 ATTRS: dict[str, dict[str, Any]] = {
-    "norm": {"long_name": "norm of the token", "units": "1", "formula": "‖W_i‖₂", "comment": "NaN if it is not finite"},
+    "norm": {"long_name": "norm of the token", "units": "1", "formula": "‖W_i‖₂", "comment": "NaN if not finite"},
     "reference_distance": {
         "long_name": "distance to the reference", "units": "1", "formula": "min_r ‖W_i - W_r‖₂", "comment": _NEAREST,
     },
@@ -32,7 +31,7 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": _NEAREST,
     },
     "reference_ordinal": {
-        "long_name": "L∞ distance to the reference in representable numbers", "units": "1",
+        "long_name": "L∞ distance to the reference, in representable numbers", "units": "1",
         "formula": "min_r max_d |ordinal(W_id) - ordinal(W_rd)|", "comment": _NEAREST,
     },
     "reference_exponent": {
@@ -40,15 +39,15 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "min_r max_d |E_id - E_rd|", "comment": _NEAREST,
     },
     "reference_token": {
-        "long_name": "tokens that distances are measured from", "units": "1",
-        "comment": "-1: no two tokens are the same, so that there is no black hole to measure from",
+        "long_name": "tokens from which distances are measured", "units": "1",
+        "comment": "-1: no two tokens are equal, so that there is no black hole to measure from",
     },
     "exponent_neighbourhood": {
-        "long_name": "tokens whose exponents are all within a tolerance of the reference's", "units": "1",
+        "long_name": "tokens whose exponents all differ from those of the reference by at most k", "units": "1",
         "formula": "#{i: min_r max_d |E_id - E_rd| <= k}",
     },
     "ordinal_neighbourhood": {
-        "long_name": "tokens that are within so many representable numbers of the reference in every dim", "units": "1",
+        "long_name": "tokens within k representable numbers of the reference in every dim", "units": "1",
         "formula": "#{i: min_r max_d |ordinal(W_id) - ordinal(W_rd)| <= k}",
     },
     "exponent_count": {
@@ -60,15 +59,15 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": "without zero and subnormals",
     },
     "norm_count": {"long_name": "tokens by norm", "units": "1", "formula": "#{norm_low <= ‖W_i‖₂ < norm_high}",
-                   "comment": "the last bin holds its upper end too"},
+                   "comment": "the last bin includes its upper edge"},
     "n_zero": {"long_name": "elements that are exactly zero", "units": "1"},
     "n_negative": {"long_name": "elements below zero", "units": "1"},
     "n_power_of_two": {"long_name": "elements at a power of two", "units": "1"},
     "n_valid": {"long_name": "tokens without NaN or infinity", "units": "1"},
     "n_invalid": {"long_name": "tokens with NaN or infinity, which are left out", "units": "1"},
     "centroid": {"long_name": "centroid of the valid tokens", "units": "1", "formula": "mean_i W_i"},
-    "norm_low": {"long_name": "lower end of the norms of a bin", "units": "1"},
-    "norm_high": {"long_name": "upper end of the norms of a bin", "units": "1"},
+    "norm_low": {"long_name": "lower edge of the bin of norms", "units": "1"},
+    "norm_high": {"long_name": "upper edge of the bin of norms", "units": "1"},
 }  # fmt: skip
 _NUMBERS = ("n_zero", "n_negative", "n_power_of_two", "n_valid", "n_invalid")
 _DISTANCES = {"distance": "f8", "linf": "f8", "ordinal": "i8", "exponent": "i8"}
@@ -84,19 +83,19 @@ def checkpoint(
     variable: str = "W",
     precision: str | None = None,
 ) -> xr.Dataset:
-    """Describe one step of a recording, or a model that is a single checkpoint.
+    """Describe one step of a recording, or a single checkpoint.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim), of any number of tokens.
     step
-        Which step, by its label; needed if there are several.
+        The label of the step; required if there are several.
     reference
-        Ids of the tokens that distances are measured from, each token's from the nearest; or ``"largest"``, the tokens
-        of the largest black hole, which are all in one place.
+        Ids of the tokens from which distances are measured: for each token from the nearest of them. ``"largest"``: the
+        tokens of the largest black hole, which are all in one place.
     norm_bins
-        Bins of the histogram of norms.
+        The number of bins of the histogram of norms.
     variable, precision
         As for `motion`.
 
@@ -105,94 +104,73 @@ def checkpoint(
     xarray.Dataset
         Lazy dataset. Per token: `norm`, `reference_distance`, `reference_linf` float64; `reference_ordinal`,
         `reference_exponent` int64. By tolerance k = 0..20: `exponent_neighbourhood`, `ordinal_neighbourhood`. By `kind`
-        (all, and dead and live where they are known): `exponent_count` (exponent), `mantissa_count` (mantissa),
+        (all; dead and live if known): `exponent_count` (exponent), `mantissa_count` (mantissa),
         `norm_count` (norm_bin), `n_zero`, `n_negative`, `n_power_of_two`, `n_valid`, `n_invalid`, int64, and `centroid`
         (dim). `norm_low`, `norm_high` (norm_bin); `reference_token` (reference).
 
-        `census` has all black holes, `topology` the graph of tokens, `spectrum` the covariance; they take one step too.
+        For all black holes use `census`, for the graph of tokens `topology`, for the covariance `spectrum`; they accept
+        a single step too.
 
     Raises
     ------
     InputError
-        If a step must be named, or a step or token is not there; for a recording without a lattice.
+        If a step must be named, if a step or token is not there, or for a recording without a lattice.
     OffGridError
         When computed, if the values are not on the grid.
 
     Notes
     -----
-    Works block by block of tokens, in memory of a few chunks, whatever the vocabulary. It reads them twice, since the
-    reference is known after the first reading. Equal rows are found by a digest of 128 bits. L∞ distances count
-    representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
+    Works block by block of tokens, in the memory of a few chunks, whatever the vocabulary. Every chunk is read twice,
+    since the reference is known only after the first reading. Equal tokens are found by a digest of 128 bits. L∞
+    distances count representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
     """
-    x = one_step(checks.require(ds, variable, "checkpoint"), step, "checkpoint")
-    grid = grid_name(x, precision)
+    x = step_selection.select_one_step(checks.require(ds, variable, "checkpoint"), step, "checkpoint")
+    grid = checks.grid_name(x, precision)
     if norm_bins < 1:
-        raise InputError(f"checkpoint: norm_bins={norm_bins}; needed: at least 1")
-    tokens = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
+        raise InputError(f"checkpoint: norm_bins={norm_bins}; expected at least 1")
+    tokens = checks.token_ids(ds)
     rows = checks.as_dask(x.data)
     rows = rows.rechunk({0: 1}) if rows.numblocks[0] != 1 else rows
     dead = ds["dead"].values if "dead" in ds.coords else None
     kinds = ("all",) if dead is None else ("all", "dead", "live")
-    named = None if isinstance(reference, str) else _positions(tokens, reference)
     if isinstance(reference, str) and reference != "largest":
         raise InputError(f"reference={reference!r}: say 'largest', or a list of token ids")
+    named = None if isinstance(reference, str) else _token_positions(tokens, reference)
     parts = _by_block(rows, _describe, variable, grid, dead, named is None)
-    few = _gathered(parts, rows, named)
-    distances = _by_block(rows, _measure, grid, few)
-    inputs = {"parts": _collected(parts), "few": few, "distances": _collected(distances)}
+    references = _read_reference(parts, rows, named)
+    distances = _by_block(rows, _measure_distances, grid, references)
+    inputs = {"parts": _as_one_block(parts), "references": references, "distances": _as_one_block(distances)}
     shapes = _shapes(rows.shape, grid, len(kinds), norm_bins, 1 if named is None else len(named))
-    values = compute_together(inputs, _together, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
-    coords: dict[str, Any] = {str(n): c.variable for n, c in ds.coords.items() if c.dims in (("token",), ("dim",))}
-    coords |= {
+    values = compute_together(inputs, _combine, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
+    coords = {
+        **coordinates.along(ds, "token", "dim"),
         "kind": list(kinds),
         "exponent": np.arange(get_grid(grid).max_exponent),
         "mantissa": np.arange(MANTISSAS),
+        "tolerance": np.arange(_TOLERANCES),
     }
-    coords["tolerance"] = np.arange(_TOLERANCES)
     attrs = checks.result_attrs(ds, variable=variable, precision=grid, step=int(x["step"].values[0]))
     return xr.Dataset(values, coords, attrs)
 
 
-def one_step(x: xr.DataArray, step: int | None, purpose: str) -> xr.DataArray:
-    """The step with that label; of a single one it need not be said.
-
-    Raises
-    ------
-    InputError
-        If it is not there, or one of several must be named.
-    """
-    labels = x["step"].values if "step" in x.coords else np.arange(x.sizes["step"])
-    if step is None and len(labels) > 1:
-        raise InputError(
-            f"{purpose} takes one step; this dataset has {len(labels)} ({labels[0]} to {labels[-1]}): say step="
-        )
-    x = x.assign_coords(step=labels)
-    if step is None:
-        return x
-    if step not in labels:
-        raise InputError(f"{purpose}: step {step} is not in this dataset (steps {labels[0]} to {labels[-1]})")
-    at = int(np.flatnonzero(labels == step)[0])
-    return x.isel(step=slice(at, at + 1))
-
-
-def _positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[int, ...]:
+def _token_positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[int, ...]:
     wanted = np.atleast_1d(np.asarray(named))
     missing = wanted[~np.isin(wanted, tokens)]
     if missing.size or not wanted.size:
-        said = f"token {missing[0]} is not in this dataset" if missing.size else "reference= names no token"
-        raise InputError(f"checkpoint: {said}; name tokens that it has, or say reference='largest'")
+        reason = f"token {missing[0]} is not in this dataset" if missing.size else "reference= names no token"
+        raise InputError(f"checkpoint: {reason}; name tokens that it has, or say reference='largest'")
     return tuple(int(np.flatnonzero(tokens == token)[0]) for token in wanted)
 
 
 def _by_block(x: da.Array, work: Any, *options: Any) -> da.Array:
-    """One object per block of tokens: ``work(rows, first, *options)``, lazy options computed before."""
+    """Return one object per block of tokens: ``work(rows, first, *options)``; lazy options are computed first."""
     name = f"{work.__name__.strip('_')}-{tokenize(x.name, options)}"
     first = np.concatenate([[0], np.cumsum(x.chunks[1])]).tolist()
     lazy = [o for o in options if isinstance(o, da.Array)]
 
     def tasks(names: list[str]) -> Tasks:
-        found = iter(names[1:])
-        keys = [(next(found), 0) if isinstance(o, da.Array) else o for o in options]
+        lazy_names = iter(names[1:])
+        keys = [(next(lazy_names), 0) if isinstance(o, da.Array) else o for o in options]
         return {(name, j): (_work, work, (names[0], 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])}
 
     return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x, *lazy])
@@ -202,24 +180,24 @@ def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
     return [work(block[0], first, *(o[0] if isinstance(o, list) else o for o in options))]
 
 
-def _collected(parts: da.Array) -> da.Array:
-    """The objects of all blocks as one block."""
+def _as_one_block(parts: da.Array) -> da.Array:
+    """Return the objects of all blocks as one block."""
     name = f"collected-{tokenize(parts.name)}"
     n = parts.numblocks[0]
     return from_tasks(
-        name, lambda names: {(name, 0): (_first_of, [(names[0], j) for j in range(n)])}, ((1,),), np.empty(0, object),
+        name, lambda names: {(name, 0): (_as_tuple, [(names[0], j) for j in range(n)])}, ((1,),), np.empty(0, object),
         [parts],
     )  # fmt: skip
 
 
-def _first_of(blocks_of_one: list[Any]) -> list[Any]:
-    return [tuple(part for (part,) in blocks_of_one)]  # no list, which would be taken apart
+def _as_tuple(blocks: list[Any]) -> list[Any]:
+    return [tuple(part for (part,) in blocks)]  # compute_together would take a list apart
 
 
 def _describe(
     rows: NDArray[Any], first: int, variable: str, grid: str, dead: NDArray[np.bool_] | None, digests: bool
 ) -> dict[str, Any]:
-    """What a block of tokens adds up to, dead and live by themselves; of each token its norm and its row's digest."""
+    """Return the sums of a block of tokens, for dead and live tokens separately, and each token's norm and digest."""
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.incremental_counts import IncrementalCounts
 
@@ -229,7 +207,7 @@ def _describe(
     valid = np.asarray(np.isfinite(x).all(axis=1))
     masks = [valid | True] if dead is None else [d := dead[first : first + len(rows)], ~d]
     try:
-        found = [
+        sums = [
             {
                 **_counts(IncrementalCounts(words[m][None], lattice), get_grid(grid).max_exponent),
                 "sum": x[valid & m].sum(axis=0),
@@ -239,34 +217,34 @@ def _describe(
     except OffGridError as error:
         raise OffGridError(f"{variable}: {error} of {grid}; measure recorded values, or say precision=") from None
     norm = np.where(valid, np.sqrt(np.einsum("nd,nd->n", x, x)), np.nan)
-    same = [hashlib.blake2b(row, digest_size=16).digest() for row in words] if digests else []
-    return {"found": found, "norm": norm, "valid": valid, "digests": same}
+    row_digests = [hashlib.blake2b(row, digest_size=16).digest() for row in words] if digests else []
+    return {"sums": sums, "norm": norm, "valid": valid, "digests": row_digests}
 
 
-def _counts(running: Any, n_exponents: int) -> dict[str, Any]:
-    invalid = int((running.broken > 0).sum())
-    numbers = [*running.counts, len(running.broken) - invalid, invalid]
-    exponents, mantissas = running.distributions()
+def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
+    invalid = int((counts.broken > 0).sum())
+    numbers = [*counts.counts, len(counts.broken) - invalid, invalid]
+    exponents, mantissas = counts.distributions()
     return {
         "exponent_count": exponents[:n_exponents], "mantissa_count": mantissas,
         **{name: int(n) for name, n in zip(_NUMBERS, numbers, strict=True)},
     }  # fmt: skip
 
 
-def _gathered(parts: da.Array, x: da.Array, named: tuple[int, ...] | None) -> da.Array:
-    """The reference: positions along token, and their rows. One task, which waits for the digests it needs."""
+def _read_reference(parts: da.Array, x: da.Array, named: tuple[int, ...] | None) -> da.Array:
+    """Return the reference tokens, their positions and values, by one task that waits for the digests if needed."""
     name = f"reference-{tokenize(parts.name, named)}"
     needed = [parts] if named is None else []
 
     def task(names: list[str]) -> Tasks:
         keys = [(n, j) for n in names for j in range(parts.numblocks[0])]
-        return {(name, 0): (_gather, keys, _Rows(x), named)}
+        return {(name, 0): (_gather, keys, _TokenReader(x), named)}
 
     return from_tasks(name, task, ((1,),), np.empty(0, object), needed)
 
 
-class _Rows:
-    """Rows that are read when they are known, inside a task; no edges of the graph, which would read all."""
+class _TokenReader:
+    """Reads tokens by position inside a task; edges of the graph would read all of them."""
 
     def __init__(self, x: da.Array) -> None:
         self._x = x
@@ -275,17 +253,17 @@ class _Rows:
         return str(self._x.name)
 
     def __call__(self, at: list[int]) -> NDArray[Any]:
-        found = [Series(self._x[0, i]).values() for i in at]
-        return np.stack(found) if found else np.empty((0, self._x.shape[2]), self._x.dtype)
+        rows = [Series(self._x[0, i]).values() for i in at]
+        return np.stack(rows) if rows else np.empty((0, self._x.shape[2]), self._x.dtype)
 
 
-def _gather(parts: list[Any], rows: _Rows, named: tuple[int, ...] | None) -> list[Any]:
-    at = list(named) if named is not None else _largest(parts)
-    return [{"at": at, "rows": rows(at)}]
+def _gather(parts: list[Any], read: _TokenReader, named: tuple[int, ...] | None) -> list[Any]:
+    at = list(named) if named is not None else _largest_black_hole(parts)
+    return [{"at": at, "rows": read(at)}]
 
 
-def _largest(parts: list[Any]) -> list[int]:
-    """The first token of the largest set of equal finite rows, if there is one."""
+def _largest_black_hole(parts: list[Any]) -> list[int]:
+    """Return the position of the first token of the largest black hole, if there is one."""
     digests = np.frombuffer(b"".join(d for (part,) in parts for d in part["digests"]), "V16")
     valid = np.flatnonzero(np.concatenate([part["valid"] for (part,) in parts]))
     if not valid.size:
@@ -295,17 +273,17 @@ def _largest(parts: list[Any]) -> list[int]:
     return [int(valid[first[counts == most].min()])] if most > 1 else []
 
 
-def _measure(rows: NDArray[Any], first: int, grid: str, few: dict[str, Any]) -> dict[str, Any]:
+def _measure_distances(rows: NDArray[Any], first: int, grid: str, references: dict[str, Any]) -> dict[str, Any]:
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.neighbours import nearest
 
-    finite = np.isfinite(few["rows"].astype(np.float32)).all(axis=1)
+    finite = np.isfinite(references["rows"].astype(np.float32)).all(axis=1)
     valid = np.asarray(np.isfinite(rows.astype(np.float32)).all(axis=1))
-    return nearest(kernels.bit_words(rows), valid, kernels.bit_words(few["rows"][finite]), kernels.lattice(grid))
+    return nearest(kernels.bit_words(rows), valid, kernels.bit_words(references["rows"][finite]), kernels.lattice(grid))
 
 
 def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: int) -> dict[str, Any]:
-    """Dims, shapes and dtypes of the results, for k kinds of tokens."""
+    """Return the dims, shapes and dtypes of the results, for k kinds of tokens."""
     n, d = shape[1:]
     return {
         "norm": (("token",), (n,), "f8"),
@@ -321,16 +299,17 @@ def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: i
     }
 
 
-def _together(
+def _combine(
     inputs: dict[str, list[Any]], *, dead: NDArray[np.bool_] | None, tokens: NDArray[Any], bins: int
 ) -> Arrays:
-    ((parts,), (few,), (distances,)) = (inputs[name] for name in ("parts", "few", "distances"))
+    ((parts,), (references,), (distances,)) = (inputs[name] for name in ("parts", "references", "distances"))
     out = {f"reference_{name}": np.concatenate([part[name] for part in distances]) for name in _DISTANCES}
     for name in ("exponent", "ordinal"):
-        far = out[f"reference_{name}"]
-        out[f"{name}_neighbourhood"] = np.array([((far >= 0) & (far <= k)).sum() for k in range(_TOLERANCES)])
-    out["reference_token"] = tokens[few["at"]] if few["at"] else np.array([-1])
-    out |= _totals([part["found"] for part in parts])
+        distance = out[f"reference_{name}"]
+        within = [((distance >= 0) & (distance <= k)).sum() for k in range(_TOLERANCES)]
+        out[f"{name}_neighbourhood"] = np.array(within)
+    out["reference_token"] = tokens[references["at"]] if references["at"] else np.array([-1])
+    out |= _totals([part["sums"] for part in parts])
     norm = out["norm"] = np.concatenate([part["norm"] for part in parts])
     edges = _edges(norm[~np.isnan(norm)], bins)
     out["norm_low"], out["norm_high"] = edges[:-1], edges[1:]
@@ -340,16 +319,16 @@ def _together(
 
 
 def _totals(parts: list[list[dict[str, Any]]]) -> Arrays:
-    """Sums over blocks, of all tokens first and then of each kind."""
+    """Return the sums over blocks: of all tokens, then of each kind."""
     names = parts[0][0]
-    of_kinds = {name: [sum(part[k][name] for part in parts) for k in range(len(parts[0]))] for name in names}
-    total = {name: np.array([sum(v), *v] if len(v) > 1 else v) for name, v in of_kinds.items()}
+    by_kind = {name: [sum(part[k][name] for part in parts) for k in range(len(parts[0]))] for name in names}
+    total = {name: np.array([sum(v), *v] if len(v) > 1 else v) for name, v in by_kind.items()}
     with np.errstate(invalid="ignore"):  # a kind without valid tokens
         return {**total, "centroid": total.pop("sum") / total["n_valid"][:, None]}
 
 
 def _edges(norm: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """Ends of equal bins from the smallest norm to the largest; around them where they are all but the same."""
+    """Return the edges of equal bins from the smallest norm to the largest, with a margin if these are almost equal."""
     if not norm.size:
         return np.full(bins + 1, np.nan)
     low, high = norm.min(), norm.max()
@@ -360,5 +339,5 @@ def _edges(norm: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
 
 
 def _histogram(norm: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    there = norm[~np.isnan(norm)]
-    return np.histogram(there, edges)[0] if there.size else np.zeros(len(edges) - 1, np.int64)
+    valid = norm[~np.isnan(norm)]
+    return np.histogram(valid, edges)[0] if valid.size else np.zeros(len(edges) - 1, np.int64)

@@ -1,4 +1,4 @@
-"""Do the tokens move as one, and along which direction: against the hidden state that pushes them?"""
+"""Compare the directions in which tokens move, with each other and with the hidden state that pushes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, summary_text
-from deadtok_xr.analyses.common.transitions import step_and_token_coords
+from deadtok_xr.analyses.common import checks, coordinates, summary_text
+from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -75,13 +75,13 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "cos(mean_(i dead) g_i, p_h_dead)", "comment": "1 by the law of dead gradients, ∂L/∂W_i = Σ p_i·h",
     },
     "gradient_p_h_deviation": {
-        "long_name": "how far the mean gradient of the dead tokens is from Σ p·h, relative to that", "units": "1",
+        "long_name": "relative deviation of the mean gradient of the dead tokens from Σ p·h", "units": "1",
         "formula": "‖mean_(i dead) g_i - p_h_dead‖₂ / ‖p_h_dead‖₂",
-        "comment": "0 by the law of dead gradients, but for the rounding of g and of its accumulation",
+        "comment": "0 by the law of dead gradients, except for the rounding of g and of its accumulation",
     },
     "step1_deviation": {
         "long_name": "largest deviation of the first update from the law of Adam's first step", "units": "lr",
-        "formula": "max | |Δθ₁ + lr·decay·θ₀| / lr - |g|/(|g| + eps) |", "comment": "NaN after the first update",
+        "formula": "max | |Δθ₁ + lr·decay·θ₀| / lr - |g|/(|g| + eps) |", "comment": "NaN for later updates",
     },
     "update_cosine_mean": _cosines("intended update", "u")["mean"],
     "update_cosine_std": _cosines("intended update", "u")["std"],
@@ -120,45 +120,44 @@ _SERIES = ("h_mean", "h_norm", "p_h_dead", "p_dead", "lr")
 
 @built_in
 def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) -> AnalysisSpec:
-    """How much alike the tokens' displacements and gradients are in direction, and what they are aligned with.
+    """Measure how similar in direction the displacements and gradients of the tokens are, and their alignment.
 
-    Cosines are of all pairs, exact in float64, by moments in O(N·D²): N x N is never formed.
+    Cosines are over all pairs, exact in float64, from moments in O(N·D²): N x N is never formed.
 
     Parameters
     ----------
     ds
-        A recording, (step, token, dim). Beside the weights it uses, where they are there, `grad`, `update` (the
-        update before rounding), `h_mean`, `h_norm`, `p_dead` and `p_h_dead`, and the coordinate `dead`.
+        A recording, (step, token, dim). Besides the weights it uses, if they are there, `grad`, `update` (the update
+        before rounding), `h_mean`, `h_norm`, `p_dead` and `p_h_dead`, and the coordinate `dead`.
     variable
         The weights to follow.
     allow_gaps
-        Measure transitions that span several updates; adds `step_span`. The gradient is that of the last.
+        Measure transitions that span several updates; adds `step_span`. The gradient is that of the last one.
 
     Returns
     -------
     xarray.Dataset
         Lazy dataset over t = 1..T, float64 (step): `displacement_cosine_mean`, `displacement_cosine_std` (ddof 0),
-        `bulk_alignment`, and int64 `n_used` (tokens that moved), `n_invalid`. By what the recording holds,
+        `bulk_alignment`, and int64 `n_used` (tokens that moved), `n_invalid`. If the recording allows,
         `h_alignment`, `h_norm_ratio`, `p_dead`; `gradient_cosine_mean`, `gradient_cosine_std`, `gradient_n_used`,
         `gradient_norm_mean`, `mean_gradient_norm`, `gradient_update_cosine`, `gradient_h_alignment`;
         `gradient_p_h_alignment` and `gradient_p_h_deviation`, the law of dead gradients; `step1_deviation`;
         `update_cosine_mean`, `update_cosine_std`, `update_n_used`; `separation`, `separation_cosine`,
-        `dead_centroid_norm`, `live_centroid_norm`. What is left out is in the attribute `left_out`, with the reason.
+        `dead_centroid_norm`, `live_centroid_norm`. The attribute `left_out` names the others, with the reason.
 
-        Zero vectors have no direction and are left out, and so are tokens with NaN or infinity; fewer than two vectors
-        give NaN.
+        Zero vectors have no direction and are left out, like tokens with NaN or infinity; fewer than two vectors give
+        NaN.
 
     Raises
     ------
     InputError
         For fewer than two steps, gaps, or a recording without W.
 
-    Notes
-    -----
-    With unit vectors x, μ = mean x, s = ‖x - μ‖², q = mean s, a = (q - s)/2 and K = Σ (x - μ)(x - μ)ᵀ: the mean is
-    1 - q·N/(N-1), the variance [2NΣa² + ‖K‖²_F - N·q²] / (N(N-1)) - (q/(N-1))². Cosines of mean and single token are
-    those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in lore/dead-token-dynamics. The law of
-    Adam's first step, whose moments are both the first gradient's: |Δθ₁| = lr·|g|/(|g| + eps).
+    Notes ----- With unit vectors x, μ = mean x, s = ‖x - μ‖², q = mean s, a = (q - s)/2 and K = Σ (x - μ)(x - μ)ᵀ: the
+    mean is 1 - q·N/(N-1), the variance [2NΣa² + ‖K‖²_F - N·q²] / (N(N-1)) - (q/(N-1))². The cosines between the mean
+    and single tokens are those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in
+    lore/dead-token-dynamics. Adam's first step follows the law |Δθ₁| = lr·|g|/(|g| + eps), since both moments are those
+    of the first gradient.
     """
     weights = checks.require(ds, variable, "coherence")
     extra = checks.check_steps(ds, "coherence", allow_gaps=allow_gaps)
@@ -177,10 +176,10 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
         tuple(names), tuple(matrices), series, ds["step"].values, dead, None if isinstance(adam, str) else adam
     )
 
-    def finish(found: ReductionResults) -> xr.Dataset:
+    def finish(results: ReductionResults) -> xr.Dataset:
         attrs = checks.result_attrs(ds, variable=variable, left_out=left_out)
-        coords = {k: v for k, v in step_and_token_coords(ds).items() if v.dims == ("step",)}
-        return xr.Dataset({**found.variables("directions", ATTRS), **extra}, coords, attrs)
+        coords = coordinates.along(ds.isel(step=slice(1, None)), "step")
+        return xr.Dataset({**results.variables("directions", ATTRS), **extra}, coords, attrs)
 
     return AnalysisSpec(
         {name: checks.as_dask(x.data) for name, x in matrices.items()}, {"directions": reduction}, finish
@@ -188,16 +187,16 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
 
 
 def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
-    """Which variables the recording does not allow, and why."""
+    """Return the variables that the recording does not allow, and why."""
     dead = ds["dead"].values if "dead" in ds.coords else None
-    there = {str(name) for name in ds.data_vars}
+    available = {str(name) for name in ds.data_vars}
     if dead is not None:
-        there |= {kind for kind, mask in (("dead tokens", dead), ("live tokens", ~dead)) if mask.any()}
+        available |= {kind for kind, mask in (("dead tokens", dead), ("live tokens", ~dead)) if mask.any()}
     if not no_first_update:
-        there.add("the first update of Adam")
+        available.add("the first update of Adam")
     reasons = {}
     for name, needs in _NEEDS.items():
-        missing = [need for need in needs if need not in there]
+        missing = [need for need in needs if need not in available]
         if missing:
             unknown = dead is None and missing[0].endswith("tokens")
             why = "does not say which tokens are dead" if unknown else f"has no {' and no '.join(missing)}"
@@ -206,7 +205,7 @@ def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
 
 
 def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
-    """The settings that the law of the first step needs, or why there are none."""
+    """Return the settings for the law of the first step, or the reason why it does not apply."""
     optimizer, settings = str(ds.attrs.get("optimizer", "unknown")), ds.attrs.get("hyperparameters", {})
     if ds["step"].values[:2].tolist() != [0, 1]:
         return "the dataset does not begin with the first update (steps 0 and 1)"
@@ -220,22 +219,22 @@ def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
 
 @dataclass(frozen=True)
 class Directions:
-    """The reduction of directions: of displacements, and of gradients and updates where they are among its matrices.
+    """The reduction that compares directions, of displacements and of the gradients and updates among its matrices.
 
     Attributes
     ----------
     names
-        What it is to find, of `ATTRS`.
+        The outputs, variables of `ATTRS`.
     matrices
-        The variables that it looks at.
+        The variables that it reads.
     series
-        Per step, what they are compared with.
+        Values per step with which directions are compared.
     steps
-        The labels.
+        The labels of the steps.
     dead
         Which tokens are dead.
     adam
-        The settings of the law of the first update, if it is asked for.
+        The settings for the law of the first update, if it applies.
     """
 
     names: tuple[str, ...]
@@ -246,14 +245,14 @@ class Directions:
     adam: dict[str, float] | None
 
     def outputs(self) -> dict[str, Output]:
-        """Counts as int64, the others as float64."""
+        """Return counts as int64, the others as float64."""
         counts = ("n_used", "n_invalid")
         return {
             name: Output("step", dtype="i8" if name.endswith(counts) else "f8", at="transitions") for name in self.names
         }
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
@@ -265,9 +264,9 @@ class _Accumulator:
         self.series = {"step": reduction.steps[block.later]}
         self.series |= {name: series.values(block.later) for name, series in reduction.series.items()}
         shape = (block.n_tokens, block.n_dims)
-        self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # memory is taken when they are filled
+        self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # takes memory once it is filled
         self.moved = SparseDirections(*shape)
-        self.room = {name: np.empty(shape) for name in _MATRICES if name in reduction.matrices}
+        self.buffers = {name: np.empty(shape) for name in _MATRICES if name in reduction.matrices}
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import coherence as kernel
@@ -276,105 +275,94 @@ class _Accumulator:
         W, changed = values["W"], batch.changed("W")
         for t in range(batch.n_transitions):
             moved = self.moved.directions(W, t, changed, self.unit)
-            if moved is None or self.room:
+            if moved is None or self.buffers:
                 kernel.differences(W, t, self.step)
             moved = moved or kernel.directions(self.step, self.unit)
             if "separation" in self.out:
                 kernel.spread(W, t + 1, self.after)
             if "step1_deviation" in self.out and self.series["step"][batch.start + t] == 1:
                 kernel.spread(W, t, self.before)
-            for name, room_of in self.room.items():
-                kernel.spread(values[name], t + 1, room_of)
-            found = self._transition(kernel, moved, batch.start + t)
+            for name, buffer in self.buffers.items():
+                kernel.spread(values[name], t + 1, buffer)
+            measured = self._measure(kernel, moved, batch.start + t)
             for name, out in self.out.items():
-                out[batch.start + t] = found[name]
+                out[batch.start + t] = measured[name]
 
-    def _transition(self, kernel: Any, moved: dict[str, Any], i: int) -> dict[str, Any]:
+    def _measure(self, kernel: Any, moved: dict[str, Any], i: int) -> dict[str, Any]:
+        """Return the outputs of a transition."""
         step, unit, dead = self.step, self.unit, self.reduction.dead
         at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
-        found = _cosine_fields("displacement", moved) | {
-            "bulk_alignment": _clipped(moved["direction"] @ _unit(moved["mean"])),
+        out = _cosine_outputs("displacement", moved) | {
+            "bulk_alignment": clip_cosine(moved["direction"] @ normalized(moved["mean"])),
             "n_used": moved["n_used"],
             "n_invalid": len(dead) - moved["n_valid"],
         }
-        if "update" in self.room:
-            found |= _cosine_fields("update", kernel.directions(self.room["update"], unit))
-        if "grad" in self.room:
-            found |= _of_gradients(kernel, self.room["grad"], unit, step, at, dead)
+        if "update" in self.buffers:
+            out |= _cosine_outputs("update", kernel.directions(self.buffers["update"], unit))
+        if "grad" in self.buffers:
+            out |= _gradient_outputs(kernel, self.buffers["grad"], unit, step, at, dead)
         if "separation" in self.out:
-            found |= _separation(kernel.means(self.after, dead))
+            out |= _separation(kernel.means(self.after, dead))
         if "h_mean" in at:
-            found["h_alignment"] = cosine(moved["mean"], -at["h_mean"])
+            out["h_alignment"] = cosine(moved["mean"], -at["h_mean"])
         if "h_norm" in at:
-            found["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
-        found["p_dead"] = at.get("p_dead", np.nan)
+            out["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
+        out["p_dead"] = at.get("p_dead", np.nan)
         if "step1_deviation" in self.out and self.reduction.adam is not None:
-            law = at["step"] == 1
-            found["step1_deviation"] = (
-                _first_step(self.before, step, self.room["grad"], at, self.reduction.adam) if law else np.nan
+            is_first = at["step"] == 1
+            out["step1_deviation"] = (
+                _first_step_deviation(self.before, step, self.buffers["grad"], at, self.reduction.adam)
+                if is_first
+                else np.nan
             )
-        return found
+        return out
 
     def result(self) -> dict[str, Any]:
         return self.out
 
 
-def _cosine_fields(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _cosine_outputs(name: str, directions: dict[str, Any]) -> dict[str, Any]:
     return {
-        f"{name}_cosine_mean": found["cosine_mean"],
-        f"{name}_cosine_std": found["cosine_std"],
-        f"{name}_n_used": found["n_used"],
+        f"{name}_cosine_mean": directions["cosine_mean"],
+        f"{name}_cosine_std": directions["cosine_std"],
+        f"{name}_n_used": directions["n_used"],
     }
 
 
-def _of_gradients(kernel: Any, grad: Any, unit: Any, step: Any, at: dict[str, Any], dead: Any) -> dict[str, Any]:
-    found = kernel.directions(grad, unit)
-    fields = _cosine_fields("gradient", found) | {
-        "gradient_norm_mean": found["norm_mean"],
-        "mean_gradient_norm": np.linalg.norm(found["mean"]),
+def _gradient_outputs(kernel: Any, grad: Any, unit: Any, step: Any, at: dict[str, Any], dead: Any) -> dict[str, Any]:
+    gradients = kernel.directions(grad, unit)
+    out = _cosine_outputs("gradient", gradients) | {
+        "gradient_norm_mean": gradients["norm_mean"],
+        "mean_gradient_norm": np.linalg.norm(gradients["mean"]),
         "gradient_update_cosine": -kernel.mean_cosine(step, grad),
     }
     if "h_mean" in at:
-        fields["gradient_h_alignment"] = cosine(found["mean"], at["h_mean"])
+        out["gradient_h_alignment"] = cosine(gradients["mean"], at["h_mean"])
     if "p_h_dead" in at:
-        of_dead, law = kernel.means(grad, dead)[0], at["p_h_dead"].astype(np.float64)
-        fields["gradient_p_h_alignment"] = cosine(of_dead, law)
+        mean, law = kernel.means(grad, dead)[0], at["p_h_dead"].astype(np.float64)
+        out["gradient_p_h_alignment"] = cosine(mean, law)
         size = np.linalg.norm(law)
-        fields["gradient_p_h_deviation"] = np.linalg.norm(of_dead - law) / size if size > 0 else np.nan
-    return fields
+        out["gradient_p_h_deviation"] = np.linalg.norm(mean - law) / size if size > 0 else np.nan
+    return out
 
 
 def _separation(centres: NDArray[np.float64]) -> dict[str, float]:
-    of_dead, of_live = centres
+    dead, live = centres
     return {
-        "separation": float(np.linalg.norm(of_dead - of_live)),
-        "separation_cosine": cosine(of_dead, of_live),
-        "dead_centroid_norm": float(np.linalg.norm(of_dead)),
-        "live_centroid_norm": float(np.linalg.norm(of_live)),
+        "separation": float(np.linalg.norm(dead - live)),
+        "separation_cosine": cosine(dead, live),
+        "dead_centroid_norm": float(np.linalg.norm(dead)),
+        "live_centroid_norm": float(np.linalg.norm(live)),
     }
 
 
-def _first_step(before: Any, step: Any, grad: Any, at: dict[str, Any], adam: dict[str, float]) -> float:
+def _first_step_deviation(before: Any, step: Any, grad: Any, at: dict[str, Any], adam: dict[str, float]) -> float:
     lr = float(at["lr"]) if np.isfinite(at.get("lr", np.nan)) else adam["lr"]
     if not lr > 0:
         return np.nan
     size = np.abs(grad)
-    off = np.abs(np.abs(step + lr * adam["decay"] * before) / lr - size / (size + adam["eps"]))
-    return float(np.nanmax(off)) if not np.isnan(off).all() else np.nan
-
-
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    size = np.linalg.norm(x)
-    return x / size if 0 < size < np.inf else np.full_like(x, np.nan)
-
-
-def _clipped(x: Any) -> float:
-    return float(np.clip(x, -1.0, 1.0))
-
-
-def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """The cosine between two vectors, in float64; NaN if one is zero or not finite."""
-    return _clipped(_unit(a.astype(np.float64)) @ _unit(b.astype(np.float64)))
+    deviation = np.abs(np.abs(step + lr * adam["decay"] * before) / lr - size / (size + adam["eps"]))
+    return float(np.nanmax(deviation)) if not np.isnan(deviation).all() else np.nan
 
 
 @coherence.summarize
@@ -391,7 +379,7 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
             yield f"  {words:17s} cosine {values[0]:.6f} first, {values[-1]:.6f} last, {summary_text.span(values)}"
     if "gradient_p_h_deviation" in ds:
         deviation = summary_text.largest_value(ds["gradient_p_h_deviation"].values)
-        yield f"  check             ∂L/∂W = Σp·h holds to {deviation:.2g} at most"
+        yield f"  check             ∂L/∂W = Σp·h holds to within {deviation:.2g}"
     yield from summary_text.invalid_steps(ds, "which are left out")
 
 
@@ -400,7 +388,7 @@ coherence.pictures = (
         "coherence",
         "coherence.coherence",
         "Do the tokens move as one?",
-        "A cosine of 1 means that all displacements point the same way, 0 that they are unrelated. The lower "
-        "panels compare the common direction with what should push it.",
+        "A cosine of 1 means that all displacements have the same direction, 0 that they are unrelated. The lower "
+        "panels compare the common direction with the gradient and the hidden state, and show how the gradient fades.",
     ),
 )

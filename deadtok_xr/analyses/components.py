@@ -1,4 +1,4 @@
-"""Which component each token belongs to at every step, and who joined or left whom."""
+"""Label the component of each token at every step, and list the tokens that join and leave components."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
-from deadtok_xr.analyses.common.graph_walk import Walk
-from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.common import checks, coordinates
+from deadtok_xr.analyses.common.adjacency import Adjacency, AdjacencyTracker, check_options
 from deadtok_xr.analyses.registry import built_in
-from deadtok_xr.analyses.topology import Graph, check_options
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -22,16 +20,17 @@ from deadtok_xr.engine import (
     StepBlock,
     allocate_outputs,
 )
+from deadtok_xr.engine.block_pass import with_start
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "component": {
-        "long_name": "component of each token, named by the first token in it", "units": "1",
-        "comment": "the id of a token; a token without a neighbour is its own component; -1 at a step with NaN",
+        "long_name": "component of the token, labelled by its first token", "units": "1",
+        "comment": "a token id; a token without a neighbour is its own component; -1 at a step with NaN",
     },
     "n_merges": {
         "long_name": "times that two components became one", "units": "1",
-        "formula": "parts - components at t; a part is the tokens that share a component at t - 1 and one at t",
+        "formula": "parts - components at t; a part: the tokens that share a component both at t - 1 and at t",
     },
     "n_splits": {
         "long_name": "times that one component became two", "units": "1", "formula": "parts - components at t - 1",
@@ -58,7 +57,7 @@ def components(
     variable: str = "W",
     precision: str | None = None,
 ) -> AnalysisSpec:
-    """The connected component of every token at every step, of the graph of `topology`.
+    """Label the connected component of every token at every step, in the graph of `topology`.
 
     Parameters
     ----------
@@ -71,8 +70,9 @@ def components(
     -------
     xarray.Dataset
         Lazy dataset over all steps: `component` (step, token) int64, the id of the first token of each token's
-        component; `n_merges` and `n_splits` (step) int64, from the step before, 0 at the first and -1 from or to a step
-        with NaN. The number of components grows by `n_splits` - `n_merges`. `component_events` says who.
+        component; `n_merges` and `n_splits` (step) int64, since the previous step: 0 at the first one, and -1 from or
+        to a step with NaN. The number of components grows by `n_splits` - `n_merges`. `component_events` lists the
+        events.
 
     Raises
     ------
@@ -81,61 +81,58 @@ def components(
     """
     check_options("components", k, spacing, coincident)
     x = checks.require(ds, variable, "components")
-    grid = grid_name(x, precision)
-    ids = ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])
+    grid = checks.grid_name(x, precision)
+    ids = checks.token_ids(ds)
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        import dask.array as da
-
-        label = found.array("members", "label").map_blocks(_named, ids, dtype=np.int64)
+    def finish(results: ReductionResults) -> xr.Dataset:
+        label = results.array("components", "label").map_blocks(_as_ids, ids, dtype=np.int64)
         values = {"component": xr.Variable(("step", "token"), label, ATTRS["component"])}
         for name in ("n_merges", "n_splits"):
-            later = found.array("members", name)
-            whole = da.concatenate([da.zeros(1, np.int64, chunks=1), later]).rechunk({0: label.chunks[0]})
-            values[name] = xr.Variable("step", whole, ATTRS[name])
-        coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= {"step", "token"} and c.dims}
+            changes = with_start(results.array("components", name), 0, label.chunks[0])
+            values[name] = xr.Variable("step", changes, ATTRS[name])
+        coords = {name: c for name, c in coordinates.within(ds, "step", "token").items() if c.dims}
         attrs = checks.result_attrs(
             ds, variable=variable, k=float(k), spacing=spacing, coincident=coincident, precision=grid
         )
         return xr.Dataset(values, coords, attrs)
 
-    graph = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"])
-    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"members": Members(graph)}, finish)
+    adjacency = Adjacency(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"])
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"components": ComponentLabels(adjacency)}, finish)
 
 
-def _named(label: NDArray[np.int32], ids: NDArray[Any]) -> NDArray[np.int64]:
+def _as_ids(label: NDArray[np.int32], ids: NDArray[Any]) -> NDArray[np.int64]:
     return np.where(label < 0, -1, ids[label])
 
 
 @dataclass(frozen=True)
-class Members:
-    """The reduction of the components' members."""
+class ComponentLabels:
+    """The reduction that labels the component of each token."""
 
-    graph: Graph
+    adjacency: Adjacency
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """The variable."""
-        return self.graph.matrices
+        return (self.adjacency.variable,)
 
     def outputs(self) -> dict[str, Output]:
-        """Positions of tokens as labels, and counts of changes."""
+        """Return the labels, positions of tokens, and the counts of merges and splits."""
         counts = {name: Output("step", dtype="i8", at="transitions") for name in ("n_merges", "n_splits")}
         return {"label": Output(("step", "token"), dtype="i4"), **counts}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Members, block: StepBlock) -> None:
-        self.fields, self.out = reduction.outputs(), allocate_outputs(reduction.outputs(), block)
-        self.walk = Walk(reduction.graph, block, labels=True)
+    def __init__(self, reduction: ComponentLabels, block: StepBlock) -> None:
+        self.outputs, self.out = reduction.outputs(), allocate_outputs(reduction.outputs(), block)
+        self.tracker = AdjacencyTracker(reduction.adjacency, block, labels=True)
 
     def update(self, batch: Batch) -> None:
-        label = self.walk.update(batch)["label"]
-        out = batch.slices(self.out, self.fields)
+        label = self.tracker.update(batch)["label"]
+        out = batch.slices(self.out, self.outputs)
         out["label"][:] = label[: batch.n_states]
         for t in range(batch.n_transitions):
             out["n_merges"][t], out["n_splits"][t] = _changes(label[t], label[t + 1])
@@ -145,6 +142,7 @@ class _Accumulator:
 
 
 def _changes(before: NDArray[np.int64], now: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the number of merges and of splits between two steps."""
     if before[0] < 0 or now[0] < 0:
         return -1, -1
     if (before == now).all():
@@ -154,21 +152,20 @@ def _changes(before: NDArray[np.int64], now: NDArray[np.int64]) -> tuple[int, in
 
 
 def component_events(components: xr.Dataset) -> xr.Dataset:
-    """Who joined whom, and who left.
+    """List the tokens that joined or left a component.
 
     Parameters
     ----------
     components
-        From `components`; what is lazy is computed.
+        From `components`; lazy values are computed.
 
     Returns
     -------
     xarray.Dataset
         Dataset over `event`, in the order of the steps, in memory: the coordinate `step`; `kind` (merge, split);
         `part`, the component at t - 1 that joined, or the one at t that left; `whole`, the component at t that it
-        joined, or the one at t - 1 that it left; `n_tokens`, how many they were. Of the parts of a component the one
-        with most tokens is the one that others join or leave. There are as many events as `n_merges` and `n_splits`
-        count.
+        joined, or the one at t - 1 that it left; `n_tokens`, the number of tokens. The largest part of a component is
+        the one that the others join or leave. There are as many events as `n_merges` and `n_splits` count.
 
     Raises
     ------
@@ -176,7 +173,7 @@ def component_events(components: xr.Dataset) -> xr.Dataset:
         If the dataset has no `component`.
     """
     if "component" not in components:
-        raise InputError("component_events needs the variable 'component': give it what components returned")
+        raise InputError("component_events needs the variable 'component': pass what components returned")
     label, steps = components["component"].transpose("step", "token").values, components["step"].values
     rows = [(steps[t + 1], *event) for t in range(len(label) - 1) for event in _events(label[t], label[t + 1])]
     table = np.array(rows, np.int64).reshape(len(rows), 5)
@@ -185,12 +182,13 @@ def component_events(components: xr.Dataset) -> xr.Dataset:
 
 
 def _events(before: NDArray[np.int64], now: NDArray[np.int64]) -> list[tuple[int, int, int, int]]:
+    """Return kind, part, whole and number of tokens of each event between two steps."""
     if (before == now).all() or before[0] < 0 or now[0] < 0:
         return []
     parts, sizes = np.unique(np.stack([before, now]), axis=1, return_counts=True)
     events = []
-    for kind, (own, whole) in enumerate(((parts[0], parts[1]), (parts[1], parts[0]))):
-        order = np.lexsort((own, -sizes, whole))  # the largest part of each whole comes first, and stays
+    for kind, (part, whole) in enumerate(((parts[0], parts[1]), (parts[1], parts[0]))):
+        order = np.lexsort((part, -sizes, whole))  # the largest part of each whole comes first, and is no event
         joins = np.concatenate([[False], whole[order][1:] == whole[order][:-1]])
-        events += [(kind, int(own[i]), int(whole[i]), int(sizes[i])) for i in order[joins]]
+        events += [(kind, int(part[i]), int(whole[i]), int(sizes[i])) for i in order[joins]]
     return events

@@ -1,4 +1,4 @@
-"""At which threshold do the tokens become one component, and how do they merge on the way there?"""
+"""Find the smallest threshold at which all tokens are connected, and the thresholds at which components merge."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import checks, summary_text
-from deadtok_xr.analyses.common.graph_walk import check_grid
-from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.common import checks, step_selection, summary_text
+from deadtok_xr.analyses.common.adjacency import check_grid
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
-from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "connectivity_threshold": {
@@ -24,7 +22,7 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "longest edge of the minimum spanning tree under max_d |a - b|",
     },
     "connectivity_k": {
-        "long_name": "that threshold in mean ULP at the centroid", "units": "mean ULP",
+        "long_name": "connectivity threshold in mean ULP at the centroid", "units": "mean ULP",
         "formula": "connectivity_threshold / mean_ulp",
     },
     "mean_ulp": {
@@ -44,22 +42,22 @@ ATTRS: dict[str, dict[str, Any]] = {
 def connectivity(
     ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: str = "W", precision: str | None = None
 ) -> AnalysisSpec:
-    """The smallest threshold at which the graph of neighbours is connected, and all at which components merge.
+    """Find the smallest threshold at which the graph of neighbours is connected, and those at which components merge.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim); gaps in the steps do not matter.
     steps
-        Labels of the steps to look at; by default the first, the last, and the five that lie evenly between them.
+        Labels of the steps; by default seven at equal distances, the first and the last among them.
     variable, precision
         As for `motion`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset over the chosen steps, float64: `connectivity_threshold`, `connectivity_k` (in mean ULP: the ``k``
-        of `topology`, ``coincident="linked"``, at which there is one component), `mean_ulp`, and `merge_threshold`
+        Lazy dataset over the selected steps, float64: `connectivity_threshold`, `connectivity_k` (in mean ULP: the
+        ``k`` at which `topology` with ``coincident="linked"`` has one component), `mean_ulp`, and `merge_threshold`
         (step, edge), N - 1 in ascending order; `n_invalid` int64. A step with NaN or infinity is NaN.
 
     Raises
@@ -69,14 +67,12 @@ def connectivity(
     OffGridError
         When computed, if values are not on the grid.
 
-    Notes
-    -----
-    The bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P distinct places, a tenth of a
-    second for 3,700 x 64.
+    Notes ----- The threshold is the bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P
+    distinct places, a tenth of a second for 3,700 x 64.
     """
     x = checks.require(ds, variable, "connectivity")
-    grid = grid_name(x, precision)
-    at = _positions(ds["step"].values, steps)
+    grid = checks.grid_name(x, precision)
+    at = step_selection.select_steps(ds["step"].values, steps, "connectivity", 7)
     n = ds.sizes["token"]
     shapes: dict[str, Any] = {
         name: (("step",), (len(at),), "i8" if name == "n_invalid" else "f8")
@@ -85,43 +81,41 @@ def connectivity(
     }
     shapes["merge_threshold"] = (("step", "edge"), (len(at), n - 1), "f8")
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        trees = found.merged("trees", "trees", _both)
-        values = compute_together({"trees": trees}, _table, shapes, ATTRS, n_edges=n - 1)
+    def finish(results: ReductionResults) -> xr.Dataset:
+        trees = results.merged("trees", "trees", _append)
+        values = compute_together({"trees": trees}, _tabulate, shapes, ATTRS, n_edges=n - 1)
         attrs = checks.result_attrs(ds, variable=variable, precision=grid)
         return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
 
-    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"trees": Trees(variable, grid, at)}, finish)
-
-
-def _positions(labels: Any, steps: Sequence[int] | None) -> tuple[int, ...]:
-    if steps is None:
-        return tuple(int(i) for i in np.unique(np.linspace(0, len(labels) - 1, 7).round()))
-    missing = [step for step in steps if step not in labels]
-    if missing or not len(steps):
-        what = f"step {missing[0]} is not in the recording" if missing else "no step is named"
-        raise InputError(f"connectivity: {what}; choose among its {len(labels)} steps, {labels[0]} to {labels[-1]}")
-    return tuple(sorted({int(np.flatnonzero(labels == step)[0]) for step in steps}))
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"trees": SpanningTrees(variable, grid, at)}, finish)
 
 
 @dataclass(frozen=True)
-class Trees(SingleVariable):
-    """The reduction of spanning trees at some positions in the recording."""
+class SpanningTrees(SingleVariable):
+    """The reduction that finds minimum spanning trees at selected steps.
+
+    Attributes
+    ----------
+    grid
+        The number format.
+    at
+        Positions of the steps.
+    """
 
     grid: str
     at: tuple[int, ...]
 
     def outputs(self) -> dict[str, Output]:
-        """One list of trees per row."""
+        """Return `trees`, one list per block."""
         return {"trees": Output(at="block")}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Trees) -> None:
+    def __init__(self, reduction: SpanningTrees) -> None:
         self.reduction, self.trees = reduction, list[dict[str, Any]]()
 
     def update(self, batch: Batch) -> None:
@@ -151,11 +145,11 @@ class _Accumulator:
         return {"trees": self.trees}
 
 
-def _both(a: list[Any], b: list[Any]) -> list[Any]:
+def _append(a: list[Any], b: list[Any]) -> list[Any]:
     return a + b
 
 
-def _table(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
+def _tabulate(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
     trees = inputs["trees"]
     merge = np.stack([np.broadcast_to(tree["merge_threshold"], (n_edges,)) for tree in trees])
     mean_ulp = np.array([tree["mean_ulp"] for tree in trees])
@@ -173,8 +167,8 @@ def _table(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
 @connectivity.summarize
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield "Connectivity, smallest L∞ threshold that connects all tokens"
-    said = zip(ds["step"].values, ds["connectivity_threshold"].values, ds["connectivity_k"].values, strict=True)
-    shown = [f"step {step}: {x:.4g} ({k:.4g} mean ULP)" for step, x, k in said]
+    rows = zip(ds["step"].values, ds["connectivity_threshold"].values, ds["connectivity_k"].values, strict=True)
+    shown = [f"step {step}: {x:.4g} ({k:.4g} mean ULP)" for step, x, k in rows]
     for i in range(0, len(shown), 3):
         yield f"  {'' if i else 'threshold':17s} {', '.join(shown[i : i + 3])}"
     yield from summary_text.invalid_steps(ds, "which have no graph")
@@ -184,8 +178,8 @@ connectivity.pictures = (
     Picture(
         "connectivity",
         "connectivity.connectivity",
-        "How close is one component?",
-        "The smallest distance at which all tokens hang together, at chosen steps, against the spacing of the "
-        "grid. The nearer the two, the closer the cloud is to a crystal.",
+        "At which distance are all tokens connected?",
+        "The number of components by the distance up to which tokens count as neighbours, at selected steps. A cross "
+        "marks the spacing of the grid: the fewer components there, the closer the cloud is to a crystal.",
     ),
 )

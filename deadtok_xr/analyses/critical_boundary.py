@@ -1,4 +1,4 @@
-"""Is Adam's step larger than half the gap to the next number, element by element: who can still move?"""
+"""Compare Adam's step with half the gap to the next number, for every element: only a larger step moves it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common import checks, summary_text, transitions
-from deadtok_xr.analyses.common.updates import read_updates
+from deadtok_xr.analyses.common import checks, coordinates, summary_text
+from deadtok_xr.analyses.common.recorded_updates import read_updates
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -31,16 +31,16 @@ _RATIO = "|η·m̂ / (√v̂ + ε)| / (half the gap from W[t-1] in the direction
 ATTRS: dict[str, dict[str, Any]] = {
     "critical_ratio": {
         "long_name": "largest step of an element in units of half its gap", "units": "1", "formula": f"max_d {_RATIO}",
-        "comment": "above 1 an element crosses; m̂ = m[t]/(1 - β1ᵗ), v̂ = v[t]/(1 - β2ᵗ); half the gap is ULP/2, and "
-        "ULP/4 from a power of two towards zero; NaN where W, m or v are not finite, or t is no single update",
+        "comment": "an element moves if it is above 1; m̂ = m[t]/(1 - β1ᵗ), v̂ = v[t]/(1 - β2ᵗ); half the gap is ULP/2, "
+        "and ULP/4 from a power of two towards zero; NaN where W, m or v is not finite, or t is not a single update",
     },
     "above_fraction": {
         "long_name": "share of the elements above the boundary", "units": "1", "formula": f"{_RATIO} > 1",
     },
     "tokens_above": {"long_name": "share of the tokens with an element above the boundary", "units": "1"},
     "moved_above": {"long_name": "share of the elements above the boundary that moved", "units": "1"},
-    "moved_below": {"long_name": "share of the elements at or below it that moved all the same", "units": "1"},
-    "n_invalid": {"long_name": "tokens whose ratio is not known", "units": "1"},
+    "moved_below": {"long_name": "share of the elements at or below the boundary that moved anyway", "units": "1"},
+    "n_invalid": {"long_name": "tokens whose ratio is unknown", "units": "1"},
 }  # fmt: skip
 OUTPUTS = {
     "critical_ratio": Output(("step", "token"), dtype="f4", at="transitions"),
@@ -63,7 +63,7 @@ def critical_boundary(
     updates_before: int = 0,
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Compare the step that Adam takes with the boundary at which rounding lets it through, for every element.
+    """Compare Adam's step with the boundary above which it survives rounding, for every element.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def critical_boundary(
     variable, precision
         As for `motion`.
     allow_gaps
-        Accept gaps in the steps; what lies across one is NaN.
+        Accept gaps in the steps; transitions across a gap are NaN.
 
     Returns
     -------
     xarray.Dataset
         Lazy dataset with the label t for the update t-1 → t. Per (step, token): `critical_ratio` float32, above 1 where
-        an element can cross. Per step, float64: `above_fraction` of the elements, `tokens_above`, and as a check on the
-        boundary `moved_above` and `moved_below`, NaN where there are no such elements; `n_invalid` int64.
+        an element can cross. Per step, float64: `above_fraction` of the elements, `tokens_above`, and as a check of the
+        boundary `moved_above` and `moved_below`, NaN if there are no such elements; `n_invalid` int64.
 
     Raises
     ------
@@ -90,10 +90,10 @@ def critical_boundary(
 
     Notes
     -----
-    The critical boundary |m| = ULP·(√v + ε)/η of momentum_variance_phase_space, which divides the norm of m over all
-    dims by the mean ULP of one and leaves out the correction of the bias, so that all tokens lie above it while most
-    are frozen. Here it is taken per element, corrected, and at half the gap, where rounding to nearest lets a step
-    through. Weight decay is no part of it: `mechanism` has the whole update, and says what became of it.
+    The notebook momentum_variance_phase_space has the critical boundary |m| = ULP·(√v + ε)/η. It divides the norm of m
+    over all dims by the mean ULP of one, and omits the bias correction, so that all tokens lie above the boundary while
+    most are frozen. Here the boundary is per element, corrected, and at half the gap, above which rounding to nearest
+    moves an element. Weight decay is not included; `mechanism` replays the whole update.
     """
     checks.require(ds, variable, "critical_boundary")
     extra = checks.check_steps(ds, "critical_boundary", allow_gaps=allow_gaps)
@@ -103,32 +103,36 @@ def critical_boundary(
     )  # fmt: skip
     if not u.settings.is_adam:
         raise InputError(
-            f"critical_boundary is that of Adam's step; this recording's optimizer is {u.settings.optimizer}: "
-            "mechanism has its updates and their margin"
+            f"critical_boundary is defined for Adam; this recording's optimizer is {u.settings.optimizer}: use "
+            "mechanism, which has the margin of any update"
         )
-    u.ready_for("single", "critical_boundary")
+    u.require("single", "critical_boundary")
     second = "max_exp_avg_sq" if u.settings.amsgrad else "exp_avg_sq"
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        values = {**found.variables("critical", ATTRS), **extra}
+    def finish(results: ReductionResults) -> xr.Dataset:
+        values = {**results.variables("critical", ATTRS), **extra}
         attrs = checks.result_attrs(
             ds, variable=variable, precision=u.grids["W"], optimizer=u.settings.optimizer, **u.notes
         )
-        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+        return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
 
     series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr")}
-    reduction = Critical(u.settings, u.grids["W"], second, series)
+    reduction = StepToGap(u.settings, u.grids["W"], second, series)
     return AnalysisSpec({name: u.arrays[name] for name in reduction.matrices}, {"critical": reduction}, finish)
 
 
 @dataclass(frozen=True)
-class Critical:
-    """The reduction of Adam's step beside the gaps of W; `OUTPUTS` says what it finds.
+class StepToGap:
+    """The reduction that compares Adam's step with the gaps of W; see `OUTPUTS`.
 
     Attributes
     ----------
+    settings
+        Of the optimizer.
+    grid
+        The number format of W.
     second
-        The variable whose root the step is divided by.
+        The second moment, by whose root the step is divided.
     series
         Per step, `t`, the optimizer's count of updates, and `lr`.
     """
@@ -140,20 +144,20 @@ class Critical:
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """W and the moments."""
+        """W and the moments of Adam."""
         return ("W", "exp_avg", self.second)
 
     def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
+        """Return `OUTPUTS`."""
         return OUTPUTS
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Critical, block: StepBlock) -> None:
+    def __init__(self, reduction: StepToGap, block: StepBlock) -> None:
         self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
         self.counts = np.zeros((block.n_transitions, 6), np.int64)
         self.lattice = kernels.lattice(reduction.grid)
@@ -172,8 +176,9 @@ class _Accumulator:
             )  # fmt: skip
 
     def _rates(self, i: int) -> NDArray[np.float64]:
+        """Return lr / (1 - β1ᵗ) and 1 / (1 - β2ᵗ) of a transition; NaN if it is not a single update."""
         t, (b1, b2) = self.t[i + 1], self.reduction.settings.betas
-        if t != self.t[i] + 1:  # more than one update, or none
+        if t != self.t[i] + 1:
             return np.full(2, np.nan)
         return np.array([self.lr[i + 1] / (1 - b1**t), 1 / (1 - b2**t)])
 
@@ -196,13 +201,10 @@ def _share(part: Any, whole: Any) -> NDArray[np.float64]:
 @critical_boundary.summarize
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     above = ds["above_fraction"].values
-    moved, still = (
-        summary_text.finite_mean(ds["moved_above"].values),
-        summary_text.finite_mean(ds["moved_below"].values),
-    )
+    moved_above, moved_below = (summary_text.finite_mean(ds[name].values) for name in ("moved_above", "moved_below"))
     yield (
         f"Critical boundary: Adam's step is above half the gap for {above[0]:.1%} of the elements first, "
-        f"{above[-1]:.1%} last; {moved:.2%} of those above moved, {still:.2%} of the others"
+        f"{above[-1]:.1%} last; {moved_above:.2%} of those above moved, {moved_below:.2%} of the others"
     )
 
 
@@ -211,7 +213,7 @@ critical_boundary.pictures = (
         "critical_boundary",
         "critical_boundary.critical_boundary",
         "Adam's step against half the gap",
-        "Above the boundary, Adam's step is more than half a gap of the grid, and rounding lets it pass. The lower"
-        " panel tells how many elements on either side did move.",
+        "Above the boundary, Adam's step is larger than half a gap of the grid, and survives rounding. The lower panel "
+        "shows the share of tokens and elements above it, and of elements below it that moved anyway.",
     ),
 )

@@ -229,7 +229,7 @@ class UserReduction:
         return {**self.per_step, **({_STATE: Output(at="block")} if self.others else {})}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
     def worker(self) -> Any:
@@ -341,7 +341,7 @@ def _dataset(
     later = steps == {"transitions"}
     coords = {str(n): c.variable for n, c in ds.coords.items() if set(c.dims) <= dims & {"step", "token"}}
     coords = {n: v.isel(step=slice(1, None)) if later and "step" in v.dims else v for n, v in coords.items()}
-    span = {n: v for n, v in span.items() if later} or checks.from_the_first(span)
+    span = {n: v for n, v in span.items() if later} or checks.with_first_step(span)
     result = checks.result_attrs(ds, **{k: v for k, v in reduction.options.items() if np.isscalar(v)})
     return xr.Dataset({**{n: values[n] for n in reduction.declared}, **span}, coords, result)
 

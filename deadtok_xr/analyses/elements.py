@@ -1,4 +1,4 @@
-"""Every element on its lattice, lazily: for slices, and for what no other analysis has."""
+"""Measure every element on its lattice, lazily: for slices, and for quantities that no other analysis has."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
 from deadtok_xr.analyses.common import checks
-from deadtok_xr.analyses.common.transitions import grid_name
 from deadtok_xr.engine.block_pass import step_before
 from deadtok_xr.errors import OffGridError
 
 ATTRS: dict[str, dict[str, Any]] = {
     "lattice_displacement": {
         "long_name": "lattice displacement ΔW'", "units": "ULP", "formula": "(W[t] - W[t-1]) / ULP(W[t-1])",
-        "comment": "signed; fractional inwards from a power of two; up to 1e37 from zero",
+        "comment": "signed; fractional for a step inwards from a power of two; up to 1e37 for a step from zero",
     },
     "ordinal_distance": {
         "long_name": "representable numbers passed", "units": "1", "formula": "ordinal(W[t]) - ordinal(W[t-1])",
@@ -32,18 +31,18 @@ ATTRS: dict[str, dict[str, Any]] = {
     "coordinate": {
         "long_name": "lattice coordinate U", "units": "ULP", "formula": "W / ULP(W)",
         "comment": "±(128 + mantissa) in bfloat16; comparable only within one exponent: at the next it jumps from 255 "
-        "to 128. For distances take `ordinal`",
+        "to 128. For distances use `ordinal`",
     },
     "exponent": {"long_name": "exponent field E", "units": "1", "comment": "0 for zero and subnormals"},
     "ulp": {"long_name": "gap to the next number away from zero", "units": "1", "formula": "ULP(W)"},
 }  # fmt: skip
-_OF_TWO = ("lattice_displacement", "ordinal_distance")
+_TRANSITIONS = ("lattice_displacement", "ordinal_distance")
 
 
 def elements(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
 ) -> xr.Dataset:
-    """The lattice of every element, lazily; 48 bytes for each if all is computed, so select first or reduce.
+    """Measure every element on its lattice, lazily; all variables take 48 bytes per element: select first, or reduce.
 
     Parameters
     ----------
@@ -55,9 +54,9 @@ def elements(
     Returns
     -------
     xarray.Dataset
-        Lazy dataset (step, token, dim) over t = 0..T, float64, which holds every one of these exactly:
+        Lazy dataset (step, token, dim) over t = 0..T, float64, which represents all of these exactly:
         `lattice_displacement` and `ordinal_distance`, NaN at the first step; `ordinal`, `coordinate`, `exponent`,
-        `ulp`. NaN where an element is not finite, here or, for the first two, at the step before.
+        `ulp`. NaN where an element is not finite at the step or, for the first two, at the previous one.
 
     Raises
     ------
@@ -68,46 +67,46 @@ def elements(
 
     Notes
     -----
-    It is no part of `analyze`.
+    It is not part of `analyze`.
     """
     x = checks.require(ds, variable, "elements")
     extra = checks.check_steps(ds, "elements", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
-    grid = grid_name(x, precision)
+    grid = checks.grid_name(x, precision)
     now = checks.as_dask(x.data)
     before = step_before(now)
     values: dict[str, Any] = {}
     for name, attrs in ATTRS.items():
-        pairs = (now, "tnd", before, "tnd") if name in _OF_TWO else (now, "tnd")
+        pairs = (now, "tnd", before, "tnd") if name in _TRANSITIONS else (now, "tnd")
         data = da.blockwise(
-            _measure, "tnd", *pairs, name_of=name, grid=grid, variable=variable, dtype=np.float64, align_arrays=False
+            _measure, "tnd", *pairs, quantity=name, grid=grid, variable=variable, dtype=np.float64, align_arrays=False
         )
         values[name] = xr.Variable(("step", "token", "dim"), data, attrs)
     attrs = checks.result_attrs(ds, variable=variable, precision=grid)
-    return xr.Dataset({**values, **checks.from_the_first(extra)}, ds.coords, attrs)
+    return xr.Dataset({**values, **checks.with_first_step(extra)}, ds.coords, attrs)
 
 
 def _measure(
-    x: NDArray[Any], before: NDArray[Any] | None = None, *, name_of: str, grid: str, variable: str
+    x: NDArray[Any], before: NDArray[Any] | None = None, *, quantity: str, grid: str, variable: str
 ) -> NDArray[np.float64]:
     try:
-        return _measured(x, before, name_of, grid)
+        return _measured(x, before, quantity, grid)
     except OffGridError as error:
         raise OffGridError(f"{variable}: {error}, or say precision=") from None
 
 
-def _measured(x: NDArray[Any], before: NDArray[Any] | None, name_of: str, grid: str) -> NDArray[np.float64]:
+def _measured(x: NDArray[Any], before: NDArray[Any] | None, quantity: str, grid: str) -> NDArray[np.float64]:
     measures: dict[str, Callable[..., NDArray[Any]]] = {
         "lattice_displacement": bfloat16.lattice_step, "ordinal_distance": bfloat16.ordinal_distance,
         "ordinal": bfloat16.ordinal, "coordinate": bfloat16.lattice_coordinate, "exponent": bfloat16.exponent,
         "ulp": bfloat16.ulp,
     }  # fmt: skip
-    measure = measures[name_of]
+    measure = measures[quantity]
     if before is None:
         return _where_finite(measure(x, grid), x)
     earlier = np.concatenate([before, x[:-1]])
     return _where_finite(measure(x, earlier, grid), x, earlier)
 
 
-def _where_finite(values: NDArray[Any], *of: NDArray[Any]) -> NDArray[np.float64]:
-    finite = np.logical_and.reduce([np.isfinite(bfloat16.decode(x)) for x in of])
+def _where_finite(values: NDArray[Any], *sources: NDArray[Any]) -> NDArray[np.float64]:
+    finite = np.logical_and.reduce([np.isfinite(bfloat16.decode(x)) for x in sources])
     return np.where(finite, values, np.nan).astype(np.float64)

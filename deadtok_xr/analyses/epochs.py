@@ -1,4 +1,4 @@
-"""The epochs of the cloud's radius: it inhales, sneezes, decelerates and freezes."""
+"""Divide the run into the epochs of the cloud's radius: inhale, sneeze, deceleration and freeze."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, summary_text
-from deadtok_xr.analyses.kinematics import Cloud
+from deadtok_xr.analyses.common import checks, coordinates, summary_text
+from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -30,19 +30,19 @@ from deadtok_xr.errors import InputError
 
 Floats = NDArray[np.float64]
 EPOCHS = ("inhale", "sneeze", "deceleration", "freeze")
-FROM = ("origin", "centroid")
+CENTRES = ("origin", "centroid")
 EARLY = 20
-"""The steps within which notebook 1.23a looks for the inhale."""
-_AROUND = 10
+"""The steps within which notebook 1.23a searches for the inhale."""
+_WINDOW = 10
 ATTRS: dict[str, dict[str, Any]] = {
     "radius": {"long_name": "radius of the cloud", "units": "1"},
     "velocity": {"long_name": "growth of the radius", "units": "1/step", "formula": "(r[t] - r[t-1]) / (step span)"},
     "acceleration": {
-        "long_name": "change of its growth", "units": "1/step",
+        "long_name": "change of the growth of the radius", "units": "1/step",
         "formula": "velocity[t] - velocity[t-1]",
     },
     "frozen_fraction": {
-        "long_name": "share of the valid tokens of which no value changed", "units": "1",
+        "long_name": "share of the valid tokens that did not move", "units": "1",
         "comment": "NaN at the first step, and without valid tokens",
     },
     "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t; 0 at the first step", "units": "1"},
@@ -52,15 +52,16 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "inhale: t <= inhale_step; sneeze: t <= sneeze_step; freeze: t >= freeze_step; else deceleration",
     },
     "inhale_step": {
-        "long_name": "step of the smallest radius among the first 20 after the first; -1 if it does not shrink at once",
+        "long_name": "step of the smallest radius within 20 steps of the first; -1 if it does not shrink",
         "units": "step", "formula": "argmin r over the first 21 steps, if later than the first and r < r(first)",
     },
     "inhale_depth": {
-        "long_name": "how far the radius shrank", "units": "1", "formula": "1 - r(inhale_step) / r(first)",
+        "long_name": "relative decrease of the radius until inhale_step", "units": "1",
+        "formula": "1 - r(inhale_step) / r(first)",
     },
     "sneeze_step": {"long_name": "step of the fastest growth", "units": "step", "formula": "argmax velocity"},
     "freeze_step": {
-        "long_name": "first step at which more than the given share of the tokens stood still; -1 never",
+        "long_name": "first step at which more than the given share of the tokens is frozen; -1 never",
         "units": "step", "formula": "first t with frozen_fraction > frozen_above",
     },
     "slow_step": {
@@ -70,7 +71,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     "reexpansion_step": {
         "long_name": "step of the deepest local minimum of the velocity between sneeze and freeze; -1 none",
         "units": "step",
-        "formula": "argmin velocity over t where it is the least of t ± 10, acceleration[t] < 0 < acceleration[t+1]",
+        "formula": "argmin velocity over t where it is the minimum of t ± 10, acceleration[t] < 0 < acceleration[t+1]",
     },
 }  # fmt: skip
 _OVER_STEPS = tuple(ATTRS)[:6]
@@ -87,27 +88,28 @@ def epochs(
     variable: str = "W",
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Cut the run into the epochs of the radius curve.
+    """Divide the run into the epochs of the radius curve.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim), of any floating-point format.
     radius
-        The mean distance of the tokens from the ``"origin"``, as the notebooks have it, or from their
-        ``"centroid"``. The two differ in kind: the one measures drift as well.
+        The mean distance of the tokens from the ``"origin"``, as in the notebooks, or from their ``"centroid"``. Only
+        the former includes the drift of the cloud.
     smooth
-        How many steps the velocity is averaged over before its peak is looked for, odd (1.23a: 5); 1 is as it is.
+        The number of steps, odd, over which the velocity is averaged before its peak is searched (1.23a: 5); 1 for no
+        averaging.
     frozen_above
-        The share of frozen tokens above which the freeze has begun.
+        The share of frozen tokens above which the freeze begins.
     variable, allow_gaps
         As for `motion`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset over t = 0..T. Per step, float64: `radius`, `velocity` and `acceleration` (NaN where no step before
-        is known), `frozen_fraction`; `n_invalid` int64; `epoch` int8, -1 where the radius is not known. Numbers:
+        Lazy dataset over t = 0..T. Per step, float64: `radius`, `velocity` and `acceleration` (NaN where the previous
+        step is unknown), `frozen_fraction`; `n_invalid` int64; `epoch` int8, -1 where the radius is unknown. Numbers:
         `inhale_step`, `sneeze_step`, `freeze_step`, `slow_step`, `reexpansion_step` int64, -1 never; `inhale_depth`
         float64. NaN and infinity make the radius of their step NaN.
 
@@ -127,37 +129,38 @@ def epochs(
     dtypes = {"epoch": "i1", "n_invalid": "i8"}
     shapes: dict[str, Any] = {name: (("step",), (n,), dtypes.get(name, "f8")) for name in _OVER_STEPS}
     shapes |= {name: ((), (), "f8" if name == "inhale_depth" else "i8") for name in ATTRS if name not in shapes}
-    reductions: dict[str, Reduction] = {"radius": Radius(variable)}
-    reductions |= {"cloud": Cloud(variable)} if radius == "centroid" else {}
+    reductions: dict[str, Reduction] = {"radius": OriginRadius(variable)}
+    reductions |= {"cloud": CentreOfMass(variable)} if radius == "centroid" else {}
 
-    def finish(found: ReductionResults) -> xr.Dataset:
+    def finish(results: ReductionResults) -> xr.Dataset:
         wanted = {"radius": tuple(OUTPUTS)} if radius == "origin" else {"cloud": ("radius",), "radius": COUNTS}
-        inputs = {p: folded(found.per_block(p, _pick, names=names), _appended) for p, names in wanted.items()}
+        inputs = {r: folded(results.per_block(r, _pick, names=names), _append) for r, names in wanted.items()}
         options = {"steps": ds["step"].values, "n_tokens": ds.sizes["token"], "frozen_above": frozen_above}
         attrs = {**ATTRS, "radius": {**ATTRS["radius"], "formula": _FORMULA[radius]}}
         values = compute_together(inputs, _describe, shapes, attrs, smooth=smooth, **options)
-        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("step",)}
-        said = checks.result_attrs(ds, variable=variable, radius=radius, smooth=smooth, frozen_above=frozen_above)
-        return xr.Dataset({**values, **checks.from_the_first(extra)}, coords, said)
+        result_attrs = checks.result_attrs(
+            ds, variable=variable, radius=radius, smooth=smooth, frozen_above=frozen_above
+        )
+        return xr.Dataset({**values, **checks.with_first_step(extra)}, coordinates.along(ds, "step"), result_attrs)
 
     return AnalysisSpec({variable: checks.as_dask(x.data)}, reductions, finish)
 
 
-def _pick(row: BlockResult, *, names: tuple[str, ...]) -> BlockResult:
-    return {name: row[name] for name in names}
+def _pick(result: BlockResult, *, names: tuple[str, ...]) -> BlockResult:
+    return {name: result[name] for name in names}
 
 
-def _appended(rows: BlockResult, row: BlockResult) -> BlockResult:
-    return {name: np.concatenate([rows[name], row[name]]) for name in row}
+def _append(before: BlockResult, block: BlockResult) -> BlockResult:
+    return {name: np.concatenate([before[name], block[name]]) for name in block}
 
 
 def _check(radius: str, smooth: int, frozen_above: float) -> None:
-    if radius not in FROM:
-        raise InputError(f"radius={radius!r}: choose one of {', '.join(FROM)}")
+    if radius not in CENTRES:
+        raise InputError(f"radius={radius!r}: choose one of {', '.join(CENTRES)}")
     if smooth < 1 or smooth % 2 == 0:
-        raise InputError(f"epochs: smooth={smooth}; needed: an odd number of steps, 1 for none")
+        raise InputError(f"epochs: smooth={smooth}; expected an odd number of steps, 1 for none")
     if not 0 <= frozen_above < 1:
-        raise InputError(f"epochs: frozen_above={frozen_above}; needed: a share of the tokens, from 0 to below 1")
+        raise InputError(f"epochs: frozen_above={frozen_above}; expected a share of the tokens, from 0 to below 1")
 
 
 COUNTS = ("n_moved", "n_valid")
@@ -165,15 +168,15 @@ OUTPUTS = {"radius": Output("step"), **{name: Output("step", dtype="i8", at="tra
 
 
 @dataclass(frozen=True)
-class Radius(SingleVariable):
-    """The reduction of the distance from the origin, and of who moved; `OUTPUTS` says what it finds."""
+class OriginRadius(SingleVariable):
+    """The reduction that measures the mean distance from the origin, and counts the tokens that moved."""
 
     def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
+        """Return `OUTPUTS`."""
         return OUTPUTS
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self.variable, block)
 
 
@@ -196,13 +199,13 @@ class _Accumulator:
 def _describe(
     inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_tokens: int, smooth: int, frozen_above: float
 ) -> Arrays:
-    found = {name: x for (rows,) in inputs.values() for name, x in rows.items()}
-    r, moved, valid = (found[name] for name in ("radius", "n_moved", "n_valid"))
+    series = {name: x for (rows,) in inputs.values() for name, x in rows.items()}
+    r, moved, valid = (series[name] for name in ("radius", "n_moved", "n_valid"))
     velocity = np.concatenate([[np.nan], np.diff(r) / np.diff(steps)])
     acceleration = np.concatenate([[np.nan], np.diff(velocity)])
     frozen = np.divide(valid - moved, valid, out=np.full(len(valid), np.nan), where=valid > 0)
     frozen = np.concatenate([[np.nan], frozen])
-    at = _when(r, _smoothed(velocity, smooth), frozen, frozen_above)
+    at = _turning_points(r, _smoothed(velocity, smooth), frozen, frozen_above)
     labels = {f"{name}_step": steps[i] if i >= 0 else -1 for name, i in at.items()}
     depth = 1 - r[at["inhale"]] / r[0] if at["inhale"] >= 0 else 0.0 if np.isfinite(r[0]) else np.nan
     return {
@@ -212,7 +215,7 @@ def _describe(
 
 
 def _smoothed(velocity: Floats, width: int) -> Floats:
-    """The mean over ``width`` steps, fewer at the ends; over those that are known."""
+    """Return the mean of the finite values over ``width`` steps, fewer at the ends."""
     if width == 1:
         return velocity
     known = np.isfinite(velocity)
@@ -222,8 +225,8 @@ def _smoothed(velocity: Floats, width: int) -> Floats:
     return np.where(known, total / np.maximum(n, 1), np.nan)
 
 
-def _when(r: Floats, velocity: Floats, frozen: Floats, frozen_above: float) -> dict[str, int]:
-    """Positions of the turns of the curve, -1 for none."""
+def _turning_points(r: Floats, velocity: Floats, frozen: Floats, frozen_above: float) -> dict[str, int]:
+    """Return the positions at which epochs begin or end, -1 for none."""
     known = np.isfinite(velocity)
     sneeze = int(np.nanargmax(np.where(known, velocity, -np.inf))) if known.any() else -1
     early = r[: EARLY + 1]
@@ -237,7 +240,7 @@ def _when(r: Floats, velocity: Floats, frozen: Floats, frozen_above: float) -> d
         "sneeze": sneeze,
         "freeze": freeze,
         "slow": _first(slow & (np.arange(len(r)) > sneeze)),
-        "reexpansion": _deepest(velocity, sneeze, end) if sneeze >= 0 else -1,
+        "reexpansion": _deepest_minimum(velocity, sneeze, end) if sneeze >= 0 else -1,
     }
 
 
@@ -245,11 +248,11 @@ def _first(mask: NDArray[np.bool_]) -> int:
     return int(mask.argmax()) if mask.any() else -1
 
 
-def _deepest(v: Floats, begin: int, end: int) -> int:
-    """The deepest local minimum of a velocity between two positions, within ± 10 steps of it; -1 for none."""
+def _deepest_minimum(v: Floats, begin: int, end: int) -> int:
+    """Return the position of the deepest minimum between two positions, the least of ± 10 steps; -1 for none."""
     best = -1
     for t in range(begin + 1, min(end, len(v) - 1)):
-        around = v[max(begin, t - _AROUND) : min(end, t + _AROUND + 1)]
+        around = v[max(begin, t - _WINDOW) : min(end, t + _WINDOW + 1)]
         turns = v[t] < v[t - 1] and v[t + 1] > v[t]
         if turns and v[t] <= np.nanmin(around) and (best < 0 or v[t] < v[best]):
             best = t
@@ -268,8 +271,10 @@ def _epochs(r: Floats, at: dict[str, int]) -> NDArray[np.int8]:
 @epochs.summarize
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     at = {name: int(ds[f"{name}_step"]) for name in ("inhale", "sneeze", "reexpansion", "freeze")}
-    when = {name: f"at {step}" if step >= 0 else "never" for name, step in at.items()}
-    shrinks = f"shrinks by {100 * float(ds['inhale_depth']):.2f}% until {at['inhale']}, " if at["inhale"] >= 0 else ""
+    when = {name: f"at step {step}" if step >= 0 else "never" for name, step in at.items()}
+    shrinks = (
+        f"shrinks by {100 * float(ds['inhale_depth']):.2f}% until step {at['inhale']}, " if at["inhale"] >= 0 else ""
+    )
     yield (
         f"Epochs of the radius from the {ds.attrs.get('radius', 'origin')}: {shrinks}grows fastest {when['sneeze']}, "
         f"again {when['reexpansion']}, freeze begins {when['freeze']}"
@@ -282,7 +287,7 @@ epochs.pictures = (
         "epochs",
         "epochs.epochs",
         "Epochs of the radius",
-        "Top: the radius of the cloud; where it grows the cloud inhales, where it suddenly shrinks it sneezes. "
-        "Below: its velocity, and the share of tokens that stand still.",
+        "Top: the radius of the cloud, which first shrinks (inhale), then grows fast (sneeze), and the share of frozen "
+        "tokens. Bottom: the growth of the radius. Lines mark the steps at which epochs change.",
     ),
 )

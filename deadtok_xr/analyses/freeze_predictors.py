@@ -1,4 +1,4 @@
-"""Why do some tokens freeze earlier than others: alignment with h, where they began, or the spacing of their grid?"""
+"""Correlate the step at which tokens freeze with their alignment with h, initial position and grid spacing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, transitions
-from deadtok_xr.analyses.h_persistence import directions
+from deadtok_xr.analyses.common import checks, coordinates
+from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
 from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
@@ -33,35 +33,37 @@ ATTRS: dict[str, dict[str, Any]] = {
     "freeze_step": {
         "long_name": "first step after which the token never moved again", "units": "step",
         "formula": "1 + the last step with W[t] ≠ W[t-1]",
-        "comment": "of a censored token, 1 + the last step; -1 if it never moved, or holds NaN or infinity",
+        "comment": "for a censored token, 1 + the last step; -1 if it never moved, or holds NaN or infinity",
     },
     "censored": {"long_name": "whether the token still moved at the last step (1) or not (0)", "units": "1"},
     "value": {
-        "long_name": "what may predict the freezing", "units": "1",
+        "long_name": "value of the predictor", "units": "1",
         "formula": "; ".join(f"{name}: {formula}" for name, formula in PREDICTORS.items()),
     },
     "rank_correlation": {
-        "long_name": "rank correlation with the freeze step, censoring respected", "units": "1",
-        "formula": "Somers' D = (concordant - discordant) / pairs whose order in time is known = 2·C - 1, C Harrell's",
-        "comment": "positive: tokens with more of it freeze later. A pair counts if the earlier freeze was seen",
+        "long_name": "rank correlation with the freeze step, accounting for censoring", "units": "1",
+        "formula": "Somers' D = (concordant - discordant) / pairs of known order in time = 2·C - 1, C Harrell's",
+        "comment": "positive: tokens with larger values freeze later. A pair counts if its earlier freeze was observed",
     },
     "rank_correlation_low": {
-        "long_name": f"lower end of its {_INTERVAL}", "units": "1", "formula": _JACKKNIFE,
+        "long_name": f"lower end of the {_INTERVAL} of the rank correlation", "units": "1",
+        "formula": _JACKKNIFE,
     },
     "rank_correlation_high": {
-        "long_name": f"upper end of its {_INTERVAL}", "units": "1", "formula": _JACKKNIFE,
+        "long_name": f"upper end of the {_INTERVAL} of the rank correlation", "units": "1",
+        "formula": _JACKKNIFE,
     },
-    "n_pairs": {"long_name": "pairs of tokens whose order of freezing is known", "units": "1"},
+    "n_pairs": {"long_name": "pairs of tokens of known order of freezing", "units": "1"},
     "spearman": {
-        "long_name": "Spearman's rank correlation with the freeze step, of the tokens that froze alone", "units": "1",
-        "comment": "leaves out censored tokens, and is biased by that if there are many",
+        "long_name": "Spearman's rank correlation with the freeze step, over the tokens that froze", "units": "1",
+        "comment": "biased if many tokens are censored, since these are left out",
     },
     "spearman_low": {
-        "long_name": f"lower end of its {_INTERVAL}", "units": "1",
+        "long_name": f"lower end of the {_INTERVAL} of Spearman's correlation", "units": "1",
         "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
     },
     "spearman_high": {
-        "long_name": f"upper end of its {_INTERVAL}", "units": "1",
+        "long_name": f"upper end of the {_INTERVAL} of Spearman's correlation", "units": "1",
         "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
     },
     "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
@@ -78,12 +80,12 @@ _NEVER, _INVALID = -1, np.iinfo(np.int64).max
 def freeze_predictors(
     ds: xr.Dataset, *, variable: str = "W", precision: str | None = None, allow_gaps: bool = False
 ) -> AnalysisSpec:
-    """Correlate the step at which each token froze for good with what may explain it.
+    """Correlate the step at which each token froze for good with properties that may explain it.
 
     Parameters
     ----------
     ds
-        A recording, (step, token, dim); with `h_mean`, alignment with the hidden state is among the predictors.
+        A recording, (step, token, dim); if it has `h_mean`, alignment with the hidden state is a predictor.
     variable, precision, allow_gaps
         As for `motion`.
 
@@ -93,12 +95,13 @@ def freeze_predictors(
         Lazy dataset. Per token: `freeze_step` int64, `censored` int8, and `value` (predictor, token) of each predictor:
         `h_alignment`, `initial_norm`, `initial_distance` from the centroid, `initial_ulp`, `final_ulp`,
         `final_ulp_min`. Per predictor: `rank_correlation` with its 95% interval `_low`, `_high` and `n_pairs`;
-        `spearman` likewise, of the tokens that froze. Numbers: `n_frozen`, `n_censored`, `n_never_moved`, `n_invalid`.
+        `spearman` likewise, over the tokens that froze. Numbers: `n_frozen`, `n_censored`, `n_never_moved`,
+        `n_invalid`.
 
-        A token that still moves at the last step is censored: it freezes later than that, and nobody knows when. The
-        rank correlation is Harrell's concordance on the scale of -1 to 1: a pair of tokens counts if the one that froze
-        first was seen to freeze. Correlations say what goes together in this one run; the predictors are not
-        independent of each other, and the final ULP is known only afterwards.
+        A token that still moves at the last step is censored: it freezes at an unknown later step. The rank correlation
+        is Harrell's concordance scaled to -1 to 1: a pair of tokens counts if its earlier freeze was observed. The
+        correlations describe this one run; the predictors are not independent of each other, and the final ULP is known
+        only afterwards.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def freeze_predictors(
     """
     x = checks.require(ds, variable, "freeze_predictors")
     extra = checks.check_steps(ds, "freeze_predictors", allow_gaps=allow_gaps)
-    grid = transitions.grid_name(x, precision)
+    grid = checks.grid_name(x, precision)
     with_h = "h_mean" in ds and set(ds["h_mean"].dims) == {"step", "dim"}
     names = [name for name in PREDICTORS if with_h or name != "h_alignment"]
     n, end = ds.sizes["token"], int(ds["step"].values[-1])
@@ -119,20 +122,20 @@ def freeze_predictors(
         **dict.fromkeys(_NUMBERS, ((), (), "i8")),
     }
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        inputs = {"ends": found.merged("ends", "ends", _longer)}
+    def finish(results: ReductionResults) -> xr.Dataset:
+        inputs = {"ends": results.merged("ends", "ends", _merge)}
         if with_h:
             inputs["h_mean"] = checks.as_series(ds["h_mean"])[1:].rechunk(-1)
         values: dict[str, Any] = compute_together(
             inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names)
         )
-        coords = {str(k): c.variable for k, c in ds.coords.items() if c.dims == ("token",)}
+        coords = {**coordinates.along(ds, "token"), "predictor": names}
         left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
         attrs = checks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
         if extra:  # this dataset has no steps
-            span = {"long_name": "most optimizer updates that a transition spans", "units": "1"}
+            span = {"long_name": "largest number of optimizer updates that a transition spans", "units": "1"}
             values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
-        return xr.Dataset(values, {**coords, "predictor": names}, attrs)
+        return xr.Dataset(values, coords, attrs)
 
     reduction = Ends(variable, ds["step"].values)
     return AnalysisSpec({variable: checks.as_dask(x.data)}, {"ends": reduction}, finish)
@@ -140,16 +143,16 @@ def freeze_predictors(
 
 @dataclass(frozen=True)
 class Ends(SingleVariable):
-    """The reduction of how tokens begin and end: their first and last places, and when they last moved."""
+    """The reduction that keeps the first and last positions of tokens, and their last motion."""
 
     steps: NDArray[np.int64]
 
     def outputs(self) -> dict[str, Output]:
-        """One `ends` per row: `first`, `last` (token, dim), and `moved`, the label of the last motion."""
+        """Return `ends` per block: `first`, `last` (token, dim), and `moved`, the label of the last motion."""
         return {"ends": Output(at="block")}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
@@ -173,7 +176,7 @@ class _Accumulator:
         return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}
 
 
-def _longer(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {"first": a["first"], "last": b["last"], "moved": np.maximum(a["moved"], b["moved"])}
 
 
@@ -200,10 +203,10 @@ def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[
 def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], grid: str) -> Floats:
     W = decode(first).astype(np.float64)
     if name == "h_alignment":
-        h = directions(inputs["h_mean"][0])
+        h = unit_vectors(inputs["h_mean"][0])
         known = h[~np.isnan(h[:, 0])]
-        mean = directions(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(W.shape[1], np.nan)
-        return np.clip(directions(W) @ mean, -1.0, 1.0)
+        mean = unit_vectors(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(W.shape[1], np.nan)
+        return np.clip(unit_vectors(W) @ mean, -1.0, 1.0)
     if name == "initial_norm":
         return np.linalg.norm(W, axis=1)
     if name == "initial_distance":
@@ -218,8 +221,8 @@ def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], g
 
 
 def _correlate(time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats) -> dict[str, float]:
-    there = np.isfinite(value)
-    time, censored, value = time[there], censored[there], value[there]
+    known = np.isfinite(value)
+    time, censored, value = time[known], censored[known], value[known]
     correlation, low, high, n_pairs = _concordance(time, censored, value)
     rho, rho_low, rho_high = spearman(value[~censored], time[~censored])
     return {
@@ -231,7 +234,7 @@ def _correlate(time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floa
 def _concordance(
     time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats
 ) -> tuple[float, float, float, float]:
-    """Somers' D of Harrell's pairs, its interval by the jackknife, and the number of pairs."""
+    """Return Somers' D over Harrell's pairs, its interval by the jackknife, and the number of pairs."""
     from deadtok_xr.kernels.numba.ranks import concordance
 
     agree, known = np.zeros((2, len(time)), np.int64)
@@ -255,7 +258,7 @@ def _fisher(r: float, error: float) -> tuple[float, float]:
 
 
 def spearman(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
-    """Spearman's rank correlation and its 95% interval; NaN where there are too few, or one does not vary."""
+    """Return Spearman's rank correlation and its 95% interval; NaN for too few values, or if one does not vary."""
     from scipy.stats import rankdata
 
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -276,16 +279,16 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     names = [str(name) for name in ds["predictor"].values]
     rows = sorted(zip(names, ds["rank_correlation"].values, low, high, strict=True), key=lambda row: -abs(row[1]))
     for i in range(0, len(rows), 3):
-        said = (f"{name} {value:+.3f} [{a:+.3f}, {b:+.3f}]" for name, value, a, b in rows[i : i + 3])
-        yield f"  {'' if i else 'rank correlation':17s} {', '.join(said)}"
+        parts = (f"{name} {value:+.3f} [{a:+.3f}, {b:+.3f}]" for name, value, a, b in rows[i : i + 3])
+        yield f"  {'' if i else 'rank correlation':17s} {', '.join(parts)}"
 
 
 freeze_predictors.pictures = (
     Picture(
         "freeze_predictors",
         "freeze_predictors.freeze_predictors",
-        "What goes with freezing early",
-        "Bars to the right: tokens with more of it freeze later. The whisker is the 95% interval; where it crosses"
-        " zero, nothing is shown.",
+        "What correlates with freezing early",
+        "Markers to the right of zero: tokens with larger values freeze later. Bars are 95% intervals; one that "
+        "crosses zero shows no significant correlation.",
     ),
 )

@@ -1,4 +1,4 @@
-"""On which grid do the values of a recording lie?"""
+"""Test on the grid of which number format the values of a recording lie."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
-    "n_on_grid": {"long_name": "values that the format holds exactly", "units": "1",
-                  "comment": "NaN and infinity among them"},
-    "fraction_on_grid": {"long_name": "share of the values that the format holds exactly", "units": "1"},
+    "n_on_grid": {"long_name": "values that the format represents exactly", "units": "1",
+                  "comment": "including NaN and infinity"},
+    "fraction_on_grid": {"long_name": "share of the values that the format represents exactly", "units": "1"},
     "n_values": {"long_name": "values", "units": "1"},
     "n_not_finite": {"long_name": "values that are NaN or infinite", "units": "1"},
-    "lives_on": {"long_name": "first of the formats that holds every value; none if no one does", "units": "1",
+    "lives_on": {"long_name": "first format that represents every value; 'none' if there is none", "units": "1",
                  "comment": "in the order bfloat16, float16, float32"},
 }  # fmt: skip
 
@@ -37,16 +37,16 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Anal
     ds
         A recording, (step, token, dim).
     variables
-        Which variables to test. None: every one that has (step, token, dim).
+        The variables to test. None: all with the dimensions (step, token, dim).
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset. `n_on_grid` int64 and `fraction_on_grid` float64 (variable, grid), the grids being bfloat16,
+        Lazy dataset. `n_on_grid` int64 and `fraction_on_grid` float64 (variable, grid); the grids are bfloat16,
         float16 and float32; `n_values`, `n_not_finite` int64 and `lives_on` text (variable). -0 is on every grid.
 
-        Weights that were trained in float32, or under autocast, fill their grid, and one in 65,536 of them lies on that
-        of bfloat16: analyses of the lattice do not apply to them.
+        Weights that were trained in float32, or under autocast, use the whole float32 grid; one in 65,536 of them lies
+        on that of bfloat16: analyses of the lattice do not apply to them.
 
     Raises
     ------
@@ -54,13 +54,13 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Anal
         If there is no such variable.
     """
     if not isinstance(ds, xr.Dataset):
-        checks.require(ds, "W", "grid_test")  # says what is needed
+        checks.require(ds, "W", "grid_test")  # raises the error
     dims = {"step", "token", "dim"}
     names = [str(n) for n, v in ds.data_vars.items() if set(v.dims) == dims] if variables is None else list(variables)
     if not names:
         raise InputError(
-            f"grid_test: no variable of this dataset has the dimensions (step, token, dim) "
-            f"(found: {', '.join(map(str, ds.data_vars)) or 'none'}); of several runs select one with .isel(run=0)"
+            "grid_test: no variable of this dataset has the dimensions (step, token, dim) (found: "
+            f"{', '.join(map(str, ds.data_vars)) or 'none'}); of several runs select one with .isel(run=0)"
         )
     matrices = {name: checks.as_dask(checks.require(ds, name, "grid_test").data) for name in names}
     pair, one = (len(names), len(GRIDS)), (len(names),)
@@ -70,25 +70,25 @@ def grid_test(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> Anal
         "lives_on": (("variable",), one, "U8"),
     }  # fmt: skip
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        inputs = {name: found.merged(name, "counts", np.add) for name in names}
+    def finish(results: ReductionResults) -> xr.Dataset:
+        inputs = {name: results.merged(name, "counts", np.add) for name in names}
         sizes = tuple(int(x.size) for x in matrices.values())
         values = compute_together(inputs, _measure, shapes, ATTRS, sizes=sizes)
         return xr.Dataset(values, {"variable": names, "grid": list(GRIDS)}, checks.result_attrs(ds))
 
-    return AnalysisSpec(matrices, {name: Grids(name) for name in names}, finish)
+    return AnalysisSpec(matrices, {name: GridCounts(name) for name in names}, finish)
 
 
 @dataclass(frozen=True)
-class Grids(SingleVariable):
-    """The reduction of a variable's values."""
+class GridCounts(SingleVariable):
+    """The reduction that counts the values of a variable that are off each grid."""
 
     def outputs(self) -> dict[str, Output]:
-        """One `counts` per row: values that are not finite, and those off each grid."""
+        """Return `counts` per block: the values that are not finite, and those off each grid."""
         return {"counts": Output(at="block")}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self.variable, block)
 
 
@@ -98,8 +98,8 @@ class _Accumulator:
 
         self.name, self.grids = variable, [kernels.lattice(name) for name in GRIDS]
         self.counts = np.zeros(1 + len(GRIDS), np.int64)
-        self.held = np.zeros((block.n_tokens, 1 + len(GRIDS)), np.int64)
-        self.coming = np.ones((1, block.n_tokens), bool)  # which tokens to look at in the next step
+        self.token_counts = np.zeros((block.n_tokens, 1 + len(GRIDS)), np.int64)  # as of the last step counted
+        self.next = np.ones((1, block.n_tokens), bool)  # which tokens to count anew at the next step
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.grids import count_off_grid
@@ -109,9 +109,9 @@ class _Accumulator:
         if values.dtype == np.float64:
             self.counts += _count(values)
             return
-        look = np.concatenate([self.coming, batch.changed(self.name)])
-        self.coming = look[n : n + 1]
-        count_off_grid(values.view(np.uint32), look[:n], self.grids, self.held, self.counts)
+        changed = np.concatenate([self.next, batch.changed(self.name)])
+        self.next = changed[n : n + 1]
+        count_off_grid(values.view(np.uint32), changed[:n], self.grids, self.token_counts, self.counts)
 
     def result(self) -> dict[str, Any]:
         return {"counts": self.counts}
@@ -123,7 +123,7 @@ def _count(values: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _measure(inputs: dict[str, list[Any]], *, sizes: tuple[int, ...]) -> Arrays:
-    counts = np.stack([found[0] for found in inputs.values()])
+    counts = np.stack([blocks[0] for blocks in inputs.values()])
     n = np.array(sizes)
     on = n[:, None] - counts[:, 1:]
     whole = np.concatenate([on == n[:, None], np.ones((len(n), 1), bool)], axis=1)

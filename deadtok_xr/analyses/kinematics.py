@@ -1,9 +1,8 @@
-"""Dead tokens in the centre-of-mass frame: the cloud's drift, and the motion within it."""
+"""Measure the motion of the tokens in the centre-of-mass frame: the drift of the cloud, and the motion within it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -13,17 +12,13 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, summary_text
+from deadtok_xr.analyses.common.centre_of_mass import OUTPUTS, CentreOfMass
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine import (
     AnalysisSpec,
-    Batch,
-    Output,
     ReductionResults,
-    SingleVariable,
-    StepBlock,
-    allocate_outputs,
 )
 from deadtok_xr.engine.block_pass import step_before, uniform, with_start
 from deadtok_xr.errors import InputError
@@ -38,9 +33,11 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "√mean_i ‖ΔW[t,i] - ΔC[t]‖₂²",
     },
     "radius": {"long_name": "mean distance from the centroid", "units": "1", "formula": "mean_i ‖W[t,i] - C[t]‖₂"},
-    "radius_max": {"long_name": "largest distance from it", "units": "1", "formula": "max_i ‖W[t,i] - C[t]‖₂"},
+    "radius_max": {
+        "long_name": "largest distance from the centroid", "units": "1", "formula": "max_i ‖W[t,i] - C[t]‖₂",
+    },
     "thermal_residual": {
-        "long_name": "what the thermal velocities sum to: 0 but for rounding",
+        "long_name": "length of the sum of the thermal velocities: 0 except for rounding",
         "units": "1/step",
         "formula": "‖Σ_i (ΔW[t,i] - ΔC[t])‖₂",
     },
@@ -64,7 +61,7 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     ds
         A recording, (step, token, dim).
     variable
-        ``"W"``, or ``"delta"`` for recordings that hold displacements alone; by default W if it is there.
+        ``"W"``, or ``"delta"`` for recordings that hold only displacements; by default W if it is there.
     allow_gaps
         Measure velocities that span several updates; adds `step_span`.
 
@@ -76,9 +73,9 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
         Velocities are NaN at the first step; a NaN in the recording makes its step NaN. `position` and
         `thermal_velocity` (step, token, dim) are lazy, and saved only on request.
 
-        The attribute `origin` is "absolute", or "relative" where positions are sums of recorded displacements in
-        float64: inclusive of the first step of the dataset, so measured from where the tokens were before it, while the
-        velocity at that first step is left NaN like everywhere.
+        The attribute `origin` is "absolute", or "relative" if positions are sums of recorded displacements in float64.
+        These sums include the first step of the dataset, so that positions are relative to those before it; the
+        velocity at the first step is NaN as always.
 
     Raises
     ------
@@ -99,93 +96,51 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     if name == "delta":
         x, key = _cumulative_sum(x.astype(np.float64)), "position"
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        values = cloud_variables(found)
+    def finish(results: ReductionResults) -> xr.Dataset:
+        values = _step_variables(results)
         values["position"] = _positions(x)
         values["thermal_velocity"] = _thermal(x, values["bulk_velocity"].data)
         origin = "relative" if name == "delta" else "absolute"
         attrs = checks.result_attrs(ds, variable=name, origin=origin)
-        return xr.Dataset({**values, **checks.from_the_first(extra)}, ds.coords, attrs)
+        return xr.Dataset({**values, **checks.with_first_step(extra)}, ds.coords, attrs)
 
-    return AnalysisSpec({key: x}, {"cloud": Cloud(key)}, finish)
+    return AnalysisSpec({key: x}, {"cloud": CentreOfMass(key)}, finish)
 
 
 def _refuse_missing(ds: xr.Dataset) -> None:
-    """Displacements add up to positions only if none is missing, whatever gaps are allowed."""
+    """Refuse gaps: displacements add up to positions only if none is missing."""
     gaps = np.flatnonzero(np.diff(ds["step"].values) > 1)
     if gaps.size:
         step = int(ds["step"].values[gaps[0]])
         raise InputError(
-            f"kinematics: the displacements after step {step} are missing, and {gaps.size - 1} more gaps: the "
-            "positions that they lead to are not known, with or without allow_gaps; record every step, or the weights"
+            f"kinematics: the displacements after step {step} are missing, and {gaps.size - 1} more gaps: later "
+            "positions are unknown, with or without allow_gaps; record every step, or the weights"
         )
 
 
-OUTPUTS = {
-    "centroid": Output(("step", "dim")),
-    "bulk_velocity": Output(("step", "dim"), at="transitions"),
-    "bulk_speed": Output("step", at="transitions"),
-    "thermal_rms": Output("step", at="transitions"),
-    "radius": Output("step"),
-    "radius_max": Output("step"),
-    "thermal_residual": Output("step", at="transitions"),
-    "n_invalid": Output("step", dtype="i8"),
-}
-
-
-@dataclass(frozen=True)
-class Cloud(SingleVariable):
-    """The reduction of the cloud as a whole; `OUTPUTS` says what it finds."""
-
-    def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
-        return OUTPUTS
-
-    def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
-        return _Accumulator(self.variable, block)
-
-
-class _Accumulator:
-    def __init__(self, variable: str, block: StepBlock) -> None:
-        self.variable, self.out = variable, allocate_outputs(OUTPUTS, block)
-        self.centre: NDArray[np.float64] | None = None
-
-    def update(self, batch: Batch) -> None:
-        from deadtok_xr import kernels
-
-        on_device = batch.block.device.runs("kinematics")
-        steps = batch.tensor(self.variable) if on_device else batch.readable(self.variable)
-        kernel = kernels.engine("kinematics", on_device).kinematics
-        self.centre = kernel(steps, batch.changed(self.variable), self.centre, batch.slices(self.out, OUTPUTS))
-
-    def result(self) -> dict[str, Any]:
-        return self.out
-
-
-def cloud_variables(found: ReductionResults) -> dict[str, xr.Variable]:
-    """The fields of the probe "cloud" over all steps; at the first one there is no velocity."""
-    variables = found.variables("cloud", ATTRS)
+def _step_variables(results: ReductionResults) -> dict[str, xr.Variable]:
+    """Return the outputs of `CentreOfMass` over all steps; at the first one velocities are NaN."""
+    variables = results.variables("cloud", ATTRS)
     for name, output in OUTPUTS.items():
         if output.at == "transitions":
             dims, data, attrs = variables[name].dims, variables[name].data, variables[name].attrs
-            variables[name] = xr.Variable(dims, with_start(data, np.nan, found.n_states), attrs)
+            variables[name] = xr.Variable(dims, with_start(data, np.nan, results.n_states), attrs)
     return variables
 
 
 def _cumulative_sum(x: da.Array) -> da.Array:
-    """Sum up the steps; a block waits for the total of those before it."""
+    """Return the cumulative sum over steps; a block waits for the total of the blocks before it."""
     name = f"cumulative-{tokenize(x.name)}"
 
     def tasks(names: list[str]) -> Tasks:
-        made: Tasks = {}
+        graph: Tasks = {}
         for j in range(x.numblocks[1]):
             total: Any = 0.0
             for i in range(x.numblocks[0]):
-                made[name, i, j, 0] = (_summed, (names[0], i, j, 0), total)
+                graph[name, i, j, 0] = (_summed, (names[0], i, j, 0), total)
                 total = (f"{name}-total", i, j)
-                made[total] = (_last, (name, i, j, 0))
-        return made
+                graph[total] = (_last, (name, i, j, 0))
+        return graph
 
     return from_tasks(name, tasks, x.chunks, np.empty((0, 0, 0)), [x])
 
@@ -206,11 +161,13 @@ def _positions(x: da.Array) -> xr.Variable:
 def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
     before = step_before(x)
     bulk = bulk.rechunk((x.chunks[0], x.chunks[2]))
-    data = da.blockwise(_own_velocity, "tnd", x, "tnd", before, "tnd", bulk, "td", dtype=np.float64, align_arrays=False)
+    data = da.blockwise(
+        _thermal_block, "tnd", x, "tnd", before, "tnd", bulk, "td", dtype=np.float64, align_arrays=False
+    )
     return xr.Variable(("step", "token", "dim"), uniform(data), ATTRS["thermal_velocity"])
 
 
-def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float64]) -> NDArray[np.float64]:
+def _thermal_block(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float64]) -> NDArray[np.float64]:
     velocity = np.diff(x.astype(np.float64), axis=0, prepend=before.astype(np.float64))
     return velocity - bulk[:, None, :]
 
@@ -219,14 +176,14 @@ def _own_velocity(x: NDArray[Any], before: NDArray[Any], bulk: NDArray[np.float6
 @summary_text.in_one_line
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     norm = np.linalg.norm(ds["centroid"].values, axis=1)
-    steps, bulk, heat = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
+    steps, bulk, thermal = ds["step"].values, ds["bulk_speed"].values, ds["thermal_rms"].values
     radius = ds["radius"].values
     yield f"Kinematics, centre-of-mass frame ({ds.attrs.get('origin', 'absolute')} positions)"
     yield f"  centroid norm     {norm[0]:.6f} first, {norm[-1]:.6f} last, {summary_text.largest(norm, steps)}"
     yield f"  cloud radius      {radius[0]:.6f} first, {radius[-1]:.6f} last"
     if len(steps) > 1:
-        ratio = bulk[1] / heat[1] if heat[1] else np.inf
-        yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {heat[1]:.4g}, ratio {ratio:.4g}"
+        ratio = bulk[1] / thermal[1] if thermal[1] else np.inf
+        yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {thermal[1]:.4g}, ratio {ratio:.4g}"
         residual = summary_text.largest_value(ds["thermal_residual"].values)
         yield f"  check             thermal velocities sum to {residual:.2g} at most"
     yield from summary_text.invalid_steps(ds, "which have no centroid")
@@ -237,7 +194,7 @@ kinematics.pictures = (
         "speeds",
         "kinematics.speeds",
         "The cloud and the motion within it",
-        "Bulk speed is that of the centroid, thermal speed that of the tokens in its frame. Bulk above thermal "
-        "means that tokens are carried along; thermal above bulk, that they move on their own.",
+        "The bulk speed is that of the centroid, the thermal speed that of the tokens in its frame. Bulk above thermal "
+        "means that the tokens drift together; thermal above bulk, that they move independently.",
     ),
 )

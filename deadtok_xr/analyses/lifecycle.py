@@ -1,4 +1,4 @@
-"""When each token first froze, thawed, and moved for the last time, and when it left each phase of motion for good."""
+"""Find when each token first froze, thawed, moved for the last time, and left each phase of motion for good."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, summary_text, transitions
+from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, folded
@@ -21,20 +21,20 @@ from deadtok_xr.errors import InputError
 Longs = NDArray[np.int64]
 ORDER = ("earliest", "median", "latest")
 _MOVED = "moved: a value changed, W[t] ≠ W[t-1]; -0 and +0 are equal"
-_STEP = {"units": "step"}
+_IN_STEPS = {"units": "step"}
 _COUNT = {"units": "1"}
 _UNKNOWN = "-1 if the token holds NaN or infinity at any step"
-_CENSORED = "a token that has not got there by the last step counts as later than all; NaN where that decides"
+_CENSORED = "a token that has not reached this by the last step counts as later than all others; NaN if that decides"
 TOKEN: dict[str, dict[str, Any]] = {
     "first_freeze": {
-        "long_name": "first step at which the token stood still after its first motion", **_STEP, "formula": _MOVED,
+        "long_name": "first step without motion after the token's first motion", **_IN_STEPS, "formula": _MOVED,
         "comment": "-1 if it never moved, or never stopped",
     },
-    "last_motion": {"long_name": "last step at which the token moved; -1 never", **_STEP, "formula": _MOVED},
+    "last_motion": {"long_name": "last step at which the token moved; -1 never", **_IN_STEPS, "formula": _MOVED},
     "thaw_count": {
-        "long_name": "how often the token moved again", **_COUNT,
+        "long_name": "number of times that the token moved again after a step without motion", **_COUNT,
         "formula": "steps t > first_freeze with moved[t] and not moved[t-1]",
-        "comment": "a step after one with NaN or infinity counts for nothing",
+        "comment": "a step after one with NaN or infinity is not counted",
     },
     "censored": {
         "long_name": "whether the token still moved at the last step", **_COUNT,
@@ -46,23 +46,23 @@ TOKEN: dict[str, dict[str, Any]] = {
     "reheats": {"long_name": "steps to a hotter phase", **_COUNT},
     "cools": {"long_name": "steps to a colder phase", **_COUNT},
     "first_stumble": {
-        "long_name": "first step at which the token moved within one cell, or not at all; -1 never", **_STEP,
+        "long_name": "first step at which the token moved by at most one cell; -1 never", **_IN_STEPS,
         "formula": "first t with L1(ΔW'[t]) <= 1",
     },
     "last_thrust": {
-        "long_name": "last step at which the token moved by more than a cell; -1 never", **_STEP,
+        "long_name": "last step at which the token moved by more than one cell; -1 never", **_IN_STEPS,
         "formula": "last t with L1(ΔW'[t]) > 1",
     },
     "thrust_period": {
-        "long_name": "updates from the last motion by more than a cell to the last of all", **_COUNT,
+        "long_name": "updates from the last motion by more than one cell to the last motion", **_COUNT,
         "formula": "last_motion - last_thrust", "comment": "-1 if there is no last_thrust",
     },
 }  # fmt: skip
 TOKEN_PHASE: dict[str, dict[str, Any]] = {
-    "last_step": {"long_name": "last step at which the token was in the phase; -1 never", **_STEP},
+    "last_step": {"long_name": "last step at which the token was in the phase; -1 never", **_IN_STEPS},
     "last_step_or_hotter": {
-        "long_name": "last step at which the token was in the phase or a hotter one; -1 never", **_STEP,
-        "comment": "after it, the token never got as hot again",
+        "long_name": "last step at which the token was in the phase or a hotter one; -1 never", **_IN_STEPS,
+        "comment": "after this step, the token was never as hot again",
     },
     "duration": {
         "long_name": "updates that the token spent in the phase in retrospect", **_COUNT, "comment": _UNKNOWN,
@@ -73,37 +73,38 @@ STEP: dict[str, dict[str, Any]] = {
     "frozen_fraction": {
         "long_name": "share of the valid tokens that did not move", **_COUNT, "comment": "NaN without valid tokens",
     },
-    "global_freeze": {"long_name": "whether all tokens stood still, and none is invalid", **_COUNT},
+    "global_freeze": {"long_name": "whether no token moved, and none is invalid", **_COUNT},
     "n_moving": {"long_name": "tokens that moved", **_COUNT},
     "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t", **_COUNT},
     "n_reheats": {"long_name": "tokens in a hotter phase than at the step before", **_COUNT},
     "n_cools": {"long_name": "tokens in a colder phase than at the step before", **_COUNT},
     "stumble_cohort": {"long_name": "tokens that first stumbled here", "formula": "first_stumble = t", **_COUNT},
     "freeze_cohort": {
-        "long_name": "tokens that moved for the last time at this step, and were seen to stop", **_COUNT,
+        "long_name": "tokens that moved for the last time at this step, and then stopped", **_COUNT,
         "formula": "last_motion = t and not censored",
     },
 }  # fmt: skip
 OTHER: dict[str, dict[str, Any]] = {
     "passages": {
-        "long_name": "how often a token was in one phase and at the next step in another", **_COUNT,
-        "formula": "pairs of steps t-1, t by the phases from_phase at t-1 and phase at t",
+        "long_name": "number of passages of a token from one phase to another at the next step", **_COUNT,
+        "formula": "pairs of steps t-1, t, counted by from_phase at t-1 and phase at t",
     },
     "duration_mean": {"long_name": "mean duration over tokens without NaN or infinity", **_COUNT},
     "duration_median": {"long_name": "median duration over tokens without NaN or infinity", **_COUNT},
-    "first_freeze_range": {"long_name": "earliest, median, latest first freeze", **_STEP, "comment": _CENSORED},
-    "last_motion_range": {"long_name": "earliest, median, latest last motion", **_STEP, "comment": _CENSORED},
+    "first_freeze_range": {"long_name": "earliest, median, latest first freeze", **_IN_STEPS, "comment": _CENSORED},
+    "last_motion_range": {"long_name": "earliest, median, latest last motion", **_IN_STEPS, "comment": _CENSORED},
     "last_step_range": {
-        "long_name": "earliest, median, latest last step in the phase or a hotter one", **_STEP, "comment": _CENSORED,
+        "long_name": "earliest, median, latest last step in the phase or a hotter one", **_IN_STEPS,
+        "comment": _CENSORED,
     },
-    "n_never_moved": {"long_name": "tokens that never moved: no freeze is theirs", **_COUNT},
+    "n_never_moved": {"long_name": "tokens that never moved, and so never froze", **_COUNT},
     "n_censored": {"long_name": "tokens that still moved at the last step", **_COUNT},
-    "n_frozen": {"long_name": "tokens that moved, and stood still at the last step", **_COUNT},
+    "n_frozen": {"long_name": "tokens that moved, but not at the last step", **_COUNT},
 }  # fmt: skip
 ATTRS = {**TOKEN, **TOKEN_PHASE, **STEP, **OTHER}
 STRATIGRAPHY = {
     "long_name": "phase in retrospect: the hottest that the token was in at this step or later",
-    "comment": "-1 where that is not known, since the token holds NaN or infinity at this step or later",
+    "comment": "-1 where unknown, because the token holds NaN or infinity at this step or later",
     **_COUNT,
 }
 
@@ -117,31 +118,31 @@ def lifecycle(
     precision: str | None = None,
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Follow every token from phase to phase until it freezes.
+    """Follow every token through the phases of motion until it freezes.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim).
     scheme
-        The phases: ``"lattice"``, ``"magnitude"`` or ``"cells"``, as for `phases`. Freezing and motion do not depend
-        on it: a token moved if a value changed.
+        The phases: ``"lattice"``, ``"magnitude"`` or ``"cells"``, as for `phases`. It does not affect freezing and
+        motion: a token moved if a value changed.
     variable, precision, allow_gaps
         As for `motion`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset over t = 1..T; steps are labels, -1 is never. Per token, int64: `first_freeze`, `last_motion`,
-        `thaw_count`, `moved_steps`, `invalid_steps`, `reheats`, `cools`, `first_stumble`, `last_thrust`,
+        Lazy dataset over t = 1..T; steps are given by their labels, -1 means never. Per token, int64: `first_freeze`,
+        `last_motion`, `thaw_count`, `moved_steps`, `invalid_steps`, `reheats`, `cools`, `first_stumble`, `last_thrust`,
         `thrust_period`; `censored` int8. Per (token, phase), int64: `last_step`, `last_step_or_hotter`, `duration`. Per
         step: `frozen_fraction` float64, `global_freeze` bool, counts int64. Per (step, token): `stratigraphy` int8, the
-        phase in retrospect, which never rises. Per phase: `duration_mean`, `duration_median`, `last_step_range`;
+        phase in retrospect, which never gets hotter. Per phase: `duration_mean`, `duration_median`, `last_step_range`;
         (from_phase, phase): `passages`; along `order` (earliest, median, latest): `first_freeze_range`,
         `last_motion_range`.
 
-        A transition with NaN or infinity is neither motion nor rest, and never counted as frozen. A token that never
-        moved has no freeze, and one that still moves at the last step is `censored`.
+        A transition with NaN or infinity counts neither as motion nor as rest. A token that never moved has no freeze,
+        and one that still moves at the last step is `censored`.
 
     Raises
     ------
@@ -151,27 +152,27 @@ def lifecycle(
     Notes
     -----
     Crucible 1 and 2 (last motion), token_lifecycles and Nutcracker 03 (stratigraphy, reheats, cools),
-    in_search_of_the_phase_transition (`first_stumble`, `stumble_cohort`) and thrust_period. Their steps are counted
-    from 0 there, so that their step 396 is 397 here.
+    in_search_of_the_phase_transition (`first_stumble`, `stumble_cohort`) and thrust_period. The notebooks count steps
+    from 0, so that their step 396 is 397 here.
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     x = checks.require(ds, variable, "lifecycle")
     extra = checks.check_steps(ds, "lifecycle", allow_gaps=allow_gaps)
-    grid = transitions.grid_name(x, precision)
+    grid = checks.grid_name(x, precision)
     phases, steps = SCHEMES[scheme], ds["step"].values
     shapes = _shapes(len(steps) - 1, ds.sizes["token"], len(phases))
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        rows = found.per_block("transitions", _phases, scheme=scheme, n_dims=ds.sizes["dim"])
-        life = folded(rows, _follow, _begin)
-        values = compute_together({"life": life}, _describe, shapes, ATTRS, steps=steps)
-        values["stratigraphy"] = _stratigraphy(life, found.array("transitions", "displacement"), phases)
+    def finish(results: ReductionResults) -> xr.Dataset:
+        blocks = results.per_block("transitions", _classify, scheme=scheme, n_dims=ds.sizes["dim"])
+        paths = folded(blocks, _follow, _begin)
+        values = compute_together({"paths": paths}, _describe, shapes, ATTRS, steps=steps)
+        values["stratigraphy"] = _stratigraphy(paths, results.array("transitions", "displacement"), phases)
         labels = {"phase": list(phases), "from_phase": list(phases), "order": list(ORDER)}
         attrs = checks.result_attrs(ds, variable=variable, scheme=scheme, definition=DEFINITION[scheme], precision=grid)
-        return xr.Dataset({**values, **extra}, {**transitions.step_and_token_coords(ds), **labels}, attrs)
+        return xr.Dataset({**values, **extra}, {**coordinates.of_transitions(ds), **labels}, attrs)
 
-    return transitions.plan(x, grid, finish)
+    return transitions.specify(x, grid, finish)
 
 
 def _shapes(n_steps: int, n_tokens: int, n_phases: int) -> dict[str, Any]:
@@ -187,27 +188,43 @@ def _shapes(n_steps: int, n_tokens: int, n_phases: int) -> dict[str, Any]:
     return {name: (d, tuple(sizes[x] for x in d), dtypes.get(name, "i8")) for name, d in dims.items()}
 
 
-def _phases(row: BlockResult, *, scheme: str, n_dims: int) -> dict[str, Any]:
-    """The phase of each transition of a row and how the token moved, a byte each."""
+def _classify(block: BlockResult, *, scheme: str, n_dims: int) -> dict[str, Any]:
+    """Return the phase of each transition of a block and whether the token moved, a byte each."""
     from deadtok_xr.kernels.numba import lifecycle as kernel
 
-    known = {
+    schemes = {
         "lattice": (kernel.LATTICE, ()),
         "magnitude": (kernel.MAGNITUDE, transitions.MAGNITUDES),
         "cells": (kernel.CELLS, transitions.CELLS),
     }
-    number, limits = known[scheme]
-    phase, motion = np.empty((2, *row["moved_dims"].shape), np.int8)
+    number, limits = schemes[scheme]
+    phase, motion = np.empty((2, *block["moved_dims"].shape), np.int8)
     kernel.phases_of(
-        row["lattice_l1"], row["lattice_l2"], row["lattice_linf"], row["displacement_ulp"], row["moved_dims"],
+        block["lattice_l1"], block["lattice_l2"], block["lattice_linf"], block["displacement_ulp"], block["moved_dims"],
         number, np.sqrt(n_dims), np.array(limits, np.float64), phase, motion,
     )  # fmt: skip
     return {"phase": phase, "motion": motion, "n_phases": len(SCHEMES[scheme])}
 
 
 @dataclass(frozen=True)
-class _Life:
-    """The paths of all tokens up to some step: see `kernels.numba.lifecycle`."""
+class _Paths:
+    """The paths of all tokens through the phases up to a step; see `kernels.numba.lifecycle`.
+
+    Attributes
+    ----------
+    n
+        The number of transitions so far.
+    path
+        Quantities of each token, named by the kernel.
+    last
+        Per token and phase, the last transition in it.
+    before
+        The phase and motion at the last transition.
+    passages
+        Counts by the phases before and after.
+    steps
+        Counts per step, an array for each block.
+    """
 
     n: int
     path: Longs
@@ -217,53 +234,54 @@ class _Life:
     steps: tuple[Longs, ...]
 
 
-def _begin(row: dict[str, Any]) -> _Life:
+def _begin(block: dict[str, Any]) -> _Paths:
     from deadtok_xr.kernels.numba import lifecycle as kernel
 
-    N, P = row["phase"].shape[1], row["n_phases"]
+    N, P = block["phase"].shape[1], block["n_phases"]
     path = np.zeros((len(kernel.PATH), N), np.int64)
     path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
-    life = _Life(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
-    return _follow(life, row)
+    paths = _Paths(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
+    return _follow(paths, block)
 
 
-def _follow(life: _Life, row: dict[str, Any]) -> _Life:
+def _follow(paths: _Paths, block: dict[str, Any]) -> _Paths:
+    """Return the paths up to the end of a block."""
     from deadtok_xr.kernels.numba import lifecycle as kernel
 
-    T = len(row["phase"])
-    path, last, before, passages = life.path.copy(), life.last.copy(), life.before.copy(), life.passages.copy()
+    T = len(block["phase"])
+    path, last, before, passages = paths.path.copy(), paths.last.copy(), paths.before.copy(), paths.passages.copy()
     steps = np.zeros((len(kernel.PER_STEP), T), np.int64)
-    kernel.follow(row["phase"], row["motion"], life.n, path, last, before, passages, steps)
-    return _Life(life.n + T, path, last, before, passages, (*life.steps, steps))
+    kernel.follow(block["phase"], block["motion"], paths.n, path, last, before, passages, steps)
+    return _Paths(paths.n + T, path, last, before, passages, (*paths.steps, steps))
 
 
 def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> Arrays:
     from deadtok_xr.kernels.numba.lifecycle import PATH, PER_STEP
 
-    (life,) = inputs["life"]
-    path = dict(zip(PATH, life.path, strict=True))
-    per_step = dict(zip(PER_STEP, np.concatenate(life.steps, axis=1), strict=True))
-    known, censored = path["invalid_steps"] == 0, life.before[1].copy()
+    (paths,) = inputs["paths"]
+    path = dict(zip(PATH, paths.path, strict=True))
+    per_step = dict(zip(PER_STEP, np.concatenate(paths.steps, axis=1), strict=True))
+    known, censored = path["invalid_steps"] == 0, paths.before[1].copy()
     censored[censored > 0] = 1
     moved = path["last_motion"] >= 0
-    hotter = np.maximum.accumulate(life.last[:, ::-1], axis=1)[:, ::-1]
+    hotter = np.maximum.accumulate(paths.last[:, ::-1], axis=1)[:, ::-1]
     thrust = path["last_thrust"] >= 0
-    seconds = {name: _labels(path[name], steps) for name in ("first_freeze", "last_motion", "first_stumble")}
-    seconds["last_thrust"] = _labels(path["last_thrust"], steps)
+    names = ("first_freeze", "last_motion", "first_stumble", "last_thrust")
+    labels = {name: _labels(path[name], steps) for name in names}
     return {
         **path,
-        **seconds,
+        **labels,
         "censored": censored,
-        "thrust_period": np.where(thrust, seconds["last_motion"] - seconds["last_thrust"], -1),
-        "last_step": _labels(life.last, steps),
+        "thrust_period": np.where(thrust, labels["last_motion"] - labels["last_thrust"], -1),
+        "last_step": _labels(paths.last, steps),
         "last_step_or_hotter": _labels(hotter, steps),
-        "passages": life.passages,
+        "passages": paths.passages,
         **_durations(_labels(hotter, steps), known, steps),
-        **_of_steps(per_step, path, known, censored, len(known)),
+        **_step_outputs(per_step, path, known, censored, len(known)),
         "first_freeze_range": _range(path["first_freeze"], known & moved, path["first_freeze"] < 0, steps),
         "last_motion_range": _range(path["last_motion"], known & moved, censored == 1, steps),
         "last_step_range": np.stack(
-            [_range(last, known & (last >= 0), last == life.n - 1, steps) for last in hotter.T], axis=1
+            [_range(last, known & (last >= 0), last == paths.n - 1, steps) for last in hotter.T], axis=1
         ),
         "n_never_moved": (~moved & known).sum(),
         "n_censored": (censored == 1).sum(),
@@ -272,11 +290,12 @@ def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> Arrays:
 
 
 def _labels(position: Longs, steps: Longs) -> Longs:
+    """Return the labels of transitions, -1 for never."""
     return np.where(position >= 0, steps[position + 1], -1)
 
 
 def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> Arrays:
-    """``left`` (token, phase): the last step in the phase or a hotter one."""
+    """Return durations, given the last step in the phase or a hotter one, ``left`` (token, phase)."""
     until = np.where(left >= 0, left, steps[0])
     duration = until - np.concatenate([until[:, 1:], np.full((len(left), 1), steps[0])], axis=1)
     some = duration[known] if known.any() else np.full((1, left.shape[1]), np.nan)
@@ -284,7 +303,7 @@ def _durations(left: Longs, known: NDArray[np.bool_], steps: Longs) -> Arrays:
     return {"duration": np.where(known[:, None], duration, -1), "duration_mean": mean, "duration_median": median}
 
 
-def _of_steps(n: dict[str, Longs], path: dict[str, Longs], known: Any, censored: Any, n_tokens: int) -> Arrays:
+def _step_outputs(n: dict[str, Longs], path: dict[str, Longs], known: Any, censored: Any, n_tokens: int) -> Arrays:
     valid = n_tokens - n["n_invalid"]
     still = valid - n["n_moving"]
     stopped = known & (censored == 0)
@@ -302,30 +321,30 @@ def _cohorts(position: Longs, n_steps: int) -> Longs:
 
 
 def _range(position: Longs, used: Any, later: Any, steps: Longs) -> NDArray[np.float64]:
-    """Earliest, median and latest label over the tokens used; those ``later`` than the last step come last."""
+    """Return earliest, median and latest label over the tokens used; ``later`` than the last step counts as latest."""
     values = np.where(later, np.inf, _labels(position, steps))[used]
     if not len(values):
         return np.full(3, np.nan)
     with np.errstate(invalid="ignore"):
-        found = np.array([values.min(), np.median(values), values.max()])
-    return np.where(np.isfinite(found), found, np.nan)
+        ends = np.array([values.min(), np.median(values), values.max()])
+    return np.where(np.isfinite(ends), ends, np.nan)
 
 
-def _stratigraphy(life: da.Array, like: da.Array, phases: tuple[str, ...]) -> xr.Variable:
-    """The phase in retrospect, (step, token), in the chunks of steps of another result."""
+def _stratigraphy(paths: da.Array, like: da.Array, phases: tuple[str, ...]) -> xr.Variable:
+    """Return the phase in retrospect, (step, token), with the chunks along step of another result."""
     position = da.arange(like.shape[0], chunks=(like.chunks[0],))
     data = da.blockwise(
-        _in_retrospect, "tn", life, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
+        _hottest_to_come, "tn", paths, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
         dtype=np.int8, meta=np.empty((0, 0), np.int8),
     )  # fmt: skip
     flags = {"flag_values": list(range(-1, len(phases))), "flag_meanings": " ".join(("unknown", *phases))}
     return xr.Variable(("step", "token"), data, {**STRATIGRAPHY, **flags})
 
 
-def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]:
+def _hottest_to_come(paths: list[list[_Paths]], position: Longs) -> NDArray[np.int8]:
     from deadtok_xr.kernels.numba.lifecycle import PATH
 
-    (whole,) = life[0] if isinstance(life[0], list) else life
+    (whole,) = paths[0] if isinstance(paths[0], list) else paths
     left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :-1]  # of all phases but the coldest
     phase = np.zeros((len(position), len(left)), np.int8)
     for until in left.T:
@@ -336,14 +355,14 @@ def _in_retrospect(life: list[list[_Life]], position: Longs) -> NDArray[np.int8]
 
 @lifecycle.summarize
 def _summary(ds: xr.Dataset) -> Iterator[str]:
-    frozen, going, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
+    frozen, moving, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
     first, last = (summary_text.range_text(ds[name].values) for name in ("first_freeze_range", "last_motion_range"))
     thaws = ds["thaw_count"].values
     yield (
-        f"Life cycles: {frozen} tokens froze for good, {going} still move, {never} never moved; first freeze {first}; "
-        f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} of a token"
+        f"Life cycles: {frozen} tokens froze for good, {moving} still move, {never} never moved; first freeze {first}; "
+        f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} per token"
     )
-    yield from summary_text.invalid_steps(ds, "which are neither motion nor rest")
+    yield from summary_text.invalid_steps(ds, "which count neither as motion nor as rest")
 
 
 lifecycle.pictures = (
@@ -351,7 +370,7 @@ lifecycle.pictures = (
         "lifecycle",
         "lifecycle.lifecycle",
         "Life cycles",
-        "Every row is a token, every column a step, coloured by the phase of its motion; tokens are in the order "
-        "in which they came to rest. Where a row grows bright again, the token thawed.",
+        "Every row is a token, every column a step; the colour is the hottest phase that the token is in at this step "
+        "or later. Tokens are sorted by their last motion, the earliest at the bottom.",
     ),
 )

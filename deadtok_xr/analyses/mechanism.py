@@ -1,4 +1,4 @@
-"""Why each token moves or stands still: no gradient, or an update that rounded to zero."""
+"""Replay every update, and explain why each token moves or not: no gradient, or an update that rounds to zero."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from deadtok_xr.analyses.common import checks, replayed, summary_text, transitions
-from deadtok_xr.analyses.common.updates import read_updates
+from deadtok_xr.analyses.common import checks, coordinates, replayed_updates, summary_text
+from deadtok_xr.analyses.common.recorded_updates import read_updates
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.series import Series
@@ -18,17 +18,17 @@ from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
 CAUSES = ("no_gradient", "rounded_to_zero", "moved", "unknown")
-_OF_CAUSES = {"flag_values": list(range(4)), "flag_meanings": " ".join(CAUSES)}
-_SHARE = "share of the elements that could be compared"
+_FLAGS = {"flag_values": list(range(4)), "flag_meanings": " ".join(CAUSES)}
+_SHARE = "share of the compared elements"
 PER_TOKEN: dict[str, dict[str, Any]] = {
     "cause": {
         "long_name": "why the token moved or did not",
         "units": "1",
         "formula": "moved if any element moved; else rounded_to_zero if any update rounded to zero; else no_gradient",
-        **_OF_CAUSES,
+        **_FLAGS,
     },
     "margin": {
-        "long_name": "largest update against half the gap",
+        "long_name": "largest update in units of half the gap",
         "units": "1",
         "formula": "max_d |u| / (half the gap from W[t-1] in the direction of u)",
     },
@@ -38,21 +38,27 @@ PER_STEP: dict[str, dict[str, Any]] = {
     **{f"n_{c}": {"long_name": f"elements: {c.replace('_', ' ')}", "units": "1"} for c in CAUSES},
     "n_compared": {"long_name": "elements whose update was replayed", "units": "1"},
     "n_missed": {"long_name": "elements where the replay differs from the recording", "units": "1"},
-    "replay_agreement": {"long_name": f"{_SHARE} and that the replay gives to the bit", "units": "1"},
-    "replay_agreement_moved": {"long_name": "the same among the elements that moved", "units": "1"},
-    "baseline_agreement": {"long_name": f"{_SHARE} and that did not move", "units": "1"},
+    "replay_agreement": {"long_name": f"{_SHARE} that the replay gives to the bit", "units": "1"},
+    "replay_agreement_moved": {
+        "long_name": "share of the compared elements that moved, and that the replay gives to the bit",
+        "units": "1",
+    },
+    "baseline_agreement": {"long_name": f"{_SHARE} that did not move", "units": "1"},
     "exp_avg_agreement": {"long_name": "share of exp_avg that the replay gives to the bit", "units": "1"},
     "exp_avg_sq_agreement": {"long_name": "share of exp_avg_sq that the replay gives to the bit", "units": "1"},
     "stalled_fraction": {
-        "long_name": "share of elements whose exp_avg_sq stands still without being at its aim",
+        "long_name": "share of elements whose exp_avg_sq is stalled: unchanged, though not equal to g²",
         "units": "1",
         "formula": "exp_avg_sq[t] = exp_avg_sq[t-1] and g² ≠ exp_avg_sq[t-1]",
     },
-    "weight_decay_only": {"long_name": "share of elements that moved by weight decay alone", "units": "1"},
+    "weight_decay_only": {
+        "long_name": "share of elements that would not have moved without weight decay",
+        "units": "1",
+    },
     "at_power_of_two": {"long_name": "share of elements at a power of two at t-1", "units": "1"},
     "lr": {"long_name": "learning rate of the update", "units": "1"},
     "lr_estimate": {
-        "long_name": "learning rate that the motion shows",
+        "long_name": "learning rate estimated from the motion",
         "units": "1",
         "formula": "lr·Σ ΔW·u / Σ u² over elements with |u| above 4 gaps",
     },
@@ -60,21 +66,21 @@ PER_STEP: dict[str, dict[str, Any]] = {
         "long_name": "length of all updates before rounding",
         "units": "1",
         "formula": "√Σ u²",
-        "comment": "over the elements whose u is known; NaN without any",
+        "comment": "over the elements with known u; NaN without any",
     },
     "realised_norm": {
         "long_name": "length of all displacements",
         "units": "1",
         "formula": "√Σ ΔW²",
-        "comment": "over the finite elements; NaN where none moved and none is known to have been left in its place",
+        "comment": "over the finite elements; NaN if none moved and the updates of none are known",
     },
 }
-OF_TOKENS: dict[str, dict[str, Any]] = {
+TOTALS: dict[str, dict[str, Any]] = {
     "intended_net": {
         "long_name": "length of the sum of all updates",
         "units": "1",
         "formula": "‖Σ_t u‖₂",
-        "comment": "NaN for a token with NaN or infinity at any step, or an update that is not known",
+        "comment": "NaN for a token with NaN or infinity at any step, or an unknown update",
     },
     "realised_net": {
         "long_name": "length of the sum of all displacements",
@@ -86,11 +92,11 @@ OF_TOKENS: dict[str, dict[str, Any]] = {
     "freeze_cause": {
         "long_name": "why the token did not move at the update after its last motion",
         "units": "1",
-        "formula": "`cause` at that step; moved: it still moves at the end. Updates that left W out do not count",
-        **_OF_CAUSES,
+        "formula": "`cause` at that update; moved: it still moves at the end. Updates that skipped W do not count",
+        **_FLAGS,
     },
     "margin_after": {
-        "long_name": "largest margin after the last motion; below 1 the recorded gradients could not move it",
+        "long_name": "largest margin after the last motion; below 1 the recorded gradients cannot move the token",
         "units": "1",
     },
 }
@@ -108,18 +114,18 @@ def mechanism(
     updates_before: int = 0,
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Replay every update with torch's arithmetic, and say of each element why it moved or did not.
+    """Replay every update with torch's arithmetic, and explain for each element why it moved or not.
 
     Parameters
     ----------
     ds
-        A recording of W with what its optimizer used: grad, exp_avg and exp_avg_sq for Adam and AdamW, grad for
+        A recording of W and the tensors of its optimizer: grad, exp_avg and exp_avg_sq for Adam and AdamW, grad for
         SGD.
     arithmetic
-        ``"auto"``: the one that the recording's flags (foreach, fused, capturable) name. ``"find"``: the one that
-        `find_arithmetic` finds, for which a few steps are read at once. Or a name, see `deadtok_xr.replay`.
+        ``"auto"``: the one that the recording's flags (foreach, fused, capturable) select. ``"find"``: the result of
+        `find_arithmetic`, which reads a few steps immediately. Or a name, see `deadtok_xr.replay`.
     hyperparameters
-        torch's names (`optimizer`, `betas`, `eps`, `weight_decay`, ...), instead of the recording's.
+        By torch's names (`optimizer`, `betas`, `eps`, `weight_decay`, ...), instead of those of the recording.
     lr
         The learning rate, one or one per step; by default the variable `lr`, else the hyperparameter.
     variable, precision
@@ -127,7 +133,7 @@ def mechanism(
     updates_before
         Updates that the optimizer had made before step 0 of the recording.
     allow_gaps
-        Accept gaps in the steps; what moved across one is ``moved``, and what did not is ``unknown``.
+        Accept gaps in the steps; across a gap, elements are ``moved`` or ``unknown``.
 
     Returns
     -------
@@ -135,18 +141,18 @@ def mechanism(
         Lazy dataset with the label t for the update t-1 → t.
 
         Per (step, token): `cause`; `margin`, the largest |u| in units of half the gap that it would have to cross;
-        `intended` ‖u‖₂, u being the update before W is rounded. Per step: element counts of each cause, the replay's
-        agreement beside that of "nothing moved" and on moved elements alone, `n_missed`, and fractions (see the
-        attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
+        `intended` ‖u‖₂, with u the update before W is rounded. Per step: element counts of each cause, the agreement of
+        the replay, over all and over moved elements, and that of the baseline "nothing moved", `n_missed`, and
+        fractions (see the attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
 
-        An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay leaves it where it
-        is too; and unknown if an input is missing or NaN, or if the replay moves it. An update that left W out, having
-        no gradient at all (`skipped`), is no_gradient for every element.
+        An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay does not move it
+        either; and unknown if an input is missing or NaN, or if the replay moves it. In an update that skipped W for
+        lack of a gradient (`skipped`), every element is no_gradient.
 
     Raises
     ------
     InputError
-        For missing tensors, hyperparameters or rates, gaps, and optimizers that cannot be replayed.
+        For missing tensors, hyperparameters or learning rates, gaps, and optimizers that cannot be replayed.
 
     Notes
     -----
@@ -161,31 +167,31 @@ def mechanism(
     if arithmetic == "find":
         from deadtok_xr.analyses.find_arithmetic import find_arithmetic
 
-        found = find_arithmetic(
+        comparison = find_arithmetic(
             ds, hyperparameters=hyperparameters, lr=lr, variable=variable, precision=precision,
             updates_before=updates_before,
         )  # fmt: skip
-        arithmetic = found.attrs["best"] or u.settings.arithmetic
-        notes |= {k: found.attrs[k] for k in ("verdict", "candidates", "report")}
+        arithmetic = comparison.attrs["best"] or u.settings.arithmetic
+        notes |= {k: comparison.attrs[k] for k in ("verdict", "candidates", "report")}
     elif arithmetic == "auto":
         arithmetic = u.settings.arithmetic
-    u.ready_for(arithmetic, "mechanism")
+    u.require(arithmetic, "mechanism")
     notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.untried}
 
-    def finish(found: ReductionResults) -> xr.Dataset:
+    def finish(results: ReductionResults) -> xr.Dataset:
         values = {
-            **found.variables("replay", {**PER_TOKEN, **PER_STEP}),
-            **_of_tokens(found, ds.sizes["token"]),
+            **results.variables("replay", {**PER_TOKEN, **PER_STEP}),
+            **_token_totals(results, ds.sizes["token"]),
             **extra,
         }
         attrs = checks.result_attrs(
             ds, variable=variable, precision=u.grids["W"], arithmetic=arithmetic, optimizer=u.settings.optimizer,
             **notes,
         )  # fmt: skip
-        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+        return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
 
     series = {name: Series(u.arrays[name][:, 0, 0]) for name in ("t", "lr", "step")}
-    reduction = replayed.Replay(u.settings, arithmetic, u.grids, series)
+    reduction = replayed_updates.Replay(u.settings, arithmetic, u.grids, series)
     return AnalysisSpec({n: u.arrays[n] for n in u.grids}, {"replay": reduction}, finish)
 
 
@@ -197,22 +203,22 @@ def _checked(ds: xr.Dataset, variable: str, allow_gaps: bool) -> dict[str, xr.Va
         if "allow_gaps" not in str(error):
             raise
         raise InputError(
-            str(error).partition("; a transition")[0] + "; an update can be replayed between neighbouring steps alone: "
-            "record every step or pairs of steps, and say allow_gaps=True (--allow-gaps) to leave out the others"
+            str(error).partition("; a transition")[0] + "; an update can only be replayed between consecutive steps: "
+            "record every step or pairs of steps, and say allow_gaps=True (--allow-gaps) to skip the other transitions"
         ) from None
 
 
-def _of_tokens(found: ReductionResults, n_tokens: int) -> dict[str, xr.Variable]:
+def _token_totals(results: ReductionResults, n_tokens: int) -> dict[str, xr.Variable]:
     inputs = {
-        "net": found.merged("replay", "net", np.add),
-        "freeze": found.merged("replay", "freeze", replayed.merge_freezes),
+        "net": results.merged("replay", "net", np.add),
+        "freeze": results.merged("replay", "freeze", replayed_updates.merge_freezes),
     }
     dtypes = {"last_motion": "i8", "freeze_cause": "i1"}
-    shapes: dict[str, Any] = {name: (("token",), (n_tokens,), dtypes.get(name, "f8")) for name in OF_TOKENS}
-    return compute_together(inputs, _totals, shapes, OF_TOKENS)
+    shapes: dict[str, Any] = {name: (("token",), (n_tokens,), dtypes.get(name, "f8")) for name in TOTALS}
+    return compute_together(inputs, _describe_tokens, shapes, TOTALS)
 
 
-def _totals(inputs: dict[str, list[Any]]) -> Arrays:
+def _describe_tokens(inputs: dict[str, list[Any]]) -> Arrays:
     (net,), (freeze,) = inputs["net"], inputs["freeze"]
     lengths = np.linalg.norm(net, axis=2)
     return {
@@ -234,20 +240,20 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield f"Mechanism, why tokens move or not: {ds.attrs.get('optimizer')} replayed ({ds.attrs.get('arithmetic')})"
     share = 1 - missed / compared if compared else np.nan
     yield (
-        f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (nothing moved: "
+        f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (baseline, nothing moves: "
         f"{summary_text.finite_mean(baseline):.2%}); of those that moved, per step {summary_text.span(moved)}"
     )
     tokens = {
         name: (ds["cause"].values == k).sum(axis=ds["cause"].get_axis_num("token")) for k, name in enumerate(names)
     }
     for what, counts in (("elements", n), ("tokens", tokens)):
-        said = (f"step {steps[i]}: {summary_text.shares({k: v[i] for k, v in counts.items()})}" for i in (0, -1))
-        yield f"  {what:17s} {'; '.join(said)}"
+        ends = (f"step {steps[i]}: {summary_text.shares({k: v[i] for k, v in counts.items()})}" for i in (0, -1))
+        yield f"  {what:17s} {'; '.join(ends)}"
     kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
     frozen = ", ".join(f"{k} {name.replace('_', ' ')}" for k, name in zip(kinds, names, strict=True) if k)
     yield f"  why tokens froze  {frozen.replace('moved', 'still moving')}"
     intended, realised = (summary_text.finite_median(ds[name].values) for name in ("intended_net", "realised_net"))
-    yield f"  drift, median     {intended:.4g} intended by all updates, {realised:.4g} left after rounding"
+    yield f"  drift, median     {intended:.4g} intended by all updates, {realised:.4g} realised after rounding"
     stalled, powers = ds["stalled_fraction"].values, ds["at_power_of_two"].values
     yield f"  exp_avg_sq stalls {summary_text.span(stalled)} of the elements, last {stalled[-1]:.3g}"
     yield f"  at a power of two {summary_text.span(powers)} of the elements, last {powers[-1]:.3g}"
@@ -255,26 +261,26 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
 
 
 def _contradiction(ds: xr.Dataset) -> Iterator[str]:
-    """Whether the motion is that of other learning rates."""
-    given, shown, moved = (ds[n].values for n in ("lr", "lr_estimate", "replay_agreement_moved"))
-    wrong = (moved < 0.9) & (np.abs(shown - given) > 0.05 * given)
+    """Yield a warning if the motion contradicts the learning rates, or the replay misses too many elements."""
+    given, estimated, moved = (ds[n].values for n in ("lr", "lr_estimate", "replay_agreement_moved"))
+    wrong = (moved < 0.9) & (np.abs(estimated - given) > 0.05 * given)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[len(np.flatnonzero(wrong)) // 2])
         yield (
             f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
-            f"{ds['step'].values[i]} it is that of {shown[i]:.3g} where {given[i]:.3g} was given; was there a "
-            "schedule? Give mechanism the rate of each step (lr=, --lr)"
+            f"{ds['step'].values[i]} it corresponds to {estimated[i]:.3g}, not {given[i]:.3g}; was there a schedule? "
+            "Give mechanism the rate of each step (lr=, --lr)"
         )
     elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
-        yield "  warning: the replay does not close; find_arithmetic (--arithmetic find) says which comes closest"
+        yield "  warning: the replay misses elements; find_arithmetic (--arithmetic find) finds the closest arithmetic"
 
 
 mechanism.pictures = (
     Picture(
         "mechanism",
         "mechanism.mechanism",
-        "Why tokens move or stand still",
+        "Why tokens move or stay",
         "Top: the share of tokens that moved, whose update rounded to zero, and that had no gradient. Bottom: the "
-        "largest update against half a gap of the grid; below 1 it cannot move a token.",
+        "largest update in units of half a gap of the grid; below 1 it cannot move a token.",
     ),
 )

@@ -1,4 +1,4 @@
-"""How far each token moved at each step: in weight space, in the notebooks' ULP, and on the lattice."""
+"""Measure how far each token moves at each step: in weight space, in the notebooks' ULP, and on the lattice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.common import checks, summary_text, transitions
+from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 
@@ -67,8 +67,7 @@ def motion(
     variable
         The weights to follow.
     precision
-        The number format whose grid they live on; by default what the recording says
-        (the variable's attribute `precision`).
+        The number format whose grid they are on; by default the variable's attribute `precision`.
     allow_gaps
         Measure transitions that span several updates; adds `step_span`.
 
@@ -79,7 +78,7 @@ def motion(
         `displacement_ulp`, the norm ULP of notebook 1.31b, float32; `lattice_l1`, `lattice_l2`, `lattice_linf` of ΔW' =
         ΔW / ULP(W[t-1]), float64 since |ΔW'| reaches 1e37 at W = 0; `moved_dims`, int64. Per step:
         `displacement_ulp_mean` and `_std` (ddof 1) over valid tokens, `n_invalid`. Tokens with NaN or infinity give
-        NaN. `skipped`, where it was recorded: the update left the variable out.
+        NaN. `skipped`, if recorded: whether the update skipped the variable.
 
     Raises
     ------
@@ -90,16 +89,16 @@ def motion(
     """
     x = checks.require(ds, variable, "motion")
     extra = checks.check_steps(ds, "motion", allow_gaps=allow_gaps)
-    grid = transitions.grid_name(x, precision)
+    grid = checks.grid_name(x, precision)
 
-    def finish(found: ReductionResults) -> xr.Dataset:
+    def finish(results: ReductionResults) -> xr.Dataset:
         attrs = checks.result_attrs(ds, variable=variable, precision=grid)
-        values = {**found.variables("transitions", ATTRS), **extra}
-        if (left_out := transitions.left_out(ds, variable)) is not None:
-            values["skipped"] = left_out
-        return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+        values = {**results.variables("transitions", ATTRS), **extra}
+        if (skipped := transitions.skipped_updates(ds, variable)) is not None:
+            values["skipped"] = skipped
+        return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
 
-    return transitions.plan(x, grid, finish)
+    return transitions.specify(x, grid, finish)
 
 
 @motion.summarize
@@ -111,11 +110,11 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
     yield f"  std over tokens   {summary_text.span(std)}"
     n_invalid = ds["n_invalid"].values
-    left_out = ds["skipped"].values.astype(bool) if "skipped" in ds else np.zeros(len(steps), bool)
-    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~left_out]  # the rest was not asked to move
+    skipped = ds["skipped"].values.astype(bool) if "skipped" in ds else np.zeros(len(steps), bool)
+    still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~skipped]
     last = steps[moved > 0]
     yield (
-        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; nothing moved in "
+        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; no token moved in "
         f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
     )
     yield from summary_text.invalid_steps(ds, "which are left out of the means")
@@ -126,14 +125,14 @@ motion.pictures = (
         "displacement",
         "motion.displacement",
         "How far tokens move",
-        "The line is the mean displacement over tokens at each step, the band one standard deviation. The strip "
-        "below tells the steps at which nothing moved, which a logarithmic axis cannot show.",
+        "The line is the mean displacement over tokens at each step, the band one standard deviation. The strip at the "
+        "bottom marks the steps at which no token moved, which a logarithmic axis cannot show.",
     ),
     Picture(
         "trajectories",
         "motion.trajectories",
         "Every token's displacement",
-        "Each column is a step, and the darker a place, the more tokens moved that far there; the line is the "
-        "mean. The strip at the bottom counts tokens that did not move.",
+        "The darker a cell, the more tokens moved that far at that step; the line is the mean. The strip at the bottom "
+        "counts tokens that did not move.",
     ),
 )

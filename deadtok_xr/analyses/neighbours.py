@@ -1,4 +1,4 @@
-"""Do tokens keep their neighbours from step to step?"""
+"""Measure whether tokens keep their neighbours from step to step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ATTRS: dict[str, dict[str, Any]] = {
     "rank_correlation": {
         "long_name": "Spearman correlation of the pairwise distances before and after the transition", "units": "1",
         "formula": "ρ_S of ‖W_i[t-1] - W_j[t-1]‖₂ and ‖W_i[t] - W_j[t]‖₂ over i < j, ties at their mean rank",
-        "comment": "1 if the order of all distances is kept; NaN for fewer than three tokens, or where all distances "
-        "are equal, so that there is no order",
+        "comment": "1 if the order of all distances is kept; NaN for fewer than three tokens, or if all distances are "
+        "equal",
     },
-    "n_tokens": {"long_name": "tokens compared, those with NaN or infinity left out", "units": "1"},
+    "n_tokens": {"long_name": "tokens compared, without those with NaN or infinity", "units": "1"},
 }  # fmt: skip
 _AT_MOST = 65
 
@@ -36,26 +36,26 @@ def neighbour_preservation(
     variable: str = "W",
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Rank correlation of the distances of all pairs of tokens before and after transitions.
+    """Correlate the ranks of all pairwise distances between tokens before and after transitions.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim).
     steps
-        Labels of the later steps of the transitions. None: up to 65 of them at equal distances. Each sorts
-        ``max_tokens``²/2 distances twice, a fifth of a second.
+        Labels of the transitions, those of their later steps. None: up to 65 at equal distances. Each sorts
+        ``max_tokens``²/2 distances twice, which takes a fifth of a second.
     max_tokens
-        Of more tokens, this many are taken, evenly spread over them.
+        If there are more tokens, use this many, evenly spread.
     variable
-        The weights to look at.
+        The weights to analyse.
     allow_gaps
         Measure transitions that span several updates.
 
     Returns
     -------
-    Dataset
-        Lazy dataset over the chosen steps: `rank_correlation` float64, `n_tokens` int64.
+    xarray.Dataset
+        Lazy dataset over the selected steps: `rank_correlation` float64, `n_tokens` int64.
 
     Raises
     ------
@@ -64,20 +64,21 @@ def neighbour_preservation(
 
     Notes
     -----
-    Notebook 12.2d. A rotation, a shift and a growth in all dims alike keep all ranks.
+    Notebook 12.2d. Rotation, translation and uniform scaling keep all ranks. Spearman's correlation is computed on
+    shared ranks, since `scipy.stats.spearmanr` would rank the distances before and after a transition without motion
+    twice.
     """
     x = checks.require(ds, variable, "neighbour_preservation")
     checks.check_steps(ds, "neighbour_preservation", allow_gaps=allow_gaps)
     labels = ds["step"].values[1:]
-    at = tuple(i + 1 for i in step_selection.positions(labels, steps, "neighbour_preservation", _AT_MOST))
-    tokens = step_selection.sample(ds.sizes["token"], max_tokens, "neighbour_preservation")
-    reduction = step_selection.AtSteps(variable, at, tokens, _compare, pairs=True)
+    at = tuple(i + 1 for i in step_selection.select_steps(labels, steps, "neighbour_preservation", _AT_MOST))
+    tokens = step_selection.sample_tokens(ds.sizes["token"], max_tokens, "neighbour_preservation")
+    reduction = step_selection.SelectedSteps(variable, at, tokens, _compare, pairs=True)
     shapes: dict[str, Any] = {name: (("step",), (len(at),), "i8" if name == "n_tokens" else "f8") for name in ATTRS}
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        values = compute_together(
-            {"found": found.merged("pairs", "found", step_selection.both)}, _table, shapes, ATTRS, at=at
-        )
+    def finish(results: ReductionResults) -> xr.Dataset:
+        measured = results.merged("pairs", "measured", step_selection.merge_measured)
+        values = compute_together({"measured": measured}, _tabulate, shapes, ATTRS, at=at)
         attrs = checks.result_attrs(ds, variable=variable, max_tokens=max_tokens)
         return xr.Dataset(values, {"step": ds["step"].variable[list(at)]}, attrs)
 
@@ -85,15 +86,15 @@ def neighbour_preservation(
 
 
 def _compare(before: Floats, after: Floats) -> tuple[float, int]:
-    from scipy.spatial.distance import pdist  # here, so that a graph is built without scipy
+    from scipy.spatial.distance import pdist
 
     valid = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
     n = int(valid.sum())
     if n < 3:
         return np.nan, n
     before, after = before[valid], after[valid]
-    one = pdist(before)
-    return _spearman(one, one if np.array_equal(before, after) else pdist(after)), n
+    distances = pdist(before)
+    return _spearman(distances, distances if np.array_equal(before, after) else pdist(after)), n
 
 
 def _spearman(a: Floats, b: Floats) -> float:
@@ -106,7 +107,7 @@ def _spearman(a: Floats, b: Floats) -> float:
     return float(np.clip((x @ y) / size, -1.0, 1.0)) if size > 0 else np.nan
 
 
-def _table(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:
-    (found,) = inputs["found"]
-    rho, n = zip(*(found[i] for i in at), strict=True)
+def _tabulate(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:
+    (measured,) = inputs["measured"]
+    rho, n = zip(*(measured[i] for i in at), strict=True)
     return {"rank_correlation": np.array(rho), "n_tokens": np.array(n)}

@@ -1,4 +1,4 @@
-"""Would it have frozen? The recorded gradients once more, under a way of keeping weights that loses no update."""
+"""Replay the recorded gradients with other ways of storing weights: would the tokens have frozen?"""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr.analyses.common import checks, transitions
-from deadtok_xr.analyses.common.updates import held, read_updates
+from deadtok_xr.analyses.common import checks, coordinates
+from deadtok_xr.analyses.common.recorded_updates import as_grid, read_updates
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.small_results import carried_on, field_variables
 from deadtok_xr.errors import InputError
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMES = {
-    "nearest": "rounded to the nearest number, ties to even: what was recorded, but for float32 inside",
-    "float32_master": "float32 weights, of which the recorded format is a rounded copy",
+    "nearest": "rounded to the nearest number, ties to even: as recorded, except for float32 arithmetic",
+    "float32_master": "float32 weights; the recorded format is a rounded copy",
     "stochastic": "rounded up or down at random, with the probability that keeps the mean",
-    "kahan": "rounded to the nearest, what was lost is kept in the weights' format and added to the next update",
+    "kahan": "rounded to the nearest; the rounding error is kept in the weights' format and added to the next update",
 }
 _FIELDS = np.dtype([("displacement", "f4"), ("distance", "f4"), ("moved_dims", "i8"), ("recorded", "i8")])
 PER_TOKEN: dict[str, dict[str, Any]] = {
     "displacement": {"long_name": "length of the displacement of the replayed weights", "units": "1",
                      "formula": "‖W[t] - W[t-1]‖₂"},
-    "distance": {"long_name": "distance of the replayed weights from their start", "units": "1",
+    "distance": {"long_name": "distance of the replayed weights from the first recorded ones", "units": "1",
                  "formula": "‖W[t] - W[0]‖₂"},
     "moved_dims": {"long_name": "dims in which the replayed weights moved; -1 if not finite", "units": "1"},
 }  # fmt: skip
@@ -60,33 +60,33 @@ def replay_open_loop(
     ds
         A recording of W and grad, without gaps.
     scheme
-        ``"float32_master"``, ``"stochastic"``, ``"kahan"``, or ``"nearest"`` for comparison: how weights are kept.
+        How weights are stored: ``"float32_master"``, ``"stochastic"``, ``"kahan"``, or ``"nearest"`` for comparison.
     seed
-        Of stochastic rounding. Random numbers depend on seed, step, token and dim alone, not on chunks.
+        The seed of stochastic rounding. Random numbers depend only on seed, step, token and dim, not on chunks.
     moments
-        ``"float32"``: Adam's moments are kept in float32, from zero, for which the recording must begin at step 0.
-        ``"recorded"``: those that were recorded, with what rounding did to them.
+        ``"float32"``: compute Adam's moments in float32, starting from zero; the recording must begin at step 0.
+        ``"recorded"``: use the recorded ones, which are rounded.
     hyperparameters, lr, variable, precision
         As for `mechanism`.
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset with the label t for the update t-1 → t, of the weights in the recorded format. Per (step, token):
+        Lazy dataset with the label t for the update t-1 → t, for the weights in the recorded format. Per (step, token):
         `displacement`, `distance` from the start, `moved_dims`. Per step: `moved_fraction` of the tokens, and
-        `recorded_moved_fraction` beside it.
+        `recorded_moved_fraction` for comparison.
 
-        The gradients are those of the recorded run: how others would have followed from other weights is not known.
+        The gradients are those of the recorded run; other weights would have had other gradients, which are unknown.
 
     Raises
     ------
     InputError
-        For an unknown scheme, gaps, or missing tensors, hyperparameters or rates.
+        For an unknown scheme, gaps, or missing tensors, hyperparameters or learning rates.
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise InputError(f"seed={seed!r}; needed: a whole number from 0 to 2**64 - 1")
+        raise InputError(f"seed={seed!r}; expected a whole number from 0 to 2**64 - 1")
     if moments not in ("float32", "recorded"):
         raise InputError(f"moments={moments!r}: choose 'float32' or 'recorded'")
     u = read_updates(
@@ -101,7 +101,7 @@ def replay_open_loop(
     grids = {n: grid for n, grid in u.grids.items() if n in names}
     filled = carried_on(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
     steps = da.blockwise(
-        _of_steps, "t", filled, "tn", dtype=_STEP_FIELDS, meta=np.empty(0, _STEP_FIELDS), concatenate=None
+        _step_fields, "t", filled, "tn", dtype=_STEP_FIELDS, meta=np.empty(0, _STEP_FIELDS), concatenate=None
     )
     values = {**field_variables(filled, ("step", "token"), PER_TOKEN), **field_variables(steps, ("step",), PER_STEP)}
     values = {name: v[1:].copy(data=uniform(v[1:].data)) for name, v in values.items()}
@@ -109,7 +109,7 @@ def replay_open_loop(
         ds, variable=variable, scheme=scheme, rounding=SCHEMES[scheme], seed=seed, moments=moments,
         precision=u.grids["W"], **u.notes,
     )  # fmt: skip
-    return xr.Dataset(values, transitions.step_and_token_coords(ds), attrs)
+    return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
 
 
 def _recorded_moments(s: Settings, moments: str) -> list[str]:
@@ -125,55 +125,55 @@ def _refuse_gaps(ds: xr.Dataset) -> None:
         if "allow_gaps" not in str(error):
             raise
         raise InputError(
-            str(error).partition("; a transition")[0] + "; the replay adds up every update: choose steps without gaps, "
-            "ds.sel(step=slice(a, b)), and for Adam moments='recorded' if they do not begin at 0"
+            str(error).partition("; a transition")[0] + "; the replay needs every update: select steps without gaps, "
+            "ds.sel(step=slice(a, b)), and for Adam say moments='recorded' if they do not begin at 0"
         ) from None
 
 
 def _refuse_missing(arrays: dict[str, Any], s: Settings, moments: str, first: int, grid: str) -> None:
     missing = [n for n in ("grad", *_recorded_moments(s, moments)) if n not in arrays]
     if missing:
-        why = ", and follows from exp_avg_sq only from step 0" if missing[0] == "max_exp_avg_sq" else ""
+        why = ", and can be computed from exp_avg_sq only from step 0" if missing[0] == "max_exp_avg_sq" else ""
         instead = "" if missing[0] == "grad" else ", or say moments='float32' from step 0"
         raise InputError(
             f"replay_open_loop needs the variable {missing[0]!r}, which was not recorded{why}: record it{instead}"
         )
     if first != 0 and (s.momentum or (s.is_adam and moments == "float32")):
         raise InputError(
-            f"replay_open_loop: the dataset begins at step {first}, and what the optimizer remembered then is not "
-            "known in float32: begin at step 0, or say moments='recorded' for Adam"
+            f"replay_open_loop: the dataset begins at step {first}, and the state of the optimizer then is unknown in "
+            "float32: begin at step 0, or say moments='recorded' for Adam"
         )
     if grid != "bfloat16":
         raise InputError(
-            f"replay_open_loop: the weights are {grid}; needed: bfloat16, for it asks what rounding to bfloat16 did"
+            f"replay_open_loop: the weights are {grid}; expected bfloat16, whose rounding the replay varies"
         )
 
 
 def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, settings: Settings, scheme: str,
            seed: int, grids: dict[str, str]) -> Any:  # fmt: skip
-    """A block of steps, from the state that the block before left."""
-    rows = {n: held(parts[n], grids[n]) for n in grids}
+    """Replay a block of steps, from the state at the end of the block before, and return its own."""
+    recorded = {n: as_grid(parts[n], grids[n]) for n in grids}
     token = parts["token"][0, :, 0].astype(np.uint64)
     for i in range(len(parts["W"])):
-        now = {n: arithmetics.to_tensor(x[i]).float() for n, x in rows.items()}
+        now = {n: arithmetics.to_tensor(x[i]).float() for n, x in recorded.items()}
         if state is None:
             state = {
                 "start": now["W"],
                 "master": now["W"],
-                "seen": now["W"],
+                "rounded": now["W"],
                 "recorded": now["W"],
                 "t": parts["t"][i, 0, 0],
             }
             out["displacement"][i], out["distance"][i], out["moved_dims"][i], out["recorded"][i] = 0, 0, 0, 0
             continue
         t, lr = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
-        before = state["seen"]
-        if t > state["t"]:  # else the update left the parameter out
+        before = state["rounded"]
+        if t > state["t"]:  # else the update skipped the parameter
             noise = _noise(seed, t, token, parts["W"].shape[2]) if scheme == "stochastic" else None
-            state = _step(settings, scheme, t, lr, now, {**state, "t": t}, noise)
-        step = state["seen"] - before
+            state = _update(settings, scheme, t, lr, now, {**state, "t": t}, noise)
+        step = state["rounded"] - before
         out["displacement"][i] = step.norm(dim=1).numpy()
-        out["distance"][i] = (state["seen"] - state["start"]).norm(dim=1).numpy()
+        out["distance"][i] = (state["rounded"] - state["start"]).norm(dim=1).numpy()
         out["moved_dims"][i] = _moved(step)
         out["recorded"][i] = _moved(now["W"] - state["recorded"])
         state["recorded"] = now["W"]
@@ -181,29 +181,30 @@ def _block(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, s
 
 
 def _moved(step: Tensor) -> NDArray[np.int64]:
-    """In how many dims tokens moved; -1 where that is not known, for NaN or infinity."""
+    """Return the number of dims in which each token moved; -1 for NaN or infinity."""
     return np.where(step.isfinite().all(dim=1).numpy(), (step != 0).sum(dim=1).numpy(), -1)
 
 
-def _step(s: Settings, scheme: str, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any],
-          noise: Any) -> dict[str, Any]:  # fmt: skip
-    """One update in float32; `master` is what the next one starts from, `seen` is it in bfloat16."""
+def _update(s: Settings, scheme: str, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any],
+            noise: Any) -> dict[str, Any]:  # fmt: skip
+    """Make an update in float32: `master` is what the next one is added to, `rounded` the same in bfloat16."""
     w = state["master"]
-    u = _update(s, t, lr, now, state, w)
+    u = _intended(s, t, lr, now, state, w)
     if scheme == "float32_master":
         state["master"] = w + u
-        state["seen"] = _nearest(state["master"])
+        state["rounded"] = _nearest(state["master"])
         return state
     if scheme == "kahan":
         u = _nearest(u + state.get("lost", 0.0))
     new = _stochastic(w + u, noise) if scheme == "stochastic" else _nearest(w + u)
     if scheme == "kahan":
         state["lost"] = _nearest(u - (new - w))
-    state["master"] = state["seen"] = new
+    state["master"] = state["rounded"] = new
     return state
 
 
-def _update(s: Settings, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any], w: Tensor) -> Tensor:
+def _intended(s: Settings, t: int, lr: float, now: dict[str, Tensor], state: dict[str, Any], w: Tensor) -> Tensor:
+    """Return the update before rounding, in float32; updates the moments in the state."""
     g = (-now["grad"] if s.maximize else now["grad"]) + s.added_decay * w
     if not s.is_adam:
         if s.momentum:
@@ -228,7 +229,7 @@ def _nearest(x: Tensor) -> Tensor:
 
 
 def _stochastic(x: Tensor, noise: NDArray[np.uint16]) -> Tensor:
-    """Add 16 random bits below bfloat16's last one, and cut: up with the probability of the part that is cut."""
+    """Add 16 random bits below bfloat16's last one, and truncate: round up with the probability of the rest."""
     import torch
 
     words = x.numpy().view(np.uint32)
@@ -238,7 +239,7 @@ def _stochastic(x: Tensor, noise: NDArray[np.uint16]) -> Tensor:
 
 
 def _noise(seed: int, t: int, token: NDArray[np.uint64], n_dims: int) -> NDArray[np.uint16]:
-    """16 random bits per element from its place alone: splitmix64 of (seed, t, token, dim)."""
+    """Return 16 random bits per element, which depend on its position alone: splitmix64 of (seed, t, token, dim)."""
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(t))
         rows = _mix(key + token)[:, None]
@@ -252,12 +253,12 @@ def _mix(x: NDArray[Any]) -> NDArray[Any]:
     return x ^ (x >> np.uint64(31))
 
 
-def _of_steps(parts: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+def _step_fields(parts: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
     moved, recorded = (np.concatenate([p[n] for p in parts], axis=1) for n in ("moved_dims", "recorded"))
     return {"moved_fraction": _share(moved), "recorded_moved_fraction": _share(recorded)}
 
 
 def _share(moved: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of the tokens of which it is known; NaN where it is known of none."""
+    """Return the share of tokens that moved, over those for which that is known; NaN without any."""
     known = (moved >= 0).sum(axis=1)
     return np.where(known > 0, (moved > 0).sum(axis=1) / np.maximum(known, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Which share of the tokens is in which phase of motion, and when the majority passes from one to the next."""
+"""Classify the motion of every token into phases, and find when the majority passes from one to the next."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAGNITUDE = ("fimbulwinter", "thermal_solid", "quantum", "classical_gas")
 CELLS = ("fimbulwinter", "stumbling", "spherical", "superluminal", "hypernova")
 SCHEMES = {"lattice": LATTICE, "magnitude": MAGNITUDE, "cells": CELLS}
 DEFINITION = {
-    "lattice": "frozen: L1 = 0; late: L∞ <= 1; midlife: L2 <= √D; early: the rest; first match, of ΔW' in ULP",
+    "lattice": "frozen: L1 = 0; late: L∞ <= 1; midlife: L2 <= √D; early: all others; first match, of ΔW' in ULP",
     "magnitude": "displacement in norm ULP: fimbulwinter < 0.1 <= thermal_solid < 10 <= quantum < 100 <= classical_gas",
-    "cells": "fimbulwinter: L1 = 0; stumbling: L1 <= 1; spherical: L2 <= √D; superluminal: L2 <= 1000; hypernova: the "
-    "rest; first match, of ΔW' in ULP",
+    "cells": "fimbulwinter: L1 = 0; stumbling: L1 <= 1; spherical: L2 <= √D; superluminal: L2 <= 1000; hypernova: all "
+    "others; first match, of ΔW' in ULP",
 }
 
 
@@ -35,19 +35,18 @@ def phases(
     precision: str | None = None,
     allow_gaps: bool = False,
 ) -> AnalysisSpec:
-    """Sort every token at every step into a phase, and count.
+    """Classify every token at every step into a phase, and count.
 
     Parameters
     ----------
     ds
         A recording, (step, token, dim).
     scheme
-        ``"lattice"``: frozen (L1 = 0), late (L∞ <= 1), midlife (L2 <= √D), early, by the lattice
-        displacement in ULP, first match. ``"magnitude"``: those of notebook 1.31b, by the displacement
-        in norm ULP, half-open at 0.1, 10 and 100: fimbulwinter, thermal_solid, quantum, classical_gas.
-        ``"cells"``: those of the notebooks phase_transitions_v2 and token_lifecycles: fimbulwinter (L1 = 0),
-        stumbling (L1 <= 1), spherical (L2 <= √D), superluminal (L2 <= 1000), hypernova, by the lattice displacement
-        in ULP, first match.
+        ``"lattice"``: frozen (L1 = 0), late (L∞ <= 1), midlife (L2 <= √D), early; by the lattice displacement in ULP,
+        first match. ``"magnitude"``: the phases of notebook 1.31b, by the displacement in norm ULP, half-open at 0.1,
+        10 and 100: fimbulwinter, thermal_solid, quantum, classical_gas. ``"cells"``: the phases of the notebooks
+        phase_transitions_v2 and token_lifecycles, fimbulwinter (L1 = 0), stumbling (L1 <= 1), spherical (L2 <= √D),
+        superluminal (L2 <= 1000), hypernova; by the lattice displacement in ULP, first match.
     variable, precision, allow_gaps
         As for `motion`.
 
@@ -56,8 +55,8 @@ def phases(
     xarray.Dataset
         Lazy dataset over t = 1..T. `fraction` (step, phase) float64, of the valid tokens, phases from coldest to
         hottest, NaN where no token is valid. `transition_step` (phase) int64: the first step at which more than half of
-        the valid tokens are in that phase or a colder one; -1 for never. Updates that left the variable out (`skipped`)
-        have NaN and do not count: they tell nothing of freezing.
+        the valid tokens are in that phase or a colder one; -1 for never. Updates that skipped the variable (`skipped`)
+        are NaN and do not count: they say nothing about freezing.
 
     Raises
     ------
@@ -68,29 +67,29 @@ def phases(
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     x = checks.require(ds, variable, "phases")
     extra = checks.check_steps(ds, "phases", allow_gaps=allow_gaps)
-    grid = transitions.grid_name(x, precision)
+    grid = checks.grid_name(x, precision)
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        counts = _counted(found.array("transitions", scheme), transitions.left_out(ds, variable))
+    def finish(results: ReductionResults) -> xr.Dataset:
+        counts = _without_skipped(results.array("transitions", scheme), transitions.skipped_updates(ds, variable))
         fraction = counts.map_blocks(_fraction, dtype=np.float64)
         first = counts.rechunk(-1).map_blocks(_transition_steps, ds["step"].values[1:], drop_axis=0, dtype=np.int64)
-        meanings = ("share of the valid tokens in the phase", "first step with a majority in the phase or colder")
+        names = ("share of the valid tokens in the phase", "first step with a majority in the phase or a colder one")
         formula = {"units": "1", "formula": DEFINITION[scheme]}
         values = {
-            "fraction": (("step", "phase"), fraction, {"long_name": meanings[0], **formula}),
-            "transition_step": ("phase", first, {"long_name": meanings[1], **formula}),
+            "fraction": (("step", "phase"), fraction, {"long_name": names[0], **formula}),
+            "transition_step": ("phase", first, {"long_name": names[1], **formula}),
         }
         labels = {"phase": list(SCHEMES[scheme]), "step": ds["step"].variable[1:]}
         attrs = checks.result_attrs(ds, variable=variable, scheme=scheme, precision=grid)
         return xr.Dataset({**values, **extra}, labels, attrs)
 
-    return transitions.plan(x, grid, finish)
+    return transitions.specify(x, grid, finish)
 
 
-def _counted(counts: da.Array, left_out: xr.Variable | None) -> da.Array:
-    if left_out is None:
+def _without_skipped(counts: da.Array, skipped: xr.Variable | None) -> da.Array:
+    if skipped is None:
         return counts
-    return counts * ~da.asarray(left_out.data).astype(bool).rechunk((counts.chunks[0],))[:, None]
+    return counts * ~da.asarray(skipped.data).astype(bool).rechunk((counts.chunks[0],))[:, None]
 
 
 def _fraction(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -108,11 +107,11 @@ def _transition_steps(counts: NDArray[np.int64], steps: NDArray[np.int64]) -> ND
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     names = ds["phase"].values
     final = ds["fraction"].isel(step=-1).values
-    begins = ds["transition_step"].values
+    starts = ds["transition_step"].values
     yield f"Phases, scheme {ds.attrs.get('scheme', 'lattice')}"
     yield "  final state       " + ", ".join(f"{n} {100 * f:.1f}%" for n, f in zip(names, final, strict=True))
     yield "  majority reached  " + ", ".join(
-        f"{n} or colder {'never' if t < 0 else f'at {t}'}" for n, t in zip(names[:-1], begins[:-1], strict=True)
+        f"{n} or colder {'never' if t < 0 else f'at step {t}'}" for n, t in zip(names[:-1], starts[:-1], strict=True)
     )
 
 
@@ -121,8 +120,8 @@ phases.pictures = (
         "phases",
         "phases.phases",
         "Phases on the lattice",
-        "The height of a colour is the share of tokens in that phase, from frozen (dark) to early (bright). "
-        "Vertical lines mark the steps at which a majority is in a phase or a colder one.",
+        "The height of a colour is the share of tokens in that phase, from frozen (dark) to early (bright). Vertical "
+        "lines mark the first step at which the majority is in a phase or a colder one.",
     ),
 )
 
@@ -133,8 +132,8 @@ phases_magnitude = phases.with_options(
             "phases_magnitude",
             "phases.phases",
             "Phases by magnitude",
-            "The same with the regimes of notebook 1.31b, which compare a displacement with the token's own norm. A "
-            "token that it calls frozen may still have hopped in a few dims.",
+            "The same with the regimes of notebook 1.31b, which compare the displacement with the norm of the token. A "
+            "token in the coldest regime may still have moved in a few dims.",
         ),
     ),
     scheme="magnitude",
@@ -147,8 +146,8 @@ phases_cells = phases.with_options(
             "phases_cells",
             "phases.phases",
             "Phases by cells of the grid",
-            "The same with the scheme of cells, which goes by the length of the lattice displacement alone, from "
-            "fimbulwinter (nothing moves) to hypernova.",
+            "The same with the scheme of cells, which depends only on the length of the lattice displacement, from "
+            "fimbulwinter (no motion) to hypernova.",
         ),
     ),
     scheme="cells",

@@ -1,4 +1,4 @@
-"""Which tokens sit next to each other, at the lattice spacing where they are: crystal or gas?"""
+"""Measure the graph of tokens that are adjacent on the lattice, and classify the cloud as gas or crystal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, summary_text
-from deadtok_xr.analyses.common.graph_walk import Walk, n_bins
-from deadtok_xr.analyses.common.transitions import grid_name
+from deadtok_xr.analyses.common import checks, coordinates, summary_text
+from deadtok_xr.analyses.common.adjacency import SPACINGS, Adjacency, AdjacencyTracker, check_options, n_bins
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.engine import (
@@ -20,7 +19,6 @@ from deadtok_xr.engine import (
     Batch,
     Output,
     ReductionResults,
-    SingleVariable,
     StepBlock,
     allocate_outputs,
 )
@@ -29,19 +27,11 @@ from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 from deadtok_xr.store.stored_array import first_step
 
-COINCIDENT = ("separate", "linked")
-SPACINGS = {
-    "centroid": "max_d |a - b| <= k·mean_d ULP(C)",
-    "pair": "max_d |a - b| <= k·max(mean_d ULP(a), mean_d ULP(b))",
-    "element": "|a - b| <= k·max(ULP(a), ULP(b)) in every dim",
-    "ordinal": "at most k representable steps between a and b in every dim",
-}
-HELD = (None, "threshold", "positions")
 STATES = ("gas", "clusters", "crystal")
 VERDICTS = ("neither", "stays_gas", "stays_crystal", "evaporates", "crystallizes",
             "evaporates_then_crystallizes", "crystallizes_then_evaporates", "alternates", "unknown")  # fmt: skip
 _FLAGS = {"flag_values": [0, 1, 2], "flag_meanings": " ".join(STATES)}
-_BINS = "counted in 0, 1, 2 to 3, 4 to 7, ...; the coordinate is the least of each"
+_BINS = "in bins 0, 1, 2 to 3, 4 to 7, ...; the coordinate is the lower end of each"
 _STATE = (
     "crystal: more than half of the tokens in one component; gas: more than half without a neighbour; else clusters"
 )
@@ -62,16 +52,16 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 VERDICT_ATTRS: dict[str, dict[str, Any]] = {
     "verdict": {
-        "long_name": "what became of the cloud", "units": "1", "flag_values": list(range(len(VERDICTS))),
+        "long_name": "evolution of the cloud", "units": "1", "flag_values": list(range(len(VERDICTS))),
         "flag_meanings": " ".join(VERDICTS),
-        "comment": "changes to gas (evaporates) and to crystal (crystallizes); between the two it may be clusters",
+        "comment": "changes to gas (evaporates) and to crystal (crystallizes), possibly via clusters",
     },
-    "evaporation_step": {"long_name": "first step of gas after something else; -1 never", "units": "step"},
-    "crystallization_step": {"long_name": "first step of crystal after something else; -1 never", "units": "step"},
+    "evaporation_step": {"long_name": "first step of gas after another state; -1 never", "units": "step"},
+    "crystallization_step": {"long_name": "first step of crystal after another state; -1 never", "units": "step"},
     "n_changes": {"long_name": "changes to gas and to crystal", "units": "1"},
 }  # fmt: skip
 _COUNTS = {"largest_component": 1, "n_singletons": 2, "n_components": 3, "degree_max": 4, "n_invalid": 5}
-"""The columns of the kernel's figures; the first is the number of edges."""
+"""Columns of the kernel's counts; the first is the number of edges."""
 
 
 @built_in
@@ -85,10 +75,10 @@ def topology(
     variable: str = "W",
     precision: str | None = None,
 ) -> AnalysisSpec:
-    """The adjacency graph of the tokens at every step.
+    """Measure the adjacency graph of the tokens at every step.
 
-    Two tokens are adjacent when they lie within ``k`` lattice spacings of each other in every dim, and not in the very
-    same place. Distances are measured in float64, and N x N is never held in memory.
+    Two tokens are adjacent if they are within ``k`` lattice spacings of each other in every dim, and not in the same
+    place. Distances are measured in float64, and N x N is never held in memory.
 
     Parameters
     ----------
@@ -98,16 +88,15 @@ def topology(
         The threshold in lattice spacings.
     spacing
         What one spacing is. ``"centroid"``: `mean_ulp`, the mean over dims of the ULP at the centroid (notebook 14.2b).
-        ``"pair"``: the larger one of the two tokens' own mean ULP. ``"element"``: in each dim the larger of the two
-        values' ULP, lattice adjacency. ``"ordinal"``: representable steps, which differ from that only around powers
-        of two, where the spacing inward is half as large: ``dx.topology(rec, spacing="element")`` minus ``"ordinal"``
-        is what the elements there make adjacent.
+        ``"pair"``: the larger of the two tokens' own mean ULP. ``"element"``: in each dim the larger of the two values'
+        ULP, lattice adjacency. ``"ordinal"``: representable steps; these differ from ``"element"`` only around powers
+        of two, where the spacing inward is half as large.
     coincident
-        Whether tokens in the very same place are adjacent: ``"separate"``, not (notebook 14.2b), or ``"linked"``,
-        they are.
+        Whether tokens in the same place are adjacent: ``"separate"``, they are not (notebook 14.2b); ``"linked"``, they
+        are.
     held
-        A counterfactual, of spacing ``"centroid"``: ``"threshold"``, as it was at the first step while the tokens
-        move; or ``"positions"``, as they were at the first step while the threshold grows.
+        A counterfactual, for the spacing ``"centroid"``: ``"threshold"`` keeps the threshold of the first step while
+        the tokens move; ``"positions"`` keeps the positions of the first step while the threshold grows.
     variable, precision
         As for `motion`.
 
@@ -117,75 +106,54 @@ def topology(
         Lazy dataset over all steps: `mean_ulp`, `density` float64; `largest_component`, `n_singletons`, `n_components`,
         `degree_max`, `n_invalid` int64; `degree_tokens` (step, degree) and `size_components` (step, component_size)
         int64, in bins 0, 1, 2 to 3, 4 to 7, ...; `state` int8 (gas, clusters, crystal). A step with NaN or infinity has
-        NaN and -1. Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or first the one and then the
-        other, with `evaporation_step`, `crystallization_step` and `n_changes`.
+        NaN and -1. Numbers: `verdict` int8, whether the cloud evaporates, crystallizes, or both in turn, with
+        `evaporation_step`, `crystallization_step` and `n_changes`.
 
     Raises
     ------
     InputError
-        For a recording without absolute positions (displacements alone), or an unknown option.
+        For a recording without absolute positions (only displacements), or an unknown option.
     OffGridError
         When computed, if values are not on the grid.
 
     Notes
     -----
-    Quantities of notebook 14.2b, whose own ULP was 0 throughout, so that it printed zeros. One token has density 0.
+    Quantities of notebook 14.2b, whose own ULP was 0 throughout, so that it printed zeros. The density of a single
+    token is 0.
 
-    The cost of a step is that of detecting motion, and of the pairs near the threshold. All pairs are measured when
-    motion has used up a margin: only those close along one dim, unless the threshold is about as wide as the cloud
-    itself. Then it is all N²/2, about 2 ns each and 30 to 100 ns for those close in 16 dims. That all tokens are within
-    the threshold, or in few places, costs N·D alone.
+    A step costs the detection of motion, and the measurement of the pairs near the threshold. All pairs are measured
+    again when motion has exceeded a margin: only those close along one dim, unless the threshold is about as wide as
+    the cloud; then all N²/2, about 2 ns each and 30 to 100 ns for those close in 16 dims. If all tokens are within the
+    threshold, or in few places, a step costs N·D.
 
-    ``analyze(device="cuda")`` measures all pairs near the threshold at every step at which something moves, for
-    spacing ``"centroid"``; the other spacings stay on the CPU. The numbers are identical.
+    ``analyze(device="cuda")`` measures all pairs near the threshold at every step with motion, for the spacing
+    ``"centroid"``; the other spacings stay on the CPU. The numbers are identical.
     """
     check_options("topology", k, spacing, coincident, held)
     recorded = checks.require(ds, variable, "topology")
-    grid = grid_name(recorded, precision)
+    grid = checks.grid_name(recorded, precision)
     if spacing == "ordinal" and get_grid(grid).width != 16:
         raise InputError(f"topology: spacing='ordinal' is for 16-bit formats, not {grid}; choose 'element'")
     x = checks.as_dask(recorded.data)
     initial = Series(first_step(x)) if held else None
-    reduction = Graph(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"], held, initial)
+    adjacency = Adjacency(variable, grid, float(k), spacing, coincident == "linked", ds.sizes["token"], held, initial)
 
-    def finish(found: ReductionResults) -> xr.Dataset:
-        coords = {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
+    def finish(results: ReductionResults) -> xr.Dataset:
         attrs = checks.result_attrs(
             ds, variable=variable, coincident=coincident, precision=grid, k=float(k), spacing=spacing,
             **({"held": held} if held else {}),
         )  # fmt: skip
-        values = found.variables("graph", attrs_of(spacing, held))
-        values |= verdict(found.array("graph", "state"), ds["step"].values)
-        least = np.concatenate([[0], 2 ** np.arange(n_bins(ds.sizes["token"]) - 1)])
-        return xr.Dataset(values, {**coords, "degree": least, "component_size": 2 ** np.arange(len(least))}, attrs)
+        values = results.variables("graph", _attributes(spacing, held))
+        values |= verdict(results.array("graph", "state"), ds["step"].values)
+        lower = np.concatenate([[0], 2 ** np.arange(n_bins(ds.sizes["token"]) - 1)])
+        bins = {"degree": lower, "component_size": 2 ** np.arange(len(lower))}
+        return xr.Dataset(values, {**coordinates.along(ds, "step"), **bins}, attrs)
 
-    return AnalysisSpec({variable: x}, {"graph": reduction}, finish)
-
-
-def check_options(purpose: str, k: float, spacing: str, coincident: str, held: str | None = None) -> None:
-    """Check the options that say which tokens are adjacent.
-
-    Raises
-    ------
-    InputError
-        If one is unknown, or two do not go together.
-    """
-    choices = (
-        ("coincident", coincident, COINCIDENT),
-        ("spacing", spacing, tuple(SPACINGS)),
-        ("held", held, HELD),
-    )
-    for name, value, known in choices:
-        if value not in known:
-            raise InputError(f"{purpose}: {name}={value!r}: choose one of {', '.join(map(str, known))}")
-    if not (np.isfinite(k) and k > 0):
-        raise InputError(f"{purpose}: k={k!r}: the threshold is a positive number of spacings; 1 is the notebook's")
-    if held and spacing != "centroid":
-        raise InputError(f"{purpose}: held={held!r} holds one threshold, or moves it; spacing={spacing!r} has many")
+    return AnalysisSpec({variable: x}, {"graph": Graph(adjacency)}, finish)
 
 
-def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]:
-    """The attributes of the variables, with the rule of adjacency."""
+def _attributes(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the attributes of the variables, with the rule of adjacency."""
     rule = (
         SPACINGS[spacing]
         + {None: "", "threshold": ", C at the first step", "positions": ", a, b at the first step"}[held]
@@ -194,20 +162,19 @@ def attrs_of(spacing: str, held: str | None = None) -> dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Graph(SingleVariable):
-    """The reduction of the adjacency graph."""
+class Graph:
+    """The reduction that measures the adjacency graph."""
 
-    grid: str
-    k: float
-    spacing: str
-    linked: bool
-    n_tokens: int
-    held: str | None = None
-    initial: Series | None = None
+    adjacency: Adjacency
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.adjacency.variable,)
 
     def outputs(self) -> dict[str, Output]:
-        """Those of `ATTRS`."""
-        bins = np.dtype(("i8", (n_bins(self.n_tokens),)))
+        """Return the variables of `ATTRS`."""
+        bins = np.dtype(("i8", (n_bins(self.adjacency.n_tokens),)))
         return {
             "mean_ulp": Output("step"),
             "density": Output("step"),
@@ -218,53 +185,50 @@ class Graph(SingleVariable):
         }
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
 class _Accumulator:
     def __init__(self, reduction: Graph, block: StepBlock) -> None:
         self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
-        self.walk = Walk(reduction, block)
+        self.tracker = AdjacencyTracker(reduction.adjacency, block)
 
     def update(self, batch: Batch) -> None:
-        _describe(self.walk.update(batch), batch.block.n_tokens, batch.slices(self.out, self.reduction.outputs()))
+        _describe(self.tracker.update(batch), batch.block.n_tokens, batch.slices(self.out, self.reduction.outputs()))
 
     def result(self) -> dict[str, Any]:
         return self.out
 
 
-def _describe(found: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:
-    """The fields of `Graph` from the kernel's figures."""
+def _describe(measured: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:
+    """Fill the outputs of `Graph` from what the tracker measured."""
     n = len(out["mean_ulp"])
-    figures = found["figures"][:n]
+    figures = measured["figures"][:n]
     for name, column in _COUNTS.items():
         out[name][:] = figures[:, column]
     pairs = n_tokens * (n_tokens - 1) // 2
     unknown = figures[:, 0] < 0
-    out["mean_ulp"][:] = found["mean_ulp"][:n]
+    out["mean_ulp"][:] = measured["mean_ulp"][:n]
     out["density"][:] = np.where(unknown, np.nan, figures[:, 0] / max(pairs, 1))
-    out["degree_tokens"][:] = np.where(unknown[:, None], -1, found["degrees"][:n])
-    out["size_components"][:] = np.where(unknown[:, None], -1, found["sizes"][:n])
-    out["state"][:] = _state(out["largest_component"], out["n_singletons"], n_tokens)
+    out["degree_tokens"][:] = np.where(unknown[:, None], -1, measured["degrees"][:n])
+    out["size_components"][:] = np.where(unknown[:, None], -1, measured["sizes"][:n])
+    out["state"][:] = _states(out["largest_component"], out["n_singletons"], n_tokens)
 
 
-def _state(largest: NDArray[np.int64], alone: NDArray[np.int64], n_tokens: int) -> NDArray[np.int8]:
-    """Positions in `STATES`, -1 for what is not known."""
+def _states(largest: NDArray[np.int64], singletons: NDArray[np.int64], n_tokens: int) -> NDArray[np.int8]:
+    """Return positions in `STATES`, -1 for unknown."""
     crystal = (2 * largest > n_tokens) & (largest > 1)
-    return np.where(largest < 0, -1, np.where(crystal, 2, np.where(2 * alone > n_tokens, 0, 1))).astype(np.int8)
-
-
-# --- what became of the cloud --------------------------------------------------------------------------------
+    return np.where(largest < 0, -1, np.where(crystal, 2, np.where(2 * singletons > n_tokens, 0, 1))).astype(np.int8)
 
 
 def verdict(state: Any, steps: NDArray[Any]) -> dict[str, xr.Variable]:
-    """The variables of `VERDICT_ATTRS`, lazily, of the states (step,) of the cloud at steps with these labels."""
+    """Return the variables of `VERDICT_ATTRS`, lazily, for the states (step,) of the cloud and the step labels."""
     shapes: dict[str, Any] = {name: ((), (), "i1" if name == "verdict" else "i8") for name in VERDICT_ATTRS}
-    return compute_together({"state": state}, _judge, shapes, VERDICT_ATTRS, steps=steps)
+    return compute_together({"state": state}, _find_changes, shapes, VERDICT_ATTRS, steps=steps)
 
 
-def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> Arrays:
+def _find_changes(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> Arrays:
     state = np.concatenate(inputs["state"])
     gas, clusters, crystal = range(3)
     known = np.flatnonzero(state >= 0)
@@ -277,15 +241,15 @@ def _judge(inputs: dict[str, list[Any]], *, steps: NDArray[Any]) -> Arrays:
             changes.append((now, int(steps[i])))
     first = {kind: next((step for to, step in changes if to == kind), -1) for kind in (gas, crystal)}
     return {
-        "verdict": np.array(_name([to for to, _ in changes], begin) if len(known) else VERDICTS.index("unknown")),
+        "verdict": np.array(_verdict([to for to, _ in changes], begin) if len(known) else VERDICTS.index("unknown")),
         "evaporation_step": np.array(first[gas]),
         "crystallization_step": np.array(first[crystal]),
         "n_changes": np.array(len(changes)),
     }
 
 
-def _name(changes: list[int], begin: int) -> int:
-    """The position in `VERDICTS` of changes to gas (0) and crystal (2), from a state."""
+def _verdict(changes: list[int], begin: int) -> int:
+    """Return the position in `VERDICTS` of a series of changes to gas (0) and crystal (2), from a state."""
     if not changes:
         return VERDICTS.index({0: "stays_gas", 1: "neither", 2: "stays_crystal"}[begin])
     words = ["evaporates" if to == 0 else "crystallizes" for to in changes]
@@ -318,7 +282,7 @@ topology.pictures = (
         "topology",
         "topology.topology",
         "Neighbours at the spacing of the grid",
-        "Top: the spacing of the grid at the centroid. Middle: the share of pairs of tokens closer than that. "
-        "Bottom: how many groups they form; one large group is a crystal, all singletons a gas.",
+        "Top: the spacing of the grid at the centroid. Middle: the share of pairs of tokens within that distance. "
+        "Bottom: the connected components that they form; one large component is a crystal, only singletons a gas.",
     ),
 )

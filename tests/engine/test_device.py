@@ -363,7 +363,7 @@ def test_a_tensor_is_made_once_and_has_the_bits(recording: Path) -> None:
 
 def test_a_replay_stays_on_the_kind_of_device_that_made_the_recording() -> None:
     """Operations of the same name round differently on CPUs and GPUs: the bits of a replay would be others."""
-    from deadtok_xr.analyses.common.replayed import Replay
+    from deadtok_xr.analyses.common.replayed_updates import Replay
     from deadtok_xr.engine.series import Series
     from deadtok_xr.replay.settings import Settings
 

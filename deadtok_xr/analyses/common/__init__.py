@@ -1,1 +1,1 @@
-"""What several analyses share: measurements, the selection of steps, and results of every step."""
+"""Reductions, checks, the selection of steps and formatting that several analyses share."""

@@ -1,12 +1,14 @@
-"""Checks of a dataset that is to be analysed, and the attributes of results."""
+"""Check a dataset before it is analysed, and make the attributes of results."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.xarray_backend import dask_array_of
@@ -27,7 +29,7 @@ def as_series(x: xr.DataArray) -> da.Array:
         If it has no steps.
     """
     if "step" not in x.dims:
-        raise InputError(f"{x.name!r} has the dimensions {x.dims}; needed: one value, or one vector, per step")
+        raise InputError(f"{x.name!r} has the dimensions {x.dims}; expected one value, or one vector, per step")
     data = x.transpose("step", ...).data
     return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
 
@@ -38,11 +40,11 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
     Raises
     ------
     InputError
-        If the variable is missing or has other dimensions.
+        If the variable is missing, has other dimensions, or is empty.
     """
     if not isinstance(ds, xr.Dataset):
         raise InputError(
-            f"{purpose} takes a recording's dataset, not a {type(ds).__name__}: give it what open_recording returned"
+            f"{purpose} takes a recording's dataset, not a {type(ds).__name__}: pass what open_recording returned"
         )
     if variable not in ds:
         raise InputError(
@@ -58,14 +60,14 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
             "one with .isel(run=0) or .sel(run=...) (--run)"
         )
     if set(ds[variable].dims) != {"step", "token", "dim"}:
-        raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; needed: (step, token, dim)")
+        raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; expected (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
     return _lazily(ds[variable]).transpose("step", "token", "dim")
 
 
 def _lazily(x: xr.DataArray) -> xr.DataArray:
-    """Return a variable as Dask array: one that xarray would load when it is first used is cut as its file is."""
+    """Return a variable as Dask array; one that xarray would load on first use gets the chunks of its file."""
     if (lazy := dask_array_of(x.variable)) is not None:
         return x.copy(data=lazy)
     if x.chunks is not None:
@@ -75,18 +77,19 @@ def _lazily(x: xr.DataArray) -> xr.DataArray:
 
 
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
-    """Return the attributes of a result: which recording it is of, and the options that made it."""
+    """Return the attributes of a result: the recording that it describes, and the options of the analysis."""
     known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
     n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
     return {**known, **n_tokens, **options}
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:
-    """Check that transitions between consecutive rows are single updates.
+    """Check that each transition between consecutive steps is a single update.
 
     Returns
     -------
-    ``{"step_span": ...}``, the updates that each transition spans, when gaps are allowed; else nothing.
+    dict[str, xarray.Variable]
+        When gaps are allowed, `step_span`, the updates that each transition spans; else nothing.
 
     Raises
     ------
@@ -107,11 +110,42 @@ def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, 
         raise InputError(
             f"{purpose}: steps {steps[i] + 1}..{steps[i + 1] - 1} are missing"
             + (f", and {int((span > 1).sum()) - 1} more gaps" if (span > 1).sum() > 1 else "")
-            + "; a transition across a gap is not one update: say allow_gaps=True to measure it all the same"
+            + "; a transition across a gap is not one update: say allow_gaps=True to measure it anyway"
         )
     return {}
 
 
-def from_the_first(extra: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
-    """Return `step_span` of a result that begins at the first step, before which nothing was spanned."""
+def with_first_step(extra: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
+    """Return `step_span` over all steps: 0 at the first one, to which no transition leads."""
     return {name: xr.Variable("step", np.concatenate([[0], x.values]), x.attrs) for name, x in extra.items()}
+
+
+def grid_name(x: xr.DataArray, precision: str | None) -> str:
+    """Return the name of the number format on whose grid a variable is measured.
+
+    Raises
+    ------
+    InputError
+        If its precision is unknown.
+    """
+    recorded = x.attrs.get("precision")
+    if precision and recorded not in (None, "none", precision):
+        warnings.warn(
+            f"{x.name} has the precision {recorded!r} in the recording; it is measured on the grid of {precision}, as "
+            "requested",
+            UserWarning,
+            stacklevel=2,
+        )
+    by_default = "bfloat16" if x.dtype == np.float32 else x.dtype.name  # the kernels check every value
+    name = precision or x.attrs.get("precision", by_default)
+    if name == "none":
+        raise InputError(
+            f"{x.name} has unknown precision ('none': float32 training, or autocast), so it has no lattice: say "
+            "precision='float32' (--precision float32) for float32's own grid, or name the format it was trained in"
+        )
+    return str(name)
+
+
+def token_ids(ds: xr.Dataset) -> NDArray[np.int64]:
+    """Return the ids of the tokens; their positions where they have none."""
+    return ds["token"].values if "token" in ds.coords else np.arange(ds.sizes["token"])

@@ -1,4 +1,4 @@
-"""What costs too much for every step and token: looked at in chosen steps, and in tokens evenly spread over all."""
+"""Selected steps and tokens: for measures that cost too much at every step and for every token."""
 
 from __future__ import annotations
 
@@ -7,34 +7,78 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock
 from deadtok_xr.errors import InputError
 
+Positions = tuple[int, ...]
 
-def positions(labels: NDArray[np.int64], steps: Sequence[int] | None, purpose: str, at_most: int) -> tuple[int, ...]:
-    """Where the named steps are, ascending; of None up to ``at_most`` at equal distances, first and last among them.
+
+def select_steps(labels: NDArray[np.int64], steps: Sequence[int] | None, purpose: str, at_most: int) -> Positions:
+    """Return the positions of steps, ascending.
+
+    Parameters
+    ----------
+    labels
+        The labels of all steps.
+    steps
+        The labels to select. None: up to ``at_most`` at equal distances, the first and the last among them.
+    purpose
+        The analysis, named in errors.
+    at_most
+        The number of steps that are selected by default.
 
     Raises
     ------
     InputError
-        If one is not there, or none is named.
+        If a step is not there, or none is named.
     """
     if steps is None:
-        n = len(labels)
-        return tuple(np.unique(np.linspace(0, n - 1, min(at_most, n)).round().astype(np.int64)).tolist())
+        return _spread(len(labels), at_most)
     wanted = np.unique(np.asarray(steps))
+    if not wanted.size:
+        raise InputError(f"{purpose}: no step is named; {_choices(labels)}")
     missing = wanted[~np.isin(wanted, labels)]
-    if missing.size or not wanted.size:
-        said = f"step {missing[0]} is not among these" if missing.size else "steps= names none"
-        found = f"{labels[0]} to {labels[-1]}" if len(labels) else "none"
-        raise InputError(f"{purpose}: {said} (steps {found}): name steps that it has")
+    if missing.size:
+        raise missing_step(purpose, missing[0], labels)
     return tuple(np.flatnonzero(np.isin(labels, wanted)).tolist())
 
 
-def sample(n_tokens: int, max_tokens: int, purpose: str) -> tuple[int, ...]:
-    """Positions of at most ``max_tokens`` tokens, evenly spread: the same ones at every call.
+def select_one_step(x: xr.DataArray, step: int | None, purpose: str) -> xr.DataArray:
+    """Return a variable at one step; of a single step the label may be omitted.
+
+    Raises
+    ------
+    InputError
+        If the step is not there, or one of several must be named.
+    """
+    labels = x["step"].values if "step" in x.coords else np.arange(x.sizes["step"])
+    if step is None and len(labels) > 1:
+        raise InputError(f"{purpose} takes one step; this dataset has {len(labels)}: say step= ({_choices(labels)})")
+    x = x.assign_coords(step=labels)
+    if step is None:
+        return x
+    if step not in labels:
+        raise missing_step(purpose, step, labels)
+    at = int(np.flatnonzero(labels == step)[0])
+    return x.isel(step=slice(at, at + 1))
+
+
+def missing_step(purpose: str, step: Any, labels: NDArray[np.int64]) -> InputError:
+    """Return the error for a step that is not there."""
+    return InputError(f"{purpose}: step {step} is not in this dataset; {_choices(labels)}")
+
+
+def _choices(labels: NDArray[np.int64]) -> str:
+    if not len(labels):
+        return "it has no steps to choose from"
+    return f"choose from its {len(labels)} steps, {labels[0]} to {labels[-1]}"
+
+
+def sample_tokens(n_tokens: int, max_tokens: int, purpose: str) -> Positions:
+    """Return the positions of at most ``max_tokens`` tokens, evenly spread; the same ones at every call.
 
     Raises
     ------
@@ -42,13 +86,18 @@ def sample(n_tokens: int, max_tokens: int, purpose: str) -> tuple[int, ...]:
         If these are too few to have a distance.
     """
     if max_tokens < 2:
-        raise InputError(f"{purpose}: max_tokens={max_tokens}; needed: at least 2")
-    return tuple(np.unique(np.linspace(0, n_tokens - 1, min(n_tokens, max_tokens)).round().astype(int)).tolist())
+        raise InputError(f"{purpose}: max_tokens={max_tokens}; expected at least 2")
+    return _spread(n_tokens, max_tokens)
+
+
+def _spread(n: int, at_most: int) -> Positions:
+    """Return at most so many of n positions, at equal distances, the first and the last among them."""
+    return tuple(np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64)).tolist())
 
 
 @dataclass(frozen=True)
-class AtSteps(SingleVariable):
-    """The reduction of what a function makes of some tokens at some steps, or across the transitions to these.
+class SelectedSteps(SingleVariable):
+    """The reduction that applies a function to some tokens at selected steps, or at the transitions that lead to them.
 
     Attributes
     ----------
@@ -59,31 +108,31 @@ class AtSteps(SingleVariable):
     tokens
         Positions of the tokens.
     measure
-        A function of a module, of the tokens (n, d) in float64; with ``pairs`` of those at the step before, too.
+        A function of a module, which takes the tokens (n, d) in float64; with ``pairs`` first those at the step before.
     options
-        Its further arguments.
+        Further arguments of the function.
     pairs
-        Whether it looks at two steps.
+        Whether the function compares two steps.
     """
 
-    at: tuple[int, ...]
-    tokens: tuple[int, ...]
+    at: Positions
+    tokens: Positions
     measure: Callable[..., Any]
     options: tuple[Any, ...] = ()
     pairs: bool = False
 
     def outputs(self) -> dict[str, Output]:
-        """One `found` per row: by position, what the function made."""
-        return {"found": Output(at="block")}
+        """Return `measured`, one dict per block: what the function returned, by position."""
+        return {"measured": Output(at="block")}
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self)
 
 
 class _Accumulator:
-    def __init__(self, reduction: AtSteps) -> None:
-        self.reduction, self.at, self.found = reduction, set(reduction.at), dict[int, Any]()
+    def __init__(self, reduction: SelectedSteps) -> None:
+        self.reduction, self.at, self.measured = reduction, set(reduction.at), dict[int, Any]()
 
     def update(self, batch: Batch) -> None:
         first = batch.block.first + batch.start
@@ -92,16 +141,16 @@ class _Accumulator:
         for t in range(n):
             position = first + t + self.reduction.pairs
             if position in self.at:
-                states = (self._of(steps, t + i) for i in range(1 + self.reduction.pairs))
-                self.found[position] = self.reduction.measure(*states, *self.reduction.options)
+                states = (self._tokens(steps, t + i) for i in range(1 + self.reduction.pairs))
+                self.measured[position] = self.reduction.measure(*states, *self.reduction.options)
 
-    def _of(self, steps: NDArray[Any], t: int) -> NDArray[np.float64]:
+    def _tokens(self, steps: NDArray[Any], t: int) -> NDArray[np.float64]:
         return np.asarray(steps[t, list(self.reduction.tokens)], np.float64)
 
     def result(self) -> dict[str, Any]:
-        return {"found": self.found}
+        return {"measured": self.measured}
 
 
-def both(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
-    """What two rows found."""
+def merge_measured(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+    """Return the results of two blocks as one dict."""
     return {**a, **b}

@@ -1,8 +1,7 @@
-"""The measurement of every transition that `motion`, `phases` and others share."""
+"""Measure every transition of every token, for `motion`, `phases`, `lifecycle` and `freezing`."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,41 +19,41 @@ from deadtok_xr.engine import (
     StepBlock,
     allocate_outputs,
 )
-from deadtok_xr.errors import InputError, OffGridError
+from deadtok_xr.errors import OffGridError
 
 MAGNITUDES = (0.1, 10.0, 100.0)
-"""The limits of notebook 1.31b's regimes, in norm ULP."""
+"""Limits of the regimes of notebook 1.31b, in norm ULP."""
 CELLS = (1.0, 1000.0)
-"""The limits of the scheme `cells`: L1 within one cell, L2 of a leap."""
+"""Limits of the scheme `cells`, in ULP: of the L1 norm within one cell, and of the L2 norm below a leap."""
 _PER_TOKEN = {"displacement": "f4", "displacement_ulp": "f4", "lattice_l1": "f8", "lattice_l2": "f8",
               "lattice_linf": "f8", "moved_dims": "i8"}  # fmt: skip
-_OF_FOUR = np.dtype(("i8", (4,)))
+_FOUR_COUNTS = np.dtype(("i8", (4,)))
 OUTPUTS = {
     **{name: Output(("step", "token"), dtype=dtype, at="transitions") for name, dtype in _PER_TOKEN.items()},
     "displacement_ulp_mean": Output("step", at="transitions"),
     "displacement_ulp_std": Output("step", at="transitions"),
     "n_invalid": Output("step", dtype="i8", at="transitions"),
-    "lattice": Output(("step", "phase"), dtype=_OF_FOUR, at="transitions"),
-    "magnitude": Output(("step", "phase"), dtype=_OF_FOUR, at="transitions"),
+    "lattice": Output(("step", "phase"), dtype=_FOUR_COUNTS, at="transitions"),
+    "magnitude": Output(("step", "phase"), dtype=_FOUR_COUNTS, at="transitions"),
     "cells": Output(("step", "phase"), dtype=np.dtype(("i8", (5,))), at="transitions"),
     "changed": Output(("step", "token"), dtype="?", at="transitions"),
 }
-"""What the probe finds: `lattice`, `magnitude` and `cells` are the tokens in each phase of each scheme, from coldest to
-hottest, and `changed` is whether a bit did."""
+"""`lattice`, `magnitude` and `cells` count the tokens in each phase of each scheme, from coldest to hottest; `changed`
+says whether a bit of the token changed."""
 
 
 @dataclass(frozen=True)
 class Transitions(SingleVariable):
-    """The reduction of every transition of a variable on a grid."""
+    """The reduction that measures every transition of a variable on a grid."""
 
     grid: str
 
     def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
+        """Return `OUTPUTS`."""
         return OUTPUTS
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
@@ -89,47 +88,18 @@ class _Accumulator:
         return self.out
 
 
-def plan(x: xr.DataArray, grid: str, finish: Callable[[ReductionResults], xr.Dataset]) -> AnalysisSpec:
-    """A plan with the probe of a variable's transitions alone, under the name "transitions"."""
+def specify(x: xr.DataArray, grid: str, finish: Callable[[ReductionResults], xr.Dataset]) -> AnalysisSpec:
+    """Return the spec of an analysis whose only reduction is `Transitions`, named "transitions"."""
     name = str(x.name)
     return AnalysisSpec({name: checks.as_dask(x.data)}, {"transitions": Transitions(name, grid)}, finish)
 
 
-def grid_name(x: xr.DataArray, precision: str | None) -> str:
-    """The name of the grid that a variable lives on.
+def skipped_updates(ds: xr.Dataset, variable: str) -> xr.Variable | None:
+    """Return, (step - 1,) bool, the updates that skipped a variable because it had no gradient; None if not recorded.
 
-    Raises
-    ------
-    InputError
-        If it lives on none.
+    That a token did not move in such an update says nothing about freezing.
     """
-    said = x.attrs.get("precision")
-    if precision and said not in (None, "none", precision):
-        warnings.warn(
-            f"{x.name} is recorded as living on the {said} grid; it is measured on the {precision} grid, as asked",
-            UserWarning,
-            stacklevel=2,
-        )
-    held = "bfloat16" if x.dtype == np.float32 else x.dtype.name  # the kernels check every value
-    name = precision or x.attrs.get("precision", held)
-    if name == "none":
-        raise InputError(
-            f"{x.name} lives on no grid that is known (its precision is 'none': float32 training, or autocast), so it "
-            "has no lattice: say precision='float32' (--precision float32) for float32's own grid, or name the format "
-            "it was trained in"
-        )
-    return str(name)
-
-
-def left_out(ds: xr.Dataset, variable: str) -> xr.Variable | None:
-    """Which updates left a variable out, (step - 1,) bool: it had no gradient, and its standing still tells nothing."""
     name = "skipped" if variable == "W" else f"skipped_{variable}"
     if name not in ds or ds[name].dims != ("step",):
         return None
     return ds[name].variable[1:]
-
-
-def step_and_token_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
-    """The coordinates of results that begin at the second step."""
-    later = ds.isel(step=slice(1, None))
-    return {str(n): c.variable for n, c in later.coords.items() if set(c.dims) <= {"step", "token"}}

@@ -1,4 +1,4 @@
-"""The centroid's path as a walk: its bias, how far it strays from it, and how long it keeps its velocity."""
+"""Describe the path of the centroid as a random walk: bias, deviation from steady drift, velocity autocorrelation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _S = "s² = Σ_t ‖ΔC[t] - b‖₂² / (T - 1), b the bias"
 WALK_ATTRS: dict[str, dict[str, Any]] = {
     "walk_residual": {
         "long_name": "distance of the centroid from steady drift", "units": "1", "formula": "‖C[t] - C[0] - n·bias‖₂",
-        "comment": "n transitions after the first step; 0 at the last step by construction",
+        "comment": "n counts the transitions since the first step; 0 at the last step by construction",
     },
     "walk_envelope": {
         "long_name": "root mean square distance of a random walk of the same steps", "units": "1",
         "formula": f"s·√n, {_S}",
     },
     "walk_bridge": {
-        "long_name": "the same of a walk that must end where steady drift does", "units": "1",
-        "formula": f"s·√(n·(T - n) / T), {_S}", "comment": "what `walk_residual` is to be compared with",
+        "long_name": "root mean square distance of a random walk that ends where steady drift ends", "units": "1",
+        "formula": f"s·√(n·(T - n) / T), {_S}", "comment": "compare `walk_residual` with this",
     },
     "bias": {"long_name": "mean velocity of the centroid", "units": "1/step", "formula": "(C[T] - C[0]) / T"},
     "bias_to_noise": {
@@ -44,7 +44,7 @@ WALK_ATTRS: dict[str, dict[str, Any]] = {
 
 
 def walk_shapes(n_steps: int, n_dims: int, lags: int) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]:
-    """The dims, shapes and dtypes of `WALK_ATTRS`, for `compute_together`."""
+    """Return the dims, shapes and dtypes of the variables of `WALK_ATTRS`, for `compute_together`."""
     return {
         **dict.fromkeys(("walk_residual", "walk_envelope", "walk_bridge"), (("step",), (n_steps,), "f8")),
         "bias": (("dim",), (n_dims,), "f8"),
@@ -56,7 +56,7 @@ def walk_shapes(n_steps: int, n_dims: int, lags: int) -> dict[str, tuple[tuple[s
 
 
 def measure_walk(C: Floats, lags: int) -> Arrays:
-    """`WALK_ATTRS` of centroids (step, dim), at least two of them."""
+    """Return the variables of `WALK_ATTRS` for centroids (step, dim), at least two of them."""
     T = len(C) - 1
     n = np.arange(T + 1)
     v = np.diff(C, axis=0)
@@ -79,15 +79,15 @@ def measure_walk(C: Floats, lags: int) -> Arrays:
 
 
 def autocorrelation(v: Floats, lags: int) -> Floats:
-    """ρ at 0..lags - 1 of velocities (t, d); NaN where no pair is finite, or all of them rest."""
-    there = np.asarray(np.isfinite(v).all(axis=1))
-    v = np.where(there[:, None], v, 0.0)
-    square = (v * v).sum() / max(there.sum(), 1)
+    """Return ρ of velocities (t, d) at the lags 0..lags - 1; NaN where no pair is finite, or all velocities are 0."""
+    finite = np.asarray(np.isfinite(v).all(axis=1))
+    v = np.where(finite[:, None], v, 0.0)
+    square = (v * v).sum() / max(finite.sum(), 1)
     rho = np.full(lags, np.nan)
     for lag in range(lags):
-        pairs = (there[: len(v) - lag] & there[lag:]).sum()
-        if pairs and square > 0:
-            rho[lag] = (v[: len(v) - lag] * v[lag:]).sum() / pairs / square
+        n_pairs = (finite[: len(v) - lag] & finite[lag:]).sum()
+        if n_pairs and square > 0:
+            rho[lag] = (v[: len(v) - lag] * v[lag:]).sum() / n_pairs / square
     return rho
 
 

@@ -1,4 +1,4 @@
-"""The reduction of elements on their lattice, which `lattice` and `exponents` share."""
+"""Count elements on their lattice, for `lattice` and `exponents`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks
-from deadtok_xr.analyses.common.per_step import SERIES
+from deadtok_xr.analyses.common.step_series import SERIES
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock, allocate_outputs
 from deadtok_xr.errors import OffGridError
@@ -34,25 +32,25 @@ _SHARES = {
     "hop_fraction": ("hops", "n_valid"),
     "regime_fraction": ("regimes", "n_valid"),
 }
-"""What is divided by what; NaN where that is 0."""
+"""Shares: numerator and denominator; NaN where the denominator is 0."""
 
 
 @dataclass(frozen=True)
-class Cells(SingleVariable):
-    """The reduction of a variable's elements on a grid."""
+class LatticeCounts(SingleVariable):
+    """The reduction that counts the elements of a variable on a grid."""
 
     grid: str
 
     def outputs(self) -> dict[str, Output]:
-        """Counts of exponents and mantissas, what belongs to tokens; and a `series` of all that is of steps alone."""
-        own = (*PER_TOKEN, "exponent_count", "mantissa_count")
+        """Return counts of exponents and mantissas, outputs per token, and a `series` of all outputs per step."""
+        separate = (*PER_TOKEN, "exponent_count", "mantissa_count")
         return {
-            **{name: field for name, field in self.block_outputs().items() if name in own},
+            **{name: output for name, output in self.block_outputs().items() if name in separate},
             SERIES: Output(at="block"),
         }
 
     def block_outputs(self) -> dict[str, Output]:
-        """States: `STATES`, the counts of exponents and mantissas. Transitions: the rest."""
+        """Return the outputs of a block: `STATES`, exponents, mantissas and ULP of states; the rest of transitions."""
         heights = np.dtype(("i8", (get_grid(self.grid).max_exponent,)))
         return {
             "exponent_count": Output(("step", "exponent"), dtype=heights),
@@ -77,18 +75,18 @@ class Cells(SingleVariable):
         }
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Cells, block: StepBlock) -> None:
+    def __init__(self, reduction: LatticeCounts, block: StepBlock) -> None:
         from deadtok_xr import kernels
 
         self.reduction, self.block, self.lattice = reduction, block, kernels.lattice(reduction.grid)
-        self.fields = reduction.block_outputs()
-        self.out = allocate_outputs(self.fields, block)
-        self.running: Any = None
+        self.outputs = reduction.block_outputs()
+        self.out = allocate_outputs(self.outputs, block)
+        self.counts: Any = None
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
@@ -98,10 +96,10 @@ class _Accumulator:
         name = self.reduction.variable
         words = kernels.bit_words(batch.values[name])
         try:
-            if self.running is None:
-                self.running = IncrementalCounts(words, self.lattice)
-            out = batch.slices(self.out, self.fields)
-            lattice_steps(words, batch.changed(name), self.running, self.lattice, out)
+            if self.counts is None:
+                self.counts = IncrementalCounts(words, self.lattice)
+            out = batch.slices(self.out, self.outputs)
+            lattice_steps(words, batch.changed(name), self.counts, self.lattice, out)
         except OffGridError as error:
             raise OffGridError(
                 f"{name}: {error} of {self.reduction.grid}; measure the recorded values, not derived ones, or say "
@@ -112,42 +110,32 @@ class _Accumulator:
         out = self.out
         out["n_elements"][:] = out["n_valid"] * self.block.n_dims
         out["n_invalid"][:] = self.block.n_tokens - out["n_valid"]
-        for name, (above, below) in _SHARES.items():
-            out[name][:] = _share(out[above], out[below])
+        for name, (part, whole) in _SHARES.items():
+            out[name][:] = _share(out[part], out[whole])
         out["crossing_fraction"][:] = _share(out["n_crossings_up"] + out["n_crossings_down"], out["n_elements"])
         out["lattice_max"][out["n_valid"] == 0] = np.nan
         out["ulp_min"][:], out["ulp_max"][:] = _spacings(out["exponent_count"], self.reduction.grid)
-        own = self.reduction.outputs()
-        series = {name: x for name, x in out.items() if name not in own}
-        return {**{name: out[name] for name in own if name in out}, SERIES: (series,)}
+        separate = self.reduction.outputs()
+        series = {name: x for name, x in out.items() if name not in separate}
+        return {**{name: out[name] for name in separate if name in out}, SERIES: (series,)}
 
 
-def _share(above: NDArray[Any], below: NDArray[np.int64]) -> NDArray[np.float64]:
-    below = below.reshape(below.shape + (1,) * (above.ndim - below.ndim))
-    return np.where(below > 0, above / np.maximum(below, 1), np.nan)
+def _share(part: NDArray[Any], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    whole = whole.reshape(whole.shape + (1,) * (part.ndim - whole.ndim))
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def _spacings(counts: NDArray[np.int64], grid: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The smallest and largest ULP among counted elements."""
+    """Return the smallest and largest ULP of the counted elements."""
     ulp = np.ldexp(1.0, np.maximum(np.arange(counts.shape[1]), 1) - get_grid(grid).ulp_offset)
-    there = counts > 0
-    none = ~there.any(axis=1)
-    first, last = there.argmax(axis=1), counts.shape[1] - 1 - there[:, ::-1].argmax(axis=1)
+    occurs = counts > 0
+    none = ~occurs.any(axis=1)
+    first, last = occurs.argmax(axis=1), counts.shape[1] - 1 - occurs[:, ::-1].argmax(axis=1)
     return np.where(none, np.nan, ulp[first]), np.where(none, np.nan, ulp[last])
 
 
-def steps_of(grid: str, n: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """Dims, shapes and dtypes of results of n steps, for `compute_together`."""
-    known = Cells("", grid).block_outputs()
+def step_shapes(grid: str, n: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the dims, shapes and dtypes of outputs over n steps, for `compute_together`."""
+    known = LatticeCounts("", grid).block_outputs()
     outputs = {name: known["n_invalid_now" if name == "n_invalid" else name] for name in names}
     return {name: (o.all_dims, (n, *o.inner_shape(0, 0)), o.base.str) for name, o in outputs.items()}
-
-
-def step_coords(ds: xr.Dataset) -> dict[str, xr.Variable]:
-    """The coordinates along `step` alone."""
-    return {str(n): c.variable for n, c in ds.coords.items() if c.dims == ("step",)}
-
-
-def matrix(x: xr.DataArray) -> dict[str, Any]:
-    """The matrices of a plan with the probe alone."""
-    return {str(x.name): checks.as_dask(x.data)}

@@ -1,4 +1,4 @@
-"""What a replay of a recording needs: tensors, learning rates, step numbers, settings; and what it lacks, named."""
+"""Collect what a replay of recorded updates needs: tensors, learning rates, update counts and settings."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from deadtok_xr.replay.settings import Settings, read_settings
 from deadtok_xr.store.stored_array import stored_dtype
 
 TENSORS = ("grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
-PIECE = 2**15
-"""Elements on which torch works at once: it takes threads of its own for more, and Dask has the threads."""
+ELEMENTS_PER_CALL = 2**15
+"""Elements per call of torch: for more it starts threads of its own, which would compete with those of Dask."""
 
 
 @dataclass(frozen=True)
 class Updates:
-    """The updates of one recording.
+    """The recorded updates of one variable.
 
     Attributes
     ----------
+    settings
+        Of the optimizer.
     arrays
-        W and what was recorded beside it, (step, token, dim); `lr`, `step` and `t`, the optimizer's own
+        W and the recorded tensors of its optimizer, (step, token, dim); `lr`, `step` and `t`, the optimizer's own
         count of updates, (step, 1, 1).
     grids
         The number format of each tensor.
     notes
-        For the attributes of results: where hyperparameters and rates are from, and what is missing.
+        Attributes of results: where the learning rates come from.
     """
 
     settings: Settings
@@ -46,42 +48,42 @@ class Updates:
 
     @property
     def untried(self) -> tuple[str, ...]:
-        """Arithmetics that no recording has confirmed yet: all but those of CPUs."""
+        """The arithmetics that no recording has confirmed yet: all but those of CPUs."""
         return arithmetics.arithmetics(self.settings) if self.settings.on_accelerator else arithmetics.UNTRIED
 
-    def ready_for(self, arithmetic: str, purpose: str) -> None:
-        """Refuse an arithmetic for which a tensor is missing.
+    def require(self, arithmetic: str, purpose: str) -> None:
+        """Check that an arithmetic is known, and that all tensors for it are there.
 
         Raises
         ------
         InputError
-            Naming the tensor.
+            If it is unknown, or a tensor is missing.
         """
         known = arithmetics.arithmetics(self.settings)
         if arithmetic not in known:
             hint = (
-                "; under float32 master weights updates do not round to zero, they add up between the recorded "
+                "; with float32 master weights, updates do not round to zero but accumulate between the recorded "
                 "values: see replay_open_loop"
                 if arithmetic == "float32_master"
                 else ""
             )
             raise InputError(
-                f"{purpose}: arithmetic={arithmetic!r} is none of {self.settings.optimizer}'s: choose 'auto', "
+                f"{purpose}: {self.settings.optimizer} has no arithmetic {arithmetic!r}: choose 'auto', "
                 f"'find' or one of {', '.join(known)}{hint}"
             )
         missing = [name for side in arithmetics.needs(arithmetic, self.settings) for name in side]
         missing = [name for name in dict.fromkeys(missing) if name not in self.arrays]
         if missing:
-            there = ", ".join(name for name in self.arrays if name in self.grids)
+            recorded = ", ".join(name for name in self.arrays if name in self.grids)
             raise InputError(
                 f"{purpose} needs {' and '.join(map(repr, missing))} to replay {self.settings.optimizer} "
-                f"({arithmetic}); this recording has {there}: "
-                f'record with variables=("W", "grad", "exp_avg", "exp_avg_sq"){self._why(missing)}'
+                f"({arithmetic}); this recording has {recorded}: "
+                f'record with variables=("W", "grad", "exp_avg", "exp_avg_sq"){self._hint(missing)}'
             )
 
-    def _why(self, missing: list[str]) -> str:
+    def _hint(self, missing: list[str]) -> str:
         derived = [name for name in missing if name in ("momentum_buffer", "max_exp_avg_sq")]
-        return f", from step 0 and without gaps: {derived[0]} is built up from there" if derived else ""
+        return f", from step 0 and without gaps, from which {derived[0]} is computed" if derived else ""
 
 
 def read_updates(
@@ -94,7 +96,7 @@ def read_updates(
     precision: str | None = None,
     updates_before: int = 0,
 ) -> Updates:
-    """Collect what the updates of a recording are made of, lazily.
+    """Collect the updates of a recording, lazily.
 
     Raises
     ------
@@ -103,26 +105,26 @@ def read_updates(
     """
     x = checks.require(ds, variable, purpose)
     if not isinstance(updates_before, (int, np.integer)) or updates_before < 0:
-        raise InputError(f"{purpose}: updates_before={updates_before!r}; needed: a number of updates, 0 or more")
+        raise InputError(f"{purpose}: updates_before={updates_before!r}; expected a number of updates, 0 or more")
     settings = read_settings(ds.attrs, hyperparameters or {}, where=purpose)
     if "cuda" in str(ds.attrs.get("device", "")):
         settings = replace(settings, on_accelerator=True)
     suffix = "" if variable == "W" else f"_{variable}"
-    found = {"W": x, **{n: checks.require(ds, n + suffix, purpose) for n in TENSORS if n + suffix in ds}}
-    grids = {n: _grid(a, precision if n == "W" else None) for n, a in found.items()}
-    arrays = {n: checks.as_dask(a.data) for n, a in found.items()}
+    tensors = {"W": x, **{n: checks.require(ds, n + suffix, purpose) for n in TENSORS if n + suffix in ds}}
+    grids = {n: _grid(a, precision if n == "W" else None) for n, a in tensors.items()}
+    arrays = {n: checks.as_dask(a.data) for n, a in tensors.items()}
     rates, source = _rates(ds, settings, lr, purpose)
     chunks = arrays["W"].chunks[0]
     arrays["lr"] = rates[:, None, None].rechunk({0: chunks})
     labels = da.from_array(ds["step"].values.astype(np.float64), chunks=(chunks,))
-    counted = labels + updates_before - _left_out(ds, suffix, chunks)
-    arrays["step"], arrays["t"] = (x[:, None, None] for x in (labels, counted))
+    counts = labels + updates_before - _skipped(ds, suffix, chunks)
+    arrays["step"], arrays["t"] = (x[:, None, None] for x in (labels, counts))
     updates = Updates(settings, arrays, grids, {"lr_from": source})
     return _with_running_state(updates, ds["step"].values + updates_before)
 
 
-def _left_out(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array | float:
-    """How many updates up to each step left the parameter out, having no gradient: its optimizer did not count them."""
+def _skipped(ds: xr.Dataset, suffix: str, chunks: tuple[int, ...]) -> da.Array | float:
+    """Return how many updates up to each step skipped the parameter; the optimizer did not count them."""
     if f"skipped{suffix}" not in ds or ds[f"skipped{suffix}"].dims != ("step",):
         return 0.0
     return (
@@ -147,29 +149,31 @@ def _rates(ds: xr.Dataset, s: Settings, given: Any, purpose: str) -> tuple[da.Ar
         return da.asarray(ds["lr"].data).astype(np.float64), "the variable lr"
     if s.lr is None:
         raise InputError(f"{purpose}: the recording has no variable 'lr' and no hyperparameter lr: give lr= (--lr)")
-    return da.full((n,), float(s.lr)), "the hyperparameter lr, taken as constant: the recording has no variable 'lr'"
+    return da.full((n,), float(s.lr)), "the hyperparameter lr, assumed constant: the recording has no variable 'lr'"
 
 
 def _given_rates(given: Any, n: int, purpose: str) -> NDArray[np.float64]:
-    """One rate per step; the first step has no update, so that of the updates alone will do."""
+    """Return one rate per step; given one per update, NaN at the first step, to which no update leads."""
     try:
         rates = np.asarray(given, np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{purpose}: lr is a {type(given).__name__} that holds no numbers; needed: rates") from None
+        raise InputError(
+            f"{purpose}: lr is a {type(given).__name__} without numbers; expected learning rates"
+        ) from None
     if rates.shape not in ((), (n,), (n - 1,)):
         raise InputError(
-            f"{purpose}: lr has the shape {rates.shape}; needed: one number, one per step ({n},), or one per update "
+            f"{purpose}: lr has the shape {rates.shape}; expected one number, one per step ({n},), or one per update "
             f"({n - 1},)"
         )
     if rates.shape == () and np.isnan(rates):
-        raise InputError(f"{purpose}: lr is not a number; needed: a learning rate")
+        raise InputError(f"{purpose}: lr is NaN; expected a learning rate")
     if (rates < 0).any() or np.isinf(rates).any():
-        raise InputError(f"{purpose}: lr holds {rates[(rates < 0) | np.isinf(rates)][0]}; needed: rates, 0 or more")
+        raise InputError(f"{purpose}: lr holds {rates[(rates < 0) | np.isinf(rates)][0]}; expected rates of 0 or more")
     return np.append(np.nan, rates) if rates.shape == (n - 1,) else np.broadcast_to(rates, (n,)).copy()
 
 
 def _with_running_state(u: Updates, steps: NDArray[np.int64]) -> Updates:
-    """Add the momentum buffer, or amsgrad's largest second moment, where it follows from the rest."""
+    """Add the momentum buffer, or amsgrad's largest second moment, if it can be computed from the rest."""
     from_start = steps[0] == 0 and (np.diff(steps) == 1).all()
     s = u.settings
     if s.is_adam:
@@ -196,22 +200,22 @@ def _pick(block: Any, name: str) -> NDArray[Any]:
 
 def _running_state(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, settings: Settings,
                    grids: dict[str, str], name: str) -> Any:  # fmt: skip
-    """`momentum_buffer` or `max_exp_avg_sq` of every step of a block, from those of the block before."""
+    """Compute `momentum_buffer` or `max_exp_avg_sq` at every step of a block; the state is that of the block before."""
     import torch
 
-    rows = [held(parts[n], grids[n]) for n in parts if n in grids]
-    dtype = get_grid(grids[name_of_source(name)]).dtype
+    recorded = {n: as_grid(parts[n], grid) for n, grid in grids.items() if n in parts}
+    dtype = get_grid(grids[source_of(name)]).dtype
     out[name] = np.empty(parts["W"].shape, dtype)
     previous: Any = state
     for i in range(len(parts["W"])):
         t, rate = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
-        tensors = {n: arithmetics.to_tensor(x[i]) for n, x in zip((n for n in parts if n in grids), rows, strict=True)}
+        tensors = {n: arithmetics.to_tensor(x[i]) for n, x in recorded.items()}
         if name == "max_exp_avg_sq":
             v = tensors["exp_avg_sq"]
             now = v if previous is None else torch.maximum(previous["tensors"][name], v)
         elif t == 0:
             now = torch.zeros_like(tensors["grad"])
-        elif t == previous["t"]:  # the update left the parameter out
+        elif t == previous["t"]:  # the update skipped the parameter
             now = previous["tensors"][name]
         else:
             now = arithmetics.momentum(settings.arithmetic, settings, t, rate, previous["tensors"], tensors)
@@ -220,19 +224,19 @@ def _running_state(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, An
     return previous
 
 
-def name_of_source(name: str) -> str:
-    """The tensor that a running state is made of."""
+def source_of(name: str) -> str:
+    """Return the tensor that a running state is computed from."""
     return "exp_avg_sq" if name == "max_exp_avg_sq" else "grad"
 
 
 def to_array(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A CPU tensor as an array of that dtype and of the same bits."""
+    """Return a CPU tensor as an array of a dtype with the same bits."""
     import torch
 
     return x.view(torch.int16).numpy().view(dtype) if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def held(block: NDArray[Any], grid: str) -> NDArray[Any]:
-    """A block in the dtype of its number format; values that are not on it are refused."""
+def as_grid(block: NDArray[Any], grid: str) -> NDArray[Any]:
+    """Return a block in the dtype of its number format; values that are not on its grid are refused."""
     dtype = get_grid(grid).dtype
     return block if block.dtype == dtype else to_bits(block, grid).view(dtype)

@@ -1,4 +1,4 @@
-"""The reduction of `mechanism`: updates replayed, each element classed, and the sums for each step."""
+"""The reduction of `mechanism`: replay each update, classify each element, and sum up each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common.updates import PIECE, held
+from deadtok_xr.analyses.common.recorded_updates import ELEMENTS_PER_CALL, as_grid
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.engine import Batch, BlockResult, Output, StepBlock, allocate_outputs
 from deadtok_xr.engine.series import Series
@@ -20,18 +20,17 @@ COUNTS = (
     "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
     "at_power_of_two",
 )  # fmt: skip
-MORE = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known")
+OPTIMIZER_COUNTS = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known")
 SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
 RATIOS = (
     "replay_agreement", "replay_agreement_moved", "baseline_agreement", "exp_avg_agreement", "exp_avg_sq_agreement",
     "stalled_fraction", "weight_decay_only", "at_power_of_two", "lr", "lr_estimate", "intended_norm", "realised_norm",
 )  # fmt: skip
-PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *MORE)] + [(n, "f8") for n in SUMS])
+PARTIAL = np.dtype([(n, "i8") for n in (*COUNTS, *OPTIMIZER_COUNTS)] + [(n, "f8") for n in SUMS])
 
 Tensors = arithmetics.Tensors
-LEFT_OUT = -1
-"""In the place of t: the optimizer made no update of the parameter, for it had no gradient."""
-
+SKIPPED = -1
+"""Instead of t: the update skipped the parameter, which had no gradient."""
 
 _STEP = Output("step", dtype="i8", at="transitions")
 OUTPUTS = {
@@ -47,14 +46,14 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Replay:
-    """The reduction of replayed updates; `OUTPUTS` says what it finds.
+    """The reduction that replays updates; see `OUTPUTS`.
 
     Attributes
     ----------
     settings, arithmetic
-        How the optimizer made an update.
+        How the optimizer computed an update.
     grids
-        The number format of each tensor: the variables that it looks at.
+        The number format of each tensor that it reads.
     series
         Per step, `t`, the optimizer's count of updates, `lr`, and `step`, the label.
     """
@@ -66,28 +65,28 @@ class Replay:
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """The tensors."""
+        """The tensors that it reads."""
         return tuple(self.grids)
 
     def outputs(self) -> dict[str, Output]:
-        """See `OUTPUTS`."""
+        """Return `OUTPUTS`."""
         return OUTPUTS
 
     def start(self, block: StepBlock) -> _Accumulator:
-        """Start with a block."""
+        """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
 
-_ON_DEVICE = 2**22
-"""Elements on which a device works at once, in some ten temporaries of float64."""
+_ELEMENTS_ON_DEVICE = 2**22
+"""Elements per call on a device, which needs about ten temporaries of float64."""
 
 
 class _Accumulator:
     def __init__(self, reduction: Replay, block: StepBlock) -> None:
         self.reduction, self.block, self.out = reduction, block, allocate_outputs(OUTPUTS, block)
-        # the bits of a replay are those of the device: what a CPU recorded stays on the CPU
-        made_there = reduction.settings.on_accelerator or block.device.name == "cpu"
-        self.on_device = block.device.runs("mechanism") and made_there
+        # the bits of a replay depend on the device: a recording made on a CPU is replayed on the CPU
+        same_device = reduction.settings.on_accelerator or block.device.name == "cpu"
+        self.on_device = block.device.runs("mechanism") and same_device
         self.lattice = kernels.lattice(reduction.grids["W"])
         self.partial = np.zeros(block.n_transitions, PARTIAL)
         self.net = np.zeros((block.n_tokens, 2, block.n_dims))
@@ -95,7 +94,7 @@ class _Accumulator:
         self.t, self.lr, self.steps = (reduction.series[n].values(at) for n in ("t", "lr", "step"))
 
     def update(self, batch: Batch) -> None:
-        height = max(1, (_ON_DEVICE if self.on_device else PIECE) // self.block.n_dims)
+        height = max(1, (_ELEMENTS_ON_DEVICE if self.on_device else ELEMENTS_PER_CALL) // self.block.n_dims)
         for first in range(0, self.block.n_tokens, height):
             rows = slice(first, first + height)
             before = self._tensors(batch, 0, rows)
@@ -111,38 +110,39 @@ class _Accumulator:
         grid, values = self.reduction.grids[name], batch.values[name]
         if self.on_device and values.dtype == get_grid(grid).dtype:
             return batch.tensor(name)[i, rows]
-        tensor = arithmetics.to_tensor(held(values[i, rows], grid))
+        tensor = arithmetics.to_tensor(as_grid(values[i, rows], grid))
         return tensor.to(self.block.device.name) if self.on_device else tensor
 
     def _update(self, i: int, before: Tensors, after: Tensors, rows: slice) -> None:
-        made = self.t[i + 1] - self.t[i]
-        t = int(self.t[i + 1]) if made == 1 else LEFT_OUT if made == 0 else 0
+        n_updates = self.t[i + 1] - self.t[i]
+        t = int(self.t[i + 1]) if n_updates == 1 else SKIPPED if n_updates == 0 else 0
         out = {name: self.out[name][i, rows] for name in ("cause", "margin", "intended")}
         s, arithmetic, lr = self.reduction.settings, self.reduction.arithmetic, float(self.lr[i + 1])
         engine = kernels.engine("mechanism", self.on_device)
-        _one(engine, s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
+        _replay(engine, s, arithmetic, self.lattice, t, lr, before, after, out, self.net[rows], self.partial[i])
 
     def result(self) -> BlockResult:
-        out = {**self.out, **of_steps(self.partial)}
-        labels, made = self.steps[1:].astype(np.int64), np.diff(self.t) > 0
-        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, made)}
+        out = {**self.out, **step_outputs(self.partial)}
+        labels, updated = self.steps[1:].astype(np.int64), np.diff(self.t) > 0
+        return {**out, "net": self.net, "freeze": freezes(out["cause"], out["margin"], labels, updated)}
 
 
-def _one(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors,
-         after: Tensors, out: BlockResult, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
+def _replay(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t: int, lr: float, before: Tensors,
+            after: Tensors, out: BlockResult, net: NDArray[Any], partial: Any) -> None:  # fmt: skip
+    """Replay the update of some tokens, and add its counts and sums to those of the step."""
     import torch
 
     w = before["W"]
-    single = t > 0 and not np.isnan(lr)  # else the transition is not one update, or its rate is not known
-    nothing = torch.full_like(w, 0.0 if t == LEFT_OUT else np.nan, dtype=torch.float64)
-    u = arithmetics.intended(arithmetic, s, t, lr, before, after) if single else nothing
+    single = t > 0 and not np.isnan(lr)  # else the transition is not a single update, or its learning rate is unknown
+    none = torch.full_like(w, 0.0 if t == SKIPPED else np.nan, dtype=torch.float64)
+    u = arithmetics.intended(arithmetic, s, t, lr, before, after) if single else none
     predicted = arithmetics.update(arithmetic, s, t, lr, before, after).to(w.dtype) if single else w
-    has_gradient = "grad" in after or t == LEFT_OUT
-    g = after["grad"] if "grad" in after and t != LEFT_OUT else torch.zeros_like(w)
+    has_gradient = "grad" in after or t == SKIPPED
+    g = after["grad"] if "grad" in after and t != SKIPPED else torch.zeros_like(w)
     counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
-    floats = [_given(engine, x.float()) for x in (w, after["W"], predicted, g)]
+    floats = [_to_engine(engine, x.float()) for x in (w, after["W"], predicted, g)]
     engine.mechanism(
-        *floats[:3], single, floats[3], has_gradient, _given(engine, u), lattice.smallest, lattice.ulp_offset,
+        *floats[:3], single, floats[3], has_gradient, _to_engine(engine, u), lattice.smallest, lattice.ulp_offset,
         out["cause"], out["margin"], out["intended"], net, counts, sums,
     )  # fmt: skip
     for name, value in zip(COUNTS, counts, strict=True):
@@ -155,13 +155,13 @@ def _one(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice, t:
         _moments(engine, s, arithmetic, t, before, after, partial)
 
 
-def _given(engine: Any, x: Any) -> Any:
-    """A tensor as the kernels take it."""
+def _to_engine(engine: Any, x: Any) -> Any:
+    """Return a tensor as the kernels of an engine expect it: an array for numba."""
     return x if engine.__name__.startswith("deadtok_xr.kernels.torch") else x.numpy()
 
 
 def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, after: Tensors, partial: Any) -> None:
-    """Count what moved, and would not have moved without the decay of the weights."""
+    """Count the elements that moved, and would not have moved without weight decay."""
     from dataclasses import replace
 
     partial["decay_known"] += before["W"].numel()
@@ -173,24 +173,24 @@ def _decay(s: Settings, arithmetic: str, t: int, lr: float, before: Tensors, aft
 
 
 def _moments(engine: Any, s: Settings, arithmetic: str, t: int, before: Tensors, after: Tensors, partial: Any) -> None:
-    """Count moments that follow from those before, and second moments that stand still for good."""
+    """Count the moments that the replay gives to the bit, and the second moments that are stalled."""
     if not s.is_adam or not {"grad", "exp_avg", "exp_avg_sq"} <= after.keys():
         return
     if len({after[n].dtype for n in ("W", "grad", "exp_avg", "exp_avg_sq")}) == 1:
-        found = arithmetics.moments(arithmetic, s, t, before, after)
+        replayed = arithmetics.moments(arithmetic, s, t, before, after)
         for short, name in (("m", "exp_avg"), ("v", "exp_avg_sq")):
-            n_same, n = engine.same(*(_given(engine, x[name].reshape(-1).float()) for x in (found, after)))
+            n_same, n = engine.same(*(_to_engine(engine, x[name].reshape(-1).float()) for x in (replayed, after)))
             partial[f"{short}_equal"] += n_same
             partial[f"{short}_compared"] += n
     g = arithmetics.gradient(s, before, after)
     moments = (before["exp_avg_sq"], after["exp_avg_sq"], g)
-    n_stalled, n = engine.stalled(*(_given(engine, x.reshape(-1).float()) for x in moments))
+    n_stalled, n = engine.stalled(*(_to_engine(engine, x.reshape(-1).float()) for x in moments))
     partial["stalled"] += n_stalled
     partial["v_known"] += n
 
 
-def of_steps(n: NDArray[Any]) -> BlockResult:
-    """Per step, what its counts and sums mean."""
+def step_outputs(n: NDArray[Any]) -> BlockResult:
+    """Return the outputs per step from its counts and sums."""
     elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
     explained = n["compared"] + n["no_gradient"] + n["rounded_to_zero"] > 0
     return {
@@ -216,36 +216,36 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
 
 
 def freezes(
-    cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64], made: NDArray[np.bool_]
+    cause: NDArray[np.int8], margin: NDArray[np.float64], labels: NDArray[np.int64], updated: NDArray[np.bool_]
 ) -> BlockResult:
-    """What a row's steps tell of each token's last motion, and of what came after it: see `merge_freezes`.
+    """Return each token's last motion in a block, and the next update after it; `merge_freezes` joins blocks.
 
-    What came after is the next update that was ``made``: one that left the parameter out froze nothing.
+    Transitions that are not ``updated`` skipped the parameter, and freeze nothing.
     """
     n, tokens = cause.shape
-    if not n:  # the last row of a recording may hold one step, and no transition
-        nowhere = np.full(tokens, -1)
+    if not n:  # the last block of a recording may hold one step, and no transition
+        never = np.full(tokens, -1)
         return {
-            "last_motion": nowhere, "next_step": nowhere, "next_cause": nowhere.astype(np.int8),
+            "last_motion": never, "next_step": never, "next_cause": never.astype(np.int8),
             "margin_after": np.full(tokens, np.nan),
         }  # fmt: skip
     moved = cause == 2
     last = np.where(moved.any(axis=0), n - 1 - moved[::-1].argmax(axis=0), -1)
     after = np.arange(n)[:, None] > last
-    next_made = np.minimum.accumulate(np.append(np.where(made, np.arange(n), n), n)[::-1])[::-1]
-    following = next_made[last + 1]
-    there = following < n
+    next_update = np.minimum.accumulate(np.append(np.where(updated, np.arange(n), n), n)[::-1])[::-1]
+    following = next_update[last + 1]
+    follows = following < n
     following = np.minimum(following, n - 1)
     return {
         "last_motion": np.where(last >= 0, labels[np.maximum(last, 0)], -1),
-        "next_step": np.where(there, labels[following], -1),
-        "next_cause": np.where(there, cause[following, np.arange(tokens)], -1).astype(np.int8),
+        "next_step": np.where(follows, labels[following], -1),
+        "next_cause": np.where(follows, cause[following, np.arange(tokens)], -1).astype(np.int8),
         "margin_after": np.fmax.reduce(np.where(after, margin, np.nan), axis=0),
     }
 
 
 def merge_freezes(a: BlockResult, b: BlockResult) -> BlockResult:
-    """The same of two rows, one after the other."""
+    """Merge the results of `freezes` for two consecutive blocks."""
     moved = b["last_motion"] >= 0
     fresh = moved | (a["next_step"] < 0)  # nothing followed the last motion so far
     return {
