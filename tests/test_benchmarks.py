@@ -174,7 +174,7 @@ def test_both_ways_to_cosines_agree() -> None:
 def test_the_cost_of_each_analysis_is_taken_without_changing_it(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     found, together = analyses.costs(rec, ["motion", "census", "lattice"], tmp_path / "r.zarr")
-    assert {*found} == {"decoding", "which rows changed", "Transitions", "Places", "Cells"}
+    assert {*found} == {"decoding", "which rows changed", "Transitions", "Coincidence", "LatticeCounts"}
     assert all(seconds > 0 for seconds in found.values())
     assert sum(found.values()) - found["decoding"] < together
     expected = dx.analyze(rec, analyses=["census"])["census"].to_dataset().compute()

@@ -112,7 +112,7 @@ def test_float32_that_has_no_lattice(name: str) -> None:
         assert small(OF_W[name](none))
         assert small(OF_W[name](unknown))
         return
-    with pytest.raises(InputError, match="lives on no grid that is known .* it has no lattice: say precision="):
+    with pytest.raises(InputError, match="has unknown precision .* it has no lattice: say precision="):
         OF_W[name](none)
     if name not in ("topology", "connectivity"):  # these compare values, and take from the grid its spacing alone
         with pytest.raises(OffGridError, match=r"not on the (grid of bfloat16|bfloat16 grid).*say precision="):

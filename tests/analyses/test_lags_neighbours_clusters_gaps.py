@@ -150,15 +150,15 @@ class TestClusters:
     def test_what_does_not_fit(self) -> None:
         ds = dataset(np.ones((2, 3, 2), "f4"))
         for k in ((1, 2), (), (2, 2)):
-            with pytest.raises(InputError, match="needed: different numbers of clusters, each at least 2"):
+            with pytest.raises(InputError, match="expected different numbers of clusters, each at least 2"):
                 dx.clusters(ds, k=k)
-        with pytest.raises(InputError, match=r"clusters: step 7 is not among these \(steps 0 to 1\)"):
+        with pytest.raises(InputError, match=r"clusters: step 7 is not in this dataset; choose from its 2 steps, 0 to 1"):
             dx.clusters(ds, steps=[7])
-        with pytest.raises(InputError, match="max_tokens=1; needed: at least 2"):
+        with pytest.raises(InputError, match="max_tokens=1; expected at least 2"):
             dx.clusters(ds, max_tokens=1)
-        with pytest.raises(InputError, match=r"neighbour_preservation: step 0 is not among these \(steps 1 to 1\)"):
+        with pytest.raises(InputError, match=r"neighbour_preservation: step 0 is not in this dataset; choose from its 1 steps, 1 to 1"):
             dx.neighbour_preservation(ds, steps=[0])  # no transition leads there
-        with pytest.raises(InputError, match="max_lag=0; needed: at least 1"):
+        with pytest.raises(InputError, match="max_lag=0; expected at least 1"):
             dx.velocity_autocorrelation(ds, max_lag=0)
 
 
@@ -195,7 +195,7 @@ class TestGaps:
         W = np.array([[[1.0], [1 + 2**-10], [2.0]]], np.float16)
         found = dx.lattice_gaps(dataset(W, precision="float16")).compute()
         assert (found.gap_min.item(), found.gap_max.item()) == (1, 1023)
-        with pytest.raises(InputError, match="lives on the float32 grid; needed: a format of 16 bits"):
+        with pytest.raises(InputError, match="has the precision float32; expected a format of 16 bits"):
             dx.lattice_gaps(dataset(W.astype("f4"), precision="float32"))
         with pytest.raises(OffGridError, match="W: 1 of 3 values are not on the bfloat16 grid"):
             dx.lattice_gaps(dataset(W.astype("f4"))).compute()

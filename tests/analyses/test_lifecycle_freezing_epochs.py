@@ -357,7 +357,7 @@ class TestCriticalBoundary:
         rec = dx.open_recording(recording, tokens="dead")
         with pytest.raises(InputError, match=r"critical_boundary needs 'exp_avg' and 'exp_avg_sq'"):
             dx.critical_boundary(rec.drop_vars(["exp_avg", "exp_avg_sq"]))
-        with pytest.raises(InputError, match="is that of Adam's step; this recording's optimizer is SGD"):
+        with pytest.raises(InputError, match="is defined for Adam; this recording's optimizer is SGD"):
             dx.critical_boundary(rec, hyperparameters={"optimizer": "SGD"})
 
 
@@ -415,9 +415,9 @@ def test_one_token_and_tokens_that_never_move(steps: int) -> None:
 def test_without_a_lattice(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 30))
     none = rec.assign(W=rec.W.assign_attrs(precision="none"))
-    with pytest.raises(InputError, match="lives on no grid"):
+    with pytest.raises(InputError, match="unknown precision"):
         dx.lifecycle(none)
-    with pytest.raises(InputError, match="lives on no grid"):
+    with pytest.raises(InputError, match="unknown precision"):
         dx.freezing(none, definition="lattice_l2", threshold=0.1)
     assert_agree(dx.freezing(none).n_frozen, dx.freezing(rec).n_frozen.values)
     assert_agree(dx.epochs(none).radius, dx.epochs(rec).radius.values)
@@ -432,13 +432,13 @@ def test_options_are_checked(recording: Path) -> None:
         dx.lifecycle(rec, scheme="v1")
     with pytest.raises(InputError, match="choose one of value, bits, displacement"):
         dx.freezing(rec, definition="exact")
-    with pytest.raises(InputError, match="a measure below a threshold, which is None: give a positive threshold="):
+    with pytest.raises(InputError, match="needs a threshold, which is None: say threshold= with a positive number"):
         dx.freezing(rec, definition="lattice_l2")
-    with pytest.raises(InputError, match="is exact and takes no threshold"):
+    with pytest.raises(InputError, match="takes no threshold"):
         dx.freezing(rec, threshold=0.1)
     with pytest.raises(InputError, match="choose one of origin, centroid"):
         dx.epochs(rec, radius="max")
-    with pytest.raises(InputError, match="smooth=4; needed: an odd number"):
+    with pytest.raises(InputError, match="smooth=4; expected an odd number"):
         dx.epochs(rec, smooth=4)
-    with pytest.raises(InputError, match=r"frozen_above=1\.5; needed: a share"):
+    with pytest.raises(InputError, match=r"frozen_above=1\.5; expected a share"):
         dx.epochs(rec, frozen_above=1.5)

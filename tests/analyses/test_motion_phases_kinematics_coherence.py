@@ -360,7 +360,7 @@ def test_unknown_options(recording: Path) -> None:
         dx.topology(rec, coincident="merged")
     with pytest.raises(InputError, match="unknown number format 'int8'"):
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="int8"))).compute()
-    with pytest.raises(InputError, match="W lives on no grid that is known"):
+    with pytest.raises(InputError, match="W has unknown precision"):
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
 
 
@@ -412,5 +412,5 @@ def test_a_series_without_steps_is_refused_by_name(name: str) -> None:
     ds = dataset(np.zeros((3, 3, 2), np.float32)).assign({name: ("dim", np.ones(2))})
     ds.attrs.update(optimizer="AdamW", hyperparameters={"lr": 0.1, "eps": 1e-8})
     ds["grad"] = ds.W.dims, np.ones((3, 3, 2), np.float32)
-    with pytest.raises(InputError, match=rf"'{name}' has the dimensions \('dim',\); needed: .* per step"):
+    with pytest.raises(InputError, match=rf"'{name}' has the dimensions \('dim',\); expected .* per step"):
         dx.coherence(ds)

@@ -52,7 +52,7 @@ def test_another_variable_for_one_analysis_leaves_the_others_theirs(recording: P
 def test_options_that_cannot_be_used_are_refused(recording: Path, untold: Path) -> None:
     for options, sentence in (
         ({"mechanism": {"rate": 1.0}}, "mechanism has no option 'rate': choose from arithmetic, hyperparameters, lr"),
-        ({"entropy": {}}, "options are given for 'entropy', which is not among the analyses motion, phases"),
+        ({"entropy": {}}, "there are options for 'entropy', which is not among the analyses motion, phases"),
         ({"mechanism": 1e-3}, "options\\['mechanism'\\] is a float"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -167,7 +167,7 @@ def test_verdicts(values: tuple[int, ...], verdict: str, evaporation: int, cryst
         ({"k": float("nan")}, "k=nan: the threshold"),
         ({"spacing": "mean"}, "spacing='mean': choose one of centroid, pair, element, ordinal"),
         ({"held": "both"}, "held='both': choose one of"),
-        ({"held": "threshold", "spacing": "pair"}, "topology: held=.threshold. holds one threshold"),
+        ({"held": "threshold", "spacing": "pair"}, "topology: held=.threshold. needs one threshold"),
         ({"spacing": "ordinal", "precision": "float32"}, "is for 16-bit formats, not float32"),
     ],
 )
@@ -234,7 +234,7 @@ def test_connectivity_of_steps_that_are_not_there(recording: Path, lazily: Any) 
     rec = dx.open_recording(recording)
     with lazily():
         assert dx.connectivity(rec).step.values.tolist() == [0, 50, 100, 150, 200, 250, 300]
-    with pytest.raises(InputError, match="step 301 is not in the recording; choose among its 301 steps, 0 to 300"):
+    with pytest.raises(InputError, match="step 301 is not in this dataset; choose from its 301 steps, 0 to 300"):
         dx.connectivity(rec, steps=[0, 301])
     with pytest.raises(InputError, match="no step is named"):
         dx.connectivity(rec, steps=[])
@@ -293,7 +293,7 @@ def test_components_lazily(recording: Path, lazily: Any) -> None:
     with lazily():
         found = dx.components(dx.open_recording(recording, tokens="dead"))
     assert all(v.chunks is not None for v in found.data_vars.values())
-    with pytest.raises(InputError, match="give it what components returned"):
+    with pytest.raises(InputError, match="pass what components returned"):
         dx.component_events(xr.Dataset())
 
 

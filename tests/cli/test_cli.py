@@ -339,7 +339,7 @@ def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: 
     assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
     assert said.status == 0
-    assert "freeze_predictors: left out. W lives on no grid" in said.out
+    assert "freeze_predictors: left out. W has unknown precision" in said.out
     assert groups(tmp_path / "a.zarr") == [
         "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence", "centroid_origin"
     ]  # fmt: skip
