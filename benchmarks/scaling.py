@@ -76,7 +76,7 @@ def by_workers(store: Path, analyses: list[str] | None, counts: list[int], runs:
         tiny = dx.testing.synthetic_recording(folder / "tiny.zarr", steps=2000, tokens=8, dims=4)
         for run in range(runs):
             for n in counts:
-                with cluster.of_this_machine(n):
+                with cluster.local_cluster(n):
                     dx.save_results(dx.analyze(tiny, analyses=analyses, tokens="all"), folder / f"t{run}-{n}")
                     began = time.perf_counter()
                     dx.save_results(dx.analyze(store, analyses=analyses, tokens="all"), folder / f"r{run}-{n}")

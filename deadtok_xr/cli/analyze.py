@@ -187,7 +187,7 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
 
     if workers is not None and name != "threads":
         raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")
-    with cluster.connected(name) if workers is None else cluster.of_this_machine(workers) as client:
+    with cluster.connected(name) if workers is None else cluster.local_cluster(workers) as client:
         if find_spec("bokeh") and not quiet:  # without it there is none
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
         _check_workers(client.scheduler_info()["workers"], name, device)

@@ -92,7 +92,7 @@ def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) ->
     arrays = [array for _, array in group.arrays()]
     total = sum(math.prod(array.cdata_shape) for array in arrays)
     rows = [(array, i) for array in arrays for i in range(array.cdata_shape[0] if array.cdata_shape else 1)]
-    for n_chunks, problems in cluster.each(_check_chunk_row, rows):
+    for n_chunks, problems in cluster.map_items(_check_chunk_row, rows):
         found.n_chunks += n_chunks
         found.problems += problems
         progress(found.n_chunks, total)

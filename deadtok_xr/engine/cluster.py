@@ -1,4 +1,4 @@
-"""Workers elsewhere: a cluster of this machine, or one that was started before; and whether they can do the work."""
+"""Start or connect to a Dask cluster, and check that its workers can do the work."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-_PATIENCE = "10s"  # for a scheduler to answer
+_TIMEOUT = "10s"  # for a scheduler to answer
 _INSTALL = "pip install 'deadtok_xr[cluster]'"
 
 
 def current() -> Client | None:
-    """The client that Dask computes with now, if it is one of a cluster."""
+    """Return the client of the cluster with which Dask computes now, if any."""
     if "distributed" not in sys.modules:
         return None
     import dask.base
@@ -38,22 +38,22 @@ def current() -> Client | None:
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client of a scheduler that was started elsewhere, once its workers are known to have what we have.
+    """Connect to a scheduler that is already running, and check that its workers have the same software.
 
     Raises
     ------
     InputError
-        If nobody answers, there are no workers, or they have other versions.
+        If it cannot connect, there are no workers, or they have other versions.
     """
     try:
         from distributed import Client
     except ImportError:
         raise InputError(f"--scheduler ADDRESS needs dask.distributed: {_INSTALL}") from None
     try:
-        client = Client(address, timeout=_PATIENCE)
+        client = Client(address, timeout=_TIMEOUT)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no Dask scheduler answers at {address!r} ({error}): start one, or give its address"
+            f"cannot connect to a Dask scheduler at {address!r} ({error}): start one, or give its address"
         ) from error
     with client:
         _check_workers(client, address)
@@ -61,18 +61,18 @@ def connected(address: str) -> Iterator[Client]:
 
 
 @contextmanager
-def of_this_machine(n_workers: int) -> Iterator[Client]:
-    """A cluster of so many processes of one thread each, closed at the end.
+def local_cluster(n_workers: int) -> Iterator[Client]:
+    """Start a cluster of processes with one thread each on this machine, closed at the end.
 
-    A process a thread: the parts that hold Python's lock then run side by side as well.
+    With one thread per process, code that holds Python's lock runs in parallel too.
 
     Raises
     ------
     InputError
-        If dask.distributed is not installed, or ``n_workers`` is no number of processes.
+        If dask.distributed is not installed, or ``n_workers`` is less than 1.
     """
     if n_workers < 1:
-        raise InputError(f"--workers {n_workers}: needed: 1 or more processes")
+        raise InputError(f"--workers {n_workers}: expected 1 or more processes")
     try:
         from distributed import Client, LocalCluster
     except ImportError:
@@ -83,22 +83,22 @@ def of_this_machine(n_workers: int) -> Iterator[Client]:
 
 
 def _check_workers(client: Client, address: str) -> None:
-    """Refuse workers that compute with other code than the one that plans."""
-    ours = _software()
+    """Check that the workers have the same software as this process."""
+    own = _software()
     try:
-        theirs: dict[str, dict[str, str]] = client.run(_software)
+        found: dict[str, dict[str, str]] = client.run(_software)
     except Exception as error:
         raise InputError(
             f"the workers at {address!r} cannot import deadtok_xr ({type(error).__name__}: {error}): install "
             f"deadtok_xr {__version__} where they run"
         ) from error
-    if not theirs:
+    if not found:
         raise InputError(f"the scheduler at {address!r} has no workers: start some with `dask worker {address}`")
-    for worker, versions in theirs.items():
+    for worker, versions in found.items():
         for name, version in versions.items():
-            if version != ours[name]:
+            if version != own[name]:
                 raise InputError(
-                    f"the worker {worker} has {name} {version}, and this process has {ours[name]}: install the same "
+                    f"the worker {worker} has {name} {version}, and this process has {own[name]}: install the same "
                     "version in both places"
                 )
     _check_libraries(client)
@@ -120,12 +120,12 @@ def _software() -> dict[str, str]:
 
 
 def check_places(results: str | Path, recording: str | Path | None) -> None:
-    """Refuse to begin where a worker does not see what it is to read, or where it is to write.
+    """Check that every worker sees the recording and the results.
 
     Raises
     ------
     InputError
-        Which worker sees what, and what to do.
+        If a worker sees nothing, or something else, there.
     """
     client = current()
     if client is None:
@@ -145,12 +145,12 @@ def check_places(results: str | Path, recording: str | Path | None) -> None:
 
 
 def check_writing(results: str | Path, place: str) -> None:
-    """Refuse to begin where a worker may not write beside the results, in a folder or at an address that it sees.
+    """Check that every worker can write beside the results.
 
     Raises
     ------
     InputError
-        Which worker, why, and what to do.
+        If a worker cannot, with the reason.
     """
     client = current()
     for worker, reason in {} if client is None else client.run(_refused, location.absolute(place)).items():
@@ -162,7 +162,7 @@ def check_writing(results: str | Path, place: str) -> None:
 
 
 def _refused(place: str) -> str | None:
-    """On a worker: why nothing can be written to a place, None if it can."""
+    """Return, on a worker, why nothing can be written to a place; None if it can."""
     try:
         location.write(place, "tried", b"")
     except OSError as error:
@@ -170,10 +170,10 @@ def _refused(place: str) -> str | None:
     return None
 
 
-def each(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """What ``work`` makes of each item, in order: on a cluster if Dask computes with one, else on this machine's cores.
+def map_items(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield ``work(item)`` for each item, in order: on a cluster if Dask uses one, else on the cores of this machine.
 
-    ``work`` can be sent to other processes, has no effects, and gives little back.
+    ``work`` must be picklable and without side effects, and return little.
     """
     client = current()
     if client is not None:

@@ -1,10 +1,10 @@
-"""What the rows of a sweep pass on, kept in files, so that a row that is done need not be looked at again.
+"""Keep what the task of each finished block returned, so that a resumed analysis need not process the block again.
 
-A task writes its row of the results itself; what it returns is small, and others wait for it. Kept beside unfinished
-results, it stands for the row when the work goes on. Nothing in such a file is ever run, as a pickle would be: whoever
-may write beside somebody's results must not thereby run code as that person. So it holds what rows pass on in plain
-parts, dicts, lists, tuples, numbers and arrays: a header of JSON that says how they are put together, then the bytes
-of the arrays. All of it is one frame of zstd, whose checksum tells a file that was torn.
+A task writes its block of the results itself and returns small values, which other tasks need. A file beside the
+results in progress keeps these values. Loading it never runs code, as a pickle would: anyone who may write beside the
+results could otherwise run code as the user. The file therefore holds only dicts, lists, tuples, numbers, text and
+arrays: a JSON header that describes their structure, then the bytes of the arrays, compressed into one zstd frame,
+whose checksum detects an incomplete file.
 """
 
 from __future__ import annotations
@@ -22,63 +22,63 @@ from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.store import location
 
 _PLAIN = "biufcSU"
-_LEVEL = 3  # finds the steps that several probes pass on, and those alike: a third of level 1's bytes, in no more time
+_LEVEL = 3  # finds steps that several reductions return: a third of the bytes of level 1, in the same time
 
 
 class NotPlain(TypeError):
-    """An object that is not made of plain parts."""
+    """An object that cannot be written to a journal."""
 
 
 @dataclass(frozen=True)
 class ResumeJournal:
-    """The rows of a sweep that are done, in a folder that every worker sees: a file each.
+    """The finished blocks of a pass, a file each in a folder that every worker can access.
 
     Attributes
     ----------
     place
         The folder or address.
-    sweep
-        Name of the sweep.
+    pass_name
+        The name of the pass.
     chunks
-        For each row, what tells the chunks that it is made of from any others: a row is done of these alone.
+        For each block, a fingerprint of the chunks that it reads: a block is finished only for these.
     """
 
     place: str
-    sweep: str
+    pass_name: str
     chunks: tuple[str, ...]
 
-    def note(self, i: int, passed: Any) -> None:
-        """Keep what a row passes on, once all else of it is written; a row that passes on other things is done anew."""
+    def note(self, i: int, returned: Any) -> None:
+        """Mark a block as finished, after its results are written; one that returns other objects is repeated."""
         try:
-            data = to_bytes((self.chunks[i], passed))
+            data = to_bytes((self.chunks[i], returned))
         except NotPlain:
             return
-        location.write(self.place, f"{self.sweep}/{i}", data)
+        location.write(self.place, f"{self.pass_name}/{i}", data)
 
     def passed_on(self, i: int) -> Any:
-        """What a row passed on; None if it is not done, or was done of other chunks."""
-        data = location.read(self.place, f"{self.sweep}/{i}")
-        found = None if data is None else from_bytes(data)
-        return found[1] if isinstance(found, tuple) and found[0] == self.chunks[i] else None
+        """Return what the task of a block returned; None if it is not finished, or was finished for other chunks."""
+        data = location.read(self.place, f"{self.pass_name}/{i}")
+        entry = None if data is None else from_bytes(data)
+        return entry[1] if isinstance(entry, tuple) and entry[0] == self.chunks[i] else None
 
 
-def to_bytes(found: Any) -> bytes:
-    """Nested plain parts as bytes.
+def to_bytes(value: Any) -> bytes:
+    """Serialize nested dicts, lists, tuples, numbers, text and arrays.
 
     Raises
     ------
     NotPlain
-        If there is anything else among them.
+        If the value holds anything else.
     """
     arrays: list[NDArray[Any]] = []
-    tree = _described(found, arrays)
+    tree = _encode(value, arrays)
     header = json.dumps([tree, [[_dtype_name(x.dtype), x.shape] for x in arrays]]).encode()
     parts = [len(header).to_bytes(8, "little"), header, *(x.tobytes() for x in arrays)]
     return ZstdCompressor(level=_LEVEL, write_checksum=True).compress(b"".join(parts))
 
 
 def from_bytes(data: bytes) -> Any:
-    """What `to_bytes` was given, or None if the bytes are not whole."""
+    """Return what `to_bytes` serialized, or None if the bytes are damaged."""
     try:
         body = ZstdDecompressor().decompress(data)
         start = 8 + int.from_bytes(body[:8], "little")
@@ -86,38 +86,38 @@ def from_bytes(data: bytes) -> Any:
         arrays = []
         for name, shape in kinds:
             dtype, n = _dtype(name), math.prod(shape)
-            # a copy is aligned and may be written to, as the array was: kernels are compiled for such ones
+            # a copy is aligned and writable, like the original: kernels are compiled for such arrays
             arrays.append(np.frombuffer(body, dtype, n, start).reshape(shape).copy() if n else np.empty(shape, dtype))
             start += n * dtype.itemsize
-        return _put_together(tree, arrays)
+        return _decode(tree, arrays)
     except (ZstdError, ValueError, TypeError, IndexError, KeyError):
         return None
 
 
-def _described(x: Any, arrays: list[NDArray[Any]]) -> Any:
-    """An object in JSON: a number or a text as itself, anything else as [kind, ...]; arrays are collected."""
+def _encode(x: Any, arrays: list[NDArray[Any]]) -> Any:
+    """Return an object as JSON: a number or text as itself, anything else as [kind, ...]; collects the arrays."""
     if isinstance(x, (np.ndarray, np.generic)):
         arrays.append(np.asarray(x))
         return ["array" if isinstance(x, np.ndarray) else "number", len(arrays) - 1]
     if x is None or type(x) in (bool, int, float, str):
         return x
     if type(x) is dict:
-        return ["dict", [[_described(k, arrays), _described(v, arrays)] for k, v in x.items()]]
+        return ["dict", [[_encode(k, arrays), _encode(v, arrays)] for k, v in x.items()]]
     if type(x) in (list, tuple):
-        return [type(x).__name__, [_described(part, arrays) for part in x]]
+        return [type(x).__name__, [_encode(part, arrays) for part in x]]
     raise NotPlain(f"a {type(x).__name__}")
 
 
-def _put_together(tree: Any, arrays: list[NDArray[Any]]) -> Any:
+def _decode(tree: Any, arrays: list[NDArray[Any]]) -> Any:
     if not isinstance(tree, list):
         return tree
     kind, parts = tree
     if kind in ("array", "number"):
         return arrays[parts] if kind == "array" else arrays[parts][()]
     if kind == "dict":
-        return {_put_together(k, arrays): _put_together(v, arrays) for k, v in parts}
-    whole = [_put_together(part, arrays) for part in parts]
-    return tuple(whole) if kind == "tuple" else whole
+        return {_decode(k, arrays): _decode(v, arrays) for k, v in parts}
+    items = [_decode(part, arrays) for part in parts]
+    return tuple(items) if kind == "tuple" else items
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line every tenth elsewhere, nothing when quiet."""
+"""Report progress: a bar in a terminal, elsewhere a line every tenth, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_S = 0.5
 
 @contextmanager
 def reporting(label: str, *, quiet: bool = False, bytes_: bool = False) -> Iterator[Report]:
-    """A function that is told (done, total), of bytes if so said, and shows it under a label."""
+    """Yield a function of (done, total), which are bytes if ``bytes_``, that shows progress under a label."""
     if quiet:
         yield lambda done, total: None
     elif sys.stderr.isatty():
@@ -54,13 +54,13 @@ def _bar(label: str, bytes_: bool) -> Iterator[Report]:
 
 
 def _lines(label: str, bytes_: bool) -> Report:
-    began, next_tenth = time.monotonic(), 0
+    start, next_tenth = time.monotonic(), 0
 
     def report(done: int, total: int) -> None:
         nonlocal next_tenth
         if total and done * 10 // total >= next_tenth:
             next_tenth = done * 10 // total + 1
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
             line = f"{label}: {100 * done // total}% after {seconds:.0f} s"
             if bytes_ and seconds >= 1 and done:
                 line += f", {done / seconds / 1e6:.0f} MB/s, {seconds * (total - done) / done:.0f} s left"
@@ -80,27 +80,27 @@ def dask_progress(label: str, *, quiet: bool = False) -> Iterator[None]:
             yield
 
 
-def _is_row(key: Any) -> bool:
-    # the work is in the tasks that go through a row; hundreds of small ones come after
+def _is_block(key: Any) -> bool:
+    # the tasks of a pass do the work; hundreds of small tasks follow
     return isinstance(key, tuple) and str(key[0]).startswith("pass-")
 
 
 class _Tasks(Callback):  # type: ignore[misc]
-    """Rows that are done on a local scheduler; all tasks where there are no rows."""
+    """Report finished blocks on a local scheduler; all tasks if there are no blocks."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(start=self._begin, posttask=self._finished)
         self._report = report
-        self._done = self._rows = 0
+        self._done = self._blocks = 0
 
     def _begin(self, graph: Any) -> None:
-        self._done, self._rows = 0, sum(map(_is_row, graph))
+        self._done, self._blocks = 0, sum(map(_is_block, graph))
 
     def _finished(self, key: Any, result: Any, graph: Any, state: dict[str, Any], worker: Any) -> None:
-        if self._rows:
-            if _is_row(key):
+        if self._blocks:
+            if _is_block(key):
                 self._done += 1
-                self._report(self._done, self._rows)
+                self._report(self._done, self._blocks)
             return
         done = len(state["finished"])
         self._report(done, sum(len(state[k]) for k in ("ready", "waiting", "running")) + done)
@@ -108,15 +108,15 @@ class _Tasks(Callback):  # type: ignore[misc]
 
 @contextmanager
 def _polling(client: Any, report: Report) -> Iterator[None]:
-    """Rows that are done on a cluster, as its scheduler counts them."""
-    over = threading.Event()
+    """Report finished blocks on a cluster, as its scheduler counts them."""
+    finished = threading.Event()
 
     def poll() -> None:
-        while not over.wait(_POLL_S):
+        while not finished.wait(_POLL_S):
             try:
-                done, total = client.run_on_scheduler(_counted)
+                done, total = client.run_on_scheduler(_count_blocks)
             except Exception:
-                return  # the computation itself says what is wrong
+                return  # the computation raises the error
             if total:
                 report(done, total)
 
@@ -126,11 +126,11 @@ def _polling(client: Any, report: Report) -> Iterator[None]:
         yield
         report(1, 1)
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-def _counted(dask_scheduler: Any) -> tuple[int, int]:
-    """On the scheduler: rows that are done, and all rows."""
-    states = [ts.state for ts in dask_scheduler.tasks.values() if _is_row(ts.key)]
+def _count_blocks(dask_scheduler: Any) -> tuple[int, int]:
+    """Return, on the scheduler, the number of finished blocks and of all blocks."""
+    states = [ts.state for ts in dask_scheduler.tasks.values() if _is_block(ts.key)]
     return sum(state in ("memory", "released", "forgotten") for state in states), len(states)

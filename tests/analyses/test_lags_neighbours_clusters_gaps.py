@@ -152,11 +152,11 @@ class TestClusters:
         for k in ((1, 2), (), (2, 2)):
             with pytest.raises(InputError, match="expected different numbers of clusters, each at least 2"):
                 dx.clusters(ds, k=k)
-        with pytest.raises(InputError, match=r"clusters: step 7 is not in this dataset; choose from its 2 steps, 0 to 1"):
+        with pytest.raises(InputError, match=r"clusters: step 7 is not in this dataset; choose from its 2 steps"):
             dx.clusters(ds, steps=[7])
         with pytest.raises(InputError, match="max_tokens=1; expected at least 2"):
             dx.clusters(ds, max_tokens=1)
-        with pytest.raises(InputError, match=r"neighbour_preservation: step 0 is not in this dataset; choose from its 1 steps, 1 to 1"):
+        with pytest.raises(InputError, match=r"neighbour_preservation: step 0 is not in this dataset; choose from"):
             dx.neighbour_preservation(ds, steps=[0])  # no transition leads there
         with pytest.raises(InputError, match="max_lag=0; expected at least 1"):
             dx.velocity_autocorrelation(ds, max_lag=0)

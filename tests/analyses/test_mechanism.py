@@ -296,7 +296,7 @@ def test_without_gradients_standing_still_is_explained_by_the_moments(recording:
 
 def test_across_a_gap_nothing_is_replayed(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead").isel(step=[0, 1, 250, 251])
-    with pytest.raises(InputError, match="steps 2..249 are missing; an update can only be replayed between consecutive"):
+    with pytest.raises(InputError, match="steps 2..249 are missing; an update can only be replayed between"):
         dx.mechanism(ds)
     found = dx.mechanism(ds, allow_gaps=True).compute()
     assert found.n_compared.values.tolist() == [162 * 16, 0, 162 * 16]
@@ -354,7 +354,7 @@ def test_open_loop_of_amsgrad(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.distance[-1], distance, rtol=1e-3, atol=1e-7)
     recorded = dx.replay_open_loop(ds, "nearest", moments="recorded").compute()
     assert (recorded.moved_fraction == recorded.recorded_moved_fraction).mean() > 0.9
-    with pytest.raises(InputError, match="'max_exp_avg_sq', which was not recorded, and can be computed from exp_avg_sq only"):
+    with pytest.raises(InputError, match="'max_exp_avg_sq', which was not recorded, and can be computed from"):
         dx.replay_open_loop(ds.isel(step=slice(3, None)), moments="recorded")
 
 

@@ -404,7 +404,7 @@ def test_updates_that_left_the_variable_out_tell_nothing_of_freezing() -> None:
     assert int(dx.phases(ds.drop_vars("skipped")).transition_step.sel(phase="frozen")) == 2
     np.testing.assert_array_equal(motion.skipped, [False, True, False, False])
     tree = dx.analyze(ds, analyses=["motion"])
-    assert "nothing moved in 0 of 4 steps" in dx.summary(tree)
+    assert "no token moved in 0 of 4 steps" in dx.summary(tree)
 
 
 @pytest.mark.parametrize("name", ["h_mean", "lr"])

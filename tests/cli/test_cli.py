@@ -195,7 +195,7 @@ def test_an_address_where_nobody_answers(
     for address in ("tcp://127.0.0.1:1", "nonsense"):
         said = deadtok("analyze", run_zarr, "-o", tmp_path / "r", "--scheduler", address)
         assert said.status == 2
-        assert f"no Dask scheduler answers at {address!r}" in said.sentence
+        assert f"cannot connect to a Dask scheduler at {address!r}" in said.sentence
         assert not (tmp_path / "r").exists()
 
 
@@ -318,7 +318,7 @@ def test_nothing_but_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path
     deadtok("convert", thimble(tmp_path / "a.h5", np.full_like(weights, NAN)), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
     assert (said.status, said.err) == (0, "")
-    assert "nothing moved in 0 of 199 steps" in said.out
+    assert "no token moved in 0 of 199 steps" in said.out
 
 
 def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_conversion_never_replaces_results(
         (["-o", "dangling"], "is a broken symbolic link"),
         (["-o", ""], "it is empty; needed: a path"),
         (["-o", "s3://bucket"], "expected a bucket and a name in it"),
-        (["--scheduler", ""], "no Dask scheduler answers at ''"),
+        (["--scheduler", ""], "cannot connect to a Dask scheduler at ''"),
         (["--nonsense"], "No such option"),
         (["extra"], "Got unexpected extra argument"),
     ],

@@ -190,7 +190,7 @@ def test_workers_of_the_command(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--workers", "0"], "--workers 0: needed: 1 or more"),
+        (["--workers", "0"], "--workers 0: expected 1 or more"),
         (["--workers", "2", "--scheduler", "processes"], "are two ways: say one"),
         (["--workers", "two"], "'two' is not a valid int"),
     ],
