@@ -16,7 +16,7 @@ import deadtok_xr as dx
 from benchmarks import analyses, coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset
+from tests.strategies import dataset
 
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
 

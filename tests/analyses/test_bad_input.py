@@ -12,7 +12,7 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.errors import InputError, OffGridError
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset
+from tests.strategies import dataset
 
 PHASES = {"phases_magnitude": "magnitude", "phases_cells": "cells"}
 OF_W: dict[str, Callable[..., xr.Dataset]] = {

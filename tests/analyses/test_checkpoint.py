@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests import reference_lattice as reference
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.reference import assert_agree
+from tests.strategies import dataset, hostile
 
 
 def expected(W: np.ndarray, few: list[int]) -> dict[str, Any]:

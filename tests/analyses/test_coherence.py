@@ -26,8 +26,8 @@ from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba import coherence as kernel
 from deadtok_xr.kernels.numba.sparse_directions import SparseDirections
 from tests import reference
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset
 from tests.conftest import RUN, once
+from tests.strategies import dataset
 
 
 def directions(rows: np.ndarray) -> dict[str, Any]:
@@ -288,3 +288,12 @@ def test_the_law_of_the_first_step(tmp_path: Path, decay: float) -> None:
     assert "steps 0 and 1" in later.attrs["left_out"]["step1_deviation"]
     sgd = dx.coherence(rec.assign_attrs(optimizer="SGD"))
     assert "needs Adam or AdamW" in sgd.attrs["left_out"]["step1_deviation"]
+
+
+@pytest.mark.parametrize("name", ["h_mean", "lr"])
+def test_a_series_without_steps_is_refused_by_name(name: str) -> None:
+    ds = dataset(np.zeros((3, 3, 2), np.float32)).assign({name: ("dim", np.ones(2))})
+    ds.attrs.update(optimizer="AdamW", hyperparameters={"lr": 0.1, "eps": 1e-8})
+    ds["grad"] = ds.W.dims, np.ones((3, 3, 2), np.float32)
+    with pytest.raises(InputError, match=rf"'{name}' has the dimensions \('dim',\); expected .* per step"):
+        dx.coherence(ds)

@@ -15,9 +15,9 @@ from hypothesis import given
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference_lattice as reference
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hopping, hostile
 from tests.conftest import once
 from tests.reference import assert_agree
+from tests.strategies import dataset, hopping, hostile
 
 FORMATS = {"bfloat16": reference.BFLOAT16, "float16": reference.FLOAT16, "float32": reference.FLOAT32}
 REFERENCES = {"lattice": reference.lattice, "exponents": reference.exponents}

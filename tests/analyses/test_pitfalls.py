@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 import deadtok_xr as dx
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset
+from tests.strategies import dataset
 
 BF16 = ml_dtypes.bfloat16
 

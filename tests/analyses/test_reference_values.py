@@ -1,12 +1,10 @@
-"""Every value of the analyses against an independent float64 reference, on real runs and on hostile bits."""
+"""Motion, phases, kinematics and topology against an independent float64 reference, on real runs and hostile bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import dask.array as da
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,61 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
-from deadtok_xr.analyses.topology import VERDICT_ATTRS
 from deadtok_xr.errors import InputError, OffGridError
 from tests import reference
+from tests import reference_lifecycle as expected_of
 from tests.reference import assert_agree
+from tests.strategies import dataset, hopping, hostile
 
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "motion": dx.motion, "phases": dx.phases, "kinematics": dx.kinematics, "topology": dx.topology,
 }  # fmt: skip
-
-
-def dataset(W: np.ndarray, chunks: Any = None, *, first: int = 0, **attrs: Any) -> xr.Dataset:
-    """A recording in memory, or in Dask chunks."""
-    data = W if chunks is None else da.from_array(W, chunks)
-    steps, tokens = np.arange(first, first + len(W)), np.arange(W.shape[1]) * 3
-    return xr.Dataset({"W": (("step", "token", "dim"), data, attrs)}, {"step": steps, "token": tokens})
-
-
-@st.composite
-def hostile(draw: st.DrawFn) -> xr.Dataset:
-    """Any bits: few distinct values so that rows coincide, rest, hop, cross exponents, overflow, are NaN."""
-    steps, n, dims = draw(st.integers(2, 9)), draw(st.integers(1, 7)), draw(st.integers(1, 5))
-    edges = [0x0000, 0x8000, 0x0001, 0x8001, 0x007F, 0x0080, 0x3F80, 0x3F7F, 0x3F81, 0xBF80, 0x7F7F, 0x3C00]
-    special = draw(st.sampled_from([[], [0x7F80, 0xFF80, 0x7FC0, 0x7FA5]]))
-    pool = np.array(edges + special + draw(st.lists(st.integers(0, 0x7F7F), max_size=4)), np.uint16)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    bits = pool[rng.integers(0, len(pool), (steps, n, dims))]
-    still = rng.random((steps, n, dims)) < draw(st.sampled_from([0.0, 0.6, 0.95]))
-    for t in range(1, steps):
-        bits[t] = np.where(still[t], bits[t - 1], bits[t])
-    values = bits.view(ml_dtypes.bfloat16)
-    if draw(st.booleans()):
-        with np.errstate(invalid="ignore"):
-            values = values.astype(np.float32)
-    chunks = tuple(draw(st.integers(1, size)) for size in bits.shape)
-    return dataset(values, draw(st.sampled_from([None, chunks])), precision="bfloat16")
-
-
-def hopping() -> xr.Dataset:
-    """A recording made of integers, the same on every CPU: 24 tokens hop by bfloat16 numbers, rest, thaw and freeze.
-
-    They start at 1, where the ULP changes, and at -1 in the last dim, whose sign changes every fifth step. The first 12
-    hop by one number and stay together; the others by ever fewer. All move at step 20, and none after step 40.
-    """
-    rng = np.random.default_rng(0)
-    shape = (61, 24, 6)
-    hops = rng.integers(0, 3, shape) * (2 * rng.integers(0, 2, shape) - 1)
-    hops[..., 0] = rng.integers(1, 3, shape[:2])  # no hop is empty
-    hops[:, 12:] *= np.array([60, 20, 5, 1, 1])[np.minimum(np.arange(61) // 8, 4), None, None]
-    hops[:, :12] = np.sign(hops[:, :12])
-    hops[..., 0] *= 1 - 2 * (np.arange(61) % 2)[:, None]  # to and fro
-    hops *= rng.integers(0, 2, (61, 24, 1)) | (np.arange(61) == 20)[:, None, None]
-    hops[0], hops[41:] = 0, 0
-    bits = (0x3F80 + np.cumsum(hops, axis=0)).astype(np.uint16)
-    bits[..., 5] |= (np.minimum(np.arange(61), 40) % 10 < 5).astype(np.uint16)[:, None] << 15
-    return dataset(bits.view(ml_dtypes.bfloat16))
 
 
 def check_motion(ds: xr.Dataset) -> None:
@@ -147,60 +99,6 @@ def test_the_built_recording_has_what_is_to_be_tested() -> None:
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_hostile_bits_and_chunks(analysis: str, ds: xr.Dataset) -> None:
     CHECKS[analysis](ds)
-
-
-@given(data=st.data(), n=st.integers(1, 40), dims=st.integers(1, 4))
-def test_topology_of_few_places(data: st.DataObject, n: int, dims: int) -> None:
-    """Positions on a small grid, so that pairs coincide, touch exactly at the threshold, or just miss it."""
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    size = data.draw(st.sampled_from([2, 4, 12]))
-    base = data.draw(st.sampled_from([1.0, -1.0, 0.0, 0.375]))
-    W = (base + rng.integers(-size, size, (3, n, dims)) * 2.0**-8).astype(ml_dtypes.bfloat16)
-    W[2] = W[1]
-    check_topology(dataset(W, data.draw(st.sampled_from([None, (2, max(1, n // 2), dims)]))))
-
-
-@given(ds=hostile())
-@pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
-def test_topology_of_hostile_bits(ds: xr.Dataset) -> None:
-    check_topology(ds)
-
-
-@pytest.mark.parametrize("analysis", ANALYSES)
-def test_lazy(recording: Path, analysis: str, lazily: Any) -> None:
-    with lazily():
-        found = ANALYSES[analysis](dx.open_recording(recording, tokens="dead"))
-    for name, variable in found.data_vars.items():
-        assert variable.chunks is not None, name
-
-
-@pytest.mark.parametrize("analysis", ANALYSES)
-@pytest.mark.parametrize("steps", [slice(0, 300), slice(100, 280), slice(127, 129), slice(1, 2)])
-def test_chunks_can_be_written_as_they_are(recording: Path, analysis: str, steps: slice) -> None:
-    found = ANALYSES[analysis](dx.open_recording(recording).sel(step=steps))
-    for name, variable in found.data_vars.items():
-        for sizes in variable.chunks:
-            assert len(set(sizes[:-1])) <= 1, (name, sizes)
-            assert sizes[-1] <= sizes[0], (name, sizes)
-
-
-@pytest.mark.parametrize("analysis", ANALYSES)
-def test_a_slice_gives_what_the_whole_gives_there(recording: Path, analysis: str) -> None:
-    rec = dx.open_recording(recording, tokens="dead")
-    whole = ANALYSES[analysis](rec).sel(step=slice(121, 200)).compute()
-    part = ANALYSES[analysis](rec.sel(step=slice(120, 200))).sel(step=slice(121, 200)).compute()
-    drop = [v for v in ("transition_step", *VERDICT_ATTRS) if v in whole]
-    xr.testing.assert_equal(whole.drop_vars(drop), part.drop_vars(drop))
-
-
-@pytest.mark.parametrize("analysis", ANALYSES)
-def test_raw_bits_and_loaded_data_give_the_same(recording: Path, analysis: str) -> None:
-    run = ANALYSES[analysis]
-    rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 150))
-    expected = run(rec).compute()
-    raw = dx.open_recording(recording, tokens="dead", raw=True).isel(step=slice(0, 150))
-    xr.testing.assert_equal(run(raw).compute(), expected)
-    xr.testing.assert_equal(run(rec.load()).compute(), expected)
 
 
 @pytest.mark.parametrize("grid", ["float16", "float32"])
@@ -364,35 +262,6 @@ def test_unknown_options(recording: Path) -> None:
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
 
 
-def test_every_variable_is_described(results: xr.DataTree) -> None:
-    for node in results.children.values():
-        for name, variable in node.to_dataset().data_vars.items():
-            assert variable.attrs["long_name"], name
-            assert variable.attrs["units"], name
-
-
-@pytest.mark.parametrize(
-    ("group", "names", "dtype"),
-    [
-        ("motion", ("displacement", "displacement_ulp"), "float32"),
-        ("motion", ("lattice_l1", "lattice_l2", "lattice_linf", "displacement_ulp_mean"), "float64"),
-        ("motion", ("moved_dims", "n_invalid"), "int64"),
-        ("phases", ("fraction",), "float64"),
-        ("phases", ("transition_step",), "int64"),
-        (
-            "kinematics",
-            ("centroid", "bulk_velocity", "bulk_speed", "thermal_rms", "radius", "radius_max"),
-            "float64",
-        ),
-        ("topology", ("mean_ulp", "density"), "float64"),
-        ("topology", ("largest_component", "n_singletons", "n_components"), "int64"),
-    ],
-)
-def test_dtypes_are_those_of_the_contract(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
-    for name in names:
-        assert results[group][name].dtype == dtype, name
-
-
 def test_updates_that_left_the_variable_out_tell_nothing_of_freezing() -> None:
     W = np.zeros((5, 3, 2), np.float32)
     W[1:], W[3:], W[4:] = 1.0, 1.5, 1.75  # the update to step 2 moves nothing, and had nothing to move with
@@ -407,10 +276,32 @@ def test_updates_that_left_the_variable_out_tell_nothing_of_freezing() -> None:
     assert "no token moved in 0 of 4 steps" in dx.summary(tree)
 
 
-@pytest.mark.parametrize("name", ["h_mean", "lr"])
-def test_a_series_without_steps_is_refused_by_name(name: str) -> None:
-    ds = dataset(np.zeros((3, 3, 2), np.float32)).assign({name: ("dim", np.ones(2))})
-    ds.attrs.update(optimizer="AdamW", hyperparameters={"lr": 0.1, "eps": 1e-8})
-    ds["grad"] = ds.W.dims, np.ones((3, 3, 2), np.float32)
-    with pytest.raises(InputError, match=rf"'{name}' has the dimensions \('dim',\); expected .* per step"):
-        dx.coherence(ds)
+@given(ds=hostile())
+@pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
+def test_phases_of_cells(ds: xr.Dataset) -> None:
+    found = dx.phases(ds, scheme="cells").compute()
+    code = expected_of.codes(np.asarray(ds.W.values), "cells")
+    valid = (code >= 0).sum(1)
+    fraction = [[(row == k).sum() / n if n else np.nan for k in range(5)] for row, n in zip(code, valid, strict=True)]
+    assert_agree(found.fraction, np.array(fraction))
+    assert found.phase.values.tolist() == list(expected_of.NAMES["cells"])
+    for k in range(5):
+        over = [t for t in range(len(code)) if 2 * ((code[t] >= 0) & (code[t] <= k)).sum() > valid[t]]
+        assert found.transition_step[k] == (ds.step.values[over[0] + 1] if over else -1)
+
+
+@given(data=st.data(), n=st.integers(1, 40), dims=st.integers(1, 4))
+def test_topology_of_few_places(data: st.DataObject, n: int, dims: int) -> None:
+    """Positions on a small grid, so that pairs coincide, touch exactly at the threshold, or just miss it."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    size = data.draw(st.sampled_from([2, 4, 12]))
+    base = data.draw(st.sampled_from([1.0, -1.0, 0.0, 0.375]))
+    W = (base + rng.integers(-size, size, (3, n, dims)) * 2.0**-8).astype(ml_dtypes.bfloat16)
+    W[2] = W[1]
+    check_topology(dataset(W, data.draw(st.sampled_from([None, (2, max(1, n // 2), dims)]))))
+
+
+@given(ds=hostile())
+@pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
+def test_topology_of_hostile_bits(ds: xr.Dataset) -> None:
+    check_topology(ds)

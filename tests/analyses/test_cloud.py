@@ -1,4 +1,4 @@
-"""The cloud in motion, its walk and its spectrum against an independent reference, and what notebooks got wrong."""
+"""Motion of the cloud, against an independent reference; its pitfalls and bad input."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from hypothesis import given
-from hypothesis import strategies as st
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests import reference_cloud as reference
-from tests.analyses.test_motion_phases_kinematics_coherence import dataset, hostile
 from tests.conftest import once
 from tests.reference import assert_agree
-
-CUT = ("walk_residual", "walk_envelope", "walk_bridge", "bias", "bias_to_noise")
-LAGS = ("bulk_autocorrelation", "half_lag", "tenth_lag")
+from tests.strategies import dataset, hostile, moving
 
 
 def check(ds: xr.Dataset, *, max_lag: int = 5, walk: bool = True) -> None:
@@ -39,19 +35,6 @@ def check(ds: xr.Dataset, *, max_lag: int = 5, walk: bool = True) -> None:
 @pytest.mark.parametrize("steps", [slice(0, 9), slice(120, 140), slice(126, 131), slice(250, 260)])
 def test_real_recording(recording: Path, steps: slice) -> None:
     check(dx.open_recording(recording, tokens="dead").isel(step=steps, token=slice(0, 40)))
-
-
-@st.composite
-def moving(draw: st.DrawFn) -> xr.Dataset:
-    """Tokens that drift, rest and turn back, in any chunks; now and then one that is not finite."""
-    steps, n, dims = draw(st.integers(2, 12)), draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    W = (rng.normal(size=(steps, n, dims)) * 0.1 + 0.02).cumsum(0).astype(ml_dtypes.bfloat16)
-    rest = rng.random((steps, n)) < draw(st.sampled_from([0.0, 0.5, 0.95]))
-    for t in range(1, steps):
-        W[t, rest[t]] = W[t - 1, rest[t]]
-    chunks = tuple(draw(st.integers(1, size)) for size in W.shape)
-    return dataset(W, draw(st.sampled_from([None, chunks])), precision="bfloat16")
 
 
 @given(ds=moving())
@@ -228,108 +211,3 @@ class TestBadInput:
             dx.cloud(line([[1]], [[2]]), max_lag=0)
         with pytest.raises(InputError, match="step 5 is not in this dataset; choose from its 2 steps, 0 to 1"):
             dx.spectrum(line([[1]], [[2]]), steps=[0, 5])
-
-
-class TestSpectrum:
-    def test_real_recording(self, recording: Path) -> None:
-        rec = dx.open_recording(recording, tokens="dead")
-        found = dx.spectrum(rec).compute()
-        assert found.sizes["spectrum_step"] == 65
-        assert set(found.spectrum_step.values) >= {0, 300}
-        for step in found.spectrum_step.values[::16]:
-            for name, value in reference.spectrum(rec.W.sel(step=step).values).items():
-                assert_agree(found[name].sel(spectrum_step=step), value, name)
-
-    def test_chosen_steps(self, recording: Path) -> None:
-        rec = dx.open_recording(recording, tokens="dead")
-        found = dx.spectrum(rec, steps=[200, 3, 128])
-        np.testing.assert_array_equal(found.spectrum_step, [3, 128, 200])
-        assert_agree(found.std_dim[1], reference.spectrum(rec.W.values[128])["std_dim"])
-
-    def test_tight_cloud_far_from_the_origin(self) -> None:
-        """Σ W Wᵀ - N C Cᵀ would have no digits left."""
-        rng = np.random.default_rng(0)
-        W = (1 + 1e-6 * rng.normal(size=(1, 50, 4))).astype("f4")
-        assert_agree(dx.spectrum(dataset(W, precision="none")).eigenvalue[0], reference.spectrum(W[0])["eigenvalue"])
-
-    def test_fewer_tokens_than_dims(self) -> None:
-        found = dx.spectrum(dataset(np.eye(3, 5, dtype="f4")[None])).compute()
-        assert (found.eigenvalue.values >= 0).all()
-        assert float(found.participation_ratio[0]) == pytest.approx(2.0)
-        assert float(found.eccentricity[0]) > 1e12
-
-
-def pair(recording: Path) -> tuple[xr.Dataset, xr.Dataset]:
-    """A recording, and the same with changes of known place."""
-    rec = dx.open_recording(recording, tokens="dead").isel(step=slice(100, 160), token=slice(0, 30))
-    W = rec.W.values.copy()
-    W[45:, 3] *= -1
-    W[50, 7, 2] = np.nan
-    W[30, 9], W[40:, 11, 1] = 0.0, 1e30
-    return rec, rec.assign(W=rec.W.copy(data=W))
-
-
-class TestTwoRuns:
-    def test_real_recording(self, recording: Path, lazily: Any) -> None:
-        a, b = pair(recording)
-        with lazily():
-            found = dx.compare_runs(a, b.chunk(step=7))
-        expected = reference.differences(a.W.values, b.W.values)
-        for name in ("token_first_difference", "first_difference"):
-            expected[name] = np.where(expected[name] >= 0, a.step.values[expected[name]], -1)
-        assert set(found.data_vars) == set(expected)
-        for name, value in expected.items():
-            assert_agree(found[name].compute(), value, name)
-
-    def test_a_recording_is_itself(self, recording: Path, decoded: Counter[Any]) -> None:
-        rec = dx.open_recording(recording, tokens="dead")
-        found = dx.compare_runs(rec, dx.open_recording(recording, tokens="dead", raw=True)).compute()
-        assert int(found.first_difference) == -1
-        assert int(found.n_common_prefix) == 301
-        assert int(found.n_equal) == int(found.n_elements) == rec.W.size
-        assert (found.frobenius == 0).all()
-        assert sum(decoded.values()) == 2 * sum(once(301, "W").values())
-
-    @given(ds=hostile(), data=st.data())
-    @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
-    def test_hostile_bits(self, ds: xr.Dataset, data: st.DataObject) -> None:
-        W = np.asarray(ds.W.values)
-        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-        other = np.where(rng.random(W.shape) < 0.2, np.roll(W, 1, axis=0), W)
-        found = dx.compare_runs(ds, ds.assign(W=ds.W.copy(data=other))).compute()
-        for name, value in reference.differences(W, other).items():
-            value = value if name != "distance" else value.astype("f4")
-            assert_agree(found[name], value, name)
-
-    def test_labels_are_aligned(self, recording: Path) -> None:
-        """Two runs of one seed, one of which is longer and has more tokens."""
-        rec = dx.open_recording(recording, tokens="dead")
-        a, b = rec.isel(step=slice(0, 60)), rec.isel(step=slice(20, 200), token=slice(5, 50))
-        with pytest.raises(InputError, match=r"different steps \(60 and 180; step 0 is only in one\).*join='inner'"):
-            dx.compare_runs(a, b)
-        found = dx.compare_runs(a, b.isel(token=slice(None, None, -1)), join="inner").compute()
-        np.testing.assert_array_equal(found.step, np.arange(20, 60))
-        np.testing.assert_array_equal(found.token, b.token)
-        assert int(found.first_difference) == -1
-
-    def test_signed_zeros_differ_in_bits_and_not_in_value(self) -> None:
-        found = dx.compare_runs(line([[0.0]]), line([[-0.0]])).compute()
-        assert [int(found[n][0]) for n in ("n_different", "n_unequal")] == [1, 0]
-        assert float(found.frobenius[0]) == 0
-
-    def test_formats_may_differ(self, recording: Path) -> None:
-        rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 9))
-        for dtype in ("f4", "f8"):
-            found = dx.compare_runs(rec, rec.assign(W=rec.W.copy(data=rec.W.values.astype(dtype)))).compute()
-            assert int(found.first_difference) == -1, dtype
-
-    def test_what_does_not_fit(self) -> None:
-        a = line([[1, 2]], [[1, 2]])
-        with pytest.raises(InputError, match="2 dims in one and 1 in the other"):
-            dx.compare_runs(a, line([[1]], [[1]]))
-        with pytest.raises(InputError, match="no step in common"):
-            dx.compare_runs(a, a.assign_coords(step=[7, 8]), join="inner")
-        with pytest.raises(InputError, match="choose one of exact, inner"):
-            dx.compare_runs(a, a, join="outer")
-        with pytest.raises(InputError, match="compare_runs takes a recording's dataset, not a str"):
-            dx.compare_runs(a, "b.zarr")  # type: ignore[arg-type]
