@@ -1,8 +1,8 @@
 """Pictures of results: each function takes the dataset of one analysis and returns matplotlib Axes.
 
-Single pictures take ``ax=``; legends and colour bars stand beside the axes, so give the figure
-``layout="constrained"``. Importing this changes nothing in matplotlib, and pyplot is imported only when a
-function has to make its own figure.
+Pictures of one panel take ``ax=``. Legends and colour bars are beside the axes, so create the figure with
+``layout="constrained"``. Importing this package changes nothing in matplotlib; pyplot is imported only when a function
+creates its own figure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two-dimensional histogram of many trajectories: step by logarithm of the value."""
+"""Two-dimensional histogram of many trajectories: step by logarithm of the value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deadtok_xr.plot._style import Floats
 
 @dataclass(frozen=True)
 class Density:
-    """How many (step, token) pairs fall in each cell; those at exactly 0, and the invalid ones, apart."""
+    """Counts of (step, token) pairs in each cell; values of exactly 0 and invalid values are counted separately."""
 
     step_edges: Floats
     value_edges: Floats
@@ -29,9 +29,9 @@ class Density:
 def density(
     values: NDArray[Any], steps: NDArray[Any], low: float, high: float, *, columns: int = 600, bins: int = 150
 ) -> Density:
-    """Count non-negative values (step, token), NaN where invalid, that lie between low and high, or are 0.
+    """Count non-negative values (step, token), NaN where invalid, between low and high, or equal to 0.
 
-    Columns hold equally many step labels, so that no stripes come from the binning; the last may hold fewer.
+    All columns hold the same number of step labels, so that binning causes no stripes; the last may hold fewer.
     """
     step_edges = _step_edges(steps, columns)
     first = np.searchsorted(steps, step_edges)
@@ -48,7 +48,7 @@ def density(
 
 
 def _step_edges(steps: NDArray[Any], columns: int) -> Floats:
-    """Edges between step labels: a whole number of the recording's strides per column."""
+    """Return edges between step labels, with a whole number of the recording's strides per column."""
     stride = int(np.diff(steps).min()) if len(steps) > 1 else 1
     n = int(steps[-1] - steps[0]) // stride + 1
     per_column = -(-n // columns)

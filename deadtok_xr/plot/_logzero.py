@@ -1,4 +1,4 @@
-"""A logarithmic axis for quantities that reach 0 exactly, as frozen tokens do: 0 gets a strip of its own."""
+"""A logarithmic axis for quantities that can be exactly 0, such as the motion of frozen tokens: 0 has its own strip."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NICE = np.array([1.0, 2.0, 5.0, 10.0])
 
 @dataclass(frozen=True)
 class LogAxis:
-    """The limits of a logarithmic axis, and where its strip for 0 lies below them."""
+    """The limits of a logarithmic axis, and the strip for 0 below them."""
 
     low: float
     high: float
     has_strip: bool
     empty: bool = False
-    """Whether nothing is positive, so that the limits mean nothing."""
+    """Whether no value is positive, so that the limits are arbitrary."""
 
     @property
     def strip(self) -> tuple[float, float]:
@@ -36,16 +36,17 @@ class LogAxis:
 
     @property
     def bottom(self) -> float:
+        """The lower end of the axis, strip included."""
         return self.strip[0] if self.has_strip else self.low
 
     def within_strip(self, share: Any) -> Any:
-        """The height at a share of the strip, 0 at its bottom and 1 at its top."""
+        """Return the height at a fraction of the strip, 0 at its bottom and 1 at its top."""
         bottom, top = self.strip
         return bottom * (top / bottom) ** share
 
 
 def log_axis(low: float, high: float, has_strip: bool) -> LogAxis:
-    """Round limits outwards to 1, 2 or 5 times a power of ten; with nothing positive the axis is empty."""
+    """Return an axis with limits rounded outwards to 1, 2 or 5 times a power of ten; empty without positive values."""
     if not (np.isfinite(low) and np.isfinite(high) and low > 0):
         return LogAxis(0.1, 10.0, has_strip, empty=True)
     low, high = _rounded(low, up=False), _rounded(high, up=True)
@@ -59,14 +60,14 @@ def _rounded(value: float, *, up: bool) -> float:
 
 
 def positive_range(*arrays: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """The smallest and largest of the positive finite values; NaN where there are none."""
+    """Return the smallest and largest positive finite value; NaN without any."""
     kept = [a[np.isfinite(a) & (a > 0)] for a in arrays]
     low = min((float(k.min()) for k in kept if k.size), default=np.nan)
     return low, max((float(k.max()) for k in kept if k.size), default=np.nan)
 
 
 class _AboveStrip(LogLocator):
-    """The ticks of a logarithmic axis without those in the strip, and one for 0."""
+    """Ticks of a logarithmic axis, without those in the strip, and one for 0."""
 
     def __init__(self, axis: LogAxis, subs: Sequence[float], *, zero: bool) -> None:
         super().__init__(subs=subs, numticks=12 if zero else 100)
@@ -80,7 +81,7 @@ class _AboveStrip(LogLocator):
 
 
 def apply(ax: Axes, axis: LogAxis) -> None:
-    """Make the y axis logarithmic within these limits, with the tick '0' at the strip."""
+    """Apply a logarithmic axis to the y axis, with the tick '0' at the strip."""
     ax.set_yscale("log", nonpositive="mask")
     ax.set_ylim(axis.bottom, axis.high)
     decades = np.log10(axis.high / axis.low)
@@ -111,7 +112,7 @@ def mark_zeros(
     ax: Axes, axis: LogAxis, steps: NDArray[Any], zero: NDArray[np.bool_], *, color: str, label: str = "",
     lane: tuple[float, float] = (0.0, 1.0),
 ) -> None:  # fmt: skip
-    """Bars in the strip over the steps at which something is exactly 0, in a lane of it."""
+    """Draw bars in a lane of the strip over the steps at which a value is exactly 0."""
     if not zero.any():
         return
     edges = cell_edges(steps)

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, words for labels and titles, and checks of what they are given."""
+"""Colours, labels, titles and checks that all pictures share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deadtok_xr.errors import InputError
 
 SIZE = (10.0, 35 / 6)  # inches: 1200 x 700 pixels at 120 dpi
 
-# Okabe and Ito's colours, which differ for every kind of colour vision.
+# The colours of Okabe and Ito can be told apart with any colour vision.
 BLUE, ORANGE, VERMILLION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
 INK, PALE = "#222222", "#DDDDDD"
-# Coldest to hottest: blue to yellow, with a lightness that rises evenly, so that it reads in grey too.
+# Coldest to hottest: blue to yellow, with evenly rising lightness, readable in grey too.
 COLD_TO_HOT = ("#10214f", "#3a76af", "#f2a65a", "#fdeeb5")
 
 Floats = NDArray[np.float64]
@@ -28,14 +28,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Shows:
-    """What a picture shows.
+    """The variables that a picture shows, and its layout.
 
     Attributes
     ----------
     needed, optional
         Names of variables.
     layout
-        None for one axes, else what `Figure.subplots` takes.
+        Arguments of `Figure.subplots`; None for a single axes.
     over
         The coordinate along which it is drawn.
     """
@@ -47,7 +47,7 @@ class Shows:
 
 
 def shows(needed: tuple[str, ...], **more: Any) -> Callable[[F], F]:
-    """Say of a function that draws what it shows, as its attribute `shows`."""
+    """Attach what a drawing function shows, as its attribute `shows`; a decorator."""
 
     def mark(draw: F) -> F:
         draw.shows = Shows(needed, **more)  # type: ignore[attr-defined]
@@ -57,31 +57,31 @@ def shows(needed: tuple[str, ...], **more: Any) -> Callable[[F], F]:
 
 
 def own_axes(ax: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
+    """Return the given axes, or those of a new figure."""
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+    import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=SIZE, layout="constrained")[1]
 
 
 def own_panels(axes: Sequence[Axes] | NDArray[Any] | None, what: tuple[str, ...], **layout: Any) -> NDArray[np.object_]:
-    """The axes given, one for each of ``what``, or those of a new figure, laid out as `Figure.subplots` takes it.
+    """Return the given axes, one for each of ``what``, or those of a new figure with a layout of `Figure.subplots`.
 
     Raises
     ------
     InputError
-        If the number of axes is another.
+        If the number of axes is wrong.
     """
     if axes is None:
-        import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+        import matplotlib.pyplot as plt
 
         figure = plt.figure(figsize=SIZE, layout="constrained")
         return np.atleast_1d(figure.subplots(**layout))
     panels = np.empty(len(axes), object)
     panels[:] = list(axes)
     if len(panels) != len(what):
-        raise InputError(f"axes: found {len(panels)}, needed {len(what)} ({', '.join(what)})")
+        raise InputError(f"axes: found {len(panels)}, expected {len(what)} ({', '.join(what)})")
     return panels
 
 
@@ -93,7 +93,7 @@ def need(
     optional: tuple[str, ...] = (),
     over: str = "step",
 ) -> xr.Dataset:
-    """The variables of a picture alone, and those of the ``optional`` ones that are there, still lazy.
+    """Return only the variables of a picture, with the ``optional`` ones that are there, still lazy.
 
     Raises
     ------
@@ -105,10 +105,10 @@ def need(
     if missing:
         raise InputError(
             f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} "
-            f"makes (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
+            f"returns (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
         )
     if over not in ds.coords or ds.sizes.get(over, 0) == 0:
-        raise InputError(f"this dataset has no {over}s to draw; deadtok_xr.{maker} makes them, from a longer selection")
+        raise InputError(f"this dataset has no {over}s to draw; call deadtok_xr.{maker} with a longer selection")
     return ds[[*names, *(name for name in optional if name in ds.data_vars)]]
 
 
@@ -118,25 +118,25 @@ def need_dims(ds: xr.Dataset, dims: dict[str, tuple[str, ...]], maker: str) -> N
     Raises
     ------
     InputError
-        If one has others.
+        If a variable has other dimensions.
     """
     for name, wanted in dims.items():
         found = ds[name].dims
         if set(found) != set(wanted):
             raise InputError(
                 f"{name!r} has the dimensions ({', '.join(map(str, found))}); the picture needs "
-                f"({', '.join(wanted)}), as deadtok_xr.{maker} makes them"
+                f"({', '.join(wanted)}), as deadtok_xr.{maker} returns them"
             )
 
 
 def series(ds: xr.Dataset, *names: str) -> list[Floats]:
-    """Variables as float64 with NaN for -1, which marks a step without a valid answer."""
+    """Return variables as float64, with NaN for -1, which marks a step without a valid value."""
     values = [ds[name].values.astype(np.float64) for name in names]
     return [np.where(v < 0, np.nan, v) for v in values]
 
 
 def cell_edges(steps: NDArray[Any]) -> Floats:
-    """The edges of one cell per step, halfway between neighbours: (step + 1,)."""
+    """Return the edges of one cell per step, halfway between neighbours: (step + 1,)."""
     x = steps.astype(np.float64)
     if len(x) == 1:
         return np.array([x[0] - 0.5, x[0] + 0.5])
@@ -145,7 +145,7 @@ def cell_edges(steps: NDArray[Any]) -> Floats:
 
 
 def tokens_in_words(ds: xr.Dataset) -> str:
-    """How many tokens, and of which kind where it is known: '162 dead tokens'."""
+    """Return the number of tokens, and their kind if known: '162 dead tokens'."""
     n = ds.sizes["token"] if "token" in ds.sizes else ds.attrs.get("n_tokens")
     kind = _kind(ds)
     if n is None:
@@ -170,7 +170,7 @@ def axis_label(variable: xr.DataArray) -> str:
 
 
 def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "", pad: float = 6.0) -> None:
-    """Labels, limits along the steps, a faint grid, no box."""
+    """Set labels and limits along the steps, with a faint grid and no box."""
     edges = cell_edges(ds["step"].values)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel(step_label(ds))
@@ -186,22 +186,22 @@ def dress(ax: Axes, ds: xr.Dataset, *, ylabel: str, title: str = "", pad: float 
 
 
 def step_label(ds: xr.Dataset) -> str:
-    """The label of the step axis."""
+    """Return the label of the step axis."""
     attrs = ds["step"].attrs
     unit = attrs.get("units", "1")
     return f"training step ({attrs.get('long_name', 'number of optimizer updates') if unit == '1' else unit})"
 
 
 def legend_beside(ax: Axes, **options: Any) -> None:
-    """A legend to the right of the axes, where it hides nothing."""
+    """Draw a legend to the right of the axes, where it hides nothing."""
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, **options)
 
 
-LEGEND_PAD = 24.0  # points between axes and title that hold a legend of one line
+LEGEND_PAD = 24.0  # points between axes and title, enough for a legend of one line
 
 
 def legend_above(ax: Axes) -> None:
-    """A legend of one line between the axes and their title."""
+    """Draw a legend of one line between the axes and their title."""
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=max(len(labels), 1),
@@ -210,19 +210,19 @@ def legend_above(ax: Axes) -> None:
 
 
 def from_zero(ax: Axes, *arrays: Floats, top: float = np.nan) -> None:
-    """Linear limits from 0, with a margin that keeps a line at 0 off the axis; ``top`` if all is 0."""
+    """Set linear limits from 0, with a margin that keeps a line at 0 visible; up to ``top`` if all values are 0."""
     largest = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=0.0)
     largest = largest if largest > 0 else top if np.isfinite(top) else 1.0
     ax.set_ylim(-0.06 * largest, 1.08 * largest)
 
 
 def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: str, **options: Any) -> None:
-    """A line, with dots where a value has no drawable neighbour and would leave no trace.
+    """Draw a line, with dots for values without a drawable neighbour, which would be invisible.
 
-    The line's data are the values themselves.
+    The data of the line are the values themselves.
     """
     drawable = np.isfinite(values) & ((values > 0) | (ax.get_yscale() == "linear"))
-    lonely = alone(drawable)
+    lonely = isolated(drawable)
     style = {"linewidth": 1.6, **options}
     (drawn,) = ax.plot(steps, values, label=label, color=color, **style)
     if lonely.any():
@@ -230,8 +230,8 @@ def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: st
         ax.plot(steps[lonely], values[lonely], ".", color=color, markersize=size, zorder=drawn.get_zorder())
 
 
-def alone(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where, along the first axis, a value is true and both its neighbours are not."""
+def isolated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where, along the first axis, a value is True and both its neighbours are not."""
     edge = np.zeros_like(mask[:1])
     around = np.concatenate([edge, mask, edge])
     return mask & ~around[:-2] & ~around[2:]

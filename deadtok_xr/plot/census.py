@@ -1,4 +1,4 @@
-"""Tokens in the very same place: how many, in how many black holes, and what becomes of them."""
+"""Draw the numbers of tokens in the same place and of black holes, and their events."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEEDED = (*_COUNTS, *_EVENTS)
 def census(
     census: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Counts of places and black holes against the step, and below them the events of each step.
+    """Draw counts of places and black holes against the step, and below them the events of each step.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def census(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        Array of two axes. Above: `n_unique`, `population`, `largest`, `n_black_holes`. Below: what takes black holes
-        apart, upwards, and what makes them, downwards: `fissions`, `evaporated`, `fusions`, `accreted`, a bar per step.
+        Array of two axes. Above: `n_unique`, `population`, `largest`, `n_black_holes`. Below: events that
+        break black holes, upwards (`fissions`, `evaporated`), and that form them, downwards (`fusions`, `accreted`).
 
     Raises
     ------

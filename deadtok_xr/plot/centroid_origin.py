@@ -1,4 +1,4 @@
-"""What the final centroid is made of: where the tokens began, and how they drifted."""
+"""Draw the parts of the final centroid: initial centroid and drift."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONAL = ("drift_h_cosine",)
 def centroid_origin(
     centroid_origin: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """How the drift came to make up the final centroid, against the step; and what each of its dims is made of.
+    """Draw the share of the drift in the final centroid against the step, and the parts of each of its dims.
 
     Parameters
     ----------

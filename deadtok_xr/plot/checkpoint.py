@@ -1,4 +1,4 @@
-"""One checkpoint: its exponents, its norms, and the neighbourhood of its largest black hole."""
+"""Draw one checkpoint: exponents, norms, and the neighbourhood of the largest black hole."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOURS = {"all": _style.INK, "dead": _style.BLUE, "live": _style.ORANGE}
 def checkpoint(
     checkpoint: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Histograms of exponents and norms, and how many tokens lie near the reference.
+    """Draw histograms of exponents and norms, and the number of tokens near the reference.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def checkpoint(
     -------
     numpy.ndarray of matplotlib.axes.Axes
         Array of three axes, counts logarithmic: `exponent_count` and `norm_count` of dead and live tokens, or of all
-        where it is not known which are dead; `exponent_neighbourhood` and `ordinal_neighbourhood` by tolerance.
+        if it is unknown which are dead; `exponent_neighbourhood` and `ordinal_neighbourhood` by tolerance.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def _neighbourhood(ax: Axes, ds: xr.Dataset) -> None:
         ax.plot(ds["tolerance"].values, counts, "o-", color=color, label=f"at most k {words}", markersize=3)
     _dress(ax, "k, in every dim", "tokens (count)", "Around the reference")
     if not (ds["exponent_neighbourhood"].values > 0).any():
-        ax.text(0.5, 0.5, "no two tokens are the same: there is no reference", transform=ax.transAxes, ha="center")
+        ax.text(0.5, 0.5, "no two tokens are equal: there is no reference", transform=ax.transAxes, ha="center")
 
 
 def _exponents(ax: Axes, ds: xr.Dataset, kinds: list[str]) -> None:

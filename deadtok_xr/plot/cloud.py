@@ -1,4 +1,4 @@
-"""The cloud in motion: its temperature, the persistence of velocities, and the directions of motion."""
+"""Draw the temperature of the cloud, the directions of motion, and the persistence of velocities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEEDED = (*_HEAT, *_SIDES, "lag1_low", "lag1_median", "lag1_high")
 
 @_style.shows(NEEDED, layout=LAYOUT)
 def cloud(cloud: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None) -> NDArray[np.object_]:
-    """Temperatures, directions away from and towards the origin, and the persistence of velocities.
+    """Draw temperatures, directions away from and towards the origin, and the persistence of velocities.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def cloud(cloud: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any
     numpy.ndarray of matplotlib.axes.Axes
         Array of three axes against the step: `temperature` and `temperature_effective`, logarithmic with a strip for 0;
         `outward_fraction` and `inward_fraction` of the tokens that moved; `lag1_median` with the quartiles as a band,
-        of those that moved twice. Gaps are steps at which no token did.
+        of the tokens that moved twice in a row. Gaps are steps without such tokens.
 
     Raises
     ------
@@ -48,10 +48,10 @@ def cloud(cloud: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any
     words = _style.tokens_in_words(cloud.to_dataset() if isinstance(cloud, xr.DataTree) else cloud)
     ds = _style.need(cloud, NEEDED, "cloud").compute()
     panels = _style.own_panels(axes, PANELS, **LAYOUT)
-    _heat(panels[0], ds, f"Heat, direction and persistence: {words}")
+    _heat(panels[0], ds, f"Temperature, direction and persistence: {words}")
     for name, (label, color) in _SIDES.items():
         _style.line(panels[1], ds["step"].values, ds[name].values, label=label, color=color, linewidth=1.2)
-    _style.dress(panels[1], ds, ylabel="share of the movers\n(dimensionless)", pad=_style.LEGEND_PAD)
+    _style.dress(panels[1], ds, ylabel="share of moving\ntokens (fraction)", pad=_style.LEGEND_PAD)
     panels[1].set_ylim(-0.06, 1.08)
     _persistence(panels[2], ds)
     for ax in panels:
@@ -78,5 +78,5 @@ def _persistence(ax: Axes, ds: xr.Dataset) -> None:
     ax.axhline(0.0, color=_style.INK, linewidth=0.6)
     ax.fill_between(steps, low, high, color=_style.GREEN, alpha=0.25, linewidth=0, label="quartiles")
     _style.line(ax, steps, ds["lag1_median"].values, label="median", color=_style.GREEN, linewidth=1.2)
-    _style.dress(ax, ds, ylabel="cosine to the\nvelocity before", pad=_style.LEGEND_PAD)
+    _style.dress(ax, ds, ylabel="cosine to the\nprevious velocity", pad=_style.LEGEND_PAD)
     ax.set_ylim(-1.08, 1.08)

@@ -1,4 +1,4 @@
-"""Do the tokens move as one, along -h, and while the gradient fades?"""
+"""Draw how similar the directions of tokens are, their alignment with h, and how the gradient fades."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPTIONAL = (
 def coherence(
     coherence: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Likeness of directions, what they are aligned with, and how the gradient fades, against the step.
+    """Draw the similarity of directions, their alignments, and the size of the gradient, against the step.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def coherence(
         Array of three axes: mean and standard deviation of the cosine over pairs of tokens, of displacements and, where
         they are there, intended updates and gradients; the alignments that the recording allows, or that with the
         centroid's displacement; gradient length and probability of a dead token (y logarithmic), or the number of
-        tokens that moved. Steps without an answer are gaps.
+        tokens that moved. Steps without a valid value are gaps.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def _alignments(ax: Axes, ds: xr.Dataset, steps: NDArray[Any]) -> None:
 
 
 def _lowest(ax: Axes) -> float:
-    """The lower limit of an axis of cosines: a round number below all lines."""
+    """Return the lower limit of an axis of cosines: a round number below all lines."""
     lowest = [np.nanmin(y) for line in ax.lines if np.isfinite(y := np.asarray(line.get_ydata(), float)).any()]
     return max(-1.05, np.floor(min([0.0, *lowest]) * 4) / 4 - 0.05)
 

@@ -1,4 +1,4 @@
-"""How two recordings diverge: in how many tokens, and how far."""
+"""Draw in how many tokens two recordings differ, and how far."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDED = ("different_fraction", "distance", "first_difference")
 def compare_runs(
     compare_runs: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """The share of tokens that differ between two runs, and how far tokens are from themselves in the other.
+    """Draw the share of tokens that differ between two runs, and the distance between each token in the two.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ def compare_runs(
 
 
 def _runs(ds: xr.Dataset) -> str:
-    """The two runs by the names of their stores, where they are known."""
+    """Return the names of the two stores, if known."""
     names = [Path(str(ds.attrs[which])).name for which in ("a", "b") if which in ds.attrs]
     return f"{names[0]} and {names[1]}" if len(set(names)) == 2 else "Two runs"
 
 
 def _since(first: int) -> str:
-    return "the same to the bit" if first < 0 else f"they differ from step {first:,} on"
+    return "equal to the bit" if first < 0 else f"they differ from step {first:,}"
 
 
 def _share(ax: Axes, ds: xr.Dataset, title: str) -> None:

@@ -1,4 +1,4 @@
-"""At which threshold the tokens become one component."""
+"""Draw the number of components against the threshold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEEDED = ("merge_threshold", "connectivity_threshold", "mean_ulp")
 
 @_style.shows(NEEDED)
 def connectivity(connectivity: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The number of components against the threshold, a line for each of the chosen steps.
+    """Draw the number of components against the threshold, a line for each selected step.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def connectivity(connectivity: xr.Dataset | xr.DataTree, *, ax: Axes | None = No
     -------
     matplotlib.axes.Axes
         The axes, both logarithmic; x is the L∞ threshold (dimensionless, as W), and a cross on each line marks the mean
-        ULP of that step, the threshold of `topology`. Steps without a valid answer are left out.
+        ULP of that step, the threshold of `topology`. Steps without a valid value are left out.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def connectivity(connectivity: xr.Dataset | xr.DataTree, *, ax: Axes | None = No
     ax.set_xlabel("L∞ threshold (dimensionless); × the mean ULP at the centroid")
     ax.set_ylabel("connected components (count)")
     kind = connectivity.to_dataset() if isinstance(connectivity, xr.DataTree) else connectivity
-    ax.set_title(f"Components of {_style.tokens_in_words(kind)} by the threshold, at chosen steps", loc="left")
+    ax.set_title(f"Components of {_style.tokens_in_words(kind)} by threshold, at selected steps", loc="left")
     ax.grid(True, color=_style.PALE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""How motion dies down: percentiles over the tokens, and every token as a row of a heat map."""
+"""Draw how motion decreases: percentiles over the tokens, and a heat map with a row per token."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PERCENTILES = (50, 90, 95, 99, 100)
 _COLOURS = (_style.BLUE, _style.SKY, _style.GREEN, _style.ORANGE, _style.VERMILLION)
 _STYLES = ("solid", "dashed", "dashdot", "dotted", "solid")
 _ROWS, _COLUMNS = 500, 1000
-"""At most so many cells: a maximum over steps, and tokens left out evenly, is all that a picture can show."""
+"""The largest number of cells: beyond it, cells show the maximum over several steps, and every n-th token."""
 
 
 def cooling(motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None) -> Axes:
-    """Percentiles over the tokens of how far they moved, against the step.
+    """Draw percentiles over the tokens of how far they moved, against the step.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def cooling(motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ul
     -------
     matplotlib.axes.Axes
         The axes, both logarithmic, with the percentiles 50, 90, 95, 99 and the maximum over valid tokens. Where one is
-        0 it is in the strip "0"; a step without a valid token is a gap.
+        0, it is marked in the strip "0"; a step without a valid token is a gap.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def cooling(motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ul
 
 
 def heat_map(motion: xr.Dataset | xr.DataTree, *, measure: str = "lattice_l1", ax: Axes | None = None) -> Axes:
-    """How far each token moved at each step, as colours: a row per token, a column per step.
+    """Draw how far each token moved at each step, as colours: a row per token, a column per step.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ def heat_map(motion: xr.Dataset | xr.DataTree, *, measure: str = "lattice_l1", a
     Returns
     -------
     matplotlib.axes.Axes
-        The axes. Tokens that did not move are grey, colours are logarithmic, invalid values white. Of more than 1,000
-        steps a cell is the largest of several; of more than 500 tokens every so many are shown, as the title says.
+        The axes. Tokens that did not move are grey, colours are logarithmic, invalid values white. For more than 1,000
+        steps a cell is the largest value of several; of more than 500 tokens every n-th is shown, as the title says.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def heat_map(motion: xr.Dataset | xr.DataTree, *, measure: str = "lattice_l1", a
         mesh = ax.pcolormesh(edges, rows, moving, cmap="viridis", norm=norm, gid="moving", **style)
         ax.figure.colorbar(mesh, ax=ax, pad=0.01, label=_style.axis_label(ds[measure]))
     some = "" if stride == 1 else f", one of {stride} shown"
-    title = f"Movement by step and token: {_style.tokens_in_words(ds)}{some}; grey: stood still"
+    title = f"Movement by step and token: {_style.tokens_in_words(ds)}{some}; grey: did not move"
     _style.dress(ax, ds, ylabel="tokens, by their id (rank)", title=title)
     ax.grid(visible=False)
     return ax

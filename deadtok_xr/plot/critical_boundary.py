@@ -1,4 +1,4 @@
-"""How far tokens are above the boundary at which Adam's step is rounded to nothing."""
+"""Draw Adam's step in units of half the gap, below which rounding removes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYOUT: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (3, 2)}
 _SHARES = {
     "tokens_above": ("tokens with an\nelement above", _style.ORANGE),
     "above_fraction": ("elements above", _style.BLUE),
-    "moved_below": ("of those not above,\nmoved all the same", _style.VERMILLION),
+    "moved_below": ("of those not above,\nmoved anyway", _style.VERMILLION),
 }
 NEEDED = ("critical_ratio", *_SHARES)
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -27,7 +27,7 @@ _QUANTILES = (0.05, 0.5, 0.95)
 def critical_boundary(
     critical_boundary: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """The largest step of each token in units of half its gap, and the shares that are above 1.
+    """Draw the largest step of each token in units of half its gap, and the shares that are above 1.
 
     Parameters
     ----------

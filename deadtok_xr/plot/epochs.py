@@ -1,4 +1,4 @@
-"""The radius of the cloud through its epochs, and how fast it grows."""
+"""Draw the radius of the cloud and its growth, with the epochs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDED = ("radius", "velocity", "frozen_fraction", *_MARKS)
 def epochs(
     epochs: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """The radius with the share of frozen tokens, and its growth, with the steps at which epochs change.
+    """Draw the radius with the share of frozen tokens, and its growth, with the steps at which epochs change.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def epochs(
     -------
     numpy.ndarray of matplotlib.axes.Axes
         Array of two axes: `radius` (dimensionless, as W) and, in grey on a scale of its own, `frozen_fraction`;
-        `velocity` (1/step). Lines mark `inhale_step`, `sneeze_step`, `reexpansion_step` and `freeze_step` where there
+        `velocity` (1/step). Lines mark `inhale_step`, `sneeze_step`, `reexpansion_step` and `freeze_step` if there
         are any.
 
     Raises
@@ -72,7 +72,7 @@ def epochs(
 
 
 def _frozen(ax: Axes, ds: xr.Dataset) -> None:
-    """The share of frozen tokens, drawn over the whole height."""
+    """Draw the share of frozen tokens over the whole height."""
     share = np.nan_to_num(ds["frozen_fraction"].values) * ax.get_ylim()[1]
     edges = _style.cell_edges(ds["step"].values)
     label = "share of frozen tokens\n(all: the whole height)"

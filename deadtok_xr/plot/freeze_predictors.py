@@ -1,4 +1,4 @@
-"""What goes together with freezing early or late."""
+"""Draw the correlations of predictors with freezing early or late."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WORDS = {
     "final_ulp_min": "smallest final ULP",
 }
 _LOG = ("initial_ulp", "final_ulp", "final_ulp_min")
-_PAD = 42.0  # points between axes and title that hold a legend of two lines
+_PAD = 42.0  # points between axes and title, enough for a legend of two lines
 _KINDS = {
     "rank_correlation": ("all pairs of known order (Somers' D)", _style.BLUE, "o", -0.12),
-    "spearman": ("frozen tokens alone (Spearman)", _style.ORANGE, "s", 0.12),
+    "spearman": ("frozen tokens only (Spearman)", _style.ORANGE, "s", 0.12),
 }
 NEEDED = (
     *(f"{kind}{end}" for kind in _KINDS for end in ("", "_low", "_high")),
@@ -39,7 +39,7 @@ NEEDED = (
 def freeze_predictors(
     freeze_predictors: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """The rank correlation of each predictor with the freeze step, and the strongest predictor token by token.
+    """Draw the rank correlation of each predictor with the freeze step, and the strongest predictor per token.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def freeze_predictors(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        Array of two axes: `rank_correlation` (censoring respected) and `spearman` with their 95% intervals, positive
-        where more of the predictor goes with freezing later; and `freeze_step` against the value of the predictor whose
+        Array of two axes: `rank_correlation` (accounts for censoring) and `spearman` with their 95% intervals, positive
+        where tokens with larger values freeze later; and `freeze_step` against the value of the predictor whose
         `rank_correlation` is largest, with censored tokens, which freeze later than drawn, as triangles.
 
     Raises
@@ -90,13 +90,13 @@ def _intervals(ax: Axes, ds: xr.Dataset) -> None:
     ax.set_yticks(place, [WORDS.get(name, name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlim(-1.05, 1.05)
-    ax.set_xlabel("rank correlation with the freeze step (95% intervals)\nmore of it: froze earlier ← → froze later")
+    ax.set_xlabel("rank correlation with the freeze step (95% intervals)\nlarger values: froze earlier ← → froze later")
     ax.set_ylabel("predictor")
     _legend(ax)
 
 
 def _legend(ax: Axes) -> None:
-    """A legend of one column between the axes and their title: beside each other the words are too wide."""
+    """Draw a legend of one column between the axes and their title; one line would be too wide."""
     ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.1, borderpad=0.2)
 
 
@@ -115,5 +115,5 @@ def _tokens(ax: Axes, ds: xr.Dataset) -> None:
         ax.set_xscale("log", base=2)
     ax.set_xlabel(f"{WORDS.get(best, best).replace(chr(10), ' ')}\n(dimensionless)")
     ax.set_ylabel("freeze step (training step)")
-    ax.set_title("The strongest of them", loc="left", fontsize="medium", pad=_PAD)
+    ax.set_title("The strongest predictor", loc="left", fontsize="medium", pad=_PAD)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""The share of tokens that stand still, and the steps at which all of them do."""
+"""Draw the share of frozen tokens, and the steps at which all tokens are frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDED = ("frozen_fraction", "freeze_run", "n_runs", "n_global", "longest_run", 
 
 @_style.shows(NEEDED)
 def freezing(freezing: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The frozen fraction against the step, with the runs of global freezes.
+    """Draw the frozen fraction against the step, with the runs of global freezes.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ def freezing(freezing: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     Returns
     -------
     matplotlib.axes.Axes
-        The axes: `frozen_fraction`, a share of the valid tokens, and bars over the steps at which all tokens stood
-        still.
+        The axes: `frozen_fraction`, a share of the valid tokens, and bars over the steps at which all tokens are
+        frozen.
 
     Raises
     ------

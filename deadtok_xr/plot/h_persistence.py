@@ -1,4 +1,4 @@
-"""How long the mean hidden state keeps its direction."""
+"""Draw how long the mean hidden state keeps its direction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deadtok_xr.plot import _style
 PANELS = ("cosines along the steps", "autocorrelation")
 LAYOUT: dict[str, Any] = {"nrows": 2}
 _STEPS = {
-    "cosine": ("to the step before", _style.SKY, 0.8),
+    "cosine": ("to the previous step", _style.SKY, 0.8),
     "mean_direction_cosine": ("to the mean direction", _style.BLUE, 1.2),
 }
 _LAGS = {
@@ -30,7 +30,7 @@ NEEDED = (*_STEPS, *_LAGS, "resultant_length", "half_lag", "straightness")
 def h_persistence(
     h_persistence: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Cosines of successive h_mean against the step, and its autocorrelation against the lag.
+    """Draw cosines of successive h_mean against the step, and its autocorrelation against the lag.
 
     Parameters
     ----------

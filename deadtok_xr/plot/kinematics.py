@@ -1,4 +1,4 @@
-"""The cloud of tokens as a whole and the motion within it; and how large the cloud is."""
+"""Draw the speed of the cloud, the speed within it, and its size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SPEEDS = {
     "bulk_speed": ("speed of the centroid", _style.BLUE),
     "thermal_rms": ("speed within the cloud (root mean square)", _style.VERMILLION),
 }
-_ROUNDING = 1e-12  # of float64 sums over some 10,000 tokens, with room to spare
+_ROUNDING = 1e-12  # relative error of float64 sums over some 10,000 tokens, with a margin
 _RADII = {"radius_max": ("largest", _style.ORANGE), "radius": ("mean", _style.BLUE)}
 
 
 @_style.shows(("bulk_speed", "thermal_rms"))
 def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The speed of the tokens' centroid, and their speed relative to it, against the step.
+    """Draw the speed of the tokens' centroid, and their speed relative to it, against the step.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
     -------
     matplotlib.axes.Axes
         The axes, y logarithmic, in 1/step: `bulk_speed` and `thermal_rms`. Steps at which one is exactly 0 are marked
-        in the strip "0", and so are those at which it is below 1e-12 of the other, which is what rounding leaves of a
-        motion of all tokens alike. NaN (the first step has no velocity) are gaps.
+        in the strip "0", and so are those at which it is below 1e-12 of the other, which is the rounding of a motion
+        common to all tokens. NaN (the first step has no velocity) are gaps.
 
     Raises
     ------
@@ -59,12 +59,12 @@ def speeds(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> A
 
 
 def _without_rounding(speed: _style.Floats, other: _style.Floats) -> _style.Floats:
-    """A speed with 0 where it is what rounding leaves of the other one at the same step."""
+    """Return a speed, with 0 where it is only the rounding of the other one at the same step."""
     return np.where(speed <= _ROUNDING * other, 0.0, speed)
 
 
 def radius(kinematics: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The mean and the largest distance of the tokens from their centroid, against the step.
+    """Draw the mean and the largest distance of the tokens from their centroid, against the step.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How elements step on their lattice, and where on it they are."""
+"""Draw how elements move on their lattice, and the distribution of their exponents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXPONENTS = ("exponent_count",)
 def lattice(
     lattice: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Shares of the elements that moved, crossed an exponent or moved by half cells; and of the tokens by hop.
+    """Draw shares of the elements that moved, changed their exponent or moved by half cells; and of tokens by hop.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def lattice(
     words = _style.tokens_in_words(lattice.to_dataset() if isinstance(lattice, xr.DataTree) else lattice)
     ds = _style.need(lattice, NEEDED, "lattice").compute()
     panels = _style.own_panels(axes, PANELS, **LAYOUT)
-    _shares(panels[0], ds, f"Steps on the lattice: {words}")
+    _shares(panels[0], ds, f"Motion on the lattice: {words}")
     _hops(panels[1], ds)
     return panels
 
@@ -87,7 +87,7 @@ def _hops(ax: Axes, ds: xr.Dataset) -> None:
 
 @_style.shows(EXPONENTS)
 def exponents(exponents: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """How many elements have each exponent, against the step.
+    """Draw the number of elements with each exponent, against the step.
 
     Parameters
     ----------
@@ -117,6 +117,8 @@ def exponents(exponents: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) ->
     top = max(int(counts.max(initial=1)), 2)
     mesh = ax.pcolormesh(_style.cell_edges(ds["step"].values), edges, shown, norm=LogNorm(1, top), cmap="viridis")
     ax.figure.colorbar(mesh, ax=ax, label="elements (count)")
-    _style.dress(ax, ds, ylabel="exponent field E\n(0: zero and subnormals)", title=f"Where the elements are: {words}")
+    _style.dress(
+        ax, ds, ylabel="exponent field E\n(0: zero and subnormals)", title=f"Exponents of the elements: {words}"
+    )
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return ax

@@ -1,4 +1,4 @@
-"""Stratigraphy: the phase of every token in retrospect, those that froze first at the bottom."""
+"""Draw the stratigraphy: the phase of every token in retrospect, those that froze first at the bottom."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = ("stratigraphy", "last_motion", "last_step_or_hotter", "n_censored", "n
 
 @_style.shows(NEEDED)
 def lifecycle(lifecycle: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The phase of each token in retrospect against the step, as strata.
+    """Draw the phase of each token in retrospect against the step, as strata.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def lifecycle(lifecycle: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) ->
     Returns
     -------
     matplotlib.axes.Axes
-        The axes, with `stratigraphy`: a line of pixels per token, in the order in which they moved for the last time
-        (and among equals, in which they left the hotter phases), earliest at the bottom. The colour is the hottest
-        phase that the token is in at this step or later; grey where NaN or infinity leave that unknown.
+        The axes, with `stratigraphy`: a line of pixels per token, sorted by their last motion (and among equals, by
+        the steps at which they left the hotter phases), the earliest at the bottom. The colour is the hottest phase
+        that the token is in at this step or later; grey if unknown because of NaN or infinity.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def lifecycle(lifecycle: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) ->
 
 
 def _ranks(ds: xr.Dataset) -> NDArray[np.intp]:
-    """The tokens in the order of their last motion; tokens that are alike keep their own order."""
+    """Return the order of the tokens by their last motion; equal tokens keep their own order."""
     left = ds["last_step_or_hotter"].transpose("phase", "token").values
     return np.lexsort([*left[:0:-1], ds["last_motion"].values])
 

@@ -1,4 +1,4 @@
-"""Why tokens move or stand still over time, and how far their updates are from crossing half a gap."""
+"""Draw why tokens move or not, and their largest update in units of half a gap."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 @_style.shows(NEEDED, layout={"nrows": 2, "sharex": True, "height_ratios": (3, 2)})
 def mechanism(mechanism: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | None = None) -> NDArray[np.object_]:
-    """The share of the tokens by cause against the step, and below it their margins.
+    """Draw the share of the tokens by cause against the step, and below it their margins.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def mechanism(mechanism: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | Non
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        The two axes. Above: shares of the tokens, which add to 1, and as a line the share of single elements that did
-        not move: a token moves when one of its elements does. Below: median, 5th and 95th percentile over the tokens of
-        the largest |u| in half gaps; an update can cross to the next number above 1.
+        The two axes. Above: shares of the tokens, which add up to 1, and as a line the share of single elements that
+        did not move; a token moves if any of its elements does. Below: median, 5th and 95th percentile over the tokens
+        of the largest |u| in half gaps; above 1, an update can cross to the next number.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _causes(ax: Axes, ds: xr.Dataset) -> None:
     _style.line(ax, ds["step"].values, still, label="single elements:\nnot moved", color=_style.INK)
     ax.set_ylim(0, 1)
     handles, texts = ax.get_legend_handles_labels()
-    _style.legend_beside(ax, handles=handles[::-1], labels=texts[::-1], title="why", alignment="left")
+    _style.legend_beside(ax, handles=handles[::-1], labels=texts[::-1], title="cause", alignment="left")
 
 
 def _title(ds: xr.Dataset) -> str:

@@ -1,4 +1,4 @@
-"""How large the gradient and Adam's moments are, step by step."""
+"""Draw the size of the gradient and of Adam's moments."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _LINES = {
 
 
 def gradient_and_moments(recording: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Root mean square of the gradient and of Adam's moments over all elements, against the step.
+    """Draw the root mean square of the gradient and of Adam's moments over all elements, against the step.
 
     Parameters
     ----------
     recording
-        As `deadtok_xr.open_recording` returns it, or a selection; of `grad`, `exp_avg` and `exp_avg_sq` those that it
-        has are read once, chunk by chunk.
+        As `deadtok_xr.open_recording` returns it, or a selection; `grad`, `exp_avg` and `exp_avg_sq`, if recorded,
+        are read once, chunk by chunk.
     ax
         Axes to draw on; None for a new figure.
 
@@ -32,7 +32,7 @@ def gradient_and_moments(recording: xr.Dataset, *, ax: Axes | None = None) -> Ax
     -------
     matplotlib.axes.Axes
         The axes, y logarithmic: √⟨g²⟩, √⟨m²⟩ and √⟨v⟩ over tokens and dims, in float64. Values that are not finite are
-        left out; a variable begins at the first step at which it means something.
+        left out; each variable begins at the first step at which it is valid.
 
     Raises
     ------

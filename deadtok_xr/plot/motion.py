@@ -1,4 +1,4 @@
-"""How far tokens move from step to step: their mean, and all of them."""
+"""Draw how far tokens move from step to step: their mean, and every token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deadtok_xr.plot import _logzero, _style
 from deadtok_xr.plot._density import Density, density
 from deadtok_xr.plot._style import Floats
 
-FEW = 60  # tokens that are still drawn as lines
+FEW = 60  # largest number of tokens drawn as lines
 Measured = NDArray[np.floating[Any]]
 
 
@@ -25,7 +25,7 @@ Measured = NDArray[np.floating[Any]]
 def displacement(
     motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
 ) -> Axes:
-    """Mean and standard deviation over the tokens of how far they moved, against the step.
+    """Draw the mean and standard deviation over the tokens of how far they moved, against the step.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def displacement(
 def trajectories(
     motion: xr.Dataset | xr.DataTree, *, measure: str = "displacement_ulp", ax: Axes | None = None
 ) -> Axes:
-    """How far every single token moved, against the step, with the mean on top.
+    """Draw how far each token moved, against the step, with the mean on top.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def trajectories(
         _lines(ax, axis, steps, values)
     else:
         _cells(ax, axis, density(values, steps, axis.low, axis.high))
-    if values.shape[1] > 1:  # of one token it would hide the token
+    if values.shape[1] > 1:  # the mean of one token would hide it
         outline = [patheffects.withStroke(linewidth=2.0, foreground="white")]
         style: dict[str, Any] = {"path_effects": outline, "linewidth": 1.1, "zorder": 3}
         _style.line(ax, steps, mean, label="mean", color=_style.VERMILLION, **style)
@@ -114,19 +114,19 @@ def trajectories(
 
 
 def measured(motion: xr.Dataset | xr.DataTree, measure: str) -> tuple[xr.Dataset, Measured]:
-    """A measure of motion (step, token), float32 or float64, NaN where it is invalid; with its dataset, computed."""
+    """Return the computed dataset, and a measure of motion (step, token) in float32 or float64, NaN where invalid."""
     ds = _style.need(motion, (measure,), "motion")
     _style.need_dims(ds, {measure: ("step", "token")}, "motion")
     ds = ds.transpose("step", "token").compute()
     values = ds[measure].values
-    if values.dtype != np.float32:  # which the largest results are, and which holds them as they are
+    if values.dtype != np.float32:  # the largest results are float32, which is kept
         values = values.astype(np.float64)
     values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
     return ds, values
 
 
 def _moments(values: Measured) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (ddof 1) of the valid tokens, NaN where they are too few."""
+    """Return the mean and standard deviation (ddof 1) of the valid tokens, NaN for too few."""
     valid = ~np.isnan(values)
     n = valid.sum(axis=1)
     mean = np.where(n > 0, np.nansum(values, axis=1, dtype=np.float64) / np.maximum(n, 1), np.nan)
@@ -135,7 +135,7 @@ def _moments(values: Measured) -> tuple[Floats, Floats]:
 
 
 def _limits(mean: Floats, std: Floats) -> _logzero.LogAxis:
-    """Limits that hold mean and band, but at most two decades below the least mean."""
+    """Return limits that include mean and band, but at most two decades below the smallest mean."""
     least, _ = _logzero.positive_range(mean)
     low, high = _logzero.positive_range(mean, mean - std, mean + std)
     return _logzero.log_axis(max(low, least / 100), high, bool(((mean == 0) | (mean - std <= 0)).any()))
@@ -150,7 +150,7 @@ def _band(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], mean: Floa
     spread = np.isfinite(std) & (mean > 0)
     style: dict[str, Any] = {"color": _style.SKY, "alpha": 0.4}
     ax.fill_between(steps, low, mean + std, where=spread.tolist(), linewidth=0, label=label, **style)
-    lonely = _style.alone(spread)  # where the area between neighbours is none
+    lonely = _style.isolated(spread)  # without a neighbour there is no area
     ax.vlines(steps[lonely], low[lonely], (mean + std)[lonely], linewidth=1.0 if len(steps) > 3 else 8.0, **style)
 
 
@@ -162,7 +162,7 @@ def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: M
     paths = np.stack([x, moving.T], axis=-1)
     ax.add_collection(LineCollection(list(paths), colors=_style.BLUE, alpha=alpha, linewidths=0.7))
     ax.plot([], [], color=_style.BLUE, linewidth=1.0, label="each token")  # opaque, for the legend
-    lonely = _style.alone(np.isfinite(moving))
+    lonely = _style.isolated(np.isfinite(moving))
     ax.plot(x.T[lonely], values[lonely], ".", color=_style.BLUE, alpha=alpha, markersize=2.5)
     if axis.has_strip:
         valid = np.maximum((~np.isnan(values)).sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""Which share of the tokens is in which phase of motion, stacked from the coldest to the hottest."""
+"""Draw the share of the tokens in each phase of motion, stacked from the coldest to the hottest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEANING = {
     "quantum": "10 to 100 norm ULP",
     "classical_gas": "≥ 100 norm ULP",
 }
-_OF_CELLS = {
+_CELLS_MEANING = {
     "fimbulwinter": "L1 = 0",
     "stumbling": "0 < L1 ≤ 1 ULP",
     "spherical": "1 < L1, L2 ≤ √D ULP",
@@ -31,7 +31,7 @@ _LEGEND = "phase, and the first step\nwith more than half this\ncold or colder"
 
 @_style.shows(("fraction", "transition_step"))
 def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
-    """The share of the tokens in each phase against the step, coldest at the bottom.
+    """Draw the share of the tokens in each phase against the step, coldest at the bottom.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend says what each phase
-        is, and the first step at which more than half of the tokens are in it or a colder one; a line and a point at
+        The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend defines each phase
+        and gives the first step at which more than half of the tokens are in it or a colder one; a line and a point at
         one half mark that step, unless it is the first of all. The hottest phase has none, since all tokens are in it
         or a colder one.
 
@@ -91,8 +91,8 @@ def _labels(ds: xr.Dataset, first: int) -> list[str]:
 
 
 def in_words(name: str, scheme: str = "") -> str:
-    """A phase, and what it means where that is known; two schemes share a name."""
-    meaning = {**_MEANING, **(_OF_CELLS if scheme == "cells" else {})}
+    """Return a phase and its definition, if known; two schemes share a name."""
+    meaning = {**_MEANING, **(_CELLS_MEANING if scheme == "cells" else {})}
     return f"{name.replace('_', ' ')}\n{meaning[name]}" if name in meaning else name
 
 
@@ -110,7 +110,7 @@ def _areas(ax: Axes, ds: xr.Dataset, labels: list[str]) -> None:
 
 
 def colours(n: int) -> list[str]:
-    """Colours from the coldest phase to the hottest."""
+    """Return colours from the coldest phase to the hottest."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     shades = LinearSegmentedColormap.from_list("cold_to_hot", _style.COLD_TO_HOT)

@@ -1,4 +1,4 @@
-"""All pictures that a tree of results allows, as PNG files."""
+"""Draw all pictures of a tree of results, and save them as PNG files."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Parameters
     ----------
     tree
-        Results, lazy or computed, as `deadtok_xr.analyze` makes them, with all their groups or some. What is lazy
-        is computed once for all pictures.
+        Results of `deadtok_xr.analyze`, lazy or computed, with all groups or some. Lazy variables are computed once for
+        all pictures.
     folder
-        Where to write; made if it is not there. Files of the same names are replaced.
+        Where to write; it is created if necessary. Files of the same names are replaced.
     dpi
         Dots per inch, of figures of 10 by 5.83 inches: 1200 x 700 pixels at 120.
 
     Returns
     -------
     list[Path]
-        The files written: displacement.png and trajectories.png of motion, speeds.png of kinematics, and of each other
-        group one of its name, without those whose group is absent.
+        The files written, for the groups that are there: displacement.png and trajectories.png for motion, speeds.png
+        for kinematics, and for each other group one with its name.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:
     if own is not None:
         return own
     reading = (
-        "Lines run over steps; of a variable by step and token the band holds 90% of the tokens, the line the median."
+        "Lines are over steps. For a variable by step and token, the line is the median, the band 90% of the tokens."
     )
     return (Picture(group, _BY_DIMS, group, reading),) if drawable(ds) else ()
 
@@ -89,7 +89,7 @@ def _shows(picture: Picture, ds: xr.Dataset) -> _style.Shows:
 
 
 def write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:
-    """Write a figure as `Figure.savefig` does, which under a layout engine draws it twice; here it is drawn once."""
+    """Write a figure as PNG, drawing it once; `Figure.savefig` draws it twice with a layout engine."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -97,7 +97,7 @@ def write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:
 
 
 def _computed(tree: xr.DataTree, drawn: list[tuple[str, Picture]]) -> dict[str, xr.Dataset]:
-    """Return what the pictures need of each group, computed together."""
+    """Return the variables of each group that the pictures need, computed together."""
     needed: dict[str, xr.Dataset] = {}
     for group, picture in drawn:
         shows = _shows(picture, tree[group].to_dataset())
@@ -111,7 +111,7 @@ def _computed(tree: xr.DataTree, drawn: list[tuple[str, Picture]]) -> dict[str, 
 
 def _figure(picture: Picture, ds: xr.Dataset) -> Figure:
     figure = Figure(figsize=_style.SIZE, layout="constrained")
-    FigureCanvasAgg(figure)  # of its own: pyplot and its backend are not touched
+    FigureCanvasAgg(figure)  # its own canvas: pyplot and its backend are not used
     layout = _shows(picture, ds).layout
     draw = _drawing(picture)
     if layout:

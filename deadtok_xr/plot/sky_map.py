@@ -1,4 +1,4 @@
-"""Where tokens stand in the sky, seen from the middle of the cloud, at one step."""
+"""Draw the directions of tokens at one step, seen from the centre of the cloud."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def sky_map(
     variable: str = "W",
     ax: Axes | None = None,
 ) -> Axes:
-    """The directions of the tokens at one step, on a globe of the three dims in which they spread most.
+    """Draw the directions of the tokens at one step, on a globe of the three axes of largest variance.
 
     Parameters
     ----------
     recording
         As `deadtok_xr.open_recording` returns it, or a selection; one step of it is read.
     step
-        Its label; None for the last one.
+        The label of the step; None for the last one.
     centre
-        Seen from the ``"centroid"`` of the tokens, or from the ``"origin"``.
+        The point of view: the ``"centroid"`` of the tokens, or the ``"origin"``.
     variable
         The positions, (step, token, dim), of 3 dims or more.
     ax
@@ -40,7 +40,7 @@ def sky_map(
     matplotlib.axes.Axes
         The axes: longitude atan2(y, x) and latitude asin(z / r) along the first three principal axes x, y, z, whose
         share of the variance is in the title; the colour is the distance in all dims. Tokens with NaN or infinity, and
-        those at the centre itself, have no direction and are counted in the title.
+        those at the centre, have no direction and are counted in the title.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def sky_map(
 
     Notes
     -----
-    T10 of the notebooks. The sign of a principal axis means nothing; here its largest component is positive.
+    T10 of the notebooks. The sign of a principal axis is arbitrary; here its largest component is positive.
     """
     rows, label = _rows(recording, variable, step)
     if centre not in CENTRES:
@@ -57,8 +57,8 @@ def sky_map(
     valid = np.isfinite(rows).all(axis=1)
     if rows.shape[1] < 3 or valid.sum() < 2:
         raise InputError(
-            f"sky_map: {variable} at step {label} has {valid.sum()} valid tokens of {rows.shape[1]} dims; needed: 2 or "
-            "more of 3 or more"
+            f"sky_map: {variable} at step {label} has {valid.sum()} valid tokens of {rows.shape[1]} dims; expected 2 "
+            "tokens or more, of 3 dims or more"
         )
     middle = rows[valid].mean(axis=0)
     _, size, axes = np.linalg.svd(rows[valid] - middle, full_matrices=False)
@@ -91,14 +91,17 @@ def _rows(recording: xr.Dataset, variable: str, step: int | None) -> tuple[_styl
     labels = recording["step"].values
     label = labels[-1] if step is None else step
     if label not in labels:
-        raise InputError(f"sky_map: step {label} is not in the recording, which has {labels[0]} to {labels[-1]}")
+        raise InputError(
+            f"sky_map: step {label} is not in this dataset; choose from its {len(labels)} steps, "
+            f"{labels[0]} to {labels[-1]}"
+        )
     rows = recording[variable].sel(step=label).transpose("token", "dim").values
     return rows.astype(np.float64), int(label)
 
 
 def _mollweide(ax: Axes | None) -> Axes:
     if ax is None:
-        import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+        import matplotlib.pyplot as plt
 
         return plt.figure(figsize=_style.SIZE, layout="constrained").add_subplot(projection="mollweide")
     if ax.name != "mollweide":

@@ -1,4 +1,4 @@
-"""The shape of the cloud along its principal axes."""
+"""Draw the shape of the cloud along its principal axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.plot import _logzero, _style
 
-PANELS = ("variances along the principal axes", "number of axes that matter")
+PANELS = ("variances along the principal axes", "effective number of axes")
 LAYOUT: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (3, 2)}
 NEEDED = ("eigenvalue", "participation_ratio")
 
@@ -23,7 +23,7 @@ NEEDED = ("eigenvalue", "participation_ratio")
 def spectrum(
     spectrum: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """The variances along the principal axes, and how many of these matter, at the chosen steps.
+    """Draw the variances along the principal axes, and their effective number, at the selected steps.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def spectrum(
     _style.dress(top, ds, ylabel="variance\n(dimensionless)", title=f"Shape of the cloud: {words}, {len(lines)} axes")
     top.set_xlabel("")
     _style.line(bottom, steps, ds["participation_ratio"].values, label="participation ratio", color=_style.BLUE)
-    _style.dress(bottom, ds, ylabel="axes that matter\n(count)")
+    _style.dress(bottom, ds, ylabel="effective axes\n(count)")
     bottom.set_ylim(0, 1.05 * values.shape[1])
     bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
     return panels

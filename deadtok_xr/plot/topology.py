@@ -1,4 +1,4 @@
-"""Do the tokens crystallise or evaporate? The lattice spacing and the graph of neighbours."""
+"""Draw the lattice spacing and the graph of neighbours: do the tokens crystallise or evaporate?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHANGES = {"evaporation_step": ("gas", _style.ORANGE), "crystallization_step": 
 def topology(
     topology: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Lattice spacing, density of the adjacency graph, and its components, against the step.
+    """Draw the lattice spacing, the density of the adjacency graph, and its components, against the step.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def topology(
     -------
     numpy.ndarray of matplotlib.axes.Axes
         Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W); `density` (share
-        of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). Where they are there, lines at
-        the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid answer (NaN, -1) are
+        of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). If they are there, lines at
+        the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid value (NaN, -1) are
         gaps.
 
     Raises
@@ -74,13 +74,13 @@ def topology(
 
 def _panels(axes: Sequence[Axes] | NDArray[Any] | None) -> NDArray[np.object_]:
     if axes is None:
-        import matplotlib.pyplot as plt  # only here: pyplot chooses a backend
+        import matplotlib.pyplot as plt
 
         return plt.subplots(3, sharex=True, figsize=_style.SIZE, layout="constrained", height_ratios=(2, 2, 3))[1]
     panels = np.empty(len(axes), object)
     panels[:] = list(axes)
     if len(panels) != 3:
-        raise InputError(f"axes: found {len(panels)}, needed 3 (lattice spacing, density, counts)")
+        raise InputError(f"axes: found {len(panels)}, expected 3 (lattice spacing, density, counts)")
     return panels
 
 
@@ -101,11 +101,11 @@ def _title(ds: xr.Dataset) -> str:
     cells = {"centroid": "mean ULP", "pair": "mean ULP of the coarser", "element": "ULP in every dim"}
     within = f"{'one' if k == 1 else format(k, 'g')} {cells.get(spacing, 'steps in every dim')}"
     held = f", {ds.attrs['held']} held" if "held" in ds.attrs else ""
-    said = ""
+    verdict = ""
     if "verdict" in ds:
         words = ds["verdict"].attrs["flag_meanings"].split()[int(ds["verdict"])].replace("_", " ")
-        said = f"\nverdict: {words}"
-    return f"Neighbours on the lattice: {_style.tokens_in_words(ds)}, adjacent within {within}{held}{said}"
+        verdict = f"\nverdict: {words}"
+    return f"Neighbours on the lattice: {_style.tokens_in_words(ds)}, adjacent within {within}{held}{verdict}"
 
 
 def _words(panels: NDArray[np.object_], ds: xr.Dataset) -> None:

@@ -69,36 +69,36 @@ def save_results(
     Raises
     ------
     DestinationExistsError
-        If something is there already: anything else, unfinished results of a recording that has changed, of other
-        analyses, options, tokens or versions, or those that another process is writing.
+        If ``path`` exists: anything but results, unfinished results of a recording that has changed or with other
+        analyses, options, tokens or versions, or results that another process is writing.
     OSError
-        If the results cannot be written, or a chunk of the recording not be read. The same call resumes afterwards.
+        If the results cannot be written, or a chunk of the recording cannot be read. The same call resumes afterwards.
     """
     zarr_dtype.register()
     if not isinstance(tree, xr.DataTree):
         raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
-    _keep_the_recording(tree, path)
-    tree = _wanted(tree, full)
+    _refuse_recording(tree, path)
+    tree = _select(tree, full)
     _refuse_existing(path, overwrite)
     work = Work(path, tree)
     with _explaining_resume(work), _writing(path), work.held():
-        root, made = _begun(work, tree, overwrite)
+        root, created = _open_or_create(work, tree, overwrite)
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
-        task = write_all(_pairs(root, made, tree), work.journal)
-        if not made and work.rows[1]:
+        task = write_all(_pairs(root, created, tree), work.journal)
+        if not created and work.rows[1]:
             _log.info("%s resumes: %d of %d rows are finished", path, *work.rows)
         with progress or nullcontext():
-            # one call for all groups: a graph of its own for each would read the recording once for each
+            # one graph for all groups, or the recording would be read once for each
             task.compute()
-        _refuse_holes(path, root)  # a worker on another machine may have written to a disk of its own
+        _check_complete(path, root)  # a worker on another machine may have written to a disk of its own
         root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
         work.finish()
     return open_results(path)
 
 
-def _wanted(tree: xr.DataTree, full: bool) -> xr.DataTree:
-    """What of a tree is saved."""
+def _select(tree: xr.DataTree, full: bool) -> xr.DataTree:
+    """Return the variables of a tree that are saved."""
     dropped = [] if full else PER_TOKEN
     groups = {name: node.to_dataset().drop_vars(dropped, errors="ignore") for name, node in tree.children.items()}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups})
@@ -108,7 +108,7 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
     destination.refuse_existing(path, overwrite=overwrite or unfinished.is_unfinished(path), kind=RESULTS)
 
 
-def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
+def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
     """Open the results that the same work left, or create new ones with all arrays, without data."""
     if not overwrite and unfinished.is_unfinished(work.path) and work.resumes():
         return zarr.open_group(location.zarr_store(work.path), mode="r+"), {}
@@ -116,14 +116,15 @@ def _begun(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, 
     work.clear()
     attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
-    made: Arrays = {}
+    created: Arrays = {}
     for name, node in tree.children.items():
-        made |= _prepare(root, name, node.to_dataset())
+        created |= _create_group(root, name, node.to_dataset())
     work.begin(root)
-    return root, made
+    return root, created
 
 
-def _keep_the_recording(tree: xr.DataTree, path: str | Path) -> None:
+def _refuse_recording(tree: xr.DataTree, path: str | Path) -> None:
+    """Refuse to write results over the recording, or into it."""
     source = str(tree.attrs.get("source", ""))
     if location.is_address(path) != location.is_address(source):
         return
@@ -149,7 +150,7 @@ def _explaining_resume(work: Work) -> Iterator[None]:
 
 @contextmanager
 def _writing(path: str | Path) -> Iterator[None]:
-    """Say which store could not be written. What reading raises is a DamagedStoreError or an InputError."""
+    """Name the store in errors of writing. Errors of reading are DamagedStoreError or InputError."""
     try:
         yield
     except (InputError, DamagedStoreError, StorageError):
@@ -160,18 +161,19 @@ def _writing(path: str | Path) -> Iterator[None]:
         who = "" if cluster.current() is None else " by a worker"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = f"{path} cannot be written{who}: {os.strerror(error.errno)}"
-        mend = "make room" if full else "mend that"
-        raise OSError(error.errno, f"{what}; {mend}, or choose another destination") from error
+        advice = "make room" if full else "correct that"
+        raise OSError(error.errno, f"{what}; {advice}, or choose another destination") from error
 
 
-def _refuse_holes(path: str | Path, root: zarr.Group) -> None:
+def _check_complete(path: str | Path, root: zarr.Group) -> None:
+    """Check that no chunk is missing."""
     keys = location.key_sizes(root.store)
     for name, group in root.groups():
         for key, array in group.arrays():
             if holes := store.missing_chunks(array, root, keys):
                 raise IncompleteStoreError(
                     f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: give the same command again, "
-                    "with --overwrite if it says that they exist; workers on other machines need the same disk"
+                    "with --overwrite if it says that results exist; workers on other machines need the same disk"
                 )
 
 
@@ -185,10 +187,10 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
-    """Create a group's arrays, and write the small ones; the lazy ones by their places."""
+def _create_group(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
+    """Create a group and its arrays, write those in memory, and return the others by path."""
     group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
-    made = {}
+    created = {}
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
         source: Any = uniform(variable.data) if lazy else variable.values
@@ -198,23 +200,23 @@ def _prepare(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
             chunk_sizes(source) if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
         if lazy:
-            made[f"{name}/{key}"] = array
+            created[f"{name}/{key}"] = array
         elif source.size:
             array[...] = source.astype(object) if text else source
-    return made
+    return created
 
 
-def _pairs(root: zarr.Group, made: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
-    """The lazy arrays with their targets."""
+def _pairs(root: zarr.Group, created: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:
+    """Return the lazy arrays with their targets."""
     lazy = [
         (f"{name}/{key}", variable.data)
         for name, node in tree.children.items()
         for key, variable in node.to_dataset().variables.items()
         if variable.chunks is not None
     ]
-    opened = {place: store.writable(cast("zarr.Array[Any]", root[place])) for place, _ in lazy if place not in made}
-    targets = made | opened
-    return [(uniform(data), targets[place]) for place, data in lazy]
+    opened = {p: store.writable(cast("zarr.Array[Any]", root[p])) for p, _ in lazy if p not in created}
+    targets = created | opened
+    return [(uniform(data), targets[p]) for p, data in lazy]
 
 
 def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
@@ -225,7 +227,7 @@ def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
 
 
 def _plain(attrs: Any) -> Any:
-    """Attributes as JSON holds them."""
+    """Return attributes as values of JSON."""
     if isinstance(attrs, dict):
         return {str(k): _plain(v) for k, v in attrs.items()}
     if isinstance(attrs, (list, tuple)):
@@ -239,22 +241,22 @@ def open_results(path: str | Path) -> xr.DataTree:
     Raises
     ------
     MissingFileError, InputError, IncompleteStoreError
-        If there is nothing at ``path``, if it holds no results, or if they were not written to the end.
+        If there is nothing at ``path``, if it holds no results, or if they are incomplete.
     """
     if not location.exists(path):
-        raise MissingFileError(f"{path}: nothing is there; needed: results that `deadtok analyze` wrote")
+        raise MissingFileError(f"{path} does not exist; expected results that `deadtok analyze` wrote")
     try:
         with location.translate_errors(path):
             root = zarr.open_group(location.zarr_store(path), mode="r")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a Zarr group; needed: results that `deadtok analyze` wrote") from error
+        raise InputError(f"{path} is not a Zarr group; expected results that `deadtok analyze` wrote") from error
     attrs = root.attrs
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    _refuse_holes(path, root)
+    _check_complete(path, root)
     tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks={})
-    groups: Any = attrs["groups"]  # Zarr lists in no order
+    groups: Any = attrs["groups"]  # Zarr lists groups in no order
     ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})

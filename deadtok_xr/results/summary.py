@@ -1,4 +1,4 @@
-"""What the analyses found, as text."""
+"""Summarise results as text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def summary(tree: xr.DataTree) -> str:
     Parameters
     ----------
     tree
-        From `open_results`, `save_results` or `analyze` (which is computed here, as far as needed). Analyses that have
-        no summary of their own get a line for each variable.
+        From `open_results`, `save_results` or `analyze` (which is computed, as far as needed). Analyses without a
+        summary of their own get a line for each variable.
     """
     lines = [_heading(tree)]
     for name in ordered(tree):
@@ -44,7 +44,7 @@ def _heading(tree: xr.DataTree) -> str:
 
 
 def _by_dims(name: str, ds: xr.Dataset) -> Iterator[str]:
-    """Yield a line for each variable: its value, or its range and where its ends are."""
+    """Yield a line for each variable: its value, or its smallest and largest value and their labels."""
     yield name
     for key, x in ds.data_vars.items():
         units = "" if x.attrs.get("units", "1") == "1" else f" {x.attrs['units']}"
@@ -60,9 +60,9 @@ def _range(x: xr.DataArray, units: str) -> str:
     finite = np.isfinite(values)
     if not finite.any():
         return "no finite value"
-    least = np.unravel_index(np.where(finite, values, np.inf).argmin(), values.shape)
-    most = np.unravel_index(np.where(finite, values, -np.inf).argmax(), values.shape)
-    ends = (f"{values[at]:.4g}{units} at {_labels(x, at)}" for at in (least, most))
+    smallest = np.unravel_index(np.where(finite, values, np.inf).argmin(), values.shape)
+    largest = np.unravel_index(np.where(finite, values, -np.inf).argmax(), values.shape)
+    ends = (f"{values[at]:.4g}{units} at {_labels(x, at)}" for at in (smallest, largest))
     return " to ".join(ends)
 
 

@@ -2,117 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
 import deadtok_xr as dx
-from deadtok_xr import demo
 from deadtok_xr.errors import InputError
-from deadtok_xr.replay import check
 from tests import reference
 from tests.conftest import once
-
-BF16 = ml_dtypes.bfloat16
-STEPS = 40
-LEARNED = ("W", "grad", "exp_avg", "exp_avg_sq")
-RUNS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "AdamW": (torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.0}),
-    "AdamW, large decay": (torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 8.0, "betas": (0.9, 0.95), "eps": 1e-6}),
-    "AdamW, amsgrad": (torch.optim.AdamW, {"lr": 2e-3, "amsgrad": True, "maximize": True}),
-    "Adam, L2": (torch.optim.Adam, {"lr": 2e-3, "weight_decay": 0.1}),
-    "SGD": (torch.optim.SGD, {"lr": 0.5}),
-    "SGD, momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-}
-FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-
-
-def train(path: Path, cls: Any, options: dict[str, Any], dtype: torch.dtype, *, schedule: bool = False) -> xr.Dataset:
-    """A tiny language model on the demo's corpus, recorded."""
-    run = demo.Run(steps=STEPS, batch=2, length=8, dims=16, layers=1)
-    torch.manual_seed(3)
-    model = demo.TinyLM(256, run).to(dtype)
-    optimizer = cls(model.parameters(), **options)
-    weight = model.embedding.weight
-    variables = LEARNED if "Adam" in cls.__name__ else LEARNED[:2]
-    sign = -1 if options.get("maximize") else 1
-    with dx.Recorder(weight, optimizer, path, variables=variables) as recorder:
-        for step, batch in enumerate(demo._batches(demo.corpus(), run)):
-            if schedule:
-                optimizer.param_groups[0]["lr"] = options["lr"] * (1 - step / STEPS)
-            logits = model(batch[:, :-1]) @ weight.T
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            optimizer.zero_grad()
-            (sign * loss).backward()
-            optimizer.step()
-            recorder.log(loss=loss)
-    return dx.open_recording(path)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("name", RUNS)
-def test_every_recording_replays_to_the_bit(name: str, flags: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    cls, options = RUNS[name]
-    if cls is torch.optim.SGD and flags == "fused" and dtype == torch.bfloat16:
-        pytest.skip("torch up to 2.13 leaves the weights unchanged: test_fused_sgd_in_16_bits_is_named")
-    ds = train(tmp_path / "r.zarr", cls, {**options, **FLAGS[flags]}, dtype)
-    found = dx.mechanism(ds).compute()
-    assert found.attrs["arithmetic"] == flags
-    assert found.n_compared.sum() == STEPS * ds.sizes["token"] * ds.sizes["dim"]
-    assert found.n_missed.sum() == 0
-    assert found.n_moved.sum() > 1000
-    assert (found.replay_agreement == 1).all()
-    assert found.baseline_agreement.min() < 0.9
-    if cls is not torch.optim.SGD:
-        assert (found.exp_avg_agreement == 1).all()
-        assert (found.exp_avg_sq_agreement == 1).all()
-
-
-@pytest.mark.parametrize("flags", ["single", "fused"])
-def test_the_arithmetic_is_found_without_flags(flags: str, tmp_path: Path) -> None:
-    ds = train(tmp_path / "r.zarr", *_with(RUNS["AdamW, large decay"], FLAGS[flags]), torch.bfloat16)
-    hidden = {"foreach": None, "fused": None}
-    found = dx.find_arithmetic(ds, hyperparameters=hidden)
-    assert found.attrs["verdict"] == flags
-    missed = found.n_missed.to_series()
-    assert missed[flags] == 0
-    assert (missed.drop(flags) > 100).all()
-    assert found.n_differ.sel(arithmetic="single", other="fused") > 100
-    assert dx.mechanism(ds, arithmetic="find", hyperparameters=hidden).attrs["arithmetic"] == flags
-
-
-def _with(run: tuple[Any, dict[str, Any]], flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return run[0], {**run[1], **flags}
-
-
-def test_candidates_that_do_not_differ_are_undetermined(tmp_path: Path) -> None:
-    ds = train(tmp_path / "r.zarr", *_with(RUNS["SGD"], FLAGS["single"]), torch.float32)
-    found = dx.find_arithmetic(ds, steps=[1, 2])
-    assert found.attrs["verdict"] == "undetermined"
-    assert "undetermined, since they differ on" in found.attrs["report"]
-    with pytest.raises(InputError, match="step 41 cannot be replayed"):
-        dx.find_arithmetic(ds, steps=[1, 41])
-
-
-def test_fused_sgd_in_16_bits_is_named(tmp_path: Path) -> None:
-    ds = train(tmp_path / "r.zarr", *_with(RUNS["SGD"], FLAGS["fused"]), torch.bfloat16)
-    if (ds.W[0] != ds.W[-1]).any():
-        pytest.skip("this torch updates them")
-    found = dx.mechanism(ds).compute()
-    assert found.n_missed.sum() > 1000
-    assert found.n_unknown.sum() >= found.n_missed.sum()  # not "rounded to zero": the update would have moved them
-    assert "nothing moved at all, as under torch's fused SGD" in dx.find_arithmetic(ds).attrs["report"]
-
-
-# --- causes ----------------------------------------------------------------------------------------------------
+from tests.optimizer_runs import BF16, FLAGS, LEARNED, RUNS, elements, train, with_flags
 
 
 def expected_causes(ds: xr.Dataset) -> dict[str, np.ndarray]:
@@ -173,15 +76,6 @@ def test_fractions_and_sums_are_those_of_the_reference(recording: Path) -> None:
     np.testing.assert_allclose(found.margin_after, after)
 
 
-def elements(W: Any, g: Any, *, lr: float = 0.1, **more: Any) -> xr.Dataset:
-    """A recording of SGD of one token."""
-    dims = ("step", "token", "dim")
-    values = {"W": np.array(W, BF16)[:, None], "grad": np.array(g, BF16)[:, None]}
-    data = {n: (dims, x, {"precision": "bfloat16"}) for n, x in values.items()}
-    attrs = {"optimizer": "SGD", "hyperparameters": {"lr": lr, **more}}
-    return xr.Dataset(data, {"step": np.arange(len(W)), "token": [7]}, attrs)
-
-
 def test_each_cause_and_the_gap_below_a_power_of_two() -> None:
     half_below = 2.0**-9  # half the gap below 1, a quarter of that above
     nan = np.nan
@@ -211,9 +105,6 @@ def test_weight_decay_alone() -> None:
     assert dx.mechanism(ds).compute().weight_decay_only.item() == 0.0
 
 
-# --- laws ------------------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_read_before_it_is_computed(recording: Path, lazily: Any) -> None:
     with lazily():
         ds = dx.open_recording(recording, tokens="dead")
@@ -234,9 +125,6 @@ def test_chunks_do_not_matter(recording: Path) -> None:
     np.testing.assert_array_equal(whole.cause, cut.cause)
     a, b = (dx.replay_open_loop(x, "stochastic", seed=5).compute() for x in (ds, ds.chunk({"step": 37, "token": 50})))
     np.testing.assert_array_equal(a.moved_dims, b.moved_dims)
-
-
-# --- what is missing -------------------------------------------------------------------------------------------
 
 
 def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
@@ -307,7 +195,7 @@ def test_across_a_gap_nothing_is_replayed(recording: Path) -> None:
 
 
 def test_a_schedule_that_was_lost_is_seen(tmp_path: Path) -> None:
-    ds = train(tmp_path / "r.zarr", *_with(RUNS["AdamW"], FLAGS["single"]), torch.bfloat16, schedule=True)
+    ds = train(tmp_path / "r.zarr", *with_flags(RUNS["AdamW"], FLAGS["single"]), torch.bfloat16, schedule=True)
     assert dx.mechanism(ds).compute().n_missed.sum() == 0
     without = ds.drop_vars("lr")
     report = dx.find_arithmetic(without, steps=[30, 31], hyperparameters={"lr": 2e-3}).attrs["report"]
@@ -319,105 +207,6 @@ def test_a_schedule_that_was_lost_is_seen(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown[20:30], ds.lr.values[21:31], rtol=0.1)
     for rates in (ds.lr.values, ds.lr.values[1:]):  # of each step, or of each update
         assert dx.mechanism(without, lr=rates).compute().n_missed.sum() == 0
-
-
-# --- open loop -------------------------------------------------------------------------------------------------
-
-
-def test_open_loop_against_a_plain_master(recording: Path) -> None:
-    ds = dx.open_recording(recording, tokens="dead")
-    found = dx.replay_open_loop(ds).compute()
-    W, g = ds.W.values.astype(np.float64), ds.grad.values.astype(np.float64)
-    w, m, v = W[0].copy(), 0.0, 0.0
-    for t in range(1, len(W)):
-        m, v = 0.9 * m + 0.1 * g[t], 0.999 * v + 0.001 * g[t] ** 2
-        w -= ds.lr.values[t] / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-    distance = np.linalg.norm(reference.round_to_bfloat16(w) - W[0], axis=1)
-    np.testing.assert_allclose(found.distance[-1], distance, rtol=1e-3)
-    moved = dx.motion(ds).compute().moved_dims > 0
-    np.testing.assert_allclose(found.recorded_moved_fraction, moved.mean("token"))
-    assert found.recorded_moved_fraction[250] == 0
-    assert found.moved_fraction[250] > 0.5  # it would not have frozen there
-
-
-def test_open_loop_of_amsgrad(tmp_path: Path) -> None:
-    ds = train(tmp_path / "r.zarr", *RUNS["AdamW, amsgrad"], torch.bfloat16)
-    found = dx.replay_open_loop(ds).compute()
-    W, g = ds.W.values.astype(np.float64), -ds.grad.values.astype(np.float64)  # maximize
-    w, m, v, largest, decay = W[0].copy(), 0.0, 0.0, 0.0, ds.attrs["hyperparameters"]["weight_decay"]
-    for t in range(1, len(W)):
-        m, v = 0.9 * m + 0.1 * g[t], 0.999 * v + 0.001 * g[t] ** 2
-        largest = np.maximum(largest, v)
-        d = np.sqrt(largest / (1 - 0.999**t)) + 1e-8
-        w -= 2e-3 * decay * w + 2e-3 / (1 - 0.9**t) * m / d
-    distance = np.linalg.norm(reference.round_to_bfloat16(w) - W[0], axis=1)
-    np.testing.assert_allclose(found.distance[-1], distance, rtol=1e-3, atol=1e-7)
-    recorded = dx.replay_open_loop(ds, "nearest", moments="recorded").compute()
-    assert (recorded.moved_fraction == recorded.recorded_moved_fraction).mean() > 0.9
-    with pytest.raises(InputError, match="'max_exp_avg_sq', which was not recorded, and can be computed from"):
-        dx.replay_open_loop(ds.isel(step=slice(3, None)), moments="recorded")
-
-
-def test_open_loop_does_not_take_nan_for_motion(recording: Path) -> None:
-    ds = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 20)).compute()
-    whole = dx.replay_open_loop(ds).compute()
-    ds["grad"][10, 3, 2] = np.nan
-    found = dx.replay_open_loop(ds).compute()
-    assert (found.moved_dims[9:, 3] == -1).all()
-    assert found.distance[9:, 3].isnull().all()
-    others = {"token": np.arange(ds.sizes["token"]) != 3}
-    xr.testing.assert_equal(
-        found[["moved_dims", "distance"]].isel(others), whole[["moved_dims", "distance"]].isel(others)
-    )
-    assert (found.moved_fraction[9:] == (whole.moved_dims.isel(others)[9:] > 0).mean("token")).all()
-
-
-def test_open_loop_across_gaps_is_refused(recording: Path) -> None:
-    ds = dx.open_recording(recording, tokens="dead")
-    with pytest.raises(InputError, match="steps 3..6 are missing; the replay needs every update: select steps"):
-        dx.replay_open_loop(ds.isel(step=[0, 1, 2, 7, 8]))
-    with pytest.raises(InputError, match="needs the variable 'grad', which was not recorded: record it$"):
-        dx.replay_open_loop(ds.drop_vars("grad"))
-    with pytest.raises(InputError, match="needs the variable 'exp_avg', which was not recorded: record it"):
-        dx.replay_open_loop(ds.drop_vars("exp_avg"), moments="recorded")
-
-
-def test_other_schemes_lose_no_update_either(recording: Path) -> None:
-    ds = dx.open_recording(recording, tokens="dead")
-    ends = {s: dx.replay_open_loop(ds, s).compute().distance[-1].values for s in ("nearest", "stochastic", "kahan")}
-    master = dx.replay_open_loop(ds).compute().distance[-1].values
-    assert np.abs(ends["kahan"] / master - 1).max() < 0.02
-    assert abs(ends["stochastic"].mean() / master.mean() - 1) < 0.02
-    assert ends["nearest"].mean() < 0.9 * master.mean()
-    again, other = (dx.replay_open_loop(ds, "stochastic", seed=s).compute().distance[-1].values for s in (0, 1))
-    np.testing.assert_array_equal(again, ends["stochastic"])
-    assert (other != again).any()
-    with pytest.raises(InputError, match="choose one of nearest"):
-        dx.replay_open_loop(ds, "float64")
-    with pytest.raises(InputError, match="begins at step 5"):
-        dx.replay_open_loop(ds.isel(step=slice(5, None)))
-    assert dx.replay_open_loop(ds.isel(step=slice(5, 9)), moments="recorded").compute().sizes["step"] == 3
-
-
-# --- the recorder's question -------------------------------------------------------------------------------------
-
-
-def test_check_says_which_arithmetic_closes_an_update(recording: Path) -> None:
-    ds = dx.open_recording(recording, raw=True)
-    rows = [{n: ds[n][t].values for n in LEARNED} for t in (49, 50)]
-    settings = {**ds.attrs["hyperparameters"], "optimizer": "AdamW", "lr": float(ds.lr[50]), "step": 50}
-    said = check(*rows, settings)
-    # whether others close this update too is chance
-    closes = r"the updates close under single( and .* alike)? \(100\.0000% of 4096 elements, 0 missed"
-    assert re.match(closes, said)
-    assert "the gradient is the one that update 50 used" in said
-    nested = {"hyperparameters": ds.attrs["hyperparameters"], **{k: settings[k] for k in ("optimizer", "lr", "step")}}
-    assert check(*rows, nested) == said
-    late = {**rows[1], "grad": ds.grad[49].values}
-    assert "the gradient is not the one that update 50 used" in check(rows[0], late, settings)
-    assert "learning rate of about" in check(*rows, {**settings, "lr": 1e-2})
-    with pytest.raises(InputError, match="check needs lr"):
-        check(*rows, {**settings, "lr": None})
 
 
 def test_an_update_that_left_the_parameter_out_has_no_gradient_and_is_not_counted(tmp_path: Path) -> None:

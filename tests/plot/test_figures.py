@@ -298,7 +298,7 @@ def test_invalid_topology_steps_are_gaps(results: xr.DataTree) -> None:
 
 
 def test_topology_needs_three_axes(results: xr.DataTree) -> None:
-    with pytest.raises(InputError, match="found 2, needed 3"):
+    with pytest.raises(InputError, match="found 2, expected 3"):
         plot.topology(results["topology"].to_dataset(), axes=Figure().subplots(2))
 
 
@@ -485,5 +485,5 @@ def test_two_runs_are_drawn_as_they_diverge(recording: Path) -> None:
 def test_two_runs_that_are_the_same(recording: Path) -> None:
     a = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 5))
     share, far = plot.compare_runs(dx.compare_runs(a, a))
-    assert "the same to the bit" in share.get_title(loc="left")
+    assert "equal to the bit" in share.get_title(loc="left")
     assert zero_spans(far, _style.ORANGE) == [(-0.5, 4.5)]

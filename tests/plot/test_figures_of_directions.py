@@ -38,5 +38,5 @@ def test_pictures_hold_the_results(results: xr.DataTree) -> None:
     predictors = results["freeze_predictors"].to_dataset()
     left, _ = plot.freeze_predictors(predictors, axes=axes(ncols=2))
     np.testing.assert_array_equal(left.containers[0].lines[0].get_xdata(), predictors.rank_correlation)
-    with pytest.raises(InputError, match="axes: found 2, needed 3"):
+    with pytest.raises(InputError, match="axes: found 2, expected 3"):
         plot.coherence(cohere, axes=axes(nrows=2))

@@ -90,7 +90,7 @@ def test_the_sentences_are_of_these_results(page: Path, results: xr.DataTree) ->
     moved = (results["motion"].moved_dims > 0).sum("token")
     last = int(moved.step[moved > 0][-1])
     assert f"At step 1, {int(moved[0])} of 162 tokens moved" in text
-    assert f"The last motion of all is at step {last}" in text
+    assert f"The last motion is at step {last}" in text
     share = float(results["phases"].fraction.sel(phase="frozen")[-1])
     assert f"{100 * share:.1f}% frozen" in text
     for name in results["motion"].data_vars:
@@ -111,20 +111,20 @@ def test_the_series_are_of_these_results(page: Path, results: xr.DataTree) -> No
 def test_thinning_keeps_spikes_and_gaps() -> None:
     values = np.zeros(50_000)
     values[31_234], values[7], values[40_000:] = 9.0, -3.0, np.nan
-    at = series._thinned(values)
-    assert len(at) <= series.MOST + 2
+    at = series._thin(values)
+    assert len(at) <= series.MAX_POINTS + 2
     assert {31_234, 7, 0, 49_999} <= set(at.tolist())
     assert np.isnan(values[at]).sum() > 100
     assert (np.diff(at) > 0).all()
 
 
 @pytest.mark.parametrize("group", ["motion", "phases", "kinematics", "topology", "freeze_predictors"])
-def test_partial_results_do(results: xr.DataTree, tmp_path: Path, group: str) -> None:
+def test_a_report_of_one_group(results: xr.DataTree, tmp_path: Path, group: str) -> None:
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), group: results[group].to_dataset()})
     Page(dx.report(tree, tmp_path / "r.html").read_text("utf-8"))
 
 
-def test_what_was_left_out_and_what_is_dangerous_is_said_and_escaped(recording: Path, tmp_path: Path) -> None:
+def test_left_out_analyses_and_warnings_are_listed_and_escaped(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead").drop_vars(["exp_avg", "exp_avg_sq"])
     rec.attrs["source"] = "<script>alert(1)</script>.zarr"
     rec["W"] = rec.W.where(rec.step != 7)
@@ -136,11 +136,11 @@ def test_what_was_left_out_and_what_is_dangerous_is_said_and_escaped(recording: 
     Page(text)
 
 
-def test_a_file_that_is_there_is_kept(results: xr.DataTree, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(results: xr.DataTree, tmp_path: Path) -> None:
     results = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "phases": results["phases"].to_dataset()})
     out = tmp_path / "r.html"
     out.write_text("mine")
-    with pytest.raises(DestinationExistsError, match=r"r\.html is there already"):
+    with pytest.raises(DestinationExistsError, match=r"r\.html already exists"):
         dx.report(results, out)
     assert out.read_text() == "mine"
     assert dx.report(results, out, overwrite=True).read_text("utf-8").startswith("<!doctype html>")
@@ -148,8 +148,8 @@ def test_a_file_that_is_there_is_kept(results: xr.DataTree, tmp_path: Path) -> N
         dx.report(results, tmp_path, overwrite=True)
 
 
-def test_no_results_no_report(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="hold no group"):
+def test_results_without_groups_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hold no groups"):
         dx.report(xr.DataTree(), tmp_path / "r.html")
 
 

@@ -1,4 +1,4 @@
-"""Results as one page that a person reads from top to bottom: no server, no network, no scripts needed."""
+"""Write results as one HTML page, readable without a server or network, and without scripts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
     Returns
     -------
     Path
-        The file: what was recorded, what was found in sentences, every picture with how to read it, warnings, the
-        definition of every variable with its formula, and where the data come from. It asks for nothing else, on this
-        machine or any other.
+        The file: what was recorded, the findings in sentences, every picture with how to read it, warnings, the
+        definition of every variable with its formula, and the origin of the data. It refers to no other file and to no
+        address.
 
     Raises
     ------
     DestinationExistsError
-        If ``out`` is there already.
+        If ``out`` exists.
     InputError
-        If the results hold no group that is known.
+        If the results hold no groups.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -51,15 +51,15 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
 
     out = Path(out)
     if out.exists() and (not overwrite or out.is_dir()):
-        raise DestinationExistsError(f"{out} is there already: name another file, or say overwrite=True (--overwrite)")
+        raise DestinationExistsError(f"{out} already exists: name another file, or say overwrite=True (--overwrite)")
     tree = results if isinstance(results, xr.DataTree) else open_results(results)
     if not tree.children:
-        raise InputError("these results hold no group of analyses: there is nothing to report")
+        raise InputError("these results hold no groups of analyses; there is nothing to report")
     page = Environment(
         loader=PackageLoader("deadtok_xr.results.report", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     ).get_template("page.html.jinja")  # fmt: skip
-    _put(out, page.render(**_content(tree)))
+    _write(out, page.render(**_content(tree)))
     return out
 
 
@@ -72,7 +72,7 @@ def _content(tree: xr.DataTree) -> dict[str, Any]:
         "findings": facts.findings(tree),
         "warnings": facts.warnings(tree),
         "pictures": _pictures(tree),
-        "series": json.dumps(series.of_steps(groups)).replace("<", "\\u003c"),  # it stands in a script element
+        "series": json.dumps(series.step_series(groups)).replace("<", "\\u003c"),  # inside a script element
         "definitions": facts.definitions(groups),
         "provenance": facts.provenance(tree),
         "style": (_HERE / "page.css").read_text("utf-8"),
@@ -81,26 +81,26 @@ def _content(tree: xr.DataTree) -> dict[str, Any]:
 
 
 def _pictures(tree: xr.DataTree) -> list[dict[str, str]]:
-    """Every picture that the results allow: its title, how to read it, and its bytes."""
+    """Return every picture that the results allow: title, how to read it, and the encoded image."""
     from deadtok_xr.plot.save import figures, write_png
 
-    found = []
+    pictures = []
     for picture, figure in figures(tree):
         image = BytesIO()
         write_png(figure, image, 130)
         data = base64.b64encode(image.getvalue()).decode()
-        found.append({"name": picture.name, "title": picture.title, "read": picture.reading, "data": data})
-    return found
+        pictures.append({"name": picture.name, "title": picture.title, "read": picture.reading, "data": data})
+    return pictures
 
 
-def _put(out: Path, text: str) -> None:
-    """Write the file at a stroke: a page that breaks off in the middle is worse than none."""
+def _write(out: Path, text: str) -> None:
+    """Write the file, or none at all if that fails."""
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    temporary = out.with_name(f".{out.name}.part")
     try:
-        part.write_text(text, "utf-8")
-        part.replace(out)
+        temporary.write_text(text, "utf-8")
+        temporary.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(error.errno, f"{out} cannot be written: {reason}; choose another destination") from error

@@ -1,4 +1,4 @@
-"""What a report says in words: what was recorded, what was found, what to be careful about, where it is from."""
+"""The texts of a report: the recording, the findings, warnings, definitions and the origin of the data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from deadtok_xr.results.summary import summary
 
 
 def title(tree: xr.DataTree) -> str:
-    """The name of the recording."""
+    """Return the name of the recording."""
     return Path(str(tree.attrs.get("source", "recording"))).name
 
 
 def recorded(tree: xr.DataTree) -> list[tuple[str, str]]:
-    """What was recorded, as names and values."""
+    """Return properties of the recording, as names and values."""
     attrs = tree.attrs.get("recording", {})
     kind = tree.attrs.get("tokens", "all")
     rows = [("tokens analysed", f"{tree.attrs.get('n_tokens', '?')}" + ("" if kind == "all" else f", the {kind} ones"))]
-    of_groups = [node.coords["step"].values for node in tree.children.values() if "step" in node.coords]
-    if steps := max(map(list, of_groups), key=len, default=[]):
+    labels = [node.coords["step"].values for node in tree.children.values() if "step" in node.coords]
+    if steps := max(map(list, labels), key=len, default=[]):
         rows.append(("steps", f"{steps[0]} to {steps[-1]}"))
     for key in ("optimizer", "device", "created", "seed"):
         if attrs.get(key) not in (None, ""):
@@ -33,7 +33,7 @@ def recorded(tree: xr.DataTree) -> list[tuple[str, str]]:
 
 
 def findings(tree: xr.DataTree) -> list[str]:
-    """What was found, a sentence each."""
+    """Return the main findings, as sentences."""
     return [
         sentence
         for name, describe in _SENTENCES.items()
@@ -43,13 +43,13 @@ def findings(tree: xr.DataTree) -> list[str]:
 
 
 def warnings(tree: xr.DataTree) -> list[str]:
-    """What to be careful about: the warnings of the summary, and what was left out."""
+    """Return the warnings of the summary, and what was left out."""
     lines = [line.strip() for line in summary(tree).splitlines()]
     return [line for line in lines if line.startswith("warning:") or ": left out. " in line]
 
 
 def definitions(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """Per group its variables: name, meaning, unit and formula."""
+    """Return the variables of each group: name, meaning, unit, formula and dims."""
     return [
         {
             "group": group,
@@ -69,7 +69,7 @@ def definitions(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
 
 
 def provenance(tree: xr.DataTree) -> list[tuple[str, str]]:
-    """Where the numbers come from."""
+    """Return the origin of the data: recording, software and source files."""
     attrs = tree.attrs
     rows: list[tuple[str, str]] = [(key, str(attrs[key])) for key in ("source", "analysed") if key in attrs]
     rows += [(f"analysed with {k}", str(v)) for k, v in dict(attrs.get("analysed_with", {})).items()]
@@ -94,19 +94,19 @@ def _motion(ds: xr.Dataset) -> Iterator[str]:
         yield "No token moved at any step."
     elif last[-1] < steps[-1]:
         rest = steps[-1] - last[-1]
-        yield f"The last motion of all is at step {last[-1]}; nothing moved in the {rest} steps after it."
+        yield f"The last motion is at step {last[-1]}; no token moved in the {rest} steps after it."
     else:
         yield "Tokens still moved at the last step."
 
 
 def _phases(ds: xr.Dataset) -> Iterator[str]:
-    names, begins = [str(p) for p in ds["phase"].values], ds["transition_step"].values
-    words = [names[0], *(f"{name} or colder" for name in names[1:-1])]
-    said = [f"{word} first at step {t}" for word, t in zip(words, begins[:-1], strict=True) if t >= 0]
+    names, starts = [str(p) for p in ds["phase"].values], ds["transition_step"].values
+    states = [names[0], *(f"{name} or colder" for name in names[1:-1])]
+    reached = [f"{state} first at step {t}" for state, t in zip(states, starts[:-1], strict=True) if t >= 0]
     final = ", ".join(
         f"{100 * f:.1f}% {name}" for name, f in zip(names, ds["fraction"].values[-1], strict=True) if f > 0
     )
-    yield f"The majority of the tokens is {', '.join(reversed(said)) or 'never in any but the hottest phase'}."
+    yield f"The majority of the tokens is {', '.join(reversed(reached)) or 'in the hottest phase at every step'}."
     yield f"At the last step the tokens are {final}."
 
 
@@ -114,16 +114,16 @@ def _kinematics(ds: xr.Dataset) -> Iterator[str]:
     C, radius = ds["centroid"].values, ds["radius"].values
     drift = float(np.linalg.norm(C[-1] - C[0]))
     yield (
-        f"The centroid drifted by {drift:.4g}; the mean distance of a token from it went from {radius[0]:.4g} to "
+        f"The centroid drifted by {drift:.4g}; the mean distance of a token from it changed from {radius[0]:.4g} to "
         f"{radius[-1]:.4g}."
     )
 
 
 def _topology(ds: xr.Dataset) -> Iterator[str]:
-    largest, alone = ds["largest_component"].values, ds["n_singletons"].values
+    largest, singletons = ds["largest_component"].values, ds["n_singletons"].values
     yield (
-        f"At the spacing of the grid, the largest group of neighbours had {largest[0]} tokens at first and "
-        f"{largest[-1]} at last; {alone[0]} and {alone[-1]} tokens had no neighbour."
+        f"At the spacing of the grid, the largest component of neighbours has {largest[0]} tokens at the first step "
+        f"and {largest[-1]} at the last; {singletons[0]} and {singletons[-1]} tokens have no neighbour."
     )
 
 
@@ -132,9 +132,9 @@ def _coherence(ds: xr.Dataset) -> Iterator[str]:
     known = np.flatnonzero(np.isfinite(mean))
     if known.size:
         yield (
-            f"The mean cosine between the displacements of two tokens was {mean[known[0]]:.4f} at step "
+            f"The mean cosine between the displacements of two tokens is {mean[known[0]]:.4f} at step "
             f"{ds['step'].values[known[0]]} and {mean[known[-1]]:.4f} at step {ds['step'].values[known[-1]]}, the last "
-            "at which two tokens moved."
+            "at which at least two tokens moved."
         )
 
 
@@ -147,9 +147,9 @@ def _mechanism(ds: xr.Dataset) -> Iterator[str]:
         )
     names = ds["cause"].attrs["flag_meanings"].split()
     kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
-    said = [f"{k} ({name.replace('_', ' ')})" for k, name in zip(kinds, names, strict=True) if k and name != "moved"]
-    if said:
-        yield f"Of the tokens that stopped, the update after the last motion was: {', '.join(said)}."
+    causes = [f"{k} ({name.replace('_', ' ')})" for k, name in zip(kinds, names, strict=True) if k and name != "moved"]
+    if causes:
+        yield f"Tokens stopped, by the cause at the update after their last motion: {', '.join(causes)}."
 
 
 def _centroid_origin(ds: xr.Dataset) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The series of the page that can be hovered over and zoomed: one number per step."""
+"""The interactive series of a report: variables with one number per step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-MOST = 4000
-"""Points of a series; longer ones are thinned to the least and the largest of each piece, so that no spike is lost."""
+MAX_POINTS = 4000
+"""Points of a series; longer ones keep the smallest and largest value of each interval, so that no spike is lost."""
 
 
-def of_steps(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """Every variable over steps alone, that is not constant: its name, what it is, its steps and values."""
-    found = []
+def step_series(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
+    """Return every variable over steps alone: its name, meaning, steps and values."""
+    out = []
     for group, ds in groups.items():
         for name, x in ds.data_vars.items():
             if x.dims != ("step",) or x.dtype.kind not in "iuf" or x.sizes["step"] < 2:
@@ -21,8 +21,8 @@ def of_steps(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
             values = x.values.astype(np.float64)
             if np.isfinite(values).sum() < 2:
                 continue
-            at = _thinned(values)
-            found.append(
+            at = _thin(values)
+            out.append(
                 {
                     "name": f"{group}: {name}",
                     "what": str(x.attrs.get("long_name", name)),
@@ -31,19 +31,19 @@ def of_steps(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
                     "values": [None if not np.isfinite(v) else float(f"{v:.6g}") for v in values[at]],
                 }
             )
-    return found
+    return out
 
 
-def _thinned(values: np.ndarray) -> np.ndarray:
-    """Places of the points to show, ascending."""
-    if len(values) <= MOST:
+def _thin(values: np.ndarray) -> np.ndarray:
+    """Return the positions of the points to show, ascending."""
+    if len(values) <= MAX_POINTS:
         return np.arange(len(values))
-    pieces = np.array_split(np.arange(len(values)), MOST // 2)
+    intervals = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
     kept: set[int] = {0, len(values) - 1}
-    for piece in pieces:
-        known = piece[np.isfinite(values[piece])]
+    for interval in intervals:
+        known = interval[np.isfinite(values[interval])]
         kept.update(
-            (int(piece[0]),)
+            (int(interval[0]),)
             if not known.size
             else (int(known[values[known].argmin()]), int(known[values[known].argmax()]))
         )
