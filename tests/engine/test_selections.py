@@ -1,4 +1,4 @@
-"""Recorded values are read directly from their store through every selection, and derived values never pass for them."""
+"""Recorded values are read directly through every selection, and derived values never pass for them."""
 
 from __future__ import annotations
 
