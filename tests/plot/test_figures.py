@@ -385,7 +385,7 @@ def test_own_figure_and_axis_labels(results: xr.DataTree, name: str) -> None:
 def test_missing_variables_are_named(name: str) -> None:
     draw, group = DRAWN[name]
     ds = xr.Dataset({"loss": ("step", [1.0, 2.0])}, {"step": [1, 2]})
-    with pytest.raises(InputError, match=rf"no variable .*deadtok_xr\.{group} makes.*loss"):
+    with pytest.raises(InputError, match=rf"no variable .*deadtok_xr\.{group} returns.*loss"):
         draw(ds)
 
 

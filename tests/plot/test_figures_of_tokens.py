@@ -108,7 +108,7 @@ def test_what_cannot_be_drawn_is_refused(recording: Path) -> None:
         plot.sky_map(rec, step=999)
     with pytest.raises(InputError, match="choose one of centroid, origin"):
         plot.sky_map(rec, centre="sun")
-    with pytest.raises(InputError, match="needed: 2 or more of 3 or more"):
+    with pytest.raises(InputError, match="expected 2 tokens or more, of 3 dims or more"):
         plot.sky_map(rec.isel(dim=[0, 1]))
     with pytest.raises(InputError, match="mollweide"):
         plot.sky_map(rec, ax=axes())
