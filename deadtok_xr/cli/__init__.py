@@ -39,5 +39,5 @@ for _command in (
 
 
 def main() -> NoReturn:
-    """Run the command line: exit status 0 done, 2 what the user gave is wrong, 1 what the machine could not do."""
+    """Run the command line: exit status 0 on success, 2 for unusable input, 1 for a failure of the machine."""
     sys.exit(status(lambda: cli(prog_name="deadtok", standalone_mode=False)))

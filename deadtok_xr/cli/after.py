@@ -1,4 +1,4 @@
-"""`deadtok label`, `export`, `report`: what is done with stores and results after they were written."""
+"""`deadtok label`, `export`, `report`: commands for existing stores and results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @click.option(
     "--dead-ids", type=PATH, help="File with the ids of the dead tokens (text, JSON, .npy, .npz, .h5 or .safetensors)."
 )
-@click.option("--token-text", type=PATH, help="A tokenizer.json, a JSON list, or text with a token per line.")
-@click.option("--overwrite", is_flag=True, help="Replace labels that say something else.")
+@click.option("--token-text", type=PATH, help="A tokenizer.json, a JSON list, or text with one token per line.")
+@click.option("--overwrite", is_flag=True, help="Replace existing labels that differ.")
 def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite: bool) -> None:
-    """Tell a store which tokens are dead and what their text is; data are not touched.
+    """Add dead tokens and token texts to a store; the data are not changed.
 
     \b
     Example:  deadtok label thimble_7.zarr --dead-ids dead.json --token-text tokenizer.json
@@ -37,8 +37,8 @@ def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite
 @click.argument("out", type=PATH)
 @click.option("--variables", help="Variables, separated by commas. Default: all.")
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), default="all", show_default=True)
-@click.option("--run", help="Which run, by its label, of a store that holds several.")
-@click.option("--uint16", is_flag=True, help="Write bfloat16 as its bits in uint16, as .h5 and .npz always do.")
+@click.option("--run", help="Label of one run, for a store of several runs.")
+@click.option("--uint16", is_flag=True, help="Write the bits of bfloat16 as uint16, as .h5 and .npz always do.")
 @click.option("--source-dtype", is_flag=True, help="Write each variable in the dtype that it was converted from.")
 @OVERWRITE
 @QUIET
@@ -68,7 +68,7 @@ def export(
 @click.option("-o", "--output", "out", required=True, type=PATH, help="HTML file to write.")
 @OVERWRITE
 def report(results: Path, out: Path, overwrite: bool) -> None:
-    """Write results as one page to read: findings, pictures, definitions, provenance.
+    """Write results as one HTML page: findings, figures, definitions, provenance.
 
     \b
     Example:  deadtok report results.zarr -o report.html

@@ -43,24 +43,24 @@ _HERE = ("threads", "processes", "synchronous")
     type=PLACE,
     help="Results store to write.",
 )
-@click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead where known.")
-@click.option("--run", help="Which run, by its label, of a store that holds several.")
+@click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead, if they are known.")
+@click.option("--run", help="Label of one run, for a store of several runs.")
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--import", "modules", type=PATH, multiple=True, help="A Python file that defines analyses of your own.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
 @click.option("--scheduler", default="threads", show_default=True, help="threads, processes or a cluster's ADDRESS.")
-@click.option("--workers", type=int, help="Work in so many processes of this machine (dask.distributed).")
+@click.option("--workers", type=int, help="Number of worker processes on this machine (dask.distributed).")
 @click.option(
     "--device",
     type=click.Choice(NAMES),
     default="auto",
     show_default=True,
-    help="Where dense kernels run: auto is CUDA where it wins; torch-cpu tries the kernels for GPUs.",
+    help="Where dense kernels run: auto uses CUDA if it is faster; torch-cpu runs the GPU kernels on the CPU.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Number format that the weights were trained in. Default: what the store says.",
+    help="Number format that the weights were trained in. Default: that of the store.",
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
 @replay_options
@@ -75,10 +75,10 @@ def analyze(
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
-    Interrupted, even killed, the same command goes on where it was.
+    After an interruption or a kill, the same command resumes.
 
-    --lr, --optimizer, --hyperparameter and --arithmetic are for `mechanism`, where the store does not say
-    how it was trained, or says it wrongly.
+    --lr, --optimizer, --hyperparameter and --arithmetic are for `mechanism`, if the store lacks the settings of
+    the training, or has wrong ones.
 
     \b
     Example:  deadtok analyze thimble_7.zarr -o results.zarr --only motion,phases
@@ -99,7 +99,7 @@ def analyze(
         import_analyses(file)
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     if names == []:
-        raise InputError(f"--only {only!r} names no analysis: say for instance --only motion,phases")
+        raise InputError(f"--only {only!r} names no analysis: give for instance --only motion,phases")
     options = for_mechanism(**replay)
     if options and names and "mechanism" not in names:
         raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
@@ -111,9 +111,9 @@ def analyze(
         recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
         options={"mechanism": options} if options else None, device=device,
     )  # fmt: skip
-    plan = "" if quiet else _planned(store, recording, len(tree.children), scheduler, workers, partial=partial)
-    with _scheduler(scheduler, workers, device, quiet=quiet), _saying_what_is_done(quiet):
-        progress = _announced(plan, dask_progress("analysing", quiet=quiet))
+    plan = "" if quiet else _plan_text(store, recording, len(tree.children), scheduler, workers, partial=partial)
+    with _scheduler(scheduler, workers, device, quiet=quiet), _print_log(quiet):
+        progress = _print_plan_and_progress(plan, dask_progress("analysing", quiet=quiet))
         saved = save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
         click.echo(summary(saved))
@@ -126,8 +126,8 @@ def analyze(
 
 
 @contextmanager
-def _announced(plan: str, progress: AbstractContextManager[None]) -> Iterator[None]:
-    """Progress, with what is about to be done said first, when nothing was found to be in its way."""
+def _print_plan_and_progress(plan: str, progress: AbstractContextManager[None]) -> Iterator[None]:
+    """Print the plan when the computation starts, that is after all checks, and show progress."""
     if plan:
         click.echo(plan, err=True)
         say_compiling()
@@ -136,8 +136,8 @@ def _announced(plan: str, progress: AbstractContextManager[None]) -> Iterator[No
 
 
 @contextmanager
-def _saying_what_is_done(quiet: bool) -> Iterator[None]:
-    """Print what the library logs of results that it goes on with."""
+def _print_log(quiet: bool) -> Iterator[None]:
+    """Print what the library logs when it resumes unfinished results."""
     said, logger = _Printed(logging.INFO), logging.getLogger("deadtok_xr.results.save")
     level = logger.level
     if not quiet:
@@ -155,10 +155,10 @@ class _Printed(logging.Handler):
         click.echo(record.getMessage(), err=True)
 
 
-def _planned(
+def _plan_text(
     store: Path | str, recording: xr.Dataset, n_analyses: int, scheduler: str, workers: int | None, *, partial: bool
 ) -> str:
-    """What is about to be done, and the memory that it takes at most."""
+    """Return a sentence about the work and its peak memory."""
     from dask.system import CPU_COUNT
 
     from deadtok_xr.cli import describe
@@ -176,7 +176,7 @@ def _planned(
 
 @contextmanager
 def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> Iterator[None]:
-    """Dask's scheduler for what is computed inside."""
+    """Use a scheduler of Dask inside a `with` block."""
     if workers is None and name in _HERE:
         import dask
 
@@ -186,7 +186,7 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
     from deadtok_xr.engine import cluster
 
     if workers is not None and name != "threads":
-        raise InputError(f"--workers {workers} and --scheduler {name} are two ways: say one of them")
+        raise InputError(f"--workers {workers} and --scheduler {name} exclude each other: give one of them")
     with cluster.connected(name) if workers is None else cluster.local_cluster(workers) as client:
         if find_spec("bokeh") and not quiet:  # without it there is none
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
@@ -195,10 +195,10 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
 
 
 def _check_workers(workers: Mapping[str, Any], scheduler: str, device: str) -> None:
-    """Refuse what would wait for ever: tasks for workers with a resource that none has."""
+    """Refuse tasks that need a resource that no worker has: they would wait for ever."""
     for resource in resources(device).get("resources", {}):
         if not any(worker.get("resources", {}).get(resource) for worker in workers.values()):
             raise InputError(
                 f"--device {device}: none of the {len(workers)} workers of {scheduler} has the resource {resource}: "
-                f"start those with a GPU as `dask worker {scheduler} --resources {resource}=1`, or say --device cpu"
+                f"start those with a GPU as `dask worker {scheduler} --resources {resource}=1`, or use --device cpu"
             )

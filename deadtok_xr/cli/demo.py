@@ -15,10 +15,10 @@ from deadtok_xr.errors import InputError
 @click.option("--quick", is_flag=True, help="A shorter run, within a minute.")
 @QUIET
 def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
-    """Train a real tiny model here, record it, analyse the recording, draw it.
+    """Train a tiny model, record it, analyse the recording and draw the figures.
 
-    Leaves recording.zarr, results.zarr and figures/ in FOLDER (deadtok-demo, or the next free
-    deadtok-demo-N).
+    Writes recording.zarr, results.zarr and figures/ to FOLDER (default: deadtok-demo, or deadtok-demo-N if it
+    exists).
 
     \b
     Example:  deadtok demo --quick

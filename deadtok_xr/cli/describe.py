@@ -1,4 +1,4 @@
-"""What a store holds, as text for one screen, and the memory that analysing it takes."""
+"""Describe a store as text for one screen, and estimate the memory needed to analyse it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from deadtok_xr.schema import MATRIX, without_run
 
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
 _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
-_FOUND_BYTES = 300  # per step and token, of all analyses together
+_OUTPUT_BYTES = 300  # per step and token, of all analyses together
 _STREAM_BYTES = 10**6  # a decompressor with its window, and what was read ahead
 _NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
-_COPIES = 5  # of a piece: as recorded, as float32 twice as large, and as the words of float32
+_COPIES = 5  # of a batch: as recorded, as float32 twice as large, and as the words of float32
 _KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
-_TASKS_BYTES = 500_000  # the tasks of a row and what they pass on
+_TASKS_BYTES = 500_000  # the tasks of a block and what they return
 _TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
 
 
@@ -35,7 +35,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     path
         The store.
     partial
-        Also describe one that was not written to its end.
+        Also describe a store that is not complete.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
 
 
 def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
-    """What `describe` says, for scripts: sizes, and of each variable its layout and how much is stored."""
+    """Return the facts of `describe` for scripts: sizes, and the layout and stored bytes of each variable."""
     group, n_steps = store.open_group(path, partial=partial)
     arrays = {
         name: {
@@ -73,10 +73,10 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
 
 
 def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int | None = None) -> int:
-    """Peak memory of analysing a store, in bytes.
+    """Estimate the peak memory of analysing a store, in bytes.
 
-    Per thread: what the analyses find in one row of chunks, the decompressors of its chunks, and a piece of it as
-    recorded and as numbers. Beside that, what is kept for each step, and the tasks.
+    Per thread: the outputs of the analyses for one block of steps, the decompressors of its chunks, and a batch as
+    recorded and as numbers. In addition: what is kept for each step, and the tasks.
 
     Parameters
     ----------
@@ -85,21 +85,21 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     n_tokens
         How many tokens are analysed; None for all.
     threads
-        How many rows are worked on at once; None for one per core.
+        Number of blocks that are processed at the same time; None for one per core.
     """
     arrays = [a for _, a in group.arrays() if without_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
     if not arrays:
         return _BASE_BYTES
     steps, tokens, dims = arrays[0].shape[-3:]
     height, tokens = arrays[0].chunks[-3], n_tokens or tokens
-    found = height * tokens * _FOUND_BYTES
+    outputs = height * tokens * _OUTPUT_BYTES
     streams = sum(math.ceil(tokens / a.chunks[-2]) for a in arrays) * _STREAM_BYTES
     step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
-    piece = max(BATCH_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
+    batch = max(BATCH_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
     kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
     base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
     at_once = min(threads or CPU_COUNT, math.ceil(steps / height))
-    return base + at_once * (found + streams + piece) + kept
+    return base + at_once * (outputs + streams + batch) + kept
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
@@ -116,12 +116,12 @@ def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
     facts += [(key, str(group.attrs[key])) for key in ("made_by", "created") if key in group.attrs]
     facts += _training(group, n_steps)
     if not group.attrs.get("complete"):
-        facts.append(("warning", "not written to its end; these are the steps that are whole"))
+        facts.append(("warning", "not complete; only the completely written steps are listed"))
     return facts
 
 
 def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
-    """What made the updates, and what the recorder's check of itself found."""
+    """Return the settings of the training, and the result of the recorder's self-check."""
     attrs = group.attrs
     facts = []
     if "optimizer" in attrs:
@@ -140,7 +140,7 @@ def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
 
 
 def _matters(name: str, value: object) -> bool:
-    """Whether a setting is worth a place on the screen: numbers, and flags that are on."""
+    """Whether to show a setting: numbers, and flags that are on."""
     if name in ("lr", "initial_lr", "differentiable", "decoupled_weight_decay") or value is None:
         return False
     return value is not False
@@ -170,6 +170,6 @@ def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
 
 
 def size(n: float) -> str:
-    """Bytes in three figures and a unit."""
+    """Format bytes with three digits and a unit."""
     power = min(4, int(math.log10(n) // 3)) if n >= 1 else 0
     return f"{n / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"

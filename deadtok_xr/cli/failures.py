@@ -1,4 +1,4 @@
-"""Every error as one sentence and an exit status; every warning as one line."""
+"""Print each error as one sentence with an exit status, and each warning as one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryErro
 
 
 def status(run: Callable[[], Any]) -> int:
-    """Run a command: 0 done, 2 what the user gave is wrong, 1 what the machine could not do."""
+    """Run a command and return its exit status: 0 success, 2 unusable input, 1 a failure of the machine."""
     try:
         with _plain_warnings():
             run()
@@ -42,7 +42,7 @@ def status(run: Callable[[], Any]) -> int:
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
-    """One sentence about an error, and the exit status that it means."""
+    """Return one sentence about an error, and the exit status."""
     if isinstance(error, click.ClickException):
         return _usage(error), 2
     if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
@@ -66,7 +66,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What was noted on the way: how to go on. Of what click makes of Ctrl-C, that of the interrupt itself."""
+    """Return the notes of an error, such as how to resume; for click's Abort, also those of the interrupt."""
     cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else None
     return [*getattr(error, "__notes__", ()), *getattr(cause, "__notes__", ())]
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: their options, and what they print alike."""
+"""Options and output that several subcommands share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value):
-            self.fail("it is empty; needed: a path", param, ctx)
+            self.fail("it is empty; expected: a path", param, ctx)
         if "://" in str(value):
-            self.fail(f"{str(value)!r} is an address; needed: a path on this machine", param, ctx)
+            self.fail(f"{str(value)!r} is an address; expected: a path on this machine", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -34,14 +34,14 @@ PATH = LocalPath(path_type=Path)
 PLACE = Place()
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")
-PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that was not written to its end.")
+PARTIAL = click.option("--partial", is_flag=True, help="Accept a store that is not complete.")
 STORE = click.argument("store", type=PATH)
 STORE_ANYWHERE = click.argument("store", type=PLACE)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 
 
 def say_compiling() -> None:
-    """Say why the first analysis after an installation takes longer."""
+    """Print why the first analysis after an installation takes longer."""
     from deadtok_xr.kernels import needs_compiling
 
     if needs_compiling():
@@ -49,29 +49,29 @@ def say_compiling() -> None:
 
 
 def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
-    """What an option that may be repeated says, NAME=VALUE each time."""
+    """Parse the values NAME=VALUE of an option that may be repeated."""
     found = dict(value.partition("=")[::2] for value in values)
     if not all(name and value for name, value in found.items()):
-        raise InputError(f"{option} {' '.join(values)}: needed: {form}, with both sides of the =")
+        raise InputError(f"{option} {' '.join(values)}: expected: {form}, with both sides of the =")
     return found
 
 
 def description(path: Path | str, *, partial: bool = False) -> str:
-    """What a store holds, as one screen."""
+    """Describe a store, as text for one screen."""
     from deadtok_xr.cli.describe import describe
 
     return describe(path, partial=partial)
 
 
 def print_json(**facts: Any) -> None:
-    """One JSON object on one line, for scripts."""
+    """Print one JSON object on one line, for scripts."""
     import json
 
     click.echo(json.dumps(facts))
 
 
 def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
-    """Draw all figures of results, and name the files."""
+    """Draw all figures of results, and print the names of the files."""
     from deadtok_xr import plot
 
     drawn = list(plot.save_figures(tree, folder))
@@ -81,7 +81,7 @@ def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
 
 
 def read_ids(path: Path) -> list[int]:
-    """The token ids in a file; here so that commands that read none do not import NumPy."""
+    """Return the token ids in a file. Imports NumPy only when it is called."""
     from deadtok_xr.store import token_ids
 
     return token_ids.read_ids(path)

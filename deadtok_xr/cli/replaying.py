@@ -1,4 +1,4 @@
-"""The options of `deadtok analyze` that say how updates are to be replayed, where the store does not."""
+"""Options of `deadtok analyze` with the settings of the training that `mechanism` needs and the store lacks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _OPTIONS = (
         "hyperparameters",
         multiple=True,
         metavar="KEY=VALUE",
-        help="One of the optimizer's, under torch's name: betas=0.9,0.95, eps=1e-8, weight_decay=0.1, fused=true.",
+        help="A setting of the optimizer, with torch's name: betas=0.9,0.95, eps=1e-8, weight_decay=0.1, fused=true.",
     ),
     click.option(
         "--arithmetic",
         metavar="NAME",
-        help="How torch computed: auto (what the store's flags say), find (try all on a few steps), or single, "
-        "foreach, fused, float32_once.",
+        help="How torch computed the updates: auto (from the settings in the store), find (try all on a few steps), "
+        "or single, foreach, fused, float32_once.",
     ),
 )
 
@@ -42,10 +42,10 @@ def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def for_mechanism(
     lr: str | None, optimizer: str | None, hyperparameters: tuple[str, ...], arithmetic: str | None
 ) -> dict[str, Any]:
-    """The keywords of `deadtok_xr.mechanism` that were given."""
+    """Return the given options as keywords of `deadtok_xr.mechanism`."""
     settings = {key: _value(text, key) for key, text in pairs(hyperparameters, "--hyperparameter", "KEY=VALUE").items()}
     if "lr" in settings:
-        raise InputError("--hyperparameter lr=...: say --lr, which takes a number or a file with one per step")
+        raise InputError("--hyperparameter lr=...: use --lr, which takes a number or a file with one per step")
     settings |= {} if optimizer is None else {"optimizer": optimizer}
     given = {"lr": None if lr is None else _rates(lr), "hyperparameters": settings or None, "arithmetic": arithmetic}
     return {key: value for key, value in given.items() if value is not None}
@@ -60,7 +60,7 @@ def _value(text: str, key: str) -> Any:
         numbers = []
     if not numbers:
         raise InputError(
-            f"--hyperparameter {key}={text}: needed: a number, numbers between commas, true, false or none"
+            f"--hyperparameter {key}={text}: expected: a number, numbers between commas, true, false or none"
         )
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
@@ -73,12 +73,12 @@ def _rates(text: str) -> Any:
     import numpy as np
 
     path = Path(text)
-    needed = "needed: a number, or a file with one number per step, as text or .npy"
+    expected = "expected: a number, or a file with one number per step, as text or .npy"
     if not path.is_file():
-        raise InputError(f"--lr {text}: found neither a number nor a file; {needed}")
+        raise InputError(f"--lr {text}: found neither a number nor a file; {expected}")
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False).astype(np.float64)
         return np.array([float(word) for word in re.split(r"[\s,\[\]]+", path.read_text()) if word])
     except (OSError, ValueError) as error:
-        raise InputError(f"--lr {text} cannot be read ({' '.join(str(error).split())[:160]}); {needed}") from error
+        raise InputError(f"--lr {text} cannot be read ({' '.join(str(error).split())[:160]}); {expected}") from error

@@ -1,4 +1,4 @@
-"""`deadtok convert`, `recipes`, `info`, `verify`: stores made, described and checked."""
+"""`deadtok convert`, `recipes`, `info`, `verify`: create, describe and check stores."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from deadtok_xr.errors import InputError
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("dest", type=PLACE)
-@click.option("--plan", "only_plan", is_flag=True, help="Say what would be written, and write nothing.")
-@click.option("--recipe", help="What is known of a family: a name (see `deadtok recipes`), or a TOML file.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would be written, and write nothing.")
+@click.option("--recipe", help="Known facts about a family: a name (see `deadtok recipes`), or a TOML file.")
 @click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of SOURCE a variable is.")
 @click.option("--dims", multiple=True, metavar="KEY=DIM,DIM", help="The dimensions of an array of SOURCE.")
 @click.option("--include", multiple=True, metavar="KEY", help="Keep an array that would be left out.")
@@ -38,13 +38,13 @@ from deadtok_xr.errors import InputError
     type=click.Choice(["bfloat16", "float16"]),
     default="bfloat16",
     show_default=True,
-    help="What uint16 values are the bits of.",
+    help="The number format of bits stored as uint16.",
 )
 @click.option("--keep-dtype", is_flag=True, help="Store float32 as float32, even if it is an exact copy of bfloat16.")
 @click.option(
     "--steps",
     type=click.Choice(["recorded", "position", "names", "content"]),
-    help="Where the step labels come from: the file's, or the position; of checkpoints names or content.",
+    help="Source of the step labels: recorded or position; for checkpoints also names or content of the files.",
 )
 @click.option("--recorded", type=click.Choice(["after", "before"]), help="Whether rows were recorded after each step.")
 @click.option("--axis", type=click.Choice(["step", "run"]), default="step", help="What the first of three axes counts.")
@@ -52,12 +52,12 @@ from deadtok_xr.errors import InputError
 @click.option(
     "--dead-ids",
     type=PATH,
-    help="File with the ids of the dead tokens, where SOURCE does not say: text, JSON, .npy, .npz, .h5, .safetensors.",
+    help="File with the ids of the dead tokens, if SOURCE lacks them: text, JSON, .npy, .npz, .h5, .safetensors.",
 )
 @click.option("--initial", type=PATH, help="Initial weights, to make displacements absolute.")
 @click.option("--metadata", type=PATH, help="JSON file of settings that belongs to SOURCE.")
-@click.option("--shard", help="Size of a file or object, before compression, such as 64MB. Default: a chunk each.")
-@click.option("--memory", help="Memory to use at most. Default: 1GB.")
+@click.option("--shard", help="Size of a file or object, before compression, such as 64MB. Default: one chunk.")
+@click.option("--memory", help="Peak memory. Default: 1GB.")
 @OVERWRITE
 @QUIET
 def convert(
@@ -111,7 +111,7 @@ def _bytes(option: str, text: str | None) -> int | None:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise InputError(f"{option} {text}: needed: a size, such as 64MB or 2GB")
+        raise InputError(f"{option} {text}: expected: a size, such as 64MB or 2GB")
     return size
 
 
@@ -145,7 +145,7 @@ def recipes() -> None:
 @JSON
 @PARTIAL
 def info(store: Path | str, partial: bool, as_json: bool) -> None:
-    """Say what a store holds and what analysing it takes.
+    """Describe a store, and the memory needed to analyse it.
 
     \b
     Example:  deadtok info thimble_7.zarr
@@ -160,12 +160,12 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
 
 @click.command()
 @STORE_ANYWHERE
-@click.option("--source", type=PATH, help="What STORE was converted from: compare every bit with it.")
-@click.option("--initial", type=PATH, help="The initial weights that were given, if they do not lie beside SOURCE.")
+@click.option("--source", type=PATH, help="The source of STORE: compare every bit with it.")
+@click.option("--initial", type=PATH, help="The initial weights of the conversion, if they are not beside SOURCE.")
 @JSON
 @QUIET
 def verify(store: Path | str, source: Path | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
-    """Read every chunk of a store against its checksum, and compare it with its source.
+    """Check the checksum of every chunk of a store, and compare the store with its source.
 
     \b
     Example:  deadtok verify thimble_7.zarr --source thimble_7.h5

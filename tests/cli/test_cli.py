@@ -460,7 +460,7 @@ def test_a_conversion_never_replaces_results(
         (["-o", "r" * 300], "File name too long"),
         (["--figures", "STORE"], "lies in the Zarr store"),
         (["-o", "dangling"], "is a broken symbolic link"),
-        (["-o", ""], "it is empty; needed: a path"),
+        (["-o", ""], "it is empty; expected: a path"),
         (["-o", "s3://bucket"], "expected a bucket and a name in it"),
         (["--scheduler", ""], "cannot connect to a Dask scheduler at ''"),
         (["--nonsense"], "No such option"),

@@ -191,7 +191,7 @@ def test_workers_of_the_command(
     ("options", "sentence"),
     [
         (["--workers", "0"], "--workers 0: expected 1 or more"),
-        (["--workers", "2", "--scheduler", "processes"], "are two ways: say one"),
+        (["--workers", "2", "--scheduler", "processes"], "exclude each other: give one"),
         (["--workers", "two"], "'two' is not a valid int"),
     ],
 )

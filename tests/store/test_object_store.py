@@ -115,7 +115,7 @@ def test_commands_on_addresses(here: str, source: Path, capsys: pytest.CaptureFi
         (["info", f"{here}/none.zarr"], "no such object or bucket"),
         (["info", "s3://"], "expected a bucket and a name in it"),
         (["info", f"{here}/r.zarr"], "not a recording"),
-        (["convert", source, place, "--shard", "none"], "--shard none: needed: a size"),
+        (["convert", source, place, "--shard", "none"], "--shard none: expected: a size"),
     ):
         status, _, err = deadtok(*words)
         assert (status, len(err.splitlines())) == (2, 1), err
