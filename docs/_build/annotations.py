@@ -1,4 +1,4 @@
-"""Parameters that a docstring describes together have each the type of its own (an extension of griffe)."""
+"""Give parameters that a docstring describes together their own types and defaults (an extension of griffe)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import griffe
 
 
 class OwnAnnotations(griffe.Extension):
-    """In "a, b" of a numpydoc section griffe gives both the type of the first."""
+    """Correct the types of "a, b" in a numpydoc section, where griffe gives both the type of the first."""
 
-    def on_function(self, *, func: griffe.Function, **of_griffe: Any) -> None:
-        _mend(func.docstring, func.parameters)
+    def on_function(self, *, func: griffe.Function, **other: Any) -> None:
+        _set_annotations(func.docstring, func.parameters)
 
-    def on_class(self, *, cls: griffe.Class, **of_griffe: Any) -> None:
-        _mend(cls.docstring, cls.parameters)
+    def on_class(self, *, cls: griffe.Class, **other: Any) -> None:
+        _set_annotations(cls.docstring, cls.parameters)
 
 
-def _mend(docstring: griffe.Docstring | None, parameters: griffe.Parameters) -> None:
+def _set_annotations(docstring: griffe.Docstring | None, parameters: griffe.Parameters) -> None:
     for section in docstring.parsed if docstring else ():
         if isinstance(section, griffe.DocstringSectionParameters):
-            for said in section.value:
-                if said.name in parameters:
-                    said.annotation = parameters[said.name].annotation
-                    said.value = parameters[said.name].default
+            for parameter in section.value:
+                if parameter.name in parameters:
+                    parameter.annotation = parameters[parameter.name].annotation
+                    parameter.value = parameters[parameter.name].default

@@ -1,4 +1,4 @@
-"""The page of the command line, made of the commands themselves when the site is built (a hook of mkdocs)."""
+"""Generate the page of the command line from the commands when the site is built (a hook of mkdocs)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import click
 PLACE = "<!-- the commands -->"
 
 
-def on_page_markdown(markdown: str, **of_mkdocs: Any) -> str:
-    """Put the commands where the page has a place for them."""
+def on_page_markdown(markdown: str, **other: Any) -> str:
+    """Replace the placeholder of a page by the commands."""
     if PLACE not in markdown:
         return markdown
     from deadtok_xr.cli import cli
@@ -32,7 +32,7 @@ def _section(command: click.Command) -> str:
 
 
 def _text(command: click.Command) -> list[str]:
-    r"""The help of a command; paragraphs that begin with \b are as they are written."""
+    r"""Return the help of a command as Markdown; a paragraph that begins with \b becomes a code block."""
     found = []
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         as_written = paragraph.startswith("\b\n")
