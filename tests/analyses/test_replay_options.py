@@ -94,7 +94,7 @@ def test_without_them_the_command_says_which_are_needed(deadtok: Deadtok, untold
     [
         (("--lr", "fast"), "--lr fast: found neither a number nor a file"),
         (("--lr", "EMPTY"), "lr has the shape (0,); needed: one number, one per step (301,), or one per update (300,)"),
-        (("--lr", "WORDS"), "cannot be read (could not convert string to float: 'soon'); expected: a number, or a file"),
+        (("--lr", "WORDS"), "cannot be read (could not convert string to float: 'soon'); expected: a number"),
         (("--lr", "nan"), "lr is not a number"),
         (("--hyperparameter", "betas=fast,slow"), "betas=fast,slow: expected: a number"),
         (("--hyperparameter", "betas=0.9"), "betas is 0.9 in hyperparameters; needed: two numbers"),
