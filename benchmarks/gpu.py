@@ -34,7 +34,7 @@ from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
-from deadtok_xr.kernels.torch.parts import host, words
+from deadtok_xr.kernels.torch.parts import bit_words, from_numpy
 
 LATTICE = kernels.lattice("bfloat16")
 TOGETHER = (("motion", "phases", "kinematics"), ("topology",), ("census",))
@@ -153,7 +153,7 @@ def check_topology(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> N
     threshold, moved = np.quantile(spread, 0.2, axis=1), compiled.changed_rows(few.view(np.uint16))
     for linked in (False, True):
         found = graph_room(*few.shape[:2])
-        ours.topology(host(few).to(steps.device), moved, threshold, linked, found)
+        ours.topology(from_numpy(few).to(steps.device), moved, threshold, linked, found)
         same("topology", found, graph_of_all_pairs(few, threshold, linked))
 
 
@@ -162,7 +162,7 @@ def check_census(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> Non
     pool = x.copy()
     pool[:, : x.shape[1] // 2] = pool[:, :1]
     moved = compiled.changed_rows(pool.view(np.uint16))
-    found = ours.census(host(pool).to(steps.device), moved)
+    found = ours.census(from_numpy(pool).to(steps.device), moved)
     for t in range(len(x)):
         rows = pool[t].astype(np.float32) + np.float32(0)
         _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
@@ -178,7 +178,7 @@ def check_mechanism(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> 
     g, predicted = rng.choice([0, 1], (n, d)).astype(np.float32), np.where(rng.random((n, d)) < 0.9, after, before)
     results = []
     for kernel, take in (
-        (ours.mechanism, lambda a: host(a).to(steps.device)),
+        (ours.mechanism, lambda a: from_numpy(a).to(steps.device)),
         (kernels.engine("mechanism", False).mechanism, lambda a: a),
     ):
         out = {
@@ -186,7 +186,7 @@ def check_mechanism(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> 
             "counts": np.zeros(9, np.int64), "sums": np.zeros(4),
         }  # fmt: skip
         a, b, p, gradient, update = (take(v) for v in (before, after, predicted, g, u))
-        kernel(a, b, p, True, gradient, True, update, LATTICE.smallest, LATTICE.ulp_offset, *out.values())
+        kernel(a, b, kernels.ReplayedUpdate(p, True, gradient, True, update), LATTICE, out)
         results.append(out)
     same("mechanism", *results)
 
@@ -194,7 +194,7 @@ def check_mechanism(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> 
 def eager_motion(steps: torch.Tensor, changed: np.ndarray) -> dict[str, torch.Tensor]:
     """The kernel for devices without Triton."""
     file = kernels.engine("motion", True)
-    found: dict[str, torch.Tensor] = file.measured(steps, changed, file.row_status(words(steps), LATTICE), LATTICE)
+    found: dict[str, torch.Tensor] = file.measured(steps, changed, file.row_status(bit_words(steps), LATTICE), LATTICE)
     return found | file.per_step(found, MAGNITUDES, float(steps.shape[2]) ** 0.5)
 
 

@@ -10,7 +10,7 @@ from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
 from deadtok_xr.engine import StepBlock, allocate_outputs
 from deadtok_xr.kernels import numba
 from deadtok_xr.kernels.torch import one_pass
-from deadtok_xr.kernels.torch.parts import bits, host
+from deadtok_xr.kernels.torch.parts import bits, from_numpy
 
 EDGES = [0x0000, 0x8000, 0x0001, 0x8001, 0x007F, 0x0080, 0x3F80, 0x3F7F, 0x3F81, 0xBF80, 0x7F7F, 0xFF7F]
 
@@ -32,7 +32,7 @@ def check(x: np.ndarray) -> None:
     expected = allocate_outputs(OUTPUTS, StepBlock(0, t, t - 1, n, d))
     words = kernels.bit_words(x)
     numba.motion(words, numba.changed_rows(words), None, kernels.lattice("bfloat16"), MAGNITUDES, expected)
-    found = one_pass.motion(bits(host(x)), MAGNITUDES, d**0.5)
+    found = one_pass.motion(bits(from_numpy(x)), MAGNITUDES, d**0.5)
     for name in found:
         value = expected[name]
         assert found[name].numpy().dtype == value.dtype, name

@@ -202,7 +202,7 @@ def _describe(
     from deadtok_xr.kernels.numba.incremental_counts import IncrementalCounts
 
     words, lattice = kernels.bit_words(rows), kernels.lattice(grid)
-    values = words.astype(np.uint32) << np.uint32(kernels.word_shift(words))
+    values = words.astype(np.uint32) << np.uint32(16) if words.dtype == np.uint16 else words
     x = values.view(np.float32).astype(np.float64)
     valid = np.asarray(np.isfinite(x).all(axis=1))
     masks = [valid | True] if dead is None else [d := dead[first : first + len(rows)], ~d]
@@ -222,8 +222,7 @@ def _describe(
 
 
 def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
-    invalid = int((counts.broken > 0).sum())
-    numbers = [*counts.counts, len(counts.broken) - invalid, invalid]
+    numbers = [*counts.counts, counts.n_valid, counts.n_invalid]
     exponents, mantissas = counts.distributions()
     return {
         "exponent_count": exponents[:n_exponents], "mantissa_count": mantissas,

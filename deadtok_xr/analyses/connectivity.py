@@ -132,14 +132,13 @@ class _Accumulator:
         values = batch.values[self.reduction.variable][t : t + 1]
         check_grid(self.reduction.variable, values, self.reduction.grid)
         step = kernels.float32_words(values)
-        shift = kernels.word_shift(step)
-        n_invalid = count_not_finite(step[0], shift)
+        n_invalid = count_not_finite(step[0])
         if n_invalid:
             return {"n_invalid": n_invalid, "mean_ulp": np.nan, "merge_threshold": np.nan}
-        centre = centroids(step, shift, np.zeros((0, step.shape[1]), np.bool_), None)
+        centre = centroids(step, np.zeros((0, step.shape[1]), np.bool_), None)
         rounded = centre.astype(np.float32).astype(get_grid(self.reduction.grid).dtype)
         mean_ulp = float(ulp(rounded, self.reduction.grid).mean())
-        return {"n_invalid": 0, "mean_ulp": mean_ulp, "merge_threshold": spanning_tree(step[0], shift)}
+        return {"n_invalid": 0, "mean_ulp": mean_ulp, "merge_threshold": spanning_tree(step[0])}
 
     def result(self) -> dict[str, Any]:
         return {"trees": self.trees}

@@ -171,8 +171,8 @@ class _Accumulator:
         for i in range(batch.n_transitions):
             at = batch.start + i
             critical(
-                W[i], W[i + 1], m[i + 1], v[i + 1], self._rates(at), self.reduction.settings.eps, self.lattice.smallest,
-                self.lattice.ulp_offset, self.out["critical_ratio"][at], self.counts[at],
+                W[i], W[i + 1], m[i + 1], v[i + 1], self._rates(at), self.reduction.settings.eps, self.lattice,
+                self.out["critical_ratio"][at], self.counts[at],
             )  # fmt: skip
 
     def _rates(self, i: int) -> NDArray[np.float64]:

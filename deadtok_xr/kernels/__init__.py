@@ -1,18 +1,26 @@
-"""Dense kernels: arrays in, arrays out; no xarray, no Dask, no files.
+"""Kernels: arrays in, arrays out. They know no xarray, no Dask and no file.
 
-One folder per engine, the same function names and signatures in each. Blocks come as *words*: the unsigned
-integers that hold the values, uint16 for bfloat16 and uint32 for float32, so that a kernel recognises what
-did not change by its bits and never converts what it can skip. Index letters in the files: t steps,
-n tokens, d dims.
+Two engines have the same names and signatures, so that they can be compared file by file:
+
+numba/
+    For the CPU. Takes NumPy arrays of *bit words*, the unsigned integers that hold the values: uint16 for bfloat16 and
+    uint32 for float32, so that a kernel recognises by its bits what did not change, and never converts what it can
+    skip. Runs on one thread without the GIL: Dask has the threads. The complete set of kernels.
+torch/
+    For GPUs. Takes tensors on a device and fills NumPy arrays. The kernels that a GPU may run faster: motion,
+    kinematics, mechanism, topology and census. `device` chooses between the engines, and `engine` gives the module.
+
+Kernels fill arrays that the caller allocates. Index letters in the files: t steps, n tokens, d dims; ``out`` is a dict
+of arrays by variable. They import `bfloat16`, `errors` and each other; analyses, the engine, conversion and the store
+import them, inside functions, so that a graph is built without numba or torch.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,45 +28,36 @@ from numpy.typing import NDArray
 from deadtok_xr.bfloat16 import BFLOAT16, get_grid
 from deadtok_xr.errors import InputError
 
-_COPIED_BYTES = 2**25
+_MOST_COPIED_BYTES = 2**25
 
 
-def engine(part: str, on_device: bool) -> Any:
-    """A file of kernels, torch's or numba's; imported when it is wanted, since a graph is built without either."""
-    return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{part}")
+def engine(name: str, on_device: bool) -> Any:
+    """Import a module of kernels by its name, from torch's if they run on a device, else from numba's."""
+    return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{name}")
 
 
 def needs_compiling() -> bool:
-    """Whether numba has kept no compiled kernel yet where it usually does, beside the files."""
-    kept = Path(__file__).parent / "numba" / "__pycache__"
-    return "NUMBA_CACHE_DIR" not in os.environ and os.access(kept.parent, os.W_OK) and not any(kept.glob("*.nbi"))
+    """Whether numba's cache in its usual place, beside the files, is empty."""
+    cache = Path(__file__).parent / "numba" / "__pycache__"
+    return "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK) and not any(cache.glob("*.nbi"))
 
 
-@dataclass(frozen=True)
-class Lattice:
-    """A number format as the kernels see it, through float32 words.
-
-    Attributes
-    ----------
-    smallest
-        The float32 exponent field of the format's smallest normal number.
-    ulp_offset
-        ULP = 2^(max(E, smallest) - ulp_offset), E the float32 exponent field.
-    spare
-        The mantissa bits of a float32 word that are zero on the grid, by exponent field (256 entries);
-        the last entry is the union of all others.
-    largest
-        The float32 word of the largest finite value of the format.
-    """
+class Lattice(NamedTuple):
+    """A number format as the kernels see it, through float32 words; E is the exponent field of such a word."""
 
     smallest: int
+    """E of the format's smallest normal number."""
     ulp_offset: int
+    """ULP = 2^(max(E, smallest) - ulp_offset)."""
     spare: NDArray[np.uint32]
+    """The mantissa bits of a float32 word that are zero on the grid, by E (256,); the last entry is the union of all
+    others."""
     largest: int
+    """The float32 word of the format's largest finite value."""
 
 
 def lattice(name: str) -> Lattice:
-    """The lattice of a number format by name."""
+    """Return the lattice of a number format by its name."""
     grid = get_grid(name)
     smallest = 128 - grid.bias
     # below the smallest normal number fewer mantissa bits are on the grid, one less per binade, down to
@@ -75,8 +74,21 @@ def lattice(name: str) -> Lattice:
     return Lattice(smallest, 127 + grid.mantissa_bits, spare.astype(np.uint32), int(top.view(np.uint32)))
 
 
+class ReplayedUpdate(NamedTuple):
+    """What is known of the update that made a transition: arrays or tensors (n, d)."""
+
+    predicted: Any
+    """W after the update by the replay, float32."""
+    has_prediction: bool
+    gradient: Any
+    """float32."""
+    has_gradient: bool
+    intended: Any
+    """The update before rounding, float64; NaN where it is not known."""
+
+
 def bit_words(block: NDArray[Any]) -> NDArray[Any]:
-    """A block's values as unsigned integers, without a copy where that is possible.
+    """Return a block's values as unsigned integers, without a copy where that is possible; float16 as float32.
 
     Raises
     ------
@@ -94,16 +106,11 @@ def bit_words(block: NDArray[Any]) -> NDArray[Any]:
 
 
 def float32_words(block: NDArray[Any]) -> NDArray[Any]:
-    """A block's values as the words of float32, but for large blocks of bfloat16, which stay as they are.
+    """Return a block's values as float32 words; large blocks of bfloat16 as words of 16 bits, which need no copy.
 
     For kernels that take half a minute to compile for each type of words, and much longer to run than the copy.
     """
-    found = bit_words(block)
-    if found.dtype != np.uint16 or found.nbytes > _COPIED_BYTES:
-        return found
-    return found.astype(np.uint32) << np.uint32(16)
-
-
-def word_shift(block_words: NDArray[Any]) -> int:
-    """By how many bits a word must be shifted to the left to be a float32 word."""
-    return 16 if block_words.dtype == np.uint16 else 0
+    words = bit_words(block)
+    if words.dtype != np.uint16 or words.nbytes > _MOST_COPIED_BYTES:
+        return words
+    return words.astype(np.uint32) << np.uint32(16)

@@ -101,20 +101,20 @@ def test_counterfactuals_of_a_real_recording(atom: Path, held: str) -> None:
 
 
 def test_most_steps_are_answered_by_the_open_pairs(atom: Path) -> None:
-    """While motion has not used up the skin, all pairs are not measured again: the clock of the shell runs on."""
+    """While motion has not used up the skin, all pairs are not measured again: the list stays in use."""
     words = dx.open_recording(atom, tokens="dead").W.values[60:].view(np.uint32)
     changed = changed_rows(words)
     rule = kernel.rule(kernel.CENTROID, 1.0, False, kernels.lattice("bfloat16"))
-    shell, held = kernel.empty_verlet_list(*words.shape[1:]), 0
+    verlet, held = kernel.empty_verlet_list(*words.shape[1:]), 0
     for t in range(len(words)):
         out = {
             name: np.empty((2, n), np.int64) for name, n in (("figures", 6), ("degrees", 9), ("sizes", 9), ("label", 0))
         }
         threshold = np.full(2, 2.0**-11)
         at = slice(max(t - 1, 0), max(t + 1, 2))
-        before = shell.clock
-        shell = kernel.topology(words[at], 0, changed[at][:1], threshold, rule, shell, out, first=min(t, 1))
-        held += shell.clock is before or np.shares_memory(shell.clock, before)
+        before = verlet.drift
+        verlet = kernel.topology(words[at], changed[at][:1], threshold, rule, verlet, out, first=min(t, 1))
+        held += verlet.drift is before or np.shares_memory(verlet.drift, before)
     assert held > len(words) / 2
 
 

@@ -28,7 +28,7 @@ from deadtok_xr.kernels import numba as compiled
 from deadtok_xr.kernels import torch as ours
 from deadtok_xr.kernels.numba import coincidence_history as history_file
 from deadtok_xr.kernels.numba import mechanism as compiled_mechanism
-from deadtok_xr.kernels.torch.parts import TILE, bits, host, over
+from deadtok_xr.kernels.torch.parts import TILE, bits, from_numpy, run_in_parts
 
 motion_file, census_file, topology_file = (kernels.engine(name, True) for name in ("motion", "census", "topology"))
 EDGES = [0x0000, 0x8000, 0x0001, 0x8001, 0x007F, 0x0080, 0x8080, 0x3F80, 0x3F7F, 0x3F81, 0xBF80, 0x7F7F, 0xFF7F, 0x3C00]
@@ -74,7 +74,7 @@ def moved(x: NDArray[Any], grid: str = "bfloat16") -> tuple[dict[str, Any], dict
     both = allocate_outputs(OUTPUTS, row), allocate_outputs(OUTPUTS, row)
     rest = changed(x), None, kernels.lattice(grid), MAGNITUDES
     compiled.motion(kernels.bit_words(x), *rest, both[1])
-    ours.motion(host(x), *rest, both[0])
+    ours.motion(from_numpy(x), *rest, both[0])
     return both
 
 
@@ -104,7 +104,7 @@ def test_motion_of_wide_rows_in_several_tiles(grid: str, monkeypatch: pytest.Mon
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_rows_are_finite_and_on_the_grid_or_not(x: NDArray[Any]) -> None:
     lattice = kernels.lattice("bfloat16")
-    status = motion_file.row_status(bits(host(x)), lattice).numpy()
+    status = motion_file.row_status(bits(from_numpy(x)), lattice).numpy()
     np.testing.assert_array_equal(status == motion_file.NOT_FINITE, ~np.isfinite(x.astype(np.float64)).all(-1))
     assert not (status == motion_file.OFF_GRID).any()
 
@@ -149,7 +149,7 @@ class TestWithoutFloat64:
 @given(x=blocks(dtypes=("bfloat16", "float16", "float32", "float64")))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_changed_rows(x: NDArray[Any]) -> None:
-    np.testing.assert_array_equal(ours.changed_rows(host(x)), changed(x))
+    np.testing.assert_array_equal(ours.changed_rows(from_numpy(x)), changed(x))
 
 
 @given(x=blocks(dtypes=("bfloat16", "float32", "float64")), known=st.booleans(), last=st.booleans())
@@ -166,9 +166,9 @@ def test_kinematics(x: NDArray[Any], known: bool, last: bool) -> None:
         }
         for _ in range(2)
     ]  # fmt: skip
-    before = ours.centroid(host(floats[:1]))[0] if known else None
+    before = ours.centroid(from_numpy(floats[:1]))[0] if known else None
     end = compiled.kinematics(floats, changed(x), before, out[1])
-    out[0]["end"], out[1]["end"] = ours.kinematics(host(x), changed(x), before, out[0]), end
+    out[0]["end"], out[1]["end"] = ours.kinematics(from_numpy(x), changed(x), before, out[0]), end
     agree(*out, size=n * d * np.abs(np.nan_to_num(floats.astype(np.float64), posinf=0, neginf=0)).max())
 
 
@@ -176,9 +176,9 @@ def test_kinematics_of_more_tokens_than_a_tile(monkeypatch: pytest.MonkeyPatch) 
     from deadtok_xr.kernels.torch import parts
 
     whole = np.random.default_rng(1).normal(size=(4, 300, 8)).astype(np.float32)
-    expected = ours.centroid(host(whole))
+    expected = ours.centroid(from_numpy(whole))
     monkeypatch.setattr(parts, "TILE", 100)
-    np.testing.assert_allclose(ours.centroid(host(whole)), expected, rtol=1e-12)
+    np.testing.assert_allclose(ours.centroid(from_numpy(whole)), expected, rtol=1e-12)
 
 
 @st.composite
@@ -199,7 +199,7 @@ def test_topology(x: NDArray[Any], linked: bool, tile: int) -> None:
     found = graph_room(*x.shape[:2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology_file, "TILE", tile)
-        ours.topology(host(x), changed(x), threshold, linked, found)
+        ours.topology(from_numpy(x), changed(x), threshold, linked, found)
     agree(found, graph_of_all_pairs(x, threshold, linked))
 
 
@@ -212,7 +212,7 @@ def test_topology_of_positions_that_are_held(x: NDArray[np.float32], linked: boo
     for name in found:
         found[name][0] = expected[name][0]  # known from an earlier call
     still = np.ones((len(threshold) - 1, x.shape[1]), np.bool_)
-    ours.topology(host(x[1:2]), still, threshold, linked, found, first=1)
+    ours.topology(from_numpy(x[1:2]), still, threshold, linked, found, first=1)
     agree(found, expected)
 
 
@@ -239,7 +239,7 @@ def count_places(rows: NDArray[Any]) -> tuple[int, ...]:
 
 
 def figures_of(x: NDArray[Any], signed_zero: bool = False) -> dict[str, NDArray[Any]]:
-    labels = ours.census(host(x), changed(x), signed_zero=signed_zero)
+    labels = ours.census(from_numpy(x), changed(x), signed_zero=signed_zero)
     out = {name: np.zeros(len(x)) for name in history_file.FIGURES}
     out |= {name: np.zeros(len(x) - 1) for name in history_file.EVENTS}
     kept = {name: np.empty((0, x.shape[1]), np.int64) for name in ("label", "order", "since")}
@@ -262,8 +262,8 @@ def test_census(collide: bool, x: NDArray[Any]) -> None:
 @given(x=blocks())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_places_that_are_known_are_not_looked_for(x: NDArray[Any]) -> None:
-    expected = ours.census(host(x), changed(x))
-    found = ours.census(host(x[1:]), changed(x)[1:], expected[1])
+    expected = ours.census(from_numpy(x), changed(x))
+    found = ours.census(from_numpy(x[1:]), changed(x)[1:], expected[1])
     np.testing.assert_array_equal(found, expected[1:])
 
 
@@ -283,16 +283,15 @@ def test_mechanism(x: NDArray[Any], data: st.DataObject) -> None:
     u = np.where(rng.random((n, d)) < 0.3, 0.0, (after.astype(np.float64) - before) * rng.choice([0.1, 1, 7], (n, d)))
     u[rng.random((n, d)) < data.draw(st.sampled_from([0.0, 0.2]))] = np.nan
     flags = data.draw(st.booleans()), data.draw(st.booleans())
-    given = before, after, predicted, flags[0], g, flags[1], u
     lattice = kernels.lattice("bfloat16")
     results = []
-    for kernel, take in ((ours.mechanism, host), (compiled_mechanism.mechanism, lambda a: a)):
+    for kernel, take in ((ours.mechanism, from_numpy), (compiled_mechanism.mechanism, lambda a: a)):
         out = {
             "cause": np.zeros(n, np.int8), "margin": np.zeros(n), "length": np.zeros(n), "net": np.ones((n, 2, d)),
             "counts": np.ones(9, np.int64), "sums": np.zeros(4),
         }  # fmt: skip
-        kernel(*(take(a) if isinstance(a, np.ndarray) else a for a in given), lattice.smallest, lattice.ulp_offset,
-               *out.values())  # fmt: skip
+        update = kernels.ReplayedUpdate(take(predicted), flags[0], take(g), flags[1], take(u))
+        kernel(take(before), take(after), update, lattice, out)
         results.append(out)
     agree(*results)
 
@@ -301,8 +300,8 @@ def test_mechanism(x: NDArray[Any], data: st.DataObject) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_moments(x: NDArray[np.float32]) -> None:
     a, b, g = (np.ascontiguousarray(v.reshape(-1)) for v in (x[0], x[1], x[-1]))
-    assert ours.same(host(a), host(b)) == compiled_mechanism.same(a, b)
-    assert ours.stalled(host(a), host(b), host(g)) == compiled_mechanism.stalled(a, b, g)
+    assert ours.same(from_numpy(a), from_numpy(b)) == compiled_mechanism.same(a, b)
+    assert ours.stalled(from_numpy(a), from_numpy(b), from_numpy(g)) == compiled_mechanism.stalled(a, b, g)
 
 
 class TestMemory:
@@ -314,7 +313,7 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             done.append(part)
 
-        over(20, 16, work)
+        run_in_parts(20, 16, work)
         assert [i for part in done for i in range(part.start, part.stop)] == list(range(20))
         assert max(part.stop - part.start for part in done) == 2
 
@@ -341,7 +340,7 @@ class TestMemory:
     ) -> None:
         x = (np.random.default_rng(2).integers(-3, 4, (5, 60, 3)) * 2.0**-8).astype(np.float32)
         threshold, expected, found = np.full(5, 2.0**-8), graph_room(5, 60), graph_room(5, 60)
-        ours.topology(host(x), changed(x), threshold, False, expected)
+        ours.topology(from_numpy(x), changed(x), threshold, False, expected)
         work, sizes = getattr(kernels.engine(file, True), name), []
 
         def small(*args: Any) -> Any:
@@ -352,7 +351,7 @@ class TestMemory:
             return done
 
         monkeypatch.setattr(kernels.engine(file, True), name, small)
-        ours.topology(host(x), changed(x), threshold, False, found)
+        ours.topology(from_numpy(x), changed(x), threshold, False, found)
         agree(found, expected)
         assert max(sizes) > limit >= min(sizes)
 
@@ -361,14 +360,14 @@ class TestMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         with pytest.raises(MemoryError, match="device='cpu'"):
-            over(4, 4, work)
+            run_in_parts(4, 4, work)
 
     def test_other_errors_pass(self) -> None:
         def work(part: slice) -> None:
             raise RuntimeError("an index is out of bounds")
 
         with pytest.raises(RuntimeError, match="out of bounds"):
-            over(4, 4, work)
+            run_in_parts(4, 4, work)
 
 
 @pytest.mark.parametrize("tokens", ["dead", "all"])

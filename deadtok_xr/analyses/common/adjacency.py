@@ -123,12 +123,12 @@ class AdjacencyTracker:
         words = kernels.float32_words(values)
         if self.on_device and self.adjacency.held != "positions":
             batch.tensor(self.adjacency.variable)  # first: batch.changed compares the steps where the values are
-        shift, changed = kernels.word_shift(words), batch.changed(self.adjacency.variable)
+        changed = batch.changed(self.adjacency.variable)
         found: dict[str, Any] = {name: np.empty((len(words), n), np.int64) for name, n in self.widths.items()}
         if self.last is not None:
             for name in self.widths:
                 found[name][0] = self.last[name]
-        found["centre"] = kernel.centroids(words, shift, changed, self.last["centre"] if self.last else None)
+        found["centre"] = kernel.centroids(words, changed, self.last["centre"] if self.last else None)
         found["mean_ulp"] = self._mean_ulp(found["centre"])
         threshold = self.adjacency.k * found["mean_ulp"]
         if self.adjacency.held == "threshold":
@@ -143,9 +143,9 @@ class AdjacencyTracker:
 
         if self.adjacency.held == "positions":
             words = self.initial
-        words, shift, threshold = self._comparable(words, kernels.word_shift(words), threshold)
+        words, threshold = self._comparable(words, threshold)
         self.verlet_list = kernels.engine("topology", False).topology(
-            words, shift, batch.changed(self.adjacency.variable), threshold, self.rule, self.verlet_list, found,
+            words, batch.changed(self.adjacency.variable), threshold, self.rule, self.verlet_list, found,
             first=int(self.last is not None),
         )  # fmt: skip
 
@@ -181,22 +181,20 @@ class AdjacencyTracker:
         return ulp(rounded, self.adjacency.grid).mean(axis=1)
 
     def _first_threshold(self) -> float:
-        from deadtok_xr import kernels
         from deadtok_xr.kernels.numba import topology as kernel
 
         assert self.initial is not None
-        shift = kernels.word_shift(self.initial)
-        centre = kernel.centroids(self.initial, shift, np.zeros((0, self.initial.shape[1]), np.bool_), None)
+        centre = kernel.centroids(self.initial, np.zeros((0, self.initial.shape[1]), np.bool_), None)
         return self.adjacency.k * float(self._mean_ulp(centre)[0])
 
-    def _comparable(self, words: Any, shift: int, threshold: NDArray[np.float64]) -> tuple[Any, int, Any]:
-        """Return the words to compare, their shift and the thresholds: ordinals for the spacing that counts them."""
+    def _comparable(self, words: Any, threshold: NDArray[np.float64]) -> tuple[Any, Any]:
+        """Return the words to compare and the thresholds: ordinals for the spacing that counts them."""
         from deadtok_xr.kernels.numba.ordinals import ordinals
 
         if self.adjacency.spacing == "ordinal":
-            words = ordinals(words, shift, self.lattice, get_grid(self.adjacency.grid).mantissa_bits)
-            return words, 0, np.full(len(threshold), self.adjacency.k)
-        return words, shift, threshold
+            words = ordinals(words, self.lattice, get_grid(self.adjacency.grid).mantissa_bits)
+            return words, np.full(len(threshold), self.adjacency.k)
+        return words, threshold
 
 
 def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
@@ -213,7 +211,7 @@ def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
     if values.dtype.name == grid or grid == "float32":
         return  # all their values are on it
     words = kernels.bit_words(values)
-    if n := count_off_grid(words, kernels.word_shift(words), kernels.lattice(grid)):
+    if n := count_off_grid(words, kernels.lattice(grid)):
         raise OffGridError(
             f"{variable}: {n} rows of a block hold values that are not on the grid of {grid}; measure the recorded "
             "values, not derived ones, or say precision="

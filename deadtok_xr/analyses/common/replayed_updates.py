@@ -140,11 +140,10 @@ def _replay(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice,
     has_gradient = "grad" in after or t == SKIPPED
     g = after["grad"] if "grad" in after and t != SKIPPED else torch.zeros_like(w)
     counts, sums = np.zeros(len(COUNTS), np.int64), np.zeros(len(SUMS) - 1)
-    floats = [_to_engine(engine, x.float()) for x in (w, after["W"], predicted, g)]
-    engine.mechanism(
-        *floats[:3], single, floats[3], has_gradient, _to_engine(engine, u), lattice.smallest, lattice.ulp_offset,
-        out["cause"], out["margin"], out["intended"], net, counts, sums,
-    )  # fmt: skip
+    w0, w1, predicted, g = (_to_engine(engine, x.float()) for x in (w, after["W"], predicted, g))
+    update = kernels.ReplayedUpdate(predicted, single, g, has_gradient, _to_engine(engine, u))
+    of_tokens = {"cause": out["cause"], "margin": out["margin"], "length": out["intended"]}
+    engine.mechanism(w0, w1, update, lattice, {**of_tokens, "net": net, "counts": counts, "sums": sums})
     for name, value in zip(COUNTS, counts, strict=True):
         partial[name] += value
     for name, total in zip(SUMS, sums, strict=False):

@@ -1,7 +1,7 @@
-"""Elements of a matrix as *words*: unsigned integers with the bits of bfloat16 (16) or float32 (32).
+"""Elements as bit words: unsigned integers with the bits of bfloat16 (16) or float32 (32).
 
-Every word can be made one of float32, by a shift of 16 or 0 bits. On a number format (`kernels.Lattice`) a float32 word
-has an *exponent*, the format's own exponent field, 0 for zero and subnormals, and an *ordinal*, how many numbers of the
+Each is converted to a float32 word where it is used. On a number format (`kernels.Lattice`) a float32 word has an
+*exponent*, the format's own exponent field, 0 for its zero and subnormals, and an *ordinal*, how many numbers of the
 format lie between it and zero.
 """
 
@@ -31,16 +31,22 @@ def _to_float64(x):
     return lambda x: np.float64(x)
 
 
-@compiled
-def float32_word(word, shift):
-    """Convert a word to one of float32."""
-    return np.uint32(np.uint32(word) << np.uint32(shift))
+def float32_word(word):
+    """Convert a bit word to one of float32. For compiled loops only."""
+    raise NotImplementedError
+
+
+@overload(float32_word)
+def _float32_word(word):
+    if word == types.uint16:
+        return lambda word: np.uint32(np.uint32(word) << np.uint32(16))
+    return lambda word: np.uint32(word)
 
 
 @compiled
-def float32_value(word, shift):
-    """Return the value of a word, as float32."""
-    return np.uint32(float32_word(word, shift)).view(np.float32)
+def float32_value(word):
+    """Return the value of a bit word, as float32."""
+    return np.uint32(float32_word(word)).view(np.float32)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""When rows move within a chunk."""
+"""The first and the last motion of rows within a chunk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 @compiled
 def motion_bounds(steps, out):
-    """Fill ``out`` (2, n) with the first and the last step at which a row of words (t, n, d) changes; 0 for none."""
+    """Find the first and the last step at which each row changes.
+
+    Parameters
+    ----------
+    steps
+        Words (t, n, d).
+    out
+        Filled, (2, n): the steps; 0 for none.
+    """
     T = steps.shape[0]
     for n in range(steps.shape[1]):
         first = 0

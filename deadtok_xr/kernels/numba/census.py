@@ -1,14 +1,14 @@
-"""Which rows are bitwise the same at each step.
+"""Label rows that are bitwise the same at each step.
 
 Rows are hashed, and rows of equal hash are compared, so that the answer does not rest on the hash. A row that did not
-change keeps its hash; a step at which no row changed keeps its answer. What becomes of the places is in `company`.
+change keeps its hash; a step at which no row changed keeps its labels. `coincidence_history` follows the labels along
+the steps.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,36 +18,29 @@ from deadtok_xr.kernels.numba.jit import compiled
 Longs = NDArray[np.int64]
 
 
-@dataclass
-class Hashed:
-    """The rows at one step.
-
-    Attributes
-    ----------
-    hashes
-        uint64 (n,).
-    label
-        The first row in the same place, (n,); -1 where a value is not finite.
-    """
+class HashedRows(NamedTuple):
+    """The rows at one step."""
 
     hashes: NDArray[np.uint64]
+    """(n,)."""
     label: Longs
+    """The first row that is the same, (n,); -1 where a value is not finite."""
 
 
-@functools.cache  # it is asked for with every piece
+@functools.cache  # called for each batch
 def keys(n_dims: int) -> NDArray[np.uint32]:
-    """What the words of a row are multiplied by for its hash, (d,); odd, and always the same."""
+    """Return the factors of the words of a row in its hash, (d,): odd, and always the same."""
     return np.random.default_rng(0x5EED).integers(0, 2**32, n_dims, dtype=np.uint32) | np.uint32(1)
 
 
 def census(
     steps: NDArray[Any],
     changed: NDArray[np.bool_],
-    state: Hashed | None,
+    state: HashedRows | None,
     limits: tuple[Any, Any],
     keys: NDArray[np.uint32],
-) -> tuple[Longs, Hashed]:
-    """Find the places of some steps.
+) -> tuple[Longs, HashedRows]:
+    """Label each row with the first row that is the same, at each step.
 
     Parameters
     ----------
@@ -56,15 +49,15 @@ def census(
     changed
         Which rows differ from the step before, (t - 1, n).
     state
-        The rows of the first step, as an earlier call returned them; None to look.
+        The rows of the first step, as an earlier call returned them; None to find them.
     limits
-        As words: what counts as 0 (-0, or 0 to tell them apart), and infinity, which is the mask of an exponent.
+        As words: which one counts as 0, -0 (or 0, to distinguish the two), and infinity, the mask of an exponent.
     keys
         See `keys`; any will do.
 
     Returns
     -------
-    The first row in the same place, (t, n), -1 where a value is not finite; and the rows of the last step.
+    The labels, (t, n), -1 where a value is not finite; and the rows of the last step.
     """
     n = steps.shape[1]
     labels = np.empty(steps.shape[:2], np.int64)
@@ -74,22 +67,22 @@ def census(
     else:
         hashes, labels[0] = state.hashes.copy(), state.label
     _census(steps, changed, changed.any(axis=1), *limits, keys, hashes, labels)
-    return labels, Hashed(hashes, labels[-1].copy())
+    return labels, HashedRows(hashes, labels[-1].copy())
 
 
 @compiled
-def _census(steps, changed, anything, zero, infinity, keys, hashes, labels):
+def _census(steps, changed, any_changed, zero, infinity, keys, hashes, labels):
     for t in range(1, len(labels)):
         labels[t] = labels[t - 1]
-        if anything[t - 1]:
+        if any_changed[t - 1]:
             _label(steps, t, changed[t - 1], zero, infinity, keys, hashes, labels[t - 1], labels[t])
 
 
 @compiled
 def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
-    """Hash the rows that changed, give each row the first one of its place.
+    """Hash the rows that changed, and label each row.
 
-    ``label`` holds ``old`` before. Places in which no row was or is that changed keep theirs.
+    ``label`` begins as ``old``; rows keep it if no row with their hash has changed.
     """
     finite = np.empty(len(old), np.bool_)
     seen = _rehash(steps, t, changed, zero, infinity, keys, hashes, old, finite)
@@ -115,12 +108,12 @@ def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
 
 @compiled
 def _rehash(steps, t, changed, zero, infinity, keys, hashes, old, finite):
-    """Hash the rows that changed; bool by the low bits of a hash: whether it came or went."""
+    """Hash the rows that changed; return bool by the low bits of a hash: whether one came or went."""
     N = len(old)
     n_changed = 0
     for n in range(N):
         n_changed += changed[n]
-    # of many rows, all count as changed: to tell them apart would cost more than it saves
+    # of many rows, all count as changed: to distinguish them would cost more than it saves
     seen = np.zeros(_power_of_two(64 * n_changed if 8 * n_changed < N else 1), np.bool_)
     few = np.uint64(len(seen) - 1)
     for n in range(N):
@@ -142,20 +135,21 @@ def _power_of_two(n):
 
 @compiled
 def _hash(steps, t, n, zero, infinity, keys):
-    """The hash of a row, and whether all of it is finite."""
+    """Return the hash of a row, and whether all of it is finite."""
     total = np.uint64(0)
     wrong = np.uint64(0)
     for d in range(steps.shape[2]):
         word = steps[t, n, d]
         total += np.uint64(0 if word == zero else word) * np.uint64(keys[d])
         wrong += np.uint64((word & infinity) == infinity)
-    total ^= total >> np.uint64(32)  # the low bits choose a place in the table: all bits shall count
+    total ^= total >> np.uint64(32)  # the low bits choose a slot in the table: all bits must count
     total *= np.uint64(0x9E3779B97F4A7C15)
     return total ^ (total >> np.uint64(29)), wrong == 0
 
 
 @compiled
 def _same(steps, t, n, m, zero, changed, old):
+    """Whether two rows are the same; if neither changed, as their labels at the step before say."""
     if not changed[n] and not changed[m]:
         return old[n] == old[m]
     difference = np.uint64(0)

@@ -1,8 +1,17 @@
-"""How tokens move together and each by itself: sizes, directions, persistence. Tokens that rest cost nothing."""
+"""How tokens move together and each by itself: sizes, directions, persistence. Tokens that rest cost nothing.
+
+For the displacements ΔW of N tokens, their mean ΔC and the directions between them:
+
+kinetic_energy       Σ ‖ΔW‖₂² / 2
+participation        (Σ ‖ΔW‖₂)² / (N Σ ‖ΔW‖₂²): 1 if all move equally far, 1/N if one does
+radial, tangential   c = ΔW·W[t-1] / (‖ΔW‖₂ ‖W[t-1]‖₂) and √(1 - c²)
+temperature          mean ‖ΔW - ΔC‖₂²
+lag 1                the cosine of a token's displacement with the one before
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +19,47 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 QUARTILES = (0.25, 0.5, 0.75)
+SUMS = (
+    "n_valid", "n_moving", "total_l2", "total_l1", "kinetic_energy", "displacement_max", "temperature_linf",
+    "l2_over_linf", "participation", "radial_mean", "tangential_mean", "outward_fraction", "inward_fraction",
+)  # fmt: skip
+"""Of the displacements of a transition, over tokens that are finite at both steps."""
+SHEAR = ("bulk_speed", "thermal_speed_mean", "temperature", "n_aligned")
+"""Of the displacements beside their mean."""
+LAG = (
+    "lag1_mean", "lag1_low", "lag1_median", "lag1_high", "n_lag1", "n_lag1_one_rests", "n_lag1_both_rest",
+)  # fmt: skip
+"""Of the cosines between a transition and the one before it."""
+_ALIGNED = 0.9
 
 
 class PreviousTransition:
-    """What a transition needs to know of the one before it: the step that it began with, and how far it took each."""
+    """What a transition needs of the one before it: the step with which it began, and how far each token moved.
+
+    Parameters
+    ----------
+    steps
+        (t, n, d), of which the first step counts.
+    """
 
     def __init__(self, steps: NDArray[Any]) -> None:
         self.step: NDArray[Any] | None = None
         self.lengths = np.full(steps.shape[1], np.nan)
         self.norms = np.empty(steps.shape[1])
         _norms(steps, self.norms)
+
+
+class Displacements(NamedTuple):
+    """The displacements of a transition, by token (n,). Tokens that rest or are not finite have ``l2`` alone."""
+
+    l2: NDArray[np.float64]
+    """0 at rest, NaN where a value is not finite at either step."""
+    squares: NDArray[np.float64]
+    """‖ΔW‖₂²."""
+    l1: NDArray[np.float64]
+    linf: NDArray[np.float64]
+    radial: NDArray[np.float64]
+    """The cosine between ΔW and W[t-1]; NaN where W[t-1] is 0."""
 
 
 def cloud_steps(
@@ -29,7 +69,7 @@ def cloud_steps(
     totals: NDArray[np.float64],
     out: dict[str, NDArray[Any]],
 ) -> None:
-    """Fill ``out`` with the transitions between steps, and carry ``before`` on.
+    """Fill ``out`` with the transitions between steps.
 
     Parameters
     ----------
@@ -38,64 +78,53 @@ def cloud_steps(
     changed
         Which rows differ from the step before, (t, n).
     before
-        Of the first step.
+        Of the first step; updated to that of the last.
     totals
-        (2, n), updated: the sums over transitions of ‖ΔW‖ and of its square; NaN where a value was not finite.
+        (2, n), added to: the sums over transitions of ‖ΔW‖₂ and of its square; NaN where a value was not finite.
     out
-        Arrays of zeros, (t,): `SUMS` and `LAG`. States, (t,) or (t + 1,): origin_radius, origin_radius_max.
+        Arrays of zeros, (t,): `SUMS`, `SHEAR` and `LAG`. States, (t,) or (t + 1,): origin_radius, origin_radius_max.
     """
+    n, d = steps.shape[1:]
     for t in range(len(changed)):
-        _state(before.norms, out, t)
+        _fill_state(before.norms, out, t)
+        lengths, bulk = np.zeros(n), np.zeros(d)
+        sums = _transition(steps, t, changed, before.norms, bulk, lengths)
+        for names, found in ((SUMS, sums), (SHEAR, _shear(steps, t, lengths, bulk))):
+            for name, value in zip(names, found, strict=True):
+                out[name][t] = value
         earlier = before.step if t == 0 else steps[t - 1]
-        speeds = np.zeros(steps.shape[1])
-        bulk = np.zeros(steps.shape[2])
-        found = _moves(steps, t, changed, speeds, before.norms, bulk)
-        for name, value in zip(SUMS, found, strict=True):
-            out[name][t] = value
-        for name, value in zip(SHEAR, _shear(steps, t, speeds, bulk), strict=True):
-            out[name][t] = value
         if earlier is not None:
-            lag_one(earlier, steps[t], steps[t + 1], before.lengths, speeds, out, t)
-        _add(totals, speeds)
-        before.lengths = speeds
+            lag_one(earlier, steps[t], steps[t + 1], before.lengths, lengths, out, t)
+        _add(totals, lengths)
+        before.lengths = lengths
     if len(out["origin_radius"]) > len(changed):
-        _state(before.norms, out, len(changed))
+        _fill_state(before.norms, out, len(changed))
     before.step = steps[-2].copy() if len(steps) > 1 else None
 
 
-SUMS = (
-    "n_valid", "n_moving", "total_l2", "total_l1", "kinetic_energy", "displacement_max", "temperature_linf",
-    "l2_over_linf", "participation", "radial_mean", "tangential_mean", "outward_fraction", "inward_fraction",
-)  # fmt: skip
-SHEAR = ("bulk_speed", "thermal_speed_mean", "temperature", "n_aligned")
-LAG = (
-    "lag1_mean", "lag1_low", "lag1_median", "lag1_high", "n_lag1", "n_lag1_one_rests", "n_lag1_both_rest",
-)  # fmt: skip
-
-
-def _state(norms: NDArray[np.float64], out: dict[str, NDArray[Any]], t: int) -> None:
-    out["origin_radius"][t], out["origin_radius_max"][t] = _mean_and_most(norms)
+def _fill_state(norms: NDArray[np.float64], out: dict[str, NDArray[Any]], t: int) -> None:
+    out["origin_radius"][t], out["origin_radius_max"][t] = _mean_and_max(norms)
 
 
 @compiled
-def _mean_and_most(norms):
-    """Of the norms that are finite; NaN if none is."""
+def _mean_and_max(norms):
+    """Return the mean and the maximum of the norms that are finite; NaN if none is."""
     total = 0.0
-    most = -1.0
-    there = 0
+    largest = -1.0
+    n = 0
     for x in norms:
         if np.isfinite(x):
             total += x
-            there += 1
-            most = max(most, x)
-    return (total / there, most) if there else (np.nan, np.nan)
+            n += 1
+            largest = max(largest, x)
+    return (total / n, largest) if n else (np.nan, np.nan)
 
 
 @compiled
-def _add(totals, speeds):
-    for n in range(len(speeds)):
-        totals[0, n] += speeds[n]
-        totals[1, n] += speeds[n] * speeds[n]
+def _add(totals, lengths):
+    for n in range(len(lengths)):
+        totals[0, n] += lengths[n]
+        totals[1, n] += lengths[n] * lengths[n]
 
 
 @compiled
@@ -112,9 +141,37 @@ def _square(steps, t, n):
     return total
 
 
+@compiled
+def _transition(steps, t, changed, norms, bulk, lengths):
+    """Return the `SUMS` of a transition; fill in the length of each displacement, and update the norms."""
+    N = len(lengths)
+    moves = Displacements(lengths, np.empty(N), np.empty(N), np.empty(N), np.empty(N))
+    _displacements(steps, t, changed, norms, bulk, moves)
+    return _summarize(moves)
+
+
+@compiled
+def _displacements(steps, t, changed, norms, bulk, moves):
+    """Fill in the displacement of each token, sum them up in ``bulk``, and update the norms."""
+    lengths = moves.l2
+    for n in range(steps.shape[1]):
+        before = norms[n]
+        l1, square, radial = 0.0, 0.0, 0.0
+        if changed[t, n]:
+            l1, square, after, radial = _sums(steps, t, n, bulk)
+            norms[n] = np.sqrt(after)
+        if not (np.isfinite(before) and np.isfinite(norms[n])):
+            lengths[n] = np.nan
+        elif square > 0:  # not from -0 to +0
+            length = np.sqrt(square)
+            lengths[n], moves.squares[n], moves.l1[n] = length, square, l1
+            moves.linf[n] = _largest(steps, t, n)
+            moves.radial[n] = min(max(radial / (before * length), -1.0), 1.0) if before > 0 else np.nan
+
+
 @compiled_sums
 def _sums(steps, t, n, bulk):
-    """‖ΔW‖₁, ‖ΔW‖₂², ‖W[t]‖₂² and ΔW·W[t-1] of a token, whose displacement is added to ``bulk``."""
+    """Return ‖ΔW‖₁, ‖ΔW‖₂², ‖W[t]‖₂² and ΔW·W[t-1] of a token; add its displacement to ``bulk``."""
     l1 = 0.0
     squares = 0.0
     after = 0.0
@@ -132,7 +189,7 @@ def _sums(steps, t, n, bulk):
 
 @compiled
 def _largest(steps, t, n):
-    """‖ΔW‖∞ of a token, by the bits of its elements: those of non-negative floats order as the floats do."""
+    """Return ‖ΔW‖∞ of a token, as a maximum of integers: the bits of non-negative floats order as the floats do."""
     top = np.int64(0)
     for d in range(steps.shape[2]):
         step = abs(np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]))
@@ -141,54 +198,55 @@ def _largest(steps, t, n):
 
 
 @compiled
-def _moves(steps, t, changed, speeds, norms, bulk):
-    N = steps.shape[1]
-    valid = moving = radial = outward = inward = 0
-    l2 = l1 = squares = most = tops = shape = along = across = 0.0
-    for n in range(N):
-        if not changed[t, n]:
-            if np.isfinite(norms[n]):
-                valid += 1
-            else:
-                speeds[n] = np.nan
+def _summarize(moves):
+    """Return the `SUMS` of a transition."""
+    lengths = moves.l2
+    n_valid = n_moving = n_radial = n_outward = n_inward = 0
+    l2 = l1 = squares = largest = linf = ratio = radial = tangential = 0.0
+    for n in range(len(lengths)):
+        length = lengths[n]
+        n_valid += not np.isnan(length)
+        if not length > 0:
             continue
-        scratch_l1, square, after, outwards = _sums(steps, t, n, bulk)
-        before = norms[n]
-        norms[n] = np.sqrt(after)
-        if not (np.isfinite(before) and np.isfinite(norms[n])):
-            speeds[n] = np.nan
-            continue
-        valid += 1
-        if square == 0:
-            continue  # -0 and +0
-        speed = speeds[n] = np.sqrt(square)
-        moving += 1
-        l1 += scratch_l1
-        l2 += speed
-        squares += square
-        most = max(most, speed)
-        top = _largest(steps, t, n)
-        tops += top
-        shape += speed / top
-        if before > 0:
-            share = min(max(outwards / (before * speed), -1.0), 1.0)
-            radial += 1
-            along += share
-            across += np.sqrt(1 - share * share)
-            outward += share > 0
-            inward += share < 0
+        n_moving += 1
+        l1 += moves.l1[n]
+        l2 += length
+        squares += moves.squares[n]
+        largest = max(largest, length)
+        linf += moves.linf[n]
+        ratio += length / moves.linf[n]
+        cosine = moves.radial[n]
+        if not np.isnan(cosine):
+            n_radial += 1
+            radial += cosine
+            tangential += np.sqrt(1 - cosine * cosine)
+            n_outward += cosine > 0
+            n_inward += cosine < 0
+    nan = np.nan
     return (
-        valid, moving, l2 if valid else np.nan, l1 if valid else np.nan, squares / 2 if valid else np.nan,
-        most if valid else np.nan, tops / valid if valid else np.nan, shape / moving if moving else np.nan,
-        l2 * l2 / (valid * squares) if moving else np.nan, along / radial if radial else np.nan,
-        across / radial if radial else np.nan, outward / radial if radial else np.nan,
-        inward / radial if radial else np.nan,
-    )  # fmt: skip
+        n_valid,
+        n_moving,
+        l2 if n_valid else nan,
+        l1 if n_valid else nan,
+        squares / 2 if n_valid else nan,
+        largest if n_valid else nan,
+        linf / n_valid if n_valid else nan,
+        ratio / n_moving if n_moving else nan,
+        l2 * l2 / (n_valid * squares) if n_moving else nan,
+        radial / n_radial if n_radial else nan,
+        tangential / n_radial if n_radial else nan,
+        n_outward / n_radial if n_radial else nan,
+        n_inward / n_radial if n_radial else nan,
+    )
 
 
 @compiled
-def _shear(steps, t, speeds, bulk):
-    """‖ΔC‖, the means of ‖ΔW - ΔC‖ and of its square, and how many tokens go along with ΔC, by a cosine above 0.9."""
+def _shear(steps, t, lengths, bulk):
+    """Return the `SHEAR` of a transition: ‖ΔC‖₂, the means of ‖ΔW - ΔC‖₂ and of its square, and how many tokens move
+    along with ΔC, by a cosine above 0.9; NaN and -1 if a token is not finite.
+
+    ``bulk`` is the sum of the displacements; it is turned into ΔC.
+    """
     N = steps.shape[1]
     squares = 0.0
     for d in range(len(bulk)):
@@ -202,20 +260,21 @@ def _shear(steps, t, speeds, bulk):
     aligned = 0
     resting = 0
     for n in range(N):
-        if np.isnan(speeds[n]):
+        if np.isnan(lengths[n]):
             return np.nan, np.nan, np.nan, -1
-        if speeds[n] == 0:
+        if lengths[n] == 0:
             resting += 1
             continue
-        own, along = _own(steps, t, n, bulk)
+        own, along = _beside_bulk(steps, t, n, bulk)
         total += np.sqrt(own)
         heat += own
-        aligned += along > 0.9 * speed * speeds[n]
+        aligned += along > _ALIGNED * speed * lengths[n]
     return speed, (total + resting * speed) / N, (heat + resting * squares) / N, aligned
 
 
 @compiled_sums
-def _own(steps, t, n, bulk):
+def _beside_bulk(steps, t, n, bulk):
+    """Return ‖ΔW - ΔC‖₂² and ΔW·ΔC of a token."""
     own = 0.0
     along = 0.0
     for d in range(steps.shape[2]):
@@ -234,13 +293,22 @@ def lag_one(
     out: dict[str, NDArray[Any]],
     t: int,
 ) -> None:
-    """Fill `LAG` of ``out`` at t: the cosines between the displacements first → second and second → third.
+    """Fill in `LAG` at t: the cosines between the displacements of two neighbouring transitions.
 
-    ``lengths`` and ``later`` are the lengths of these, NaN where a value is not finite.
+    Parameters
+    ----------
+    first, second, third
+        Three neighbouring steps, (n, d).
+    lengths, later
+        The lengths of the displacements first → second and second → third, (n,); NaN where a value is not finite.
+    out
+        Arrays (t,) to fill: see `LAG`.
+    t
+        The position in these.
     """
     cosines = np.empty(len(first))
-    n, one, none = _cosines(first, second, third, lengths, later, cosines)
-    out["n_lag1"][t], out["n_lag1_one_rests"][t], out["n_lag1_both_rest"][t] = n, one, none
+    n, one_rests, both_rest = _cosines(first, second, third, lengths, later, cosines)
+    out["n_lag1"][t], out["n_lag1_one_rests"][t], out["n_lag1_both_rest"][t] = n, one_rests, both_rest
     out["lag1_mean"][t] = out["lag1_low"][t] = out["lag1_median"][t] = out["lag1_high"][t] = np.nan
     if n:
         out["lag1_mean"][t] = cosines[:n].mean()
@@ -249,7 +317,8 @@ def lag_one(
 
 @compiled
 def _cosines(first, second, third, lengths, later, cosines):
-    n = one = none = 0
+    """List the cosines of tokens that move both times; return how many do, and how many rest once, and twice."""
+    n = one_rests = both_rest = 0
     for i in range(len(first)):
         if np.isnan(lengths[i]) or np.isnan(later[i]):
             continue
@@ -258,14 +327,15 @@ def _cosines(first, second, third, lengths, later, cosines):
             cosines[n] = min(max(dot / (lengths[i] * later[i]), -1.0), 1.0)
             n += 1
         elif lengths[i] > 0 or later[i] > 0:
-            one += 1
+            one_rests += 1
         else:
-            none += 1
-    return n, one, none
+            both_rest += 1
+    return n, one_rests, both_rest
 
 
 @compiled_sums
 def _dot(first, second, third, n):
+    """Return the product of a token's two displacements."""
     total = 0.0
     for d in range(first.shape[1]):
         middle = np.float64(second[n, d])

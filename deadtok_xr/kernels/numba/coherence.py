@@ -1,4 +1,4 @@
-"""How much alike the directions of many vectors are: moments of all pairwise cosines, without the pairs.
+"""Coherence of directions: mean and deviation of the cosines between all pairs of vectors, without the pairs.
 
 For N unit vectors x with mean μ, let d = x - μ, s = ‖d‖², q = mean s. Since ‖x‖ = 1, 1 - ‖μ‖² = q and
 d·μ = a = (q - s)/2, so that every cosine is 1 - q + a_i + a_j + d_i·d_j. Its mean over pairs is 1 - q·N/(N-1); its
@@ -21,7 +21,7 @@ Rows = NDArray[np.float64]
 
 @compiled
 def spread(block, t, out):
-    """Write step t of a block (t, n, d), floats or bfloat16 words, as float64 rows (n, d)."""
+    """Write step t of a block (t, n, d) of floats or bfloat16 words to ``out`` (n, d), float64."""
     for n in range(out.shape[0]):
         for d in range(out.shape[1]):
             out[n, d] = to_float64(block[t, n, d])
@@ -29,21 +29,21 @@ def spread(block, t, out):
 
 @compiled
 def differences(block, t, out):
-    """Write what changed from step t to t + 1 of a block (t, n, d), floats or bfloat16 words, as rows (n, d)."""
+    """Write the displacements from step t to t + 1 of such a block to ``out`` (n, d), float64."""
     for n in range(out.shape[0]):
         for d in range(out.shape[1]):
             out[n, d] = to_float64(block[t + 1, n, d]) - to_float64(block[t, n, d])
 
 
 def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
-    """What rows (n, d) have in common.
+    """Measure how much rows have in common.
 
     Parameters
     ----------
     rows
-        The vectors.
+        The vectors, (n, d).
     unit
-        Room for as many, overwritten.
+        A buffer of the same shape, overwritten.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def _squares(rows, n):
 
 @compiled
 def _unit(rows, unit, mean, direction):
-    """Put the unit vectors of usable rows first into ``unit``; sum up both kinds of mean."""
+    """Write the unit vectors of usable rows to the front of ``unit``; fill in both means."""
     N, D = rows.shape
     n_valid = 0
     used = 0
@@ -103,7 +103,7 @@ def _put_unit(rows, n, norm, unit, used, mean, direction):
 
 @compiled
 def moments(unit, n, centre):
-    """Mean and deviation of the pairwise cosines of the first n unit vectors, which are overwritten."""
+    """Return mean and deviation of the pairwise cosines of the first n unit vectors, which are overwritten."""
     D = unit.shape[1]
     s = np.empty(n)
     q = 0.0
@@ -121,14 +121,14 @@ def moments(unit, n, centre):
 
 @compiled
 def mean_and_deviation(n, q, variance):
-    """Of the pairwise cosines of n unit vectors, within their bounds."""
+    """Return mean and deviation of the pairwise cosines of n unit vectors, within their bounds."""
     mean = 1.0 - q * n / (n - 1)
     return min(max(mean, -1.0), 1.0), np.sqrt(max(variance, 0.0))
 
 
 @compiled
 def variance_of(n, q, spread_a, squares):
-    """The variance of the pairwise cosines, from Σa² and the sum of the squares of K."""
+    """Return the variance of the pairwise cosines, from Σa² and the sum of the squares of K."""
     return (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
 
 
@@ -160,7 +160,7 @@ def _by_products(rows, n, a, q):
 
 @compiled_finite
 def _products(rows, n):
-    """Σ d dᵀ on and below the diagonal (and, in pairs of dims, one place above it)."""
+    """Return Σ d dᵀ on and below the diagonal (and, in pairs of dims, one element above it)."""
     D = rows.shape[1]
     K = np.zeros((D, D))
     for m in range(0, n - n % 4, 4):  # four tokens by two dims at once: fewer loads and stores for each product
@@ -184,7 +184,7 @@ def _products(rows, n):
 
 @compiled
 def mean_cosine(a, b):
-    """The mean of cos(a_n, b_n) over the rows in which both are finite and not zero; NaN if there are none."""
+    """Return the mean of cos(a_n, b_n) over the rows in which both are finite and not zero; NaN if there are none."""
     total = 0.0
     count = 0
     for n in range(a.shape[0]):
@@ -207,7 +207,7 @@ def _product(a, b, n):
 
 @compiled
 def means(rows, mask):
-    """The means of the rows within and without a mask, (2, d); NaN where there are none or one is NaN."""
+    """Return the means of the rows inside and outside a mask, (2, d); NaN where there are none or one is NaN."""
     sums = np.zeros((2, rows.shape[1]))
     counts = np.zeros(2)
     for n in range(rows.shape[0]):

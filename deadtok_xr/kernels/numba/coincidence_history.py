@@ -1,17 +1,20 @@
-"""What becomes of the places that rows share: how many, what breaks up and meets, and who is with whom since when.
+"""How many places rows share, how these break up and merge, and since when rows have been together.
 
-The place of each row at each step is told, by whichever engine; no value is looked at. A step at which no row changed
-keeps its answer.
+A *place* is where a row lies: equal rows share one. The first row in the place of each row is given, by either engine
+(`census`); no value is read. A step at which no row changed repeats the step before.
 
-Who has been together since when is kept as a sequence of the rows in which those of one place stand side by side, and
-the step since which each has been with the one before it. Of any two rows of a place, the answer is then the latest
-step between them. A place that breaks up, or several that meet, only take such sequences apart and put them together.
+Since when rows have been together is kept as a sequence of the rows, those of a place side by side, and the step since
+which each has been with the one before it. Any two rows of a place have been together since the latest step between
+them in the sequence: the steps form an ultrametric, as in a dendrogram of single linkage (Jardine and Sibson 1971). A
+place that breaks up, or several that merge, only take such sequences apart and join them.
+
+herfindahl   Σ s² of the shares s of black holes, the places of two rows or more
+gini         (2 Σ i·nᵢ / Σ nᵢ - (m + 1)) / m of their m sizes nᵢ, ascending
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +28,31 @@ FIGURES = (
     "n_unique", "n_black_holes", "population", "largest", "n_singletons", "n_invalid", "herfindahl", "gini",
     "top_two_share",
 )  # fmt: skip
+"""What is found of each step."""
 EVENTS = ("fissions", "fusions", "evaporated", "accreted")
+"""What is found of each transition, among rows that are finite at both steps: black holes that break up and that merge,
+rows that leave black holes and that join them."""
 
 
-@dataclass
-class CoincidenceHistory:
-    """Who is with whom at one step.
+class CoincidenceHistory(NamedTuple):
+    """Which rows are together at one step, and since when."""
 
-    Attributes
-    ----------
-    label
-        The first row in the same place, (n,); -1 where a value is not finite.
-    order
-        The rows, those of one place side by side, (n,).
-    since
-        Since which step each of ``order`` has been with the one before it; `APART` where it is not. (n,)
-    """
+    label: Longs
+    """The first row in the same place, (n,); -1 where a value is not finite."""
+    order: Longs
+    """The rows, those of one place side by side, (n,)."""
+    since: Longs
+    """The step since which each of ``order`` has been with the one before it; `APART` where it is not. (n,)"""
+    figures: NDArray[np.float64]
+    """See `FIGURES`."""
+
+
+class HistorySnapshots(NamedTuple):
+    """Histories at some steps, (snapshot, n)."""
 
     label: Longs
     order: Longs
     since: Longs
-    figures: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FIGURES)))
 
 
 def coincidence_history(
@@ -57,7 +64,7 @@ def coincidence_history(
     out: dict[str, NDArray[Any]],
     snapshots: dict[str, Longs],
 ) -> CoincidenceHistory:
-    """Fill ``out`` with the figures of some steps, and what became of the places of the step before.
+    """Fill ``out`` with the figures of some steps, and the events between them.
 
     Parameters
     ----------
@@ -67,7 +74,7 @@ def coincidence_history(
     changed
         Which rows differ from the step before, one step less.
     state
-        Who was with whom at the first step, as an earlier call returned it; None to begin there.
+        The history at the first step, as an earlier call returned it; None to begin there.
     first
         The number of the first step.
     wanted
@@ -79,15 +86,16 @@ def coincidence_history(
 
     Returns
     -------
-    Who is with whom at the last step.
+    The history at the last step.
     """
-    state = _begin(labels[0], first) if state is None else CoincidenceHistory(*(x.copy() for x in vars(state).values()))
+    if state is None:
+        state = _begin(labels[0], first)
+    else:
+        state = CoincidenceHistory(state.label.copy(), state.order.copy(), state.since.copy(), state.figures.copy())
     figures = np.empty((len(labels), len(FIGURES)))
     events = np.zeros((len(changed), len(EVENTS)), np.int64)
-    _follow(
-        labels, changed.any(axis=1), first, state.label, state.order, state.since, state.figures, figures, events,
-        wanted, snapshots["label"], snapshots["order"], snapshots["since"],
-    )  # fmt: skip
+    kept = HistorySnapshots(*(snapshots[name] for name in HistorySnapshots._fields))
+    _follow(labels, changed.any(axis=1), first, state, figures, events, wanted, kept)
     for i, name in enumerate(FIGURES):
         out[name][:] = figures[: len(out[name]), i]
     for i, name in enumerate(EVENTS):
@@ -98,30 +106,30 @@ def coincidence_history(
 def _begin(label: Longs, first: int) -> CoincidenceHistory:
     n = len(label)
     order, since = regroup(np.arange(n), np.full(n, APART), label, first)
-    state = CoincidenceHistory(label.copy(), order, since)
+    state = CoincidenceHistory(label.copy(), order, since, np.zeros(len(FIGURES)))
     _measure(label, _sizes(label), state.figures)
     return state
 
 
 @compiled
-def _follow(labels, anything, first, label, order, since, current, figures, events, wanted, kept, orders, sinces):
+def _follow(labels, any_changed, first, state, figures, events, wanted, snapshots):
     for t in range(len(labels)):
-        if t > 0 and anything[t - 1] and (labels[t] != label).any():
+        if t > 0 and any_changed[t - 1] and (labels[t] != state.label).any():
             sizes = _sizes(labels[t])
-            _measure(labels[t], sizes, current)
-            _count(label, _sizes(label), labels[t], sizes, events[t - 1])
-            order[:], since[:] = regroup(order, since, labels[t], first + t)
-            label[:] = labels[t]
-        figures[t] = current
+            _measure(labels[t], sizes, state.figures)
+            _count_events(state.label, _sizes(state.label), labels[t], sizes, events[t - 1])
+            state.order[:], state.since[:] = regroup(state.order, state.since, labels[t], first + t)
+            state.label[:] = labels[t]
+        figures[t] = state.figures
         if wanted[t] >= 0:
-            kept[wanted[t]] = label
-            orders[wanted[t]] = order
-            sinces[wanted[t]] = since
+            snapshots.label[wanted[t]] = state.label
+            snapshots.order[wanted[t]] = state.order
+            snapshots.since[wanted[t]] = state.since
 
 
 @compiled
 def _sizes(label):
-    """How many rows are in the place of each first row."""
+    """Return how many rows are in the place of each first row."""
     sizes = np.zeros(len(label), np.int64)
     for n in range(len(label)):
         if label[n] >= 0:
@@ -131,7 +139,7 @@ def _sizes(label):
 
 @compiled
 def _measure(label, sizes, figures):
-    """Fill the `FIGURES` of a step. Shares are of the rows in black holes, the places of two rows or more."""
+    """Fill in the `FIGURES` of a step. Shares are of the rows in black holes."""
     N = len(label)
     how_many = np.zeros(N + 1, np.int64)
     valid = 0
@@ -160,10 +168,10 @@ def _measure(label, sizes, figures):
 
 
 @compiled
-def _count(old, old_sizes, label, sizes, events):
-    """Count the `EVENTS` between two steps, among rows that are finite at both."""
-    events[0] = _torn(old, old_sizes, label)
-    events[1] = _torn(label, sizes, old)
+def _count_events(old, old_sizes, label, sizes, events):
+    """Count the `EVENTS` between two steps."""
+    events[0] = _n_broken_up(old, old_sizes, label)
+    events[1] = _n_broken_up(label, sizes, old)
     for n in range(len(old)):
         if old[n] >= 0 and label[n] >= 0:
             shared, shares = old_sizes[old[n]] > 1, sizes[label[n]] > 1
@@ -172,10 +180,10 @@ def _count(old, old_sizes, label, sizes, events):
 
 
 @compiled
-def _torn(one, sizes, other):
-    """How many black holes of one step have their rows in more than one place at another step."""
+def _n_broken_up(one, sizes, other):
+    """Count the black holes of one step whose rows are in more than one place at another step."""
     place = np.full(len(one), -1)
-    torn = 0
+    broken_up = 0
     for n in range(len(one)):
         k = one[n]
         if k < 0 or other[n] < 0 or sizes[k] < 2:
@@ -183,16 +191,27 @@ def _torn(one, sizes, other):
         if place[k] == -1:
             place[k] = other[n]
         elif place[k] >= 0 and place[k] != other[n]:
-            torn += 1
+            broken_up += 1
             place[k] = -2  # counted
-    return torn
+    return broken_up
 
 
 @compiled
 def regroup(order, since, group, now):
-    """Another order, by ascending ``group`` (n,), and since when each row has been with the one before it.
+    """Sort a sequence by group, and update since when each row has been with the one before it.
 
-    Rows that were not together begin to be at step ``now``. Those of group -1 stand alone, in front.
+    Parameters
+    ----------
+    order, since
+        The sequence: see `CoincidenceHistory`.
+    group
+        The group of each row, (n,); rows of group -1 come first, each by itself.
+    now
+        The step since which rows are together that were not.
+
+    Returns
+    -------
+    The new order and since.
     """
     N = len(order)
     begins = np.zeros(N + 2, np.int64)
@@ -219,9 +238,20 @@ def regroup(order, since, group, now):
 
 
 def extend_back(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: int) -> tuple[Longs, Longs]:
-    """A sequence that looks back no further than step ``first``, with what was known there.
+    """Extend a history that begins at step ``first`` to the time before.
 
-    Each is `order` and `since`; ``earlier`` is that of step ``first``.
+    Parameters
+    ----------
+    earlier
+        order and since at step ``first``.
+    later
+        order and since at a later step, by a history that begins at ``first``.
+    first
+        The step.
+
+    Returns
+    -------
+    order and since at the later step.
     """
     order, since = later
     begins = since != first
@@ -233,8 +263,11 @@ def extend_back(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first:
 
 @compiled
 def together_since(order, since, label):
-    """Since when each row has been with the first one of its place, (n,): -1 alone. The first one: since its oldest
-    companion."""  # fmt: skip
+    """Return since when each row has been with the first one of its place, (n,); -1 for rows that are alone.
+
+    For the first row itself: since when it has been with the one that joined it first. Parameters are those of
+    `CoincidenceHistory`.
+    """
     N = len(order)
     out = np.full(N, -1)
     for p in range(N):

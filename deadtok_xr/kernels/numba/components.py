@@ -1,20 +1,46 @@
-"""Connected components by union-find, over nodes that stand for one or more tokens, and their figures."""
+"""Connected components by union-find with path halving (Tarjan and van Leeuwen 1984), and the graph's figures.
+
+A node stands for one or more equal tokens.
+"""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deadtok_xr.kernels.numba.jit import compiled
 
 FIGURES = ("n_edges", "largest_component", "n_singletons", "n_components", "degree_max", "n_invalid")
+"""What `count` finds of a graph of tokens."""
 EDGES, LARGEST, SINGLETONS, COMPONENTS, TOP, INVALID = range(6)
 
 
+class Nodes(NamedTuple):
+    """Distinct rows: see `unique_rows.unique_rows`."""
+
+    index: Any
+    """(p,): a token of each node."""
+    counts: Any
+    """(p,): its tokens."""
+    inverse: Any
+    """(n,): the node of each token."""
+
+
+class Graph(NamedTuple):
+    """Edges between nodes, as far as components and degrees need them."""
+
+    parent: Any
+    """(p,): union-find; the root is the lowest node of a component."""
+    degree: Any
+    """(p,): to how many tokens each token of a node is adjacent."""
+
+
 @compiled
-def alone(weight, linked):
-    """A graph without an edge, but for those within a node."""
-    parent = np.arange(len(weight))
-    return parent, weight - 1 if linked else np.zeros(len(weight), np.int64)
+def without_edges(nodes, linked):
+    """Return a graph without edges, but for those within a node if equal tokens are ``linked``."""
+    P = len(nodes.counts)
+    return Graph(np.arange(P), nodes.counts - 1 if linked else np.zeros(P, np.int64))
 
 
 @compiled
@@ -26,16 +52,17 @@ def _root(parent, a):
 
 
 @compiled
-def join(parent, degree, weight, a, b):
-    degree[a] += weight[b]
-    degree[b] += weight[a]
-    x, y = _root(parent, a), _root(parent, b)
-    parent[max(x, y)] = min(x, y)
+def join(graph, nodes, a, b):
+    """Add the edges between the tokens of two nodes."""
+    graph.degree[a] += nodes.counts[b]
+    graph.degree[b] += nodes.counts[a]
+    x, y = _root(graph.parent, a), _root(graph.parent, b)
+    graph.parent[max(x, y)] = min(x, y)
 
 
 @compiled
 def _bin(x):
-    """0 for 0, and the number of binary digits of others: 1, 2 to 3, 4 to 7, ..."""
+    """Return 0 for 0, and the number of binary digits of others: 1, 2 to 3, 4 to 7, ..."""
     digits = 0
     while x:
         digits += 1
@@ -44,20 +71,22 @@ def _bin(x):
 
 
 @compiled
-def count(parent, degree, weight, figures, degrees, sizes):
-    P = len(parent)
+def count(graph, nodes, figures, degrees, sizes):
+    """Fill in `FIGURES` but for the last, and the histograms of degrees and of component sizes, see `topology`."""
+    counts, degree = nodes.counts, graph.degree
+    P = len(counts)
     size = np.zeros(P, np.int64)
     degrees[:] = 0
     sizes[:] = 0
     edges, alone, components, largest, top = 0, 0, 0, 1, 0
     for a in range(P):
-        edges += weight[a] * degree[a]
-        degrees[_bin(degree[a])] += weight[a]
+        edges += counts[a] * degree[a]
+        degrees[_bin(degree[a])] += counts[a]
         top = max(top, degree[a])
         if degree[a]:
-            size[_root(parent, a)] += weight[a]
+            size[_root(graph.parent, a)] += counts[a]
         else:
-            alone += weight[a]
+            alone += counts[a]
     sizes[0] = alone
     for a in range(P):
         if size[a]:
@@ -69,15 +98,15 @@ def count(parent, degree, weight, figures, degrees, sizes):
 
 
 @compiled
-def name_components(parent, degree, node, label):
-    """The first token of each token's component."""
-    first = np.full(len(parent), -1)
-    for n in range(len(node)):
-        a = node[n]
-        if not degree[a]:
+def name_components(graph, nodes, label):
+    """Fill in the first token of each token's component, (n,)."""
+    first = np.full(len(graph.parent), -1)
+    for n in range(len(label)):
+        a = nodes.inverse[n]
+        if not graph.degree[a]:
             label[n] = n
             continue
-        root = _root(parent, a)
+        root = _root(graph.parent, a)
         if first[root] < 0:
             first[root] = n
         label[n] = first[root]

@@ -1,18 +1,22 @@
-"""Adam's step beside half the gap that it would have to cross."""
+"""Adam's step compared with half the gap that it must cross to move an element.
+
+The step is η·m̂ / (√v̂ + ε) (Kingma and Ba 2015, algorithm 1). Rounding to nearest moves an element if the step exceeds
+half the gap between W[t-1] and its neighbour in the step's direction.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import INFINITY
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two
 from deadtok_xr.kernels.numba.jit import compiled
 
 COUNTS = ("elements", "above", "moved", "moved_above", "tokens", "tokens_above")
 
 
 @compiled
-def critical(before, after, m, v, rates, eps, smallest, ulp_offset, ratio, counts):
-    """Fill the largest ratio of each token, (n,), and add to ``counts``.
+def critical(before, after, m, v, rates, eps, lattice, ratio, counts):
+    """Fill in the largest ratio of each token, and add to ``counts``.
 
     Parameters
     ----------
@@ -20,14 +24,15 @@ def critical(before, after, m, v, rates, eps, smallest, ulp_offset, ratio, count
         W at t-1 and t, and the moments at t: float32 (n, d).
     rates
         lr / (1 - β1ᵗ), and 1 / (1 - β2ᵗ).
-    smallest, ulp_offset
-        The number format: see `kernels.Lattice`.
+    lattice
+        The number format's lattice: `kernels.Lattice`.
     ratio
-        Filled: max_d |η·m̂ / (√v̂ + ε)| / (half the gap from W[t-1] in the direction of the step); NaN where any of it
-        is not finite.
+        Filled, (n,): max_d |η·m̂ / (√v̂ + ε)| / (half the gap from W[t-1] in the direction of the step); NaN where any of
+        these is not finite.
     counts
-        See `COUNTS`.
+        Added to, (6,): see `COUNTS`.
     """
+    smallest, ulp_offset = lattice.smallest, lattice.ulp_offset
     words = before.view(np.uint32)
     for n in range(before.shape[0]):
         top = 0.0
@@ -39,13 +44,12 @@ def critical(before, after, m, v, rates, eps, smallest, ulp_offset, ratio, count
             a = before[n, d]
             step = -rates[0] * np.float64(m[n, d]) / (np.sqrt(np.float64(v[n, d]) * rates[1]) + eps)
             known &= np.isfinite(a) & np.isfinite(after[n, d]) & np.isfinite(step)
-            magnitude = words[n, d] & np.uint32(0x7FFFFFFF)
+            magnitude = words[n, d] & MAGNITUDE
             e = max(np.int64(magnitude >> np.uint32(23)), smallest)
-            power = (magnitude & np.uint32(0x7FFFFF)) == 0 and magnitude < INFINITY
+            power = (magnitude & MANTISSA) == 0 and magnitude < INFINITY
             if power and e > smallest and ((a > 0 and step < 0) or (a < 0 and step > 0)):
                 e -= 1  # below a power of two the gap is half as wide
-            # 2^(ulp_offset + 1 - e), put together from its exponent
-            x = abs(step) * np.int64((1023 + ulp_offset + 1 - e) << 52).view(np.float64)
+            x = abs(step) * power_of_two(ulp_offset + 1 - e)
             top = max(top, x)
             above += x > 1
             moved += after[n, d] != a

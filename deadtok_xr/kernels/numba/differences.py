@@ -1,4 +1,4 @@
-"""Two matrices of the same tokens, side by side."""
+"""Differences between two matrices of the same tokens, step by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 @compiled
 def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tokens, squares, most, invalid, far):
-    """Fill what two runs differ in, step by step.
+    """Fill in the differences between two runs.
 
     Parameters
     ----------
@@ -18,26 +18,26 @@ def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tok
     x, y
         Their values as floats.
     look
-        At which rows to look, at least (t, n): of the others nothing changed since the step before.
+        Which rows to compare, at least (t, n): the others did not change since the step before.
     held
-        (5, n), updated: of each row at the last step, elements that differ in a bit, elements unequal in value, the
+        (5, n), updated: for each row at the last step, elements that differ in a bit, elements unequal in value, the
         squared distance, the largest difference of an element, and whether a value is not finite.
     first
         (n,), updated: the first step at which a row differs, -1 so far.
     at
-        The number of the first step.
+        The number of the block's first step.
     out_bits, out_values, out_tokens, squares, most, invalid
-        (t,) to fill: elements that differ, elements unequal, tokens that differ, the sum of squared distances and the
+        (t,), filled: elements that differ, elements unequal, tokens that differ, the sum of squared distances and the
         largest difference over finite rows, rows with a value that is not finite.
     far
-        (t, n) to fill: the distance of each row, NaN where a value is not finite.
+        (t, n), filled: the distance of each row, NaN where a value is not finite.
     """
     T, N = far.shape
     for t in range(T):
         valid = 0
         for n in range(N):
             if look[t, n]:
-                _look(a, b, x, y, t, n, held)
+                _compare(a, b, x, y, t, n, held)
             bits = np.int64(held[0, n])
             out_bits[t] += bits
             out_values[t] += np.int64(held[1, n])
@@ -58,7 +58,8 @@ def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tok
 
 
 @compiled
-def _look(a, b, x, y, t, n, held):
+def _compare(a, b, x, y, t, n, held):
+    """Update ``held`` for a row."""
     difference = a[t, n, 0] ^ b[t, n, 0]
     for d in range(1, a.shape[2]):
         difference |= a[t, n, d] ^ b[t, n, d]
@@ -73,11 +74,12 @@ def _look(a, b, x, y, t, n, held):
         held[0, n] += a[t, n, d] != b[t, n, d]
         held[1, n] += x[t, n, d] != y[t, n, d]
     if finite:
-        held[2, n], held[3, n] = _apart(x, y, t, n)
+        held[2, n], held[3, n] = _distances(x, y, t, n)
 
 
 @compiled_sums
-def _apart(x, y, t, n):
+def _distances(x, y, t, n):
+    """Return ‖x - y‖₂² and ‖x - y‖∞ of a row."""
     total = 0.0
     most = 0.0
     for d in range(x.shape[2]):

@@ -1,4 +1,4 @@
-"""Which number formats hold values exactly."""
+"""The number formats that hold values exactly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 def count_off_grid(words: NDArray[np.uint32], changed: NDArray[np.bool_], grids: Sequence[Lattice],
                    held: NDArray[np.int64], totals: NDArray[np.int64]) -> None:  # fmt: skip
-    """Add to ``totals`` (1 + g,) the values of steps that are not finite, and those off each of g grids.
+    """Count the values of steps that are not finite, and those off each of g grids.
 
-    ``words`` are float32 words (t, n, d); ``changed`` (t, n) says at which rows to look, and of the others ``held``
-    (n, 1 + g), updated, has the counts.
+    Parameters
+    ----------
+    words
+        float32 words (t, n, d).
+    changed
+        Which rows to count, (t, n); the others have the counts of the step before.
+    grids
+        The lattices.
+    held
+        The counts of each row at the last step, (n, 1 + g), updated.
+    totals
+        Added to, (1 + g,).
     """
     spare = np.stack([grid.spare for grid in grids])
     _count(words, changed, spare, np.array([grid.largest for grid in grids], np.uint32), held, totals)

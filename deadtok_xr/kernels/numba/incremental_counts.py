@@ -1,99 +1,148 @@
-"""Counts of what the elements of a step are like, carried from step to step by those that changed.
+"""Counts of the exponents and mantissas of a step, carried from step to step by the elements that changed.
 
 Exponents and mantissas are counted together, by the leading 16 bits of a float32 word: one place to add to, seldom the
-one before, and nothing to decide. What is asked for is summed up from these where a step needs it.
+one before, and no branch. Distributions are summed from these counts where a step needs them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
-from deadtok_xr.kernels import Lattice, word_shift
+from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import MAGNITUDE, MANTISSA, SIGN, float32_word, not_finite, off_grid
 from deadtok_xr.kernels.numba.jit import compiled
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
-"""Columns of the running counts, beside the exponents."""
+"""Columns of `StepCounts.counts`."""
 ULPS = ("mean", "mean_upward", "largest")
-"""What the spacing of a whole token may be taken for."""
+"""Columns of `StepCounts.token_ulp`: the ULP of a whole token."""
 _WORDS, _FIELDS = 1 << 16, 1 << 9
 """Places for the leading bits of words; behind them one for each sign and exponent, which says that it occurred."""
 
 
+class StepCounts(NamedTuple):
+    """What is known of the present step; the counts are over tokens of which every element is finite."""
+
+    not_finite: NDArray[np.int64]
+    """(n,): elements of each token that are not finite."""
+    leading: NDArray[np.int64]
+    """Elements by the leading 16 bits of their word; and 1 for each sign and exponent that has occurred."""
+    counts: NDArray[np.int64]
+    """See `STATES`."""
+    token_ulp: NDArray[np.float64]
+    """(n, 3), see `ULPS`; NaN until it is needed."""
+
+
 class IncrementalCounts:
-    """What is known of the step at hand: which tokens are valid, and the counts over these."""
+    """The counts of the first step, which `lattice.lattice_steps` carries from step to step.
+
+    Parameters
+    ----------
+    steps
+        Words (t, n, d).
+    lattice
+        The number format's lattice.
+
+    Raises
+    ------
+    OffGridError
+        If a value of the first step is not on the lattice.
+    """
 
     def __init__(self, steps: NDArray[Any], lattice: Lattice) -> None:
-        self.smallest = lattice.smallest
-        self.broken = np.zeros(steps.shape[1], np.int64)  # elements that are not finite, by token
-        self.leading = np.zeros(_WORDS + _FIELDS, np.int64)
-        self.counts = np.zeros(len(STATES), np.int64)
-        self.spacing = np.full((steps.shape[1], len(ULPS)), np.nan)  # of a token, NaN until it is asked for
-        refuse(_begin(steps, word_shift(steps), lattice.spare, lattice.largest, self.broken, self.leading, self.counts))
+        n = steps.shape[1]
+        counts, leading = np.zeros(len(STATES), np.int64), np.zeros(_WORDS + _FIELDS, np.int64)
+        self.step = StepCounts(np.zeros(n, np.int64), leading, counts, np.full((n, len(ULPS)), np.nan))
+        self._smallest = lattice.smallest
+        refuse(_count_step(steps, lattice, self.step))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """See `STATES`."""
+        return self.step.counts
+
+    @property
+    def n_invalid(self) -> int:
+        """How many tokens have an element that is not finite."""
+        return int((self.step.not_finite > 0).sum())
+
+    @property
+    def n_valid(self) -> int:
+        """How many tokens are finite."""
+        return len(self.step.not_finite) - self.n_invalid
 
     def distributions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many elements are in each of 256 cell heights, and have each of 128 leading parts of a mantissa."""
+        """Return how many elements have each of 256 exponents, and each of 128 leading parts of a mantissa."""
         exponents, mantissas = np.zeros(256, np.int64), np.zeros(128, np.int64)
-        _sum_up(self.leading, self.smallest, exponents, mantissas)
+        add_distributions(self.step.leading, self._smallest, exponents, mantissas)
         return exponents, mantissas
 
 
-@compiled
-def _sum_up(leading, smallest, exponents, mantissas):
-    """Zero and subnormals of the lattice are of height 0, and have no mantissa to speak of."""
-    for field in range(_FIELDS):
-        if not leading[_WORDS + field]:
-            continue
-        of_field = leading[128 * field : 128 * (field + 1)]
-        total = 0
-        for m in range(128):
-            total += of_field[m]
-        exponent = field % 256
-        exponents[max(exponent - smallest + 1, 0)] += total
-        if exponent >= smallest:
-            for m in range(128):
-                mantissas[m] += of_field[m]
-
-
 def refuse(n_off_grid: int) -> None:
-    """Refuse a step with values off the grid."""
+    """Refuse a step with values off the grid.
+
+    Raises
+    ------
+    OffGridError
+        If there are any.
+    """
     if n_off_grid:
         raise OffGridError(f"{n_off_grid} values of a step are not on the grid")
 
 
 @compiled
-def _begin(steps, shift, spare, largest, broken, leading, counts):
+def add_distributions(leading, smallest, exponents, mantissas):
+    """Add up counts by exponent and by mantissa; zero and subnormals of the lattice have exponent 0 and no mantissa."""
+    for field in range(_FIELDS):
+        if not leading[_WORDS + field]:
+            continue
+        by_mantissa = leading[128 * field : 128 * (field + 1)]
+        total = 0
+        for m in range(128):
+            total += by_mantissa[m]
+        exponent = field % 256
+        exponents[max(exponent - smallest + 1, 0)] += total
+        if exponent >= smallest:
+            for m in range(128):
+                mantissas[m] += by_mantissa[m]
+
+
+@compiled
+def _count_step(steps, lattice, step):
+    """Count the first step; return how many of its values are off the grid."""
     off = 0
     for n in range(steps.shape[1]):
         for d in range(steps.shape[2]):
-            word = float32_word(steps[0, n, d], shift)
-            broken[n] += not_finite(word)
-            off += off_grid(word, spare, largest)
-        if broken[n] == 0:
-            _count_row(steps, 0, n, 1, shift, leading, counts)
+            word = float32_word(steps[0, n, d])
+            step.not_finite[n] += not_finite(word)
+            off += off_grid(word, lattice.spare, lattice.largest)
+        if step.not_finite[n] == 0:
+            _count_row(steps, 0, n, 1, step.leading, step.counts)
     return off
 
 
 @compiled
-def recount(steps, t, n, one, two, k, before, after, shift, leading, counts):
-    """Count the k words of a token that were ``one`` and are ``two``; all of its row, where it comes or goes because
-    elements that are not finite, ``before`` and ``after``, are too many or none."""
-    if before == 0 and after == 0:
-        _count(one, k, -1, leading, counts)
-        _count(two, k, 1, leading, counts)
-    elif before == 0:
-        _count_row(steps, t, n, -1, shift, leading, counts)
-    elif after == 0:
-        _count_row(steps, t + 1, n, 1, shift, leading, counts)
+def recount(steps, t, n, before, after, k, was_finite, is_finite, step):
+    """Count the k elements of a token that changed, whose words are in ``before`` and ``after``.
+
+    All of the row is counted, or no longer, where the token becomes finite or ceases to be.
+    """
+    if was_finite and is_finite:
+        _count(before, k, -1, step.leading, step.counts)
+        _count(after, k, 1, step.leading, step.counts)
+    elif was_finite:
+        _count_row(steps, t, n, -1, step.leading, step.counts)
+    elif is_finite:
+        _count_row(steps, t + 1, n, 1, step.leading, step.counts)
 
 
 @compiled
 def _count(words, k, by, leading, counts):
-    """Add words to the counts, or take them away."""
+    """Add k words to the counts, or take them away."""
     zero = negative = single = 0
     for i in range(k):
         size = words[i] & MAGNITUDE
@@ -110,14 +159,14 @@ def _count(words, k, by, leading, counts):
 
 @compiled
 def _is_power_of_two(size):
-    """A float32 that is subnormal itself is one if it has one bit, any other if it has none in its mantissa."""
+    """Whether a magnitude is one: a subnormal of float32 if it has one bit, others if the mantissa has none."""
     one_bit = (size & (size - np.uint32(1))) == 0
     return (size != 0) & (((size & MANTISSA) == 0) | (one_bit & (size <= MANTISSA)))
 
 
 @compiled
-def _count_row(steps, t, n, by, shift, leading, counts):
+def _count_row(steps, t, n, by, leading, counts):
     words = np.empty(steps.shape[2], np.uint32)
     for d in range(len(words)):
-        words[d] = float32_word(steps[t, n, d], shift)
+        words[d] = float32_word(steps[t, n, d])
     _count(words, len(words), by, leading, counts)

@@ -1,4 +1,10 @@
-"""How the kernels are compiled: without the GIL, on one thread, cached beside the files."""
+"""How the kernels are compiled: without the GIL, on one thread, cached beside the files.
+
+Arguments that belong together are named tuples. numba tells these apart by the name of the class, so no two classes of
+the kernels have the same name. To pass one from Python takes 1 µs for each of its arrays, and much longer if it holds
+other tuples, so such tuples exist only inside compiled functions. The cache refers to these classes: after renaming
+one, delete the *.nbi files.
+"""
 
 from __future__ import annotations
 

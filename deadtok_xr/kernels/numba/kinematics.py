@@ -1,4 +1,8 @@
-"""The cloud of tokens as a whole: centroid, its velocity, and what is left in the centre-of-mass frame."""
+"""The cloud of tokens as a whole: its centroid C, the velocity of C, and the motion in the centre-of-mass frame.
+
+thermal_rms        √(mean ‖ΔW - ΔC‖₂²)
+thermal_residual   ‖Σ (ΔW - ΔC)‖₂, which is rounding alone
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from deadtok_xr.kernels.numba.jit import compiled, inlined_sums
 def kinematics(
     steps: NDArray[Any], changed: NDArray[np.bool_], before: NDArray[np.float64] | None, out: dict[str, NDArray[Any]]
 ) -> NDArray[np.float64]:
-    """Fill ``out`` with what steps are like, and the transitions between them.
+    """Fill ``out`` with the steps and the transitions between them.
 
     Parameters
     ----------
     steps
-        (t, n, d), floats, or words of 16 bits: bfloat16.
+        (t, n, d), floats or bfloat16 words.
     changed
         Which rows differ from the step before, (t - 1, n).
     before
@@ -37,11 +41,11 @@ def kinematics(
     first = 0
     if before is not None:
         centre[0], first = before, 1
-    anything = changed.any(axis=1)
-    _centroids(steps, anything, centre, first)
+    any_changed = changed.any(axis=1)
+    _centroids(steps, any_changed, centre, first)
     n_states = len(out["centroid"])
     out["centroid"][:] = centre[:n_states]
-    _spread(steps, anything, centre, out["radius"], out["radius_max"], out["n_invalid"])
+    _spread(steps, any_changed, centre, out["radius"], out["radius_max"], out["n_invalid"])
     out["bulk_velocity"][:] = bulk = np.diff(centre, axis=0)
     out["bulk_speed"][:] = np.linalg.norm(bulk, axis=1)
     _heat(steps, changed, bulk, out["thermal_rms"], out["thermal_residual"])
@@ -49,9 +53,9 @@ def kinematics(
 
 
 @compiled
-def _centroids(steps, anything, centre, first):
+def _centroids(steps, any_changed, centre, first):
     for t in range(first, len(steps)):
-        if t > 0 and not anything[t - 1]:
+        if t > 0 and not any_changed[t - 1]:
             centre[t] = centre[t - 1]
         else:
             _mean(steps, t, centre)
@@ -68,10 +72,10 @@ def _mean(steps, t, out):
 
 
 @compiled
-def _spread(steps, anything, centre, radius, radius_max, n_invalid):
+def _spread(steps, any_changed, centre, radius, radius_max, n_invalid):
     N = steps.shape[1]
     for t in range(len(radius)):
-        if t > 0 and not anything[t - 1]:
+        if t > 0 and not any_changed[t - 1]:
             radius[t], radius_max[t], n_invalid[t] = radius[t - 1], radius_max[t - 1], n_invalid[t - 1]
             continue
         total = 0.0
@@ -102,7 +106,7 @@ def _heat(steps, changed, bulk, rms, residual):
     D = steps.shape[2]
     sums = np.empty(D)
     for t in range(T):
-        rest = 0.0  # of a token that stands still: it moves against the centre
+        rest = 0.0  # of a token that rests: relative to the centre it moves
         for d in range(D):
             rest += bulk[t, d] * bulk[t, d]
             sums[d] = 0.0
@@ -126,6 +130,7 @@ def _heat(steps, changed, bulk, rms, residual):
 
 @inlined_sums
 def _own(steps, t, n, bulk, sums):
+    """Return ‖ΔW - ΔC‖₂² of a token; add ΔW - ΔC to ``sums``."""
     heat = 0.0
     for d in range(steps.shape[2]):
         own = to_float64(steps[t + 1, n, d]) - to_float64(steps[t, n, d]) - bulk[t, d]

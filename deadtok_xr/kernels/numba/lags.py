@@ -1,4 +1,7 @@
-"""How the velocities of a token resemble those of some steps before: sums over pairs of transitions, by their lag."""
+"""Autocorrelation of the velocities of a token: sums over pairs of transitions, by their lag.
+
+With v[t] = W[t+1] - W[t], the sums of v[t]·v[t+lag] and of the cosines between the two.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 
 def lagged(steps, seen, dots, pairs, cosines, n_moved):
-    """Add the pairs whose later transition is new.
+    """Add up the pairs of which the later transition is new.
 
     Parameters
     ----------
     steps
-        (t, n, d), float32 or float64: first those of which all pairs among them are counted, then the new ones.
+        (t, n, d), float32 or float64: first steps of which all pairs are counted already, then the new ones.
     seen
-        How many of them are of the first kind; 0 at the start.
+        How many steps are of the first kind; 0 at the start.
     dots, pairs
-        (n, lags), updated: the sum of v[t]·v[t + lag], at lag 0 of ‖v[t]‖², and how many pairs are finite.
+        (n, lags), added to: the sum of v[t]·v[t + lag], at lag 0 of ‖v[t]‖², and how many pairs are finite.
     cosines, n_moved
-        (n, lags), updated: the same of the cosines, over the pairs of which both move.
+        (n, lags), added to: the same for the cosines, over the pairs of which both move.
     """
     _lagged(steps, max(seen - 1, 0), dots, pairs, cosines, n_moved)
 

@@ -1,14 +1,21 @@
-"""Elements on their lattice: where they are, and how they step. Only what changed its bits is looked at."""
+"""Elements on the lattice of their number format: their distribution, and how they step. Only what changed is read.
+
+With W' = W / ULP(W[t-1]), the step of an element is ΔW' = ΔW · 2^(ulp_offset - max(E, smallest)), E the exponent field
+of the float32 word of W[t-1]: Goldberg 1991, "What every computer scientist should know about floating-point
+arithmetic", for the unit in the last place. The ordinal distance of two numbers is how many numbers of the format lie
+between them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels import Lattice, word_shift
+from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import (
+    INFINITY,
     MAGNITUDE,
     MANTISSA,
     exponent_of,
@@ -20,8 +27,15 @@ from deadtok_xr.kernels.numba.bit_words import (
     value_of,
 )
 from deadtok_xr.kernels.numba.changes import list_changed
-from deadtok_xr.kernels.numba.incremental_counts import STATES, ULPS, IncrementalCounts, recount, refuse
-from deadtok_xr.kernels.numba.jit import compiled, compiled_finite
+from deadtok_xr.kernels.numba.incremental_counts import (
+    STATES,
+    ULPS,
+    IncrementalCounts,
+    add_distributions,
+    recount,
+    refuse,
+)
+from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",
@@ -31,6 +45,54 @@ COUNTS = (
 MOVED, OUTWARD, UPWARD, HALF, FRACTIONAL, CROSS_UP, CROSS_DOWN, SIGN_CHANGE, FROM_ZERO, TO_ZERO = range(len(COUNTS))
 
 
+class LatticeStates(NamedTuple):
+    """What `lattice_steps` fills for each step."""
+
+    exponent_count: Any
+    """(t, e)."""
+    mantissa_count: Any
+    """(t, 128)."""
+    counts: Any
+    """(t, 3), see `STATES`."""
+    n_invalid_now: Any
+    """(t,)."""
+
+
+class LatticeTransitions(NamedTuple):
+    """What `lattice_steps` fills for each transition."""
+
+    counts: Any
+    """(t, 10), see `COUNTS`."""
+    n_valid: Any
+    """(t,): tokens that are finite at both steps."""
+    lattice_sum: Any
+    """(t,): Σ |ΔW'|."""
+    lattice_max: Any
+    """(t,): max |ΔW'|."""
+    l2_over_l1: Any
+    """(t,): the mean of ‖ΔW'‖₂ / ‖ΔW'‖₁ over tokens that moved; NaN if none did."""
+    linf_over_l2: Any
+    """(t,): the mean of ‖ΔW'‖∞ / ‖ΔW'‖₂ over these."""
+    hops: Any
+    """(t, 3, 3): by the ULP of a token (`ULPS`), tokens that rest, hop by at most 8 ULP, and by more."""
+    regimes: Any
+    """(t, 3): tokens that rest; that are quantized, 0.7·D dims moving by whole cells and ‖ΔW‖ < 10 ULP; the others."""
+    ordinal_l1: Any
+    """(t, n): the sum of ordinal distances; -1 where a value is not finite, as in the next two."""
+    ordinal_linf: Any
+    """(t, n): the largest ordinal distance."""
+    exponent_crossings: Any
+    """(t, n): elements that changed their exponent."""
+
+
+class _Changed(NamedTuple):
+    """The elements of a token that changed, in buffers of D elements: dims, and words before and after."""
+
+    dims: Any
+    before: Any
+    after: Any
+
+
 def lattice_steps(
     steps: NDArray[Any],
     changed: NDArray[np.bool_],
@@ -38,7 +100,7 @@ def lattice_steps(
     lattice: Lattice,
     out: dict[str, NDArray[Any]],
 ) -> None:
-    """Fill ``out`` with what steps are like and the transitions between them, and carry ``running`` to the last.
+    """Fill ``out`` with the distribution at each step and the transitions between them.
 
     Parameters
     ----------
@@ -47,234 +109,248 @@ def lattice_steps(
     changed
         Which rows differ from the step before, (t, n).
     running
-        Of the first step.
+        The counts of the first step; updated to those of the last.
     lattice
         The number format's lattice.
     out
-        Arrays of zeros. States (t,) or (t + 1,): exponent_count (t, e),
-        mantissa_count (t, 128), `STATES`, n_invalid_now. Transitions (t,):
-        `COUNTS`, n_valid, lattice_sum, lattice_max, l2_over_l1, linf_over_l2, hops (t, 3, 3), regimes (t, 3); (t, n):
-        ordinal_l1, ordinal_linf, exponent_crossings, -1 where a value is not finite.
+        Arrays of zeros. States, (t,) or (t + 1,): see `LatticeStates`, with `STATES` by name. Transitions, (t,): see
+        `LatticeTransitions`, with `COUNTS` by name.
 
     Raises
     ------
     OffGridError
         If a value is not on the lattice.
     """
-    shift = word_shift(steps)
-    counts = np.zeros((len(changed), len(COUNTS)), np.int64)
+    counts = {
+        "states": np.zeros((len(out["n_zero"]), len(STATES)), np.int64),
+        "transitions": np.zeros((len(changed), len(COUNTS)), np.int64),
+    }
+    states = LatticeStates(*(counts["states"] if name == "counts" else out[name] for name in LatticeStates._fields))
     hops = out["hops"].reshape(len(changed), len(ULPS), 3)
-    for t in range(len(changed)):
-        _state(running, out, t, anew=t == 0 or changed[t - 1].any())
-        off = _transition(
-            steps, t, changed, shift, lattice.smallest, lattice.ulp_offset, lattice.spare, lattice.largest,
-            running.broken, running.leading, running.counts, running.spacing, counts,
-            out["ordinal_l1"], out["ordinal_linf"], out["exponent_crossings"], out["n_valid"], out["lattice_sum"],
-            out["lattice_max"], out["l2_over_l1"], out["linf_over_l2"], hops, out["regimes"],
-        )  # fmt: skip
-        refuse(off)
-    if len(out["n_zero"]) > len(changed):
-        _state(running, out, len(changed), anew=True)
-    for i, name in enumerate(COUNTS):
-        out[name][:] = counts[:, i]
-
-
-def _state(running: IncrementalCounts, out: dict[str, NDArray[Any]], t: int, *, anew: bool) -> None:
-    exponents, mantissas = out["exponent_count"], out["mantissa_count"]
-    if anew:
-        of_heights, mantissas[t] = running.distributions()
-        exponents[t] = of_heights[: exponents.shape[1]]
-    else:
-        exponents[t], mantissas[t] = exponents[t - 1], mantissas[t - 1]
-    for i, name in enumerate(STATES):
-        out[name][t] = running.counts[i]
-    out["n_invalid_now"][t] = (running.broken > 0).sum()
+    filled = {**out, "hops": hops, "counts": counts["transitions"]}
+    transitions = LatticeTransitions(*(filled[name] for name in LatticeTransitions._fields))
+    refuse(_lattice_steps(steps, changed, changed.any(axis=1), lattice, running.step, states, transitions))
+    for kind, names in (("states", STATES), ("transitions", COUNTS)):
+        for i, name in enumerate(names):
+            out[name][:] = counts[kind][:, i]
 
 
 @compiled
-def _transition(
-    steps, t, changed, shift, smallest, ulp_offset, spare, largest, broken, leading, counts, spacing, out,
-    l1s, linfs, crossings, n_valid, totals, tops, l2_over_l1, linf_over_l2, hops, regimes,
-):  # fmt: skip
-    """All tokens of one transition; ``broken``, ``spacing`` and the running counts become those of its later step."""
+def _lattice_steps(steps, changed, any_changed, lattice, step, states, transitions):
+    """Go through the steps; return how many values of the first step with values off the grid are off it."""
+    T = len(changed)
+    for t in range(T):
+        _fill_state(step, states, t, lattice.smallest, t > 0 and not any_changed[t - 1])
+        off = _transition(steps, t, changed, lattice, step, transitions)
+        if off:
+            return off
+    if len(states.n_invalid_now) > T:
+        _fill_state(step, states, T, lattice.smallest, False)
+    return 0
+
+
+@compiled
+def _fill_state(step, states, t, smallest, same):
+    """Fill in a step from its counts; its distributions are those of the step before if nothing changed."""
+    if same:
+        states.exponent_count[t] = states.exponent_count[t - 1]
+        states.mantissa_count[t] = states.mantissa_count[t - 1]
+    else:
+        exponents, mantissas = np.zeros(256, np.int64), np.zeros(128, np.int64)
+        add_distributions(step.leading, smallest, exponents, mantissas)
+        states.exponent_count[t] = exponents[: states.exponent_count.shape[1]]
+        states.mantissa_count[t] = mantissas
+    states.counts[t] = step.counts
+    n_invalid = 0
+    for n in range(len(step.not_finite)):
+        n_invalid += step.not_finite[n] > 0
+    states.n_invalid_now[t] = n_invalid
+
+
+@compiled
+def _transition(steps, t, changed, lattice, step, out):
+    """Measure all tokens of one transition and update the counts; return how many values are off the grid."""
     N, D = steps.shape[1:]
-    where = np.empty(D, np.int64)
-    one, two = np.empty(D, np.uint32), np.empty(D, np.uint32)
-    tally = np.zeros(len(out[0]), np.int64)
-    lengths = np.empty(3)
-    off = valid = movers = 0
+    elements = _Changed(np.empty(D, np.int64), np.empty(D, np.uint32), np.empty(D, np.uint32))
+    counts = np.zeros(len(COUNTS), np.int64)
+    off = n_valid = n_moving = 0
     for n in range(N):
-        before = broken[n]
+        was_finite = step.not_finite[n] == 0
         k = 0
         if changed[t, n]:
-            k = _differ(steps, t, n, shift, where, one, two)
-            off += _check(two, k, spare, largest)
-            broken[n] += _broken(one, two, k)
-            recount(steps, t, n, one, two, k, before, broken[n], shift, leading, counts)
-        if before or broken[n]:
-            l1s[t, n] = linfs[t, n] = crossings[t, n] = -1
-            spacing[n, 0] = np.nan
+            k = _list_elements(steps, t, n, elements)
+            off += _count_off_grid(elements.after, k, lattice.spare, lattice.largest)
+            step.not_finite[n] += _more_not_finite(elements, k)
+            recount(
+                steps, t, n, elements.before, elements.after, k, was_finite, step.not_finite[n] == 0, step
+            )  # fmt: skip
+        if not was_finite or step.not_finite[n]:
+            out.ordinal_l1[t, n] = out.ordinal_linf[t, n] = out.exponent_crossings[t, n] = -1
+            step.token_ulp[n, 0] = np.nan
             continue
-        valid += 1
-        if k == 0:
-            continue
-        w1, uneven, l1s[t, n], linfs[t, n], crossings[t, n] = _step(one, two, k, smallest, ulp_offset, tally, lengths)
-        if w1 == 0:
-            continue
-        w2, top, length = lengths[0], lengths[1], lengths[2]
-        movers += 1
-        totals[t] += w1
-        tops[t] = max(tops[t], top)
-        l2_over_l1[t] += w2 / w1
-        linf_over_l2[t] += top / w2
-        if np.isnan(spacing[n, 0]):
-            _spacing(steps, t, n, shift, smallest, ulp_offset, spacing)
-        for i in range(3):
-            hops[t, i, 1 if length <= 8 * spacing[n, i] else 2] += 1
-        regimes[t, 1 if D - uneven > 0.7 * D and length < 10 * spacing[n, 0] else 2] += 1
-        if _spaced_anew(one, two, k, smallest):
-            spacing[n, 0] = np.nan
-    n_valid[t] = valid
-    hops[t, :, 0] = valid - movers
-    regimes[t, 0] = valid - movers
-    l2_over_l1[t] = l2_over_l1[t] / movers if movers else np.nan
-    linf_over_l2[t] = linf_over_l2[t] / movers if movers else np.nan
-    out[t] = tally
+        n_valid += 1
+        if k:
+            n_moving += _measure_token(steps, t, n, k, elements, lattice, step.token_ulp, counts, out)
+    _finish(t, n_valid, n_moving, counts, out)
     return off
 
 
 @compiled
-def _differ(steps, t, n, shift, where, one, two):
-    """The words of a token that differ, before and after; how many."""
-    k = list_changed(steps, t, n, where, 0)
+def _finish(t, n_valid, n_moving, counts, out):
+    """Turn the sums of a transition into means, and count the tokens that rest."""
+    out.n_valid[t] = n_valid
+    out.hops[t, :, 0] = n_valid - n_moving
+    out.regimes[t, 0] = n_valid - n_moving
+    out.l2_over_l1[t] = out.l2_over_l1[t] / n_moving if n_moving else np.nan
+    out.linf_over_l2[t] = out.linf_over_l2[t] / n_moving if n_moving else np.nan
+    out.counts[t] = counts
+
+
+@inlined
+def _measure_token(steps, t, n, k, elements, lattice, token_ulp, counts, out):
+    """Add a finite token with k changed elements to a transition; return whether it moved, which -0 to +0 is not."""
+    before, after = elements.before, elements.after
+    smallest, ulp_offset = lattice.smallest, lattice.ulp_offset
+    l1, l2, linf, length, fractional, half = _cells(before, after, k, smallest, ulp_offset)
+    counts[FRACTIONAL] += fractional
+    counts[HALF] += half
+    out.exponent_crossings[t, n] = _count_kinds(before, after, k, smallest, counts)
+    out.ordinal_l1[t, n], out.ordinal_linf[t, n] = _ordinal_distances(before, after, k, smallest, ulp_offset)
+    if l1 == 0:
+        return False
+    out.lattice_sum[t] += l1
+    out.lattice_max[t] = max(out.lattice_max[t], linf)
+    out.l2_over_l1[t] += l2 / l1
+    out.linf_over_l2[t] += linf / l2
+    if np.isnan(token_ulp[n, 0]):
+        _measure_ulp(steps, t, n, smallest, ulp_offset, token_ulp)
+    for i in range(len(ULPS)):
+        out.hops[t, i, 1 if length <= 8 * token_ulp[n, i] else 2] += 1
+    D = steps.shape[2]
+    out.regimes[t, 1 if D - fractional > 0.7 * D and length < 10 * token_ulp[n, 0] else 2] += 1
+    if _changes_ulp(before, after, k, smallest):
+        token_ulp[n, 0] = np.nan
+    return True
+
+
+@inlined
+def _list_elements(steps, t, n, elements):
+    """List the elements of a token that change; return how many."""
+    k = list_changed(steps, t, n, elements.dims, 0)
     for i in range(k):
-        one[i], two[i] = float32_word(steps[t, n, where[i]], shift), float32_word(steps[t + 1, n, where[i]], shift)
+        d = elements.dims[i]
+        elements.before[i], elements.after[i] = float32_word(steps[t, n, d]), float32_word(steps[t + 1, n, d])
     return k
 
 
 @compiled
-def _check(words, k, spare, largest):
-    """How many words are off the grid."""
+def _count_off_grid(words, k, spare, largest):
     off = 0
     for i in range(k):
         off += off_grid(words[i], spare, largest)
     return off
 
 
-@compiled
-def _broken(one, two, k):
-    """How many more elements are not finite than before."""
+@inlined
+def _more_not_finite(elements, k):
+    """Count how many more elements are not finite than before."""
     more = 0
     for i in range(k):
-        more += np.int64(not_finite(two[i])) - np.int64(not_finite(one[i]))
+        more += np.int64(not_finite(elements.after[i])) - np.int64(not_finite(elements.before[i]))
     return more
 
 
-@compiled
-def _step(one, two, k, smallest, ulp_offset, tally, lengths):
-    """Measure a token's elements that moved: fill ``lengths``, L2 and L∞ of ΔW' and ‖ΔW‖.
-
-    Returns L1 of ΔW', how many moved by no whole number of cells, the sum and the largest of the ordinal distances, and
-    how many crossed an exponent.
-    """
-    w1, uneven, half = _cells(one, two, k, smallest, ulp_offset, lengths)
-    crossings = _kinds(one, two, k, smallest, tally)
-    passed, farthest = _distances(one, two, k, smallest, ulp_offset)
-    tally[FRACTIONAL] += uneven
-    tally[HALF] += half
-    return w1, uneven, passed, farthest, crossings
-
-
 @compiled_finite
-def _cells(one, two, k, smallest, ulp_offset, lengths):
-    w1 = w2 = top = squares = 0.0
-    uneven = half = 0
+def _cells(before, after, k, smallest, ulp_offset):
+    """Return ‖ΔW'‖₁, ‖ΔW'‖₂, ‖ΔW'‖∞, ‖ΔW‖₂, and how many elements move by no whole number of cells, and by n + ½."""
+    l1 = l2 = linf = squares = 0.0
+    fractional = half = 0
     for i in range(k):
-        step = abs(value_of(two[i]) - value_of(one[i]))
-        cells = step * power_of_two(ulp_offset - smallest + 1 - max(exponent_of(one[i], smallest), 1))
-        w1 += cells
-        w2 += cells * cells
-        top = max(top, cells)
+        step = abs(value_of(after[i]) - value_of(before[i]))
+        cells = step * power_of_two(ulp_offset - smallest + 1 - max(exponent_of(before[i], smallest), 1))
+        l1 += cells
+        l2 += cells * cells
+        linf = max(linf, cells)
         squares += step * step
         part = cells - np.floor(cells)
-        uneven += part != 0
+        fractional += part != 0
         half += part == 0.5
-    lengths[0], lengths[1], lengths[2] = np.sqrt(w2), top, np.sqrt(squares)
-    return w1, uneven, half
+    return l1, np.sqrt(l2), linf, np.sqrt(squares), fractional, half
 
 
 @compiled
-def _kinds(one, two, k, smallest, tally):
-    """Count what elements did by kinds; returns how many changed their exponent."""
+def _count_kinds(before, after, k, smallest, counts):
+    """Count elements by how they moved, see `COUNTS`; return how many changed their exponent."""
     moved = outward = upward = up = down = flips = left = came = 0
     for i in range(k):
-        a, b = value_of(one[i]), value_of(two[i])
-        low, high = exponent_of(one[i], smallest), exponent_of(two[i], smallest)
+        a, b = value_of(before[i]), value_of(after[i])
+        low, high = exponent_of(before[i], smallest), exponent_of(after[i], smallest)
         up += high > low
         down += high < low
         moved += a != b  # -0 and +0 are the same
         outward += abs(b) > abs(a)
         upward += b > a
-        flips += ((one[i] ^ two[i]) >> np.uint32(31) != 0) & (a != 0) & (b != 0)
+        flips += ((before[i] ^ after[i]) >> np.uint32(31) != 0) & (a != 0) & (b != 0)
         left += (a == 0) & (b != 0)
         came += (b == 0) & (a != 0)
-    tally[MOVED] += moved
-    tally[OUTWARD] += outward
-    tally[UPWARD] += upward
-    tally[CROSS_UP] += up
-    tally[CROSS_DOWN] += down
-    tally[SIGN_CHANGE] += flips
-    tally[FROM_ZERO] += left
-    tally[TO_ZERO] += came
+    counts[MOVED] += moved
+    counts[OUTWARD] += outward
+    counts[UPWARD] += upward
+    counts[CROSS_UP] += up
+    counts[CROSS_DOWN] += down
+    counts[SIGN_CHANGE] += flips
+    counts[FROM_ZERO] += left
+    counts[TO_ZERO] += came
     return up + down
 
 
 @compiled
-def _distances(one, two, k, smallest, ulp_offset):
-    """The sum and the largest of the ordinal distances."""
-    passed = farthest = np.int64(0)
+def _ordinal_distances(before, after, k, smallest, ulp_offset):
+    """Return the sum and the largest of the ordinal distances."""
+    total = largest = np.int64(0)
     if smallest == 1:  # the exponents of float32: ordinals are the leading bits, without a branch
         shift = np.uint32(150 - ulp_offset)
         for i in range(k):
-            distance = abs(_signed(two[i], shift) - _signed(one[i], shift))
-            passed += distance
-            farthest = max(farthest, distance)
-        return passed, farthest
+            distance = abs(_leading_bits(after[i], shift) - _leading_bits(before[i], shift))
+            total += distance
+            largest = max(largest, distance)
+        return total, largest
     for i in range(k):
-        distance = abs(ordinal_of(two[i], smallest, ulp_offset) - ordinal_of(one[i], smallest, ulp_offset))
-        passed += distance
-        farthest = max(farthest, distance)
-    return passed, farthest
+        distance = abs(ordinal_of(after[i], smallest, ulp_offset) - ordinal_of(before[i], smallest, ulp_offset))
+        total += distance
+        largest = max(largest, distance)
+    return total, largest
 
 
 @compiled
-def _signed(word, shift):
+def _leading_bits(word, shift):
+    """Return the ordinal of a word in a format with the exponents of float32."""
     size = np.int64((word & MAGNITUDE) >> shift)
     return -size if word >> np.uint32(31) else size
 
 
 @compiled
-def _spaced_anew(one, two, k, smallest):
-    """Whether a token's `_spacing` is another one than before."""
+def _changes_ulp(before, after, k, smallest):
+    """Whether `_measure_ulp` of a token may change."""
     for i in range(k):
-        if exponent_of(one[i], smallest) != exponent_of(two[i], smallest):
+        if exponent_of(before[i], smallest) != exponent_of(after[i], smallest):
             return True
-        if ((one[i] & MANTISSA) == 0) | ((two[i] & MANTISSA) == 0):
+        if ((before[i] & MANTISSA) == 0) | ((after[i] & MANTISSA) == 0):
             return True
     return False
 
 
 @compiled_finite
-def _spacing(steps, t, n, shift, smallest, ulp_offset, spacing):
-    """A token's ULP: the mean over dims, the mean of the gaps towards +∞, and the largest."""
+def _measure_ulp(steps, t, n, smallest, ulp_offset, token_ulp):
+    """Fill in a token's ULP: the mean over dims, the mean of the gaps towards +∞, and the largest."""
     total = 0.0
     short = 0.0
     top = np.uint32(0)
     least = np.uint32(smallest << 23)
     scale = 2.0 ** (127 - ulp_offset)
     for d in range(steps.shape[2]):
-        word = float32_word(steps[t, n, d], shift)
-        exponent = max(word & np.uint32(0x7F800000), least)
+        word = float32_word(steps[t, n, d])
+        exponent = max(word & np.uint32(INFINITY), least)
         power = value_of(exponent)
         total += power
         # upwards from a negative power of two the gap is half: towards zero, except at the smallest exponent
@@ -282,8 +358,6 @@ def _spacing(steps, t, n, shift, smallest, ulp_offset, spacing):
         short += power if inward else 0.0
         top = max(top, exponent)
     mean = total * scale / steps.shape[2]
-    spacing[n, 0], spacing[n, 1], spacing[n, 2] = (
-        mean,
-        mean - 0.5 * short * scale / steps.shape[2],
-        value_of(top) * scale,
-    )
+    token_ulp[n, 0] = mean
+    token_ulp[n, 1] = mean - 0.5 * short * scale / steps.shape[2]
+    token_ulp[n, 2] = value_of(top) * scale

@@ -1,4 +1,4 @@
-"""Tokens on their way through the phases of motion: the phase of each transition, and what a path adds up to."""
+"""The phases of motion of each token over time: the phase of each transition, and counts along its path."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from deadtok_xr.kernels.numba.jit import compiled
 LATTICE, MAGNITUDE, CELLS = 0, 1, 2
 """The schemes of phases."""
 INVALID, STILL, WITHIN_A_CELL, BEYOND = -1, 0, 1, 2
-"""How a token moved: NaN or infinity, not at all, by L1(ΔW') <= 1, by more."""
+"""How a token moved: unknown (NaN or infinity), not at all, by ‖ΔW'‖₁ <= 1, by more."""
 PATH = (
     "first_freeze", "last_motion", "thaw_count", "moved_steps", "invalid_steps", "last_invalid", "first_stumble",
     "last_thrust", "reheats", "cools",
 )  # fmt: skip
-"""What is kept of each token; steps are counted from 0, the first transition, and -1 is never."""
+"""Rows of the path of each token; steps are counted from 0, the first transition, and -1 means never."""
 NEVER = ("first_freeze", "last_motion", "last_invalid", "first_stumble", "last_thrust")
 PER_STEP = ("n_moving", "n_invalid", "n_reheats", "n_cools")
 
 
 @compiled
 def phases_of(l1, l2, linf, norm_ulp, moved, scheme, root, limits, phase, motion):
-    """Fill the phase of each transition, coldest 0, -1 invalid, and how the token moved; all (t, n).
+    """Find the phase of each transition, and how the token moved.
 
-    ``root`` is √D, ``limits`` those of the scheme: norm ULP for `MAGNITUDE`, cells for `CELLS`.
+    Parameters
+    ----------
+    l1, l2, linf, norm_ulp, moved
+        (t, n), from `motion`.
+    scheme
+        `LATTICE`, `MAGNITUDE` or `CELLS`.
+    root
+        √D.
+    limits
+        Of the scheme: norm ULP for `MAGNITUDE`, cells for `CELLS`.
+    phase, motion
+        Filled, (t, n): the phase, 0 the coldest, -1 invalid; and `STILL`, `WITHIN_A_CELL`, `BEYOND` or `INVALID`.
     """
     for t in range(moved.shape[0]):
         for n in range(moved.shape[1]):
@@ -44,7 +55,7 @@ def phases_of(l1, l2, linf, norm_ulp, moved, scheme, root, limits, phase, motion
 
 @compiled
 def cells(l1, l2, moved, root, limits, out):
-    """Add up the tokens in each phase of the scheme `CELLS`, (t, 5)."""
+    """Add the tokens in each phase of the scheme `CELLS` to ``out`` (t, 5); parameters are as in `phases_of`."""
     for t in range(moved.shape[0]):
         for n in range(moved.shape[1]):
             if moved[t, n] >= 0:
@@ -54,12 +65,12 @@ def cells(l1, l2, moved, root, limits, out):
 
 @compiled
 def follow(phase, motion, start, path, last, before, passages, steps):
-    """Go on with the paths of all tokens.
+    """Extend the paths of all tokens.
 
     Parameters
     ----------
     phase, motion
-        (t, n), of `phases_of`.
+        (t, n), from `phases_of`.
     start
         The number of the first of these transitions.
     path
@@ -78,7 +89,7 @@ def follow(phase, motion, start, path, last, before, passages, steps):
         now = start + t
         for n in range(N):
             p, m, was, did = phase[t, n], motion[t, n], before[0, n], before[1, n]
-            if m == STILL and did == STILL and p == was:  # nothing new
+            if m == STILL and did == STILL and p == was:  # still at rest
                 passages[p, p] += 1
                 last[n, p] = now
                 continue

@@ -1,115 +1,177 @@
-"""Why each element moved, or did not, beside its replayed update."""
+"""Why each element moved, or did not, compared with its replayed update u.
+
+An element that did not move had no gradient, or u rounded to zero: round(W - u) = W where |u| is below half the gap
+between W and its neighbour in the direction of u (rounding to nearest, IEEE 754-2019, 4.3.1). |u| in half gaps is
+|u| · 2^(ulp_offset + 1 - e), e the exponent field of W[t-1] as a float32, one less where W is a power of two and u
+points towards zero: there the gap is half as wide.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from deadtok_xr.kernels.numba.bit_words import INFINITY
-from deadtok_xr.kernels.numba.jit import compiled
+import numpy as np
+from numpy.typing import NDArray
+
+from deadtok_xr.kernels import Lattice, ReplayedUpdate
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two
+from deadtok_xr.kernels.numba.jit import compiled, inlined
 
 NO_GRADIENT, ROUNDED, MOVED, UNKNOWN = 0, 1, 2, 3
+"""The classes of elements and tokens."""
 COUNTS = (
     "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
     "at_power_of_two",
 )  # fmt: skip
+"""Elements of each class; compared with the replay, equal to it to the bit, and the same of those that moved; powers of
+two."""
+COMPARED, EQUAL, COMPARED_MOVED, EQUAL_MOVED, POWERS_OF_TWO = range(4, 9)
 SUMS = ("intended_squares", "realised_squares", "along", "squares")
+"""Σ u² and Σ ΔW²; Σ ΔW·u and Σ u² of elements with |u| above 8 half gaps, where rounding is a small part of it."""
+INTENDED_SQUARES, REALISED_SQUARES, ALONG, SQUARES = range(4)
+_FAR = 8
 
 
-@compiled
-def mechanism(before, after, predicted, has_prediction, g, has_gradient, u, smallest, ulp_offset, cause, margin,
-              length, net, counts, sums):  # fmt: skip
-    """One transition of a block of tokens.
+class MechanismOutputs(NamedTuple):
+    """What `mechanism` fills."""
+
+    cause: Any
+    """(n,): the class of the token."""
+    margin: Any
+    """(n,): the largest |u| in half gaps; NaN where a value is not finite."""
+    length: Any
+    """(n,): ‖u‖₂; NaN where a value is not finite."""
+    net: Any
+    """(n, 2, d), added to: u, and the displacement."""
+    counts: Any
+    """Added to: see `COUNTS`."""
+    sums: Any
+    """Added to: see `SUMS`."""
+
+
+def mechanism(
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    update: ReplayedUpdate,
+    lattice: Lattice,
+    out: dict[str, NDArray[Any]],
+) -> None:
+    """Fill ``out`` with one transition of a block of tokens.
 
     Parameters
     ----------
-    before, after, predicted
-        W at t-1, at t, and at t by the replay: float32 (n, d).
-    g
-        The gradient, float32 (n, d).
-    u
-        The update before rounding, float64 (n, d); NaN where it is not known.
-    smallest, ulp_offset
-        The number format: see `kernels.Lattice`.
-    cause, margin, length
-        (n,), filled: the class of the token, the largest |u| in half gaps, ‖u‖₂.
-    net
-        (n, 2, d), added to: u, and the displacement.
-    counts, sums
-        Added to: see `COUNTS` and `SUMS`.
+    before, after
+        W at t-1 and t, (n, d).
+    update
+        What is known of the update between them.
+    lattice
+        The number format's lattice.
+    out
+        Arrays of tokens (n,), to fill: cause, margin, length. Arrays to add to: net (n, 2, d), counts, see `COUNTS`,
+        and sums, see `SUMS`.
     """
-    wordsb = before.view(np.uint32)
-    wordsa = after.view(np.uint32)
-    wordsp = predicted.view(np.uint32)
+    _mechanism(before, after, update, lattice.smallest, lattice.ulp_offset, MechanismOutputs(**out))
+
+
+@compiled
+def _mechanism(before, after, update, smallest, ulp_offset, out):
+    words, words_after = before.view(np.uint32), after.view(np.uint32)
+    words_predicted = update.predicted.view(np.uint32)
     for n in range(before.shape[0]):
         seen = 0  # one bit per class
         usable = True
-        top = 0.0
-        squares = 0.0
+        margin = squares = 0.0
         for d in range(before.shape[1]):
-            magnitude = wordsb[n, d] & np.uint32(0x7FFFFFFF)
-            if magnitude >= INFINITY or (wordsa[n, d] & np.uint32(0x7FFFFFFF)) >= INFINITY:
+            magnitude = words[n, d] & MAGNITUDE
+            if magnitude >= INFINITY or (words_after[n, d] & MAGNITUDE) >= INFINITY:
                 usable = False
-                counts[UNKNOWN] += 1
-                net[n, 0, d] = net[n, 1, d] = np.nan  # a sum without it would pass for the whole
+                out.counts[UNKNOWN] += 1
+                out.net[n, 0, d] = out.net[n, 1, d] = np.nan  # a sum without it would pass for the whole
                 continue
-            a, b, x = np.float64(before[n, d]), np.float64(after[n, d]), u[n, d]
-            known = not np.isnan(x)
-            step = b - a
-            net[n, 0, d] += x
-            net[n, 1, d] += step
-            sums[1] += step * step
-            power = (magnitude & np.uint32(0x7FFFFF)) == 0 and magnitude != 0
-            counts[8] += power
-            ahead = False
-            moved_by_replay = False
-            if has_prediction and known and not np.isnan(predicted[n, d]):
-                ahead = True
-                moved_by_replay = predicted[n, d] != before[n, d]
-                equal = wordsp[n, d] == wordsa[n, d]
-                counts[4] += 1
-                counts[5] += equal
-                counts[6] += step != 0
-                counts[7] += equal and step != 0
-            if step != 0:
-                kind = MOVED
-            elif not known or (has_gradient and np.isnan(g[n, d])) or (ahead and moved_by_replay):
-                kind = UNKNOWN
-            elif x != 0:
-                kind = ROUNDED
-            elif not has_gradient:
-                kind = UNKNOWN
-            else:
-                kind = NO_GRADIENT if g[n, d] == 0 else ROUNDED
-            counts[kind] += 1
+            w, u = np.float64(before[n, d]), update.intended[n, d]
+            step = np.float64(after[n, d]) - w
+            known = not np.isnan(u)
+            compared = update.has_prediction and known and not np.isnan(update.predicted[n, d])
+            if compared:
+                _compare(words_predicted[n, d] == words_after[n, d], step != 0, out.counts)
+            replay_moved = compared and update.predicted[n, d] != before[n, d]
+            kind = _class_of(step, u, replay_moved, update.gradient[n, d], update.has_gradient)
+            out.counts[kind] += 1
             seen |= 1 << kind
-            e = max(np.int64(magnitude >> np.uint32(23)), smallest)
-            inward = (x < 0 and a > 0) or (x > 0 and a < 0)
-            if power and inward and e > smallest:
-                e -= 1  # below a power of two the gap is half as wide
-            size = abs(x)
-            sums[0] += size * size if known else 0.0
-            squares += size * size
-            # 2^(ulp_offset + 1 - e), put together from its exponent
-            in_gaps = size * np.int64((1023 + ulp_offset + 1 - e) << 52).view(np.float64)
-            top = in_gaps if in_gaps > top or np.isnan(in_gaps) else top
-            if known and in_gaps > 8:  # far enough that rounding is a small part of it
-                sums[2] += step * x
-                sums[3] += x * x
-        length[n] = np.sqrt(squares) if usable else np.nan
-        margin[n] = top if usable else np.nan
-        if not usable:
-            cause[n] = UNKNOWN
-        elif seen & (1 << MOVED):
-            cause[n] = MOVED
-        elif seen & (1 << ROUNDED):
-            cause[n] = ROUNDED
-        else:
-            cause[n] = UNKNOWN if seen & (1 << UNKNOWN) else NO_GRADIENT
+            out.counts[POWERS_OF_TWO] += _is_power_of_two(magnitude)
+            half_gaps = _half_gaps(w, u, magnitude, smallest, ulp_offset)
+            margin = half_gaps if half_gaps > margin or np.isnan(half_gaps) else margin
+            squares += abs(u) * abs(u)
+            out.net[n, 0, d] += u
+            out.net[n, 1, d] += step
+            _add(step, u, known, half_gaps, out.sums)
+        out.length[n] = np.sqrt(squares) if usable else np.nan
+        out.margin[n] = margin if usable else np.nan
+        out.cause[n] = _class_of_token(seen) if usable else UNKNOWN
+
+
+@inlined
+def _compare(equal, moved, counts):
+    """Count an element whose replay is known."""
+    counts[COMPARED] += 1
+    counts[EQUAL] += equal
+    counts[COMPARED_MOVED] += moved
+    counts[EQUAL_MOVED] += equal and moved
+
+
+@inlined
+def _class_of(step, u, replay_moved, gradient, has_gradient):
+    """Return the class of an element."""
+    if step != 0:
+        return MOVED
+    if np.isnan(u) or (has_gradient and np.isnan(gradient)) or replay_moved:
+        return UNKNOWN
+    if u != 0:
+        return ROUNDED
+    if not has_gradient:
+        return UNKNOWN
+    return NO_GRADIENT if gradient == 0 else ROUNDED
+
+
+@inlined
+def _class_of_token(seen):
+    """Return the class of a token from those of its elements: one that moved decides, then one that was rounded."""
+    if seen & (1 << MOVED):
+        return MOVED
+    if seen & (1 << ROUNDED):
+        return ROUNDED
+    return UNKNOWN if seen & (1 << UNKNOWN) else NO_GRADIENT
+
+
+@inlined
+def _is_power_of_two(magnitude):
+    return (magnitude & MANTISSA) == 0 and magnitude != 0
+
+
+@inlined
+def _half_gaps(w, u, magnitude, smallest, ulp_offset):
+    """Return |u| in half gaps of the grid, on the side of w to which u points."""
+    exponent = max(np.int64(magnitude >> np.uint32(23)), smallest)
+    inward = (u < 0 and w > 0) or (u > 0 and w < 0)
+    if _is_power_of_two(magnitude) and inward and exponent > smallest:
+        exponent -= 1  # below a power of two the gap is half as wide
+    return abs(u) * power_of_two(ulp_offset + 1 - exponent)
+
+
+@inlined
+def _add(step, u, known, half_gaps, sums):
+    """Add an element to the sums of squares and products."""
+    sums[REALISED_SQUARES] += step * step
+    if known:
+        sums[INTENDED_SQUARES] += abs(u) * abs(u)
+        if half_gaps > _FAR:
+            sums[ALONG] += step * u
+            sums[SQUARES] += u * u
 
 
 @compiled
 def same(found, recorded):
-    """How many float32 elements are equal to the bit, and how many could be compared, being no NaN."""
+    """Count the float32 elements that are equal to the bit, and those that can be compared, being no NaN."""
     words, others = found.view(np.uint32), recorded.view(np.uint32)
     n_same = 0
     n = 0
@@ -122,7 +184,7 @@ def same(found, recorded):
 
 @compiled
 def stalled(before, after, g):
-    """Second moments that kept their bits although g² differs from them, and how many could be compared; (n,)."""
+    """Count second moments (n,) that kept their bits although g² differs from them, and those that can be compared."""
     n_stalled = 0
     n = 0
     for i in range(before.size):

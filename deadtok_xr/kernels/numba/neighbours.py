@@ -1,4 +1,4 @@
-"""How far rows are from the nearest of a few, by several measures."""
+"""The distance of rows to the nearest of a few, by several measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels import Lattice, word_shift
+from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import exponent_of, float32_word, ordinal_of, value_of
 from deadtok_xr.kernels.numba.jit import compiled
 
@@ -17,14 +17,14 @@ INVALID = -1
 def nearest(
     rows: NDArray[Any], valid: NDArray[np.bool_], few: NDArray[Any], lattice: Lattice
 ) -> dict[str, NDArray[Any]]:
-    """The smallest distance of each row to any of a few, by each measure by itself.
+    """Find the smallest distance of each row to any of a few, by each measure separately.
 
     Parameters
     ----------
     rows, few
-        Words (n, d) and (m, d).
+        Words (n, d) and (m, d) of one dtype.
     valid
-        Which rows are finite; the few are.
+        Which rows are finite; all of the few are.
     lattice
         The number format's lattice.
 
@@ -37,44 +37,39 @@ def nearest(
     out = {"distance": np.full(n, np.nan), "linf": np.full(n, np.nan)}
     out |= {name: np.full(n, INVALID) for name in ("ordinal", "exponent")}
     if len(few):
-        shape = (1, *few.shape)
-        places = np.empty((3, *few.shape))
-        _places(few.reshape(shape), word_shift(few), lattice.smallest, lattice.ulp_offset, places)
-        _nearest(rows[None], valid, places, word_shift(rows), lattice.smallest, lattice.ulp_offset, *out.values())
+        measures = np.empty((3, *few.shape))
+        _measures(few, lattice.smallest, lattice.ulp_offset, measures)
+        _nearest(rows, valid, measures, lattice.smallest, lattice.ulp_offset, *out.values())
     return out
 
 
 @compiled
-def _places(few, shift, smallest, ulp_offset, places):
-    for m in range(few.shape[1]):
-        for d in range(few.shape[2]):
-            word = float32_word(few[0, m, d], shift)
-            places[0, m, d] = value_of(word)
-            places[1, m, d] = ordinal_of(word, smallest, ulp_offset)
-            places[2, m, d] = exponent_of(word, smallest)
+def _measures(rows, smallest, ulp_offset, out):
+    """Fill in the value, the ordinal and the exponent of each element, (3, m, d)."""
+    for m in range(rows.shape[0]):
+        for d in range(rows.shape[1]):
+            word = float32_word(rows[m, d])
+            out[0, m, d] = value_of(word)
+            out[1, m, d] = ordinal_of(word, smallest, ulp_offset)
+            out[2, m, d] = exponent_of(word, smallest)
 
 
 @compiled
-def _nearest(rows, valid, places, shift, smallest, ulp_offset, distance, linf, ordinal, exponent):
-    N, D = rows.shape[1:]
-    own = np.empty((3, D))
-    for n in range(N):
+def _nearest(rows, valid, few, smallest, ulp_offset, distance, linf, ordinal, exponent):
+    own = np.empty((3, 1, rows.shape[1]))
+    for n in range(rows.shape[0]):
         if not valid[n]:
             continue
-        for d in range(D):
-            word = float32_word(rows[0, n, d], shift)
-            own[0, d] = value_of(word)
-            own[1, d] = ordinal_of(word, smallest, ulp_offset)
-            own[2, d] = exponent_of(word, smallest)
+        _measures(rows[n : n + 1], smallest, ulp_offset, own)
         least = np.full(4, np.inf)
-        for m in range(places.shape[1]):
+        for m in range(few.shape[1]):
             squares = top = passed = apart = 0.0
-            for d in range(D):
-                step = abs(own[0, d] - places[0, m, d])
+            for d in range(rows.shape[1]):
+                step = abs(own[0, 0, d] - few[0, m, d])
                 squares += step * step
                 top = max(top, step)
-                passed = max(passed, abs(own[1, d] - places[1, m, d]))
-                apart = max(apart, abs(own[2, d] - places[2, m, d]))
+                passed = max(passed, abs(own[1, 0, d] - few[1, m, d]))
+                apart = max(apart, abs(own[2, 0, d] - few[2, m, d]))
             least[0] = min(least[0], squares)
             least[1] = min(least[1], top)
             least[2] = min(least[2], passed)

@@ -1,4 +1,4 @@
-"""Positions on the grid, counted from zero, and a check that values are on it."""
+"""Positions of values on the grid of their format, counted from zero, and a check that they are on it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_word
 from deadtok_xr.kernels.numba.jit import compiled
 
 
-def count_off_grid(steps: NDArray[Any], shift: int, lattice: Lattice) -> int:
-    """How many rows of words (t, n, d) hold a finite value that is not on the lattice."""
+def count_off_grid(steps: NDArray[Any], lattice: Lattice) -> int:
+    """Count the rows of words (t, n, d) that hold a finite value that is not on the lattice."""
     spare = lattice.spare[:255]  # of the exponents of finite values
     if (spare == spare[0]).all():
-        return int(_count_spare(steps, shift, spare[0], np.uint32(lattice.largest)))
-    return int(_count_off_grid(steps, shift, lattice.spare, lattice.largest))
+        return int(_count_spare(steps, spare[0], np.uint32(lattice.largest)))
+    return int(_count_off_grid(steps, lattice.spare, lattice.largest))
 
 
 @compiled
-def _count_spare(steps, shift, spare, largest):
-    """The same where all exponents have the same spare bits, which vector units can do."""
+def _count_spare(steps, spare, largest):
+    """Count where all exponents have the same spare bits: vector units can do it."""
     count = 0
     for t in range(steps.shape[0]):
         for n in range(steps.shape[1]):
             off = np.uint32(0)
             for d in range(np.uint64(steps.shape[2])):
-                word = float32_word(steps[t, n, d], shift)
+                word = float32_word(steps[t, n, d])
                 magnitude = word & MAGNITUDE
                 bad = (word & spare) | np.uint32(magnitude > largest)
                 off |= bad if magnitude < np.uint32(INFINITY) else np.uint32(0)
@@ -37,13 +37,13 @@ def _count_spare(steps, shift, spare, largest):
 
 
 @compiled
-def _count_off_grid(steps, shift, spare, largest):
+def _count_off_grid(steps, spare, largest):
     count = 0
     for t in range(steps.shape[0]):
         for n in range(steps.shape[1]):
             off = False
             for d in range(steps.shape[2]):
-                word = float32_word(steps[t, n, d], shift)
+                word = float32_word(steps[t, n, d])
                 if (word & MAGNITUDE) < INFINITY:
                     off |= (word & MAGNITUDE) > largest
                     off |= (word & spare[(word >> np.uint32(23)) & np.uint32(0xFF)]) != 0
@@ -51,24 +51,24 @@ def _count_off_grid(steps, shift, spare, largest):
     return count
 
 
-def ordinals(steps: NDArray[Any], shift: int, lattice: Lattice, mantissa_bits: int) -> NDArray[np.uint32]:
-    """The position of each value of a 16-bit format on its grid, as the words of float32 numbers; NaN is NaN.
+def ordinals(steps: NDArray[Any], lattice: Lattice, mantissa_bits: int) -> NDArray[np.uint32]:
+    """Return the position of each value of a 16-bit format on its grid, as the words of float32 numbers; NaN is NaN.
 
-    Monotone, one apart for neighbours, 0 for both zeros, and below 2¹⁵, so exact in float32.
+    Positions are monotone, one apart for neighbours, 0 for both zeros, and below 2¹⁵, thus exact in float32.
     """
     out = np.empty(steps.shape, np.float32)
-    _ordinals(steps, shift, lattice.smallest, mantissa_bits, out)
+    _ordinals(steps, lattice.smallest, mantissa_bits, out)
     return out.view(np.uint32)
 
 
 @compiled
-def _ordinals(steps, shift, smallest, mantissa_bits, out):
+def _ordinals(steps, smallest, mantissa_bits, out):
     base = np.int64(smallest - 1) << 23
     unit = np.float64(2.0) ** (smallest - 127 - mantissa_bits)  # the smallest number of the format
     for t in range(steps.shape[0]):
         for n in range(steps.shape[1]):
             for d in range(steps.shape[2]):
-                word = float32_word(steps[t, n, d], shift)
+                word = float32_word(steps[t, n, d])
                 magnitude = np.int64(word & MAGNITUDE)
                 if magnitude >= INFINITY:
                     out[t, n, d] = np.nan

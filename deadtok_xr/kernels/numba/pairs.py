@@ -1,7 +1,7 @@
 """All pairs of nodes that come near each other.
 
-Nodes are sorted along the dim in which they spread most and only pairs within reach there are compared in the others,
-the sixteen widest first.
+Nodes are sorted along the dim in which they spread most, and only pairs within reach there are compared in the others,
+the sixteen widest first (sweep and prune).
 
 Limits are the bits of float32 values, which order as the values do: a difference of integers says what is larger, and
 the sign of many such differences, or-ed together, whether any is. That is what vector units do at once.
@@ -9,14 +9,16 @@ the sign of many such differences, or-ed together, whether any is. That is what 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent
 from deadtok_xr.kernels.numba.bit_words import float32_value
-from deadtok_xr.kernels.numba.components import alone, join
+from deadtok_xr.kernels.numba.components import Nodes, join, without_edges
 from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
-from deadtok_xr.kernels.numba.verlet_list import VerletList, invalidated
+from deadtok_xr.kernels.numba.verlet_list import VerletList, invalidate, nodes_of
 
 _APART, _OPEN, _CERTAIN = 0, 1, 2
 _FRONT = 16
@@ -24,174 +26,231 @@ _FRONT = 16
 _TILE = 256
 _MARGIN = 1e-6
 """By how much more than float32 rounds the limits of the certain pairs are drawn in, relative."""
+_LARGEST_FLOAT32 = 3.4028234e38
+_PAIR_NS, _OPEN_PAIR_NS, _NODE_NS, _FRONT_NS = 100.0, 100.0, 500.0, 3.0
+"""What comparing a pair, an open pair, preparing a node and comparing the front dims of a pair cost, roughly."""
+
+
+class Limits(NamedTuple):
+    """Distances in each dim as bits of float32, (d,): see the module."""
+
+    apart: Any
+    """Beyond it a pair is certain to stay apart."""
+    adjacent: Any
+    """Within it a pair is certain to stay adjacent; -1, below all distances, if none is."""
+    distinct: Any
+    """Beyond it a pair is certain not to become one node."""
+
+
+class SortedNodes(NamedTuple):
+    """Nodes in ascending order along the dim in which they spread most."""
+
+    nodes: Nodes
+    dims: Any
+    """The widest dims, at most `_FRONT`."""
+    front: Any
+    """float32 (dims, p): the values of the nodes in these."""
 
 
 @compiled
-def measure(words, shift, threshold, low, high, rule, cells, shell, growth):
-    """Compare all pairs: the new shell, and the graph at this step."""
-    place, weight, node = unique_rows(words, shift)
-    dims, clique = _widest(words, place, shift, high, low)
-    if clique:
-        return _all_adjacent(place, weight, node, rule, shell)
-    place, weight, node, front = _sorted(words, place, weight, node, shift, dims)
-    factor = shell.factor
+def measure_all(positions, low, high, verlet, motion):
+    """Measure all pairs.
+
+    Parameters
+    ----------
+    positions
+        The tokens: `adjacency.Positions`.
+    low, high
+        The smallest and the largest threshold of any pair in each dim.
+    verlet
+        The list that is no longer valid.
+    motion
+        The range of the displacements in each dim since the step before.
+
+    Returns
+    -------
+    The new list, and the graph at this step.
+    """
+    nodes = Nodes(*unique_rows(positions.words))
+    dims, all_adjacent = _widest_dims(positions.words, nodes, low, high)
+    if all_adjacent:
+        return _complete_graph(nodes, positions.rule.linked, verlet)
+    tokens = _sort(positions.words, nodes, dims)
+    factor = verlet.factor
     while True:
-        skin = _skin(high, growth, factor)
-        limits = _bands(low, high, skin)
-        known, pairs, work, certain, now = _all_pairs(
-            words, shift, threshold, rule, cells, limits, dims, front, place, weight, skin[0] > 0
-        )
+        skin = _skin(high, motion, factor)
+        known, pairs, work, certain, now = _measure(positions, _limits(low, high, skin), tokens, skin[0] > 0)
         if known or not skin[0] > 0:
             break
         factor /= 4  # too wide: more pairs are open than it would spare
+    factor = _adapt(factor, work, len(pairs), len(tokens.nodes.counts))
+    nodes = tokens.nodes
     new = VerletList(
-        known, _adapt(factor, work, len(pairs), len(place)), np.zeros(len(low)), skin, low, high,
-        place, weight, node, certain[0], certain[1], pairs,
+        factor, np.zeros(len(low)), skin, low, high,
+        nodes.index, nodes.counts, nodes.inverse, certain.parent, certain.degree, pairs,
     )  # fmt: skip
-    return new, now[0], now[1]
+    if not known:
+        invalidate(new)
+    return new, now
 
 
 @compiled
-def _bands(low, high, skin):
-    """(3, d), as bits: beyond the first a pair is certain to stay apart, within the second to stay near; beyond the
-    last it is certain not to become one place."""
-    out = np.empty((3, len(low)), np.int32)
-    for d in range(len(low)):
-        out[0, d], out[1, d], out[2, d] = _up(high[d] + skin[d]), _down(low[d] - skin[d]), _up(skin[d])
+def add_open_pairs(positions, verlet, graph):
+    """Add the open pairs of a list that are adjacent to a graph."""
+    nodes = nodes_of(verlet)
+    for i in range(len(verlet.pairs)):
+        a, b = verlet.pairs[i, 0], verlet.pairs[i, 1]
+        if adjacent(positions, nodes.index[a], nodes.index[b]):
+            join(graph, nodes, a, b)
+
+
+@compiled
+def _limits(low, high, skin):
+    D = len(low)
+    out = Limits(np.empty(D, np.int32), np.empty(D, np.int32), np.empty(D, np.int32))
+    for d in range(D):
+        out.apart[d], out.adjacent[d], out.distinct[d] = _up(high[d] + skin[d]), _down(low[d] - skin[d]), _up(skin[d])
     return out
 
 
 @compiled
 def _up(x):
-    """The bits of a float32 that is surely larger."""
+    """Return the bits of a float32 that is surely larger."""
     return np.float32(np.nextafter(np.float32(x * (1 + _MARGIN)), np.float32(np.inf))).view(np.int32)
 
 
 @compiled
 def _down(x):
-    """The bits of a float32 that is surely smaller, and finite; -1, below all gaps, if none is."""
+    """Return the bits of a float32 that is surely smaller, and finite; -1 if none is."""
     if not x > 0:
         return np.int32(-1)
-    below = np.nextafter(np.float32(min(x * (1 - _MARGIN), 3.4028234e38)), np.float32(0.0))
+    below = np.nextafter(np.float32(min(x * (1 - _MARGIN), _LARGEST_FLOAT32)), np.float32(0.0))
     return np.float32(below).view(np.int32)
 
 
 @compiled
-def _all_pairs(words, shift, threshold, rule, cells, limits, dims, front, place, weight, keep):
-    """Sort all pairs into certain and open ones; the certain graph, and that of now. Gives up if many are open."""
-    P = len(place)
-    parent, degree = alone(weight, rule.linked)
-    certain, certain_degree = alone(weight, rule.linked)
+def _measure(positions, limits, tokens, keep):
+    """Sort all pairs into certain and open ones.
+
+    Returns
+    -------
+    Whether the open pairs are known: they are not if ``keep`` is false, nor if there are many, where it gives up; these
+    pairs; the work in nanoseconds, roughly; the graph of the certain pairs; and that of this step.
+    """
+    nodes, linked = tokens.nodes, positions.rule.linked
+    P = len(nodes.counts)
+    now, certain = without_edges(nodes, linked), without_edges(nodes, linked)
     pairs = np.empty((min(8 * P + 4096, P * (P - 1) // 2) if keep else 0, 2), np.int32)
-    reach = limits[0][dims].view(np.float32)
+    reach = limits.apart[tokens.dims].view(np.float32)
     far = np.empty(_TILE, np.int32)
     n_open, work = 0, 0.0
     for a in range(P):
-        end = np.searchsorted(front[0], front[0, a] + reach[0], side="right")
-        work += 3.0 * (end - a)
+        end = np.searchsorted(tokens.front[0], tokens.front[0, a] + reach[0], side="right")
+        work += _FRONT_NS * (end - a)
         for start in range(a + 1, end, _TILE):
             stop = min(start + _TILE, end)
-            _compare(front, a, start, stop, reach, far)
+            _compare_front(tokens.front, a, start, stop, reach, far)
             for b in range(start, stop):
                 if far[b - start]:
                     continue
-                kind = _kind(words, place[a], place[b], shift, limits[0], limits[1], limits[2], rule.linked)
-                work += 100.0
+                kind = _kind(positions.words, nodes.index[a], nodes.index[b], limits, linked)
+                work += _PAIR_NS
                 if kind == _CERTAIN:
-                    join(certain, certain_degree, weight, a, b)
-                    join(parent, degree, weight, a, b)
+                    join(certain, nodes, a, b)
+                    join(now, nodes, a, b)
                 elif kind == _OPEN:
                     if keep:
                         if n_open == len(pairs):
-                            return False, pairs[:0], work, (certain, certain_degree), (parent, degree)
+                            return False, pairs[:0], work, certain, now
                         pairs[n_open, 0], pairs[n_open, 1] = a, b
                         n_open += 1
-                    if adjacent(words, place[a], place[b], shift, threshold, rule, cells):
-                        join(parent, degree, weight, a, b)
-    return keep, pairs[:n_open].copy(), work, (certain, certain_degree), (parent, degree)
+                    if adjacent(positions, nodes.index[a], nodes.index[b]):
+                        join(now, nodes, a, b)
+    return keep, pairs[:n_open].copy(), work, certain, now
 
 
 @compiled
-def _skin(high, growth, factor):
-    """As wide as the motion of some steps, in thresholds alike for all dims; none if that would not pay."""
-    motion = 0.0
+def _skin(high, motion, factor):
+    """Return a skin as wide as the motion of ``factor`` steps, in thresholds alike for all dims; 0 if it is no use."""
+    largest = 0.0
     for d in range(len(high)):
-        motion = max(motion, growth[d] / high[d])
-    if not 0 < motion < np.inf:
-        motion = 1 / 64  # not known yet
-    return high * (factor * motion if factor >= 2 else 0.0)
+        largest = max(largest, motion[d] / high[d])
+    if not 0 < largest < np.inf:
+        largest = 1 / 64  # not known yet
+    return high * (factor * largest if factor >= 2 else 0.0)
 
 
 @compiled
 def _adapt(factor, work, n_open, n_nodes):
-    """A wider skin is measured anew more rarely, and has more open pairs: let neither cost much more than the other.
+    """Return a factor at which neither measuring all pairs nor measuring the open ones costs much more than the other.
 
-    ``work`` is roughly in nanoseconds.
+    With a wider skin all pairs are measured more rarely, and more of them are open.
     """
-    measured, opened = (work + 500.0 * n_nodes) / max(factor, 1.0), 100.0 * n_open
-    if opened > measured:
+    all_pairs, open_pairs = (work + _NODE_NS * n_nodes) / max(factor, 1.0), _OPEN_PAIR_NS * n_open
+    if open_pairs > all_pairs:
         return factor / 1.25
-    return factor * 1.25 if factor < 2 or measured > 150.0 * n_nodes else factor
+    return factor * 1.25 if factor < 2 or all_pairs > 150.0 * n_nodes else factor
 
 
 @compiled
-def _widest(words, place, shift, high, low):
-    """The dims in which the places spread most, in thresholds; and whether all lie within the threshold."""
+def _widest_dims(words, nodes, low, high):
+    """Return the dims in which nodes spread most, in thresholds; and whether all lie within the threshold."""
     D = len(high)
     bottom, top = np.full(D, np.float32(np.inf)), np.full(D, np.float32(-np.inf))
-    for p in place:
-        _span(words, p, shift, bottom, top)
+    for n in nodes.index:
+        _widen(words, n, bottom, top)
     spread = np.empty(D)
-    clique = True
+    all_adjacent = True
     for d in range(D):
         extent = np.float64(top[d]) - np.float64(bottom[d])
         spread[d] = -extent / high[d]
-        clique &= extent <= low[d]
-    return np.argsort(spread)[: min(D, _FRONT)], clique
+        all_adjacent &= extent <= low[d]
+    return np.argsort(spread)[: min(D, _FRONT)], all_adjacent
 
 
 @compiled_without_nan
-def _span(words, p, shift, bottom, top):
+def _widen(words, n, bottom, top):
+    """Extend the range of each dim to a token."""
     for d in range(len(bottom)):
-        x = float32_value(words[p, d], shift)
+        x = float32_value(words[n, d])
         bottom[d] = x if x < bottom[d] else bottom[d]
         top[d] = x if x > top[d] else top[d]
 
 
 @compiled
-def _all_adjacent(place, weight, node, rule, shell):
-    """The graph of places that are all adjacent to each other, which needs no pairs."""
-    parent, degree = alone(weight, rule.linked)
-    if len(place) > 1:
-        parent[:] = 0
-        degree += weight.sum() - weight
-    shell = invalidated(shell, shell.factor)
-    return VerletList(
-        False, shell.factor, shell.clock, shell.skin, shell.low, shell.high,
-        place, weight, node, parent, degree, shell.pairs,
-    ), parent, degree  # fmt: skip
+def _complete_graph(nodes, linked, verlet):
+    """Return a list that is not valid, and the graph of nodes that are all adjacent, which needs no pairs."""
+    graph = without_edges(nodes, linked)
+    if len(nodes.counts) > 1:
+        graph.parent[:] = 0
+        graph.degree[:] += nodes.counts.sum() - nodes.counts
+    invalidate(verlet)
+    new = VerletList(
+        verlet.factor, verlet.drift, verlet.skin, verlet.low, verlet.high,
+        nodes.index, nodes.counts, nodes.inverse, graph.parent, graph.degree, verlet.pairs,
+    )  # fmt: skip
+    return new, graph
 
 
 @compiled
-def _sorted(words, place, weight, node, shift, dims):
-    """Nodes in ascending order along the widest dim, and their values in the widest ones, side by side."""
-    P = len(place)
+def _sort(words, nodes, dims):
+    P = len(nodes.index)
     along = np.empty(P, np.float32)
     for p in range(P):
-        along[p] = float32_value(words[place[p], dims[0]], shift)
+        along[p] = float32_value(words[nodes.index[p], dims[0]])
     order = np.argsort(along)
     front = np.empty((len(dims), P), np.float32)
     rank = np.empty(P, np.int64)
     for p in range(P):
         rank[order[p]] = p
         for i in range(len(dims)):
-            front[i, p] = float32_value(words[place[order[p]], dims[i]], shift)
-    return place[order], weight[order], rank[node], front
+            front[i, p] = float32_value(words[nodes.index[order[p]], dims[i]])
+    return SortedNodes(Nodes(nodes.index[order], nodes.counts[order], rank[nodes.inverse]), dims, front)
 
 
 @compiled
-def _compare(front, a, start, stop, reach, far):
-    """Which of some nodes are too far from one, in any of the front dims."""
+def _compare_front(front, a, start, stop, reach, far):
+    """Find which of the nodes from start to stop are too far from node a, in any of the front dims."""
     far[: stop - start] = 0
     for i in range(len(reach)):
         row, limit = front[i], reach[i]
@@ -202,26 +261,19 @@ def _compare(front, a, start, stop, reach, far):
 
 
 @compiled
-def _kind(words, a, b, shift, outer, inner, own, linked):
-    """What is certain about a pair, in float32: its rounding is monotone, and the limits leave room for it."""
+def _kind(words, a, b, limits, linked):
+    """Return what is certain about a pair, in float32: its rounding is monotone, and the limits leave room for it."""
+    outer, inner, own = limits.apart, limits.adjacent, limits.distinct
     D = len(outer)
     uncertain, apart = np.int32(0), np.int32(0)
     for start in range(0, D, AT_ONCE):
         beyond = np.int32(0)
         for j in range(min(AT_ONCE, D - start)):
             d = np.uint64(start + j)  # an index without a sign needs no wrapping around, which vector units cannot do
-            gap = np.float32(abs(float32_value(words[a, d], shift) - float32_value(words[b, d], shift))).view(np.int32)
+            gap = np.float32(abs(float32_value(words[a, d]) - float32_value(words[b, d]))).view(np.int32)
             beyond = np.int32(beyond | np.int32(outer[d] - gap))
             uncertain = np.int32(uncertain | np.int32(inner[d] - gap))
             apart = np.int32(apart | np.int32(own[d] - gap))
         if beyond < 0:
             return _APART
     return _CERTAIN if uncertain >= 0 and (linked or apart < 0) else _OPEN
-
-
-@compiled
-def join_open(words, shift, threshold, rule, cells, shell, parent, degree):
-    for i in range(len(shell.pairs)):
-        a, b = shell.pairs[i, 0], shell.pairs[i, 1]
-        if adjacent(words, shell.place[a], shell.place[b], shift, threshold, rule, cells):
-            join(parent, degree, shell.weight, a, b)

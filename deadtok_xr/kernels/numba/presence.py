@@ -1,4 +1,4 @@
-"""Which of the 65,536 patterns of a 16-bit format occur in each dim."""
+"""The patterns of a 16-bit format that occur in each dim, out of 65,536."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 @compiled
 def mark(bits, largest, seen, n_not_finite):
-    """Set in ``seen`` (d, 1024) the bit of each pattern of rows (n, d); above ``largest`` they are not finite."""
+    """Mark the patterns of rows.
+
+    Parameters
+    ----------
+    bits
+        uint16 (n, d).
+    largest
+        The largest finite magnitude, uint64.
+    seen
+        uint64 (d, 1024), updated: one bit for each pattern.
+    n_not_finite
+        (d,), added to: the elements that are not finite, which are not marked.
+    """
     for n in range(bits.shape[0]):
         for d in range(bits.shape[1]):
             word = np.uint64(bits[n, d])

@@ -1,4 +1,4 @@
-"""The mean distance of the tokens from the origin, and how many of them moved."""
+"""The mean distance of the tokens from the origin, mean ‖W‖₂, and how many of them moved."""
 
 from __future__ import annotations
 
@@ -9,40 +9,45 @@ from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 @compiled
 def radius(steps, changed, norms, mean, n_moved, n_valid):
-    """Fill in what floats (t + 1, n, d) and the transitions between them are like.
+    """Fill in the steps of a block and the transitions between them.
 
     Parameters
     ----------
+    steps
+        Floats (t + 1, n, d).
     changed
         Which rows differ from the step before, (t, n).
     norms
-        ‖W‖₂ of each row at the first step, (n,); updated to those of the last. A negative one is not known yet.
+        ‖W‖₂ of each row at the first step, (n,); updated to those of the last. Negative where it is not known yet.
     mean
         Filled with the mean of the norms, for all the steps or all but the last; NaN where one is not finite.
     n_moved, n_valid
-        (t,): the tokens of which a value changed, and those that are finite at both steps.
+        Filled, (t,): the tokens of which a value changed, and those that are finite at both steps.
     """
-    N = steps.shape[1]
-    for n in range(N):
+    for n in range(len(norms)):
         if norms[n] < 0:
             norms[n] = _norm(steps, 0, n)
-    total = _sum(norms)
     for t in range(steps.shape[0]):
         if t > 0:
-            valid = N
-            moved = 0
-            for n in range(N):
-                before = norms[n]
-                if changed[t - 1, n]:
-                    norms[n] = _norm(steps, t, n)
-                if not (np.isfinite(before) and np.isfinite(norms[n])):
-                    valid -= 1
-                elif changed[t - 1, n]:
-                    moved += _differ(steps, t, n)
-            n_moved[t - 1], n_valid[t - 1] = moved, valid
-            total = _sum(norms)
+            n_moved[t - 1], n_valid[t - 1] = _take_step(steps, t, changed[t - 1], norms)
         if t < len(mean):
-            mean[t] = total / N if np.isfinite(total) else np.nan
+            mean[t] = _mean(norms)
+
+
+@compiled
+def _take_step(steps, t, changed, norms):
+    """Update the norms to step t; return how many tokens moved, and how many are finite before and after."""
+    valid = len(norms)
+    moved = 0
+    for n in range(len(norms)):
+        before = norms[n]
+        if changed[n]:
+            norms[n] = _norm(steps, t, n)
+        if not (np.isfinite(before) and np.isfinite(norms[n])):
+            valid -= 1
+        elif changed[n]:
+            moved += _differ(steps, t, n)
+    return moved, valid
 
 
 @compiled_sums
@@ -54,15 +59,16 @@ def _norm(steps, t, n):
 
 
 @compiled
-def _sum(norms):
+def _mean(norms):
     total = 0.0
-    for n in range(len(norms)):
-        total += norms[n]
-    return total
+    for norm in norms:
+        total += norm
+    return total / len(norms) if np.isfinite(total) else np.nan
 
 
 @compiled
 def _differ(steps, t, n):
+    """Whether a value of the row differs from the step before: -0 and +0 do not."""
     for d in range(steps.shape[2]):
         if steps[t, n, d] != steps[t - 1, n, d]:
             return True

@@ -1,4 +1,4 @@
-"""Rank correlation with times that are known only to be later than the last look."""
+"""Rank correlation with censored times: Harrell's concordance (Harrell et al. 1982) in O(N log N)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 @compiled
 def concordance(time, censored, predictor, agree, comparable):
-    """Add up, per token, the pairs whose order in time is known: 1 where the predictor orders them alike, else -1.
+    """Count, for each token, the pairs whose order in time is known.
 
     Of a pair the order is known when the earlier one is an event; at the same time, when the other one is censored:
     j comes before i if j is an event and (time, censored) of j is below that of i.
 
-    Tokens are visited in that order and once more in the reverse one, and a tree over the predictor's ranks counts
-    those visited with less and with more of it: O(N log N).
+    Tokens are visited in that order and once more in the reverse one, and a Fenwick tree over the predictor's ranks
+    counts those visited with less and with more of it.
+
+    Parameters
+    ----------
+    time, censored
+        (n,): when each token's event happened, or until when it had not.
+    predictor
+        (n,); NaN is neither above nor below anything.
+    agree
+        (n,), added to: 1 for each pair that the predictor orders alike, -1 for each that it orders the other way.
+    comparable
+        (n,), added to: the pairs whose order is known.
     """
     key = 2 * time + censored
     order = np.argsort(key)
     rank, n_ranks = _ranks(predictor)
     tree = np.zeros(n_ranks + 1, np.int64)
-    known, seen = 0, 0  # visited in all, and those with a rank
+    known, seen = 0, 0  # visited, and those of them with a rank
     first = 0
     while first < len(order):  # events before i: more of the predictor agrees with being later
         last = _end(key, order, first)
@@ -54,7 +65,7 @@ def concordance(time, censored, predictor, agree, comparable):
 
 @compiled
 def _end(key, order, first):
-    """Where the run of equal keys that begins at a place ends."""
+    """Return the end of the run of equal keys that begins at a position."""
     last = first + 1
     while last < len(order) and key[order[last]] == key[order[first]]:
         last += 1
@@ -63,7 +74,7 @@ def _end(key, order, first):
 
 @compiled
 def _ranks(x):
-    """Dense ranks from 1, and their number; 0 for NaN, which is neither above nor below anything."""
+    """Return dense ranks from 1, 0 for NaN, and their number."""
     rank = np.zeros(len(x), np.int64)
     there = np.flatnonzero(~np.isnan(x))
     order = there[np.argsort(x[there])]
@@ -76,7 +87,7 @@ def _ranks(x):
 
 @compiled
 def _visit(tree, rank):
-    """Count one more at a rank; the number counted."""
+    """Count one more at a rank; return how many were counted: none for NaN."""
     if rank == 0:
         return 0
     while rank < len(tree):
@@ -87,12 +98,13 @@ def _visit(tree, rank):
 
 @compiled
 def _balance(tree, rank, seen):
-    """Of those counted, how many lie below a rank, less how many lie above it."""
+    """Return how many of those counted lie below a rank, less how many lie above it."""
     return 0 if rank == 0 else _up_to(tree, rank - 1) - (seen - _up_to(tree, rank))
 
 
 @compiled
 def _up_to(tree, rank):
+    """Return how many are counted at a rank or below."""
     n = 0
     while rank > 0:
         n += tree[rank]

@@ -1,4 +1,4 @@
-"""Rows of tokens, put where they lie on disk."""
+"""Rows of tokens, copied to where they lie on disk."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 
 @compiled
-def place_rows(piece, destination, out, first, exponent, counted_from, bad):
-    """Copy the rows of some steps to their places in a run of chunks, counting what is not finite.
+def place_rows(batch, destination, out, first, exponent, counted_from, bad):
+    """Copy the rows of some steps to their places in consecutive chunks, and count what is not finite.
 
     Parameters
     ----------
-    piece
+    batch
         Words (t, n, d).
     destination
         For each row n its place among the rows of ``out``; negative where it belongs elsewhere.
     out
         Words (chunk, t, row in the chunk, d).
     first
-        Where the first step of the piece lies along ``out``'s steps.
+        Where the first step of the batch lies along ``out``'s steps.
     exponent
         The exponent field's mask: a word that has all of it set is infinite or NaN. 0 for integers.
     counted_from
-        The first step of the piece in which such words are counted.
+        The first step of the batch in which such words are counted.
     bad
         int64 (chunk, 3), updated: how many such words there are in each chunk, and the first one's step
-        along ``out`` and row of the piece, in the order of the piece.
+        along ``out`` and row of the batch, in the order of the batch.
     """
     height = out.shape[2]
-    for t in range(piece.shape[0]):
+    for t in range(batch.shape[0]):
         counts = exponent != 0 and t >= counted_from
-        for n in range(piece.shape[1]):
+        for n in range(batch.shape[1]):
             place = destination[n]
             if place < 0:
                 continue
             k = place // height
             i = place - k * height
             worst = np.int64(0)
-            for d in range(piece.shape[2]):
-                word = piece[t, n, d]
+            for d in range(batch.shape[2]):
+                word = batch[t, n, d]
                 out[k, first + t, i, d] = word
                 worst += (word & exponent) == exponent
             if counts and worst:

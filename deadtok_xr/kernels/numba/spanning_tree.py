@@ -12,7 +12,7 @@ from deadtok_xr.kernels.numba.jit import compiled
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 
 
-def spanning_tree(step: NDArray[Any], shift: int) -> NDArray[np.float64]:
+def spanning_tree(step: NDArray[Any]) -> NDArray[np.float64]:
     """Return the lengths of the tree's edges, ascending, (n - 1,).
 
     Takes u²/2·D operations for u distinct rows; equal rows are joined by edges of length 0.
@@ -21,23 +21,21 @@ def spanning_tree(step: NDArray[Any], shift: int) -> NDArray[np.float64]:
     ----------
     step
         Words (n, d); all values are finite.
-    shift
-        By how many bits a word is shifted to the left to be a float32 word.
     """
     out = np.zeros(max(len(step) - 1, 0))
-    _prim(step, shift, out)
+    _prim(step, out)
     out.sort()
     return out
 
 
 @compiled
-def _prim(words, shift, out):
-    index, _, _ = unique_rows(words, shift)
+def _prim(words, out):
+    index, _, _ = unique_rows(words)
     U = len(index)
     rows = np.empty((U, words.shape[1]), np.float32)
     for u in range(U):
         for d in range(words.shape[1]):
-            rows[u, d] = np.uint32(unsigned_zero(float32_word(words[index[u], d], shift))).view(np.float32)
+            rows[u, d] = np.uint32(unsigned_zero(float32_word(words[index[u], d]))).view(np.float32)
     nearest = np.full(U, np.inf)  # the distance of each row to the tree
     now = 0
     for i in range(U - 1):

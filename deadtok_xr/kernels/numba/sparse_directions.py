@@ -1,7 +1,7 @@
-"""Directions of displacements of which most elements are zero: few hop on a coarse grid at any one step.
+"""Coherence of displacements of which most elements are zero: few elements hop on a coarse grid at any one step.
 
 The moments of `coherence`, from the elements that moved: with u a unit vector of k of them, Σ u uᵀ takes k² products
-in the place of D², and n·μμᵀ is subtracted from the sum. Where the directions are so much alike that this would lose
+in the place of D², and n·μμᵀ is subtracted from the sum. Where the directions are so similar that this would lose
 digits, they are centred first, in the dims in which anything moved. Where much moves, whole rows cost less.
 """
 
@@ -24,10 +24,16 @@ _ALIKE = 0.01
 
 
 class SparseDirections:
-    """What a step's rows did: room for the elements that moved, and which rows are finite."""
+    """The displacements of a step by their elements that are not zero, and which rows are finite.
+
+    Parameters
+    ----------
+    n_tokens, n_dims
+        The size of a step.
+    """
 
     def __init__(self, n_tokens: int, n_dims: int) -> None:
-        self.dims = np.empty(n_tokens * n_dims, np.int32)  # memory is taken when it is filled
+        self.dims = np.empty(n_tokens * n_dims, np.int32)  # memory is allocated when it is filled
         self.values = np.empty(n_tokens * n_dims)
         self.ends = np.zeros(n_tokens + 1, np.int64)
         self.finite: NDArray[np.bool_] | None = None
@@ -35,10 +41,18 @@ class SparseDirections:
     def directions(
         self, block: NDArray[Any], t: int, changed: NDArray[np.bool_], unit: NDArray[np.float64]
     ) -> dict[str, Any] | None:
-        """What `coherence.directions` says of the displacements from step t to t + 1 of a block (t, n, d).
+        """Return what `coherence.directions` finds for the displacements of one step; None where whole rows cost less.
 
-        ``changed`` (t, n) tells which rows differ; ``unit`` (n, d) is room, overwritten. Steps are given one after the
-        other, none left out. None where whole rows cost less.
+        Parameters
+        ----------
+        block
+            Floats or bfloat16 words (t, n, d).
+        t
+            The displacements are those from step t to t + 1. Steps follow one another, none is left out.
+        changed
+            Which rows differ from the step before, (t, n).
+        unit
+            A buffer (n, d), overwritten.
         """
         if self.finite is None:
             self.finite = _finite(block, t)
@@ -53,10 +67,10 @@ class SparseDirections:
         if size < 1 - _ALIKE and n > len(mean) + 8:  # of fewer, all cosines may be the same, which must not cancel
             cosine_mean, cosine_std = _moments(*listed, n, direction, 1 - size)
         else:
-            there = np.flatnonzero(np.bincount(self.dims[: self.ends[n]]))
-            rows = unit.reshape(-1)[: n * len(there)].reshape(n, len(there))
-            _spread(*listed, there, rows)
-            cosine_mean, cosine_std = moments(rows, n, direction[there])
+            used_dims = np.flatnonzero(np.bincount(self.dims[: self.ends[n]]))
+            rows = unit.reshape(-1)[: n * len(used_dims)].reshape(n, len(used_dims))
+            _write_rows(*listed, used_dims, rows)
+            cosine_mean, cosine_std = moments(rows, n, direction[used_dims])
         return {
             "n_valid": n_valid, "mean": mean, "norm_mean": length / n_valid,
             "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
@@ -73,7 +87,7 @@ def _finite(block, t):
 
 @compiled
 def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
-    """List the unit vectors of rows that moved by their elements that are not zero; sum up both kinds of mean."""
+    """List the unit vectors of rows that moved by their elements that are not zero; fill in both means."""
     N, D = block.shape[1:]
     most = N * D * D // _DENSE
     n_valid = used = products = 0
@@ -115,7 +129,7 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
 
 @compiled
 def _moments(dims, values, ends, n, centre, q):
-    """Mean and deviation of the pairwise cosines of the first n unit vectors."""
+    """Return mean and deviation of the pairwise cosines of the first n unit vectors."""
     D = len(centre)
     K = np.zeros((D, D))
     size = 1 - q
@@ -136,11 +150,11 @@ def _moments(dims, values, ends, n, centre, q):
 
 
 @compiled
-def _spread(dims, values, ends, there, rows):
-    """Write listed vectors as rows (n, s) of the dims ``there``."""
-    place = np.zeros(there[-1] + 1, np.int64)
-    for i in range(len(there)):
-        place[there[i]] = i
+def _write_rows(dims, values, ends, used_dims, rows):
+    """Write listed vectors as rows (n, s) of s dims."""
+    place = np.zeros(used_dims[-1] + 1, np.int64)
+    for i in range(len(used_dims)):
+        place[used_dims[i]] = i
     rows[:] = 0.0
     for m in range(len(rows)):
         for i in range(ends[m], ends[m + 1]):

@@ -21,26 +21,23 @@ def hash_factors(D):
 
 
 @compiled
-def equal_rows(words, a, b, shift):
+def equal_rows(words, a, b):
     """Whether two rows of a step (n, d) hold the same values; -0 and +0 are the same."""
     difference = np.uint32(0)
     for d in range(words.shape[1]):
-        x, y = float32_word(words[a, d], shift), float32_word(words[b, d], shift)
+        x, y = float32_word(words[a, d]), float32_word(words[b, d])
         difference |= unsigned_zero(x) ^ unsigned_zero(y)
     return difference == 0
 
 
 @compiled
-def unique_rows(words, shift):
+def unique_rows(words):
     """Find the distinct rows of a step, as `np.unique` with ``axis=0`` does, in another order.
 
     Parameters
     ----------
     words
         (n, d).
-    shift
-        By how many bits a word is shifted to the left to be a float32 word.
-
     Returns
     -------
     ``index`` (u,), one row of each kind; ``counts`` (u,), how many rows are equal to it; ``inverse`` (n,), the position
@@ -52,13 +49,13 @@ def unique_rows(words, shift):
     for n in range(N):
         h = np.uint64(0)
         for d in range(D):  # a sum of products: no term waits for another, as in a chain of hashes
-            h += np.uint64(unsigned_zero(float32_word(words[n, d], shift))) * factors[d]
+            h += np.uint64(unsigned_zero(float32_word(words[n, d]))) * factors[d]
         hashes[n] = h
-    return _group(words, shift, hashes, np.argsort(hashes))
+    return _group(words, hashes, np.argsort(hashes))
 
 
 @compiled
-def _group(words, shift, hashes, order):
+def _group(words, hashes, order):
     N = len(order)
     index = np.empty(N, np.int64)
     counts = np.zeros(N, np.int64)
@@ -70,7 +67,7 @@ def _group(words, shift, hashes, order):
         if i == 0 or hashes[n] != hashes[order[i - 1]]:
             begin = n_unique
         found = begin
-        while found < n_unique and not equal_rows(words, n, index[found], shift):
+        while found < n_unique and not equal_rows(words, n, index[found]):
             found += 1
         if found == n_unique:
             index[found] = n

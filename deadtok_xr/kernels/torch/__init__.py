@@ -1,8 +1,8 @@
-"""Kernels in torch, for GPUs; the same names and meaning as numba's, with tensors on a device for blocks.
+"""Kernels in torch, for GPUs: the same names and meaning as numba's, with tensors on a device for blocks.
 
-What they find is put into NumPy arrays. Of topology there is one threshold for all pairs and no names of components,
-and of census the places of each step: the rest is numba's (`company`). They compute in float64 and use powers of two
-that are normal numbers, since devices may flush subnormals to zero. On CPUs the tests run them beside numba's.
+They fill NumPy arrays. Topology has one threshold for all pairs and no names of components; the census labels the rows
+of each step: the rest is numba's (`kernels.numba.coincidence_history`). They compute in float64 and use powers of two
+that are normal numbers, since devices may flush subnormals to zero. The tests compare them with numba's on the CPU.
 """
 
 from deadtok_xr.kernels.torch.census import census

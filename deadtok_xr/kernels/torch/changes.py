@@ -1,4 +1,4 @@
-"""Which rows changed."""
+"""Which rows changed from step to step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.parts import bits, over, steps_of, with_device_lock
+from deadtok_xr.kernels.torch.parts import bits, run_in_parts, steps_per_tile, with_device_lock
 
 
 @with_device_lock
 def changed_rows(steps: Tensor) -> NDArray[np.bool_]:
-    """Which rows of steps (t + 1, n, d) differ in a bit from the step before: bool (t, n)."""
+    """Find the rows of steps (t + 1, n, d) that differ in a bit from the step before: bool (t, n)."""
     words = _wide(steps)
     out = np.empty((len(words) - 1, words.shape[1]), np.bool_)
 
@@ -20,11 +20,11 @@ def changed_rows(steps: Tensor) -> NDArray[np.bool_]:
         differ = words[part.start + 1 : part.stop + 1] != words[part]
         out[part] = differ.any(dim=-1).cpu().numpy()
 
-    over(len(out), steps_of(words, 2**28), work)
+    run_in_parts(len(out), steps_per_tile(words, 2**28), work)
     return out
 
 
 def _wide(steps: Tensor) -> Tensor:
-    """Bits in as few integers as possible."""
+    """Return bits in as few integers as possible."""
     x = bits(steps)
     return x.view(torch.int64) if x.shape[2] % (8 // x.element_size()) == 0 else x

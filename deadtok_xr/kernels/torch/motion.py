@@ -13,16 +13,17 @@ from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.torch.parts import (
     TILE,
+    bit_words,
     fill,
     float32_words,
     has_float64,
-    over,
-    steps_of,
+    run_in_parts,
+    steps_per_tile,
     with_device_lock,
-    words,
 )
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
+"""The status of a row of a step."""
 INFINITY = 0x7F800000
 _REACH = 24
 """In float32, binades around 1 within which squares of differences neither overflow nor vanish."""
@@ -43,8 +44,8 @@ def motion(
 ) -> bool:
     """Fill ``out`` with the transitions between steps (t + 1, n, d), as numba's kernel does.
 
-    ``state`` is what an earlier call returned, None at first: then the first step is checked too. Where Triton is at
-    hand one pass does it all (`one_pass`); otherwise the rows that changed are gone over, a tile at a time.
+    ``state`` is what an earlier call returned, None at first: then the first step is checked too. Where Triton is
+    available, one pass does it all (`one_pass`); otherwise the rows that changed are measured, a tile at a time.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def motion(
 
     found = fused.motion(steps, lattice, magnitudes)
     if found is None:
-        status = row_status(words(steps), lattice)
+        status = row_status(bit_words(steps), lattice)
         _refuse_off_grid(status, changed, first=state is None)
         found = measured(steps, changed, status, lattice)
         found |= per_step(found, magnitudes, np.sqrt(steps.shape[2]))
@@ -64,7 +65,7 @@ def motion(
 
 
 def row_status(bits: Tensor, lattice: Lattice) -> Tensor:
-    """What each row is, uint8 (t, n), by its bits (t, n, d)."""
+    """Return the status of each row, uint8 (t, n), by its bits (t, n, d)."""
     status = torch.empty(bits.shape[:2], dtype=torch.uint8, device=bits.device)
     spare = torch.from_numpy(lattice.spare.view(np.int32)).to(bits.device)
     shared = int(lattice.spare[255]) & (0xFFFF0000 if bits.dtype == torch.int16 else 0xFFFFFFFF)
@@ -77,7 +78,7 @@ def row_status(bits: Tensor, lattice: Lattice) -> Tensor:
             off |= ((spare[((w >> 23) & 0xFF).long()] & w) != 0).any(dim=2)
         status[part] = torch.where(top >= INFINITY, NOT_FINITE, torch.where(off, OFF_GRID, USABLE)).to(torch.uint8)
 
-    over(len(bits), steps_of(bits), work)
+    run_in_parts(len(bits), steps_per_tile(bits), work)
     return status
 
 
@@ -89,8 +90,8 @@ def _refuse_off_grid(status: Tensor, changed: NDArray[np.bool_], *, first: bool)
 
 
 def measured(steps: Tensor, changed: NDArray[np.bool_], status: Tensor, lattice: Lattice) -> dict[str, Tensor]:
-    """Per transition and token, (t, n), what moved: 0 where a row did not change, NaN and -1 where it is not finite."""
-    rows = words(steps)
+    """Measure each transition and token, (t, n): 0 where a row did not change, NaN and -1 where it is not finite."""
+    rows = bit_words(steps)
     home = steps.device if has_float64(steps.device) else torch.device("cpu")
     usable = (status[:-1] == USABLE) & (status[1:] == USABLE)
     found = {name: torch.zeros(usable.shape, dtype=dtype, device=home) for name, dtype in _FOUND.items()}
@@ -103,7 +104,7 @@ def measured(steps: Tensor, changed: NDArray[np.bool_], status: Tensor, lattice:
         for name, x in sums.items():
             found[name][first.to(home), tokens.to(home)] = x.to(_FOUND[name])
 
-    over(len(t), TILE // rows.shape[2], work)
+    run_in_parts(len(t), TILE // rows.shape[2], work)
     unusable = ~usable.to(home)
     for name, x in found.items():
         x[unusable] = -1 if name == "moved_dims" else torch.nan
@@ -111,7 +112,7 @@ def measured(steps: Tensor, changed: NDArray[np.bool_], status: Tensor, lattice:
 
 
 def row_sums(a: Tensor, b: Tensor, lattice: Lattice, wide: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """What rows (k, d) of float32 words, before and after, moved by; all finite and on the lattice."""
+    """Measure how far rows moved, from float32 words (k, d) before and after; all are finite and on the lattice."""
     exponent = (a & INFINITY).clamp(min=lattice.smallest << 23)
     # 2^(128 - max(E, smallest)) as a float32 put together from its exponent: 1 / ULP but for a constant
     scale = ((255 << 23) - exponent).view(torch.float32).to(wide)
@@ -130,7 +131,7 @@ def row_sums(a: Tensor, b: Tensor, lattice: Lattice, wide: torch.dtype = torch.f
 
 
 def row_sums_float32(a: Tensor, b: Tensor, lattice: Lattice) -> dict[str, Tensor]:
-    """The same on a device without float64, on the CPU: rows that float32 may not hold are measured there."""
+    """Measure as `row_sums` on a device without float64; rows for which float32 may not do are measured on the CPU."""
     inside = in_reach(a, b)
     sums = {name: x.cpu() for name, x in row_sums(a, b, lattice, torch.float32).items()}
     for x in sums.values():
@@ -144,7 +145,7 @@ def row_sums_float32(a: Tensor, b: Tensor, lattice: Lattice) -> dict[str, Tensor
 
 
 def in_reach(a: Tensor, b: Tensor) -> Tensor:
-    """Rows (k,) in which no number is so small or large that float32 loses a part, nor leaves zero."""
+    """Find the rows (k,) in which no number is so small or large that float32 is inexact, and none leaves zero."""
     near = []
     for w in (a, b):
         e = (w >> 23) & 0xFF
@@ -154,7 +155,7 @@ def in_reach(a: Tensor, b: Tensor) -> Tensor:
 
 
 def per_step(found: dict[str, Tensor], magnitudes: tuple[float, float, float], root: float) -> dict[str, Tensor]:
-    """Per step: mean and deviation over valid tokens, and the tokens in each phase of each scheme."""
+    """Return, for each step, mean and deviation over valid tokens, and the tokens in each phase of each scheme."""
     valid = found["moved_dims"] >= 0
     x = found["displacement_ulp"].double()
     count = valid.sum(1)
@@ -171,7 +172,7 @@ def per_step(found: dict[str, Tensor], magnitudes: tuple[float, float, float], r
 
 
 def _phases(colder: list[Tensor], valid: Tensor) -> Tensor:
-    """How many tokens of each step are in each phase, (t, 4): that of the first condition that holds, or the last."""
+    """Count the tokens of each step in each phase, (t, 4): that of the first condition that holds, or the last."""
     left, counts = valid, []
     for condition in colder:
         counts.append((left & condition).sum(1))

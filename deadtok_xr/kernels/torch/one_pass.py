@@ -29,7 +29,7 @@ def _floats(words):
 
 @triton.jit
 def _larger(a, b):
-    return tl.where(a > b, a, b)  # where neither is NaN; a maximum that heeds NaN takes twice as many instructions
+    return tl.where(a > b, a, b)  # where neither is NaN; a maximum that propagates NaN takes twice as many instructions
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _motion(
     limit1 = tl.load(limits + 1)
     limit2 = tl.load(limits + 2)
     root = tl.load(limits + 3)
-    # int64: a piece may have more elements than an int32 counts
+    # int64: a batch may have more elements than an int32 counts
     places = words + first.to(tl.int64) * stride + rows.to(tl.int64)[:, None] * D + lanes[None, :]
     at = first.to(tl.int64) * n_tokens + rows
     here = tile.to(tl.int64) * n_transitions + first
@@ -107,7 +107,7 @@ def _motion(
 
 
 def motion(words: Tensor, magnitudes: tuple[float, float, float], root: float) -> dict[str, Tensor]:
-    """What `measured` and `per_step` of the eager kernel find, of bits (t + 1, n, d) on bfloat16's grid."""
+    """Return what `measured` and `per_step` of the eager kernel find, for bits (t + 1, n, d) on bfloat16's grid."""
     t, (n, d) = len(words) - 1, words.shape[1:]
     tiles = triton.cdiv(n, ROWS)
     kinds: dict[str, Any] = {
@@ -122,11 +122,11 @@ def motion(words: Tensor, magnitudes: tuple[float, float, float], root: float) -
         words, *found.values(), sums, squares, *counts, t, n, n * d, limits,
         D=d, ROWS=ROWS, STEPS=STEPS, LANES=LANES, num_warps=ROWS // 32,
     )  # fmt: skip
-    return found | _together(sums, squares, counts[0], counts[1], n)
+    return found | _merged(sums, squares, counts[0], counts[1], n)
 
 
-def _together(sums: Tensor, squares: Tensor, lattice: Tensor, magnitude: Tensor, n: int) -> dict[str, Tensor]:
-    """Per step, from the sums, squares about their own mean, and packed counts of each tile, (tiles, t)."""
+def _merged(sums: Tensor, squares: Tensor, lattice: Tensor, magnitude: Tensor, n: int) -> dict[str, Tensor]:
+    """Merge the sums, the squares about their own mean and the packed counts of each tile, (tiles, t), by step."""
     lattices, magnitudes = (torch.stack([(x >> k) & 0xFFFF for k in (0, 16, 32, 48)]) for x in (lattice, magnitude))
     each = lattices.sum(0)
     count = each.sum(0)

@@ -3,7 +3,8 @@
 Identical rows become one node with a weight. Nodes are sorted along the dim in which they spread most; pairs within
 the threshold there are listed a tile at a time and compared in the other dims, widest first, a few at first and then
 twice as many each time, with the pairs that those before left. Components grow by hooking each root to the lowest one
-that it meets. All figures stay on the device until the last step is done: there is one copy for all.
+that it meets (Shiloach and Vishkin 1982). All figures stay on the device until the last step is done, and are copied at
+once.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deadtok_xr.kernels.torch.census import places
+from deadtok_xr.kernels.torch.census import first_equal_rows
 from deadtok_xr.kernels.torch.parts import (
     TILE,
+    bit_words,
     float32_words,
-    latest,
-    over,
-    steps_of,
-    taken,
+    last_fresh,
+    run_in_parts,
+    select_steps,
+    steps_per_tile,
     unsigned_zeros,
     with_device_lock,
-    words,
 )
 
 INVALID = 5
-"""The last of the figures, and the only one that is known of a step without a graph."""
+"""The last of the figures, and the only one that is known where there is no graph."""
 
 
 @with_device_lock
@@ -54,7 +55,7 @@ def topology(
     threshold
         Largest L∞ distance of adjacent tokens, (t,); NaN where it is not known.
     linked
-        Whether tokens in the very same place are adjacent.
+        Whether equal tokens are adjacent.
     out
         Arrays to fill: figures (t, 6), as numba's `FIGURES` (-1 where a value is not finite); degrees and sizes
         (t, b), how many tokens have no neighbour, 1, 2 to 3, 4 to 7, ..., and how many components have 1, 2 to 3, ...
@@ -62,7 +63,7 @@ def topology(
     first
         The first step to fill; those before it are known.
     """
-    held, rows = len(steps) < len(threshold), words(steps)
+    held, rows = len(steps) < len(threshold), bit_words(steps)
     fresh = np.append(True, threshold[1:] != threshold[:-1])
     fresh[1:] &= ~np.isnan(threshold[1:]) | ~np.isnan(threshold[:-1])
     if not held:
@@ -73,22 +74,22 @@ def topology(
     found = torch.empty((len(at), 6 + 2 * bins), dtype=torch.int64, device=steps.device)
 
     def work(part: slice) -> None:
-        bits = rows if held else taken(rows, at[part])
+        bits = rows if held else select_steps(rows, at[part])
         for t, figures in zip(range(len(at))[part], _graphs(bits, threshold[at[part]], linked, limits), strict=True):
             found[t] = figures
 
-    over(len(at), len(at) if held else steps_of(rows), work)
+    run_in_parts(len(at), len(at) if held else steps_per_tile(rows), work)
     columns = np.split(found.cpu().numpy(), (6, 6 + bins), axis=1)
     for name, values in zip(("figures", "degrees", "sizes"), columns, strict=True):
         out[name][at] = values
-        out[name][first:] = out[name][latest(fresh)[first:]]
+        out[name][first:] = out[name][last_fresh(fresh)[first:]]
 
 
 def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, limits: Tensor) -> Iterator[Tensor]:
-    """The figures of the graph, its degrees and its sizes, of one step or of as many as there are thresholds."""
-    label = places(bits)
+    """Yield the figures of the graph, its degrees and its sizes, for each threshold."""
+    label = first_equal_rows(bits)
     invalid = (label < 0).sum(dim=1).tolist()
-    cloud: _Cloud | None = None
+    nodes: _Nodes | None = None
     for t, limit in enumerate(threshold.tolist()):
         i = min(t, len(bits) - 1)
         if invalid[i] or np.isnan(limit):
@@ -96,14 +97,14 @@ def _graphs(bits: Tensor, threshold: NDArray[np.float64], linked: bool, limits: 
             unknown[INVALID] = invalid[i]
             yield unknown
             continue
-        if i == t or cloud is None:
-            cloud = _cloud(bits[i], label[i])
-        yield _graph(cloud, limit, linked, limits)
+        if i == t or nodes is None:
+            nodes = _nodes(bits[i], label[i])
+        yield _graph(nodes, limit, linked, limits)
 
 
 @dataclass(frozen=True)
-class _Cloud:
-    """The places of a step.
+class _Nodes:
+    """The distinct rows of a step.
 
     Attributes
     ----------
@@ -117,34 +118,34 @@ class _Cloud:
     weight: Tensor
 
 
-def _cloud(bits: Tensor, label: Tensor) -> _Cloud:
+def _nodes(bits: Tensor, label: Tensor) -> _Nodes:
     first, weight = torch.unique(label, return_counts=True)
     # of bits, since arithmetic in float32 may flush subnormals
     rows = unsigned_zeros(float32_words(bits[first])).view(torch.float32)
     spread = rows.amax(0).double() - rows.amin(0).double()
     rows = rows[:, spread.argsort(descending=True)]
     order = rows[:, 0].argsort()
-    return _Cloud(rows[order], weight[order])
+    return _Nodes(rows[order], weight[order])
 
 
-def _graph(cloud: _Cloud, threshold: float, linked: bool, limits: Tensor) -> Tensor:
-    weight = cloud.weight
+def _graph(nodes: _Nodes, threshold: float, linked: bool, limits: Tensor) -> Tensor:
+    weight = nodes.weight
     parent = torch.arange(len(weight), device=weight.device)
     degree = weight - 1 if linked else torch.zeros_like(weight)
-    near = _Near(cloud.rows[:, 0].double(), threshold)
+    near = _Near(nodes.rows[:, 0].double(), threshold)
 
     def work(part: slice) -> None:
         nonlocal parent, degree
-        a, b = _close(cloud.rows, *near.pairs(part), threshold)
-        parent = _joined(parent, a, b)  # to do it twice changes nothing
+        a, b = _close(nodes.rows, *near.pairs(part), threshold)
+        parent = _joined(parent, a, b)  # repeating it changes nothing
         degree = degree.index_add(0, a, weight[b]).index_add(0, b, weight[a])
 
-    over(near.total, TILE, work)
+    run_in_parts(near.total, TILE, work)
     return _figures(parent, degree, weight, limits)
 
 
 class _Near:
-    """All pairs a < b of ascending numbers that may lie within a threshold, in an order of their own."""
+    """All pairs a < b of ascending numbers that may lie within a threshold, numbered."""
 
     def __init__(self, along: Tensor, threshold: float) -> None:
         # a little wide: a sum may round the other way than the difference that decides
@@ -155,14 +156,14 @@ class _Near:
         self.total = int(count.sum())
 
     def pairs(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Some of them."""
+        """Return some of them, as their first and their second members."""
         pair = torch.arange(part.start, part.stop, device=self._before.device)
         a = torch.searchsorted(self._before, pair, right=True) - 1
         return a, a + 1 + pair - self._before[a]
 
 
 def _close(rows: Tensor, a: Tensor, b: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Of pairs of rows those within the threshold in every dim."""
+    """Return the pairs of rows that are within the threshold in every dim."""
     d = width = 0
     while d < rows.shape[1] and len(a):
         width = max(1, min(2 * width, TILE // len(a)))
@@ -174,7 +175,7 @@ def _close(rows: Tensor, a: Tensor, b: Tensor, threshold: float) -> tuple[Tensor
 
 
 def _joined(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The root of each node, the lowest of its component, after some more edges."""
+    """Return the root of each node, the lowest of its component, after adding some edges."""
     x, y = parent[a], parent[b]
     while True:
         apart = x != y
@@ -188,7 +189,7 @@ def _joined(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _figures(parent: Tensor, degree: Tensor, weight: Tensor, limits: Tensor) -> Tensor:
-    """As numba's `count`; a node without a neighbour is one component for each of its tokens.
+    """Count as numba's `count` does; a node without a neighbour is one component for each of its tokens.
 
     ``limits`` are 1, 2, 4, ...: the least of each bin but the first.
     """
