@@ -14,7 +14,7 @@ from .analyses.compare_runs import compare_runs
 from .analyses.components import component_events, components
 from .analyses.connectivity import connectivity
 from .analyses.critical_boundary import critical_boundary
-from .analyses.custom import analysis
+from .analyses.custom import UserBatch, analysis
 from .analyses.elements import elements
 from .analyses.epochs import epochs
 from .analyses.find_arithmetic import find_arithmetic
@@ -48,6 +48,7 @@ from .store.labels import label
 __all__ = [
     "Output",
     "Recorder",
+    "UserBatch",
     "__version__",
     "analysis",
     "analyze",

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 
 import deadtok_xr as dx
 from deadtok_xr import demo
+from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.store import motion_index, stored_array
 from deadtok_xr.store.chunk_layout import CHUNK_STEPS
 from deadtok_xr.store.reading import ChunkReader
@@ -80,6 +81,15 @@ def results(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Dat
     for node in tree.children.values():
         node.dataset = node.to_dataset().compute()
     return tree
+
+
+@pytest.fixture(autouse=True)
+def own_analyses_are_forgotten() -> Iterator[None]:
+    """Forget the analyses that a test, a page or a notebook defines."""
+    known = dict(ANALYSES)
+    yield
+    ANALYSES.clear()
+    ANALYSES.update(known)
 
 
 @pytest.fixture

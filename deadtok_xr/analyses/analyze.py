@@ -100,7 +100,8 @@ def analyze(
     left_out = {}
     for name in analyses or ANALYSES:
         analysis = ANALYSES[name]
-        shared = {k: v for k, v in {"allow_gaps": allow_gaps, "precision": precision}.items() if k in analysis.options}
+        given = {"allow_gaps": allow_gaps, "precision": precision}
+        shared = {k: v for k, v in given.items() if k in analysis.options and v is not None}
         try:
             specs[name] = analysis.spec(ds, **{**shared, **options.get(name, {})})
         except InputError as error:

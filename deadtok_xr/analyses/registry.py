@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -117,12 +119,14 @@ def built_in(spec: Callable[P, AnalysisSpec]) -> Analysis[P]:
 
 
 def import_analyses(file: Path) -> None:
-    """Run a Python file that defines analyses, whose functions workers elsewhere get by their code.
+    """Run a Python file that defines analyses, as `python FILE` would: with its folder on the path.
+
+    Workers elsewhere get its functions by their code, not by the name of the file.
 
     Raises
     ------
     MissingFileError, InputError
-        If there is no such file, or it cannot be run.
+        If there is no such file, if it cannot be run, or if it defines no analysis.
     """
     if not file.is_file():
         raise MissingFileError(f"{file}: no such file; expected a Python file that defines analyses (--import)")
@@ -132,16 +136,28 @@ def import_analyses(file: Path) -> None:
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # where pickle looks for what a file defines
     cloudpickle.register_pickle_by_value(module)
+    if (folder := str(file.absolute().parent)) not in sys.path:
+        sys.path.append(folder)
+    known = dict(ANALYSES)
     try:
         spec.loader.exec_module(module)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"{file}{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if all(known.get(name) is analysis for name, analysis in ANALYSES.items()):
+        raise InputError(f"{file} defines no analysis; expected a function with the decorator dx.analysis (--import)")
 
 
 @functools.cache
 def load_entry_points() -> None:
-    """Import the modules in which installed packages define analyses."""
+    """Import the modules in which installed packages define analyses; one that cannot be imported is a warning."""
     for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            message = f"the analyses of {point.value}, entry point {point.name!r}, cannot be imported: {what}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -51,6 +51,9 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return f"interrupted{'' if _notes(error) else left}", 1
     if isinstance(error, InputError):
         return str(error), 2
+    if analysis := getattr(error, "analysis", ""):
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"analysis {analysis!r} cannot be computed, {what}; {_TRACEBACK}=1 in the environment shows where", 2
     if isinstance(error, MemoryError):
         return "not enough memory: close other programs, or analyse fewer tokens at a time", 1
     sentence = " ".join(str(error).split()) or "no message"

@@ -109,6 +109,13 @@ class Batch:
             self._decoded[name] = np.ascontiguousarray(values if values.dtype == np.float64 else decode(values))
         return self._decoded[name]
 
+    def kept_floats(self, name: str) -> NDArray[Any]:
+        """Return `floats` in memory that the next batch does not use again."""
+        values = self.floats(name)
+        if np.may_share_memory(values, self.values[name]):
+            values = self._decoded[name] = values.copy()
+        return values
+
     def readable(self, name: str) -> NDArray[Any]:
         """Return what kernels read as floats: bfloat16 as its 16-bit words, which need no copy, others as floats."""
         values = self.values[name]

@@ -37,7 +37,7 @@ class Shows:
     layout
         Arguments of `Figure.subplots`; None for a single axes.
     over
-        The coordinate along which it is drawn.
+        The coordinate along which it is drawn; "" for several.
     """
 
     needed: tuple[str, ...]
@@ -107,7 +107,7 @@ def need(
             f"this dataset has no variable {missing[0]!r}, which the picture needs and deadtok_xr.{maker} "
             f"returns (found: {', '.join(map(str, ds.data_vars)) or 'none'})"
         )
-    if over not in ds.coords or ds.sizes.get(over, 0) == 0:
+    if over and (over not in ds.coords or ds.sizes.get(over, 0) == 0):
         raise InputError(f"this dataset has no {over}s to draw; call deadtok_xr.{maker} with a longer selection")
     return ds[[*names, *(name for name in optional if name in ds.data_vars)]]
 

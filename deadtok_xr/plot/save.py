@@ -17,7 +17,7 @@ from PIL import Image
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.analyses.registry import Picture
 from deadtok_xr.plot import _style
-from deadtok_xr.plot.by_dims import drawable
+from deadtok_xr.plot.by_dims import READING, drawable, layout
 
 _BY_DIMS = "by_dims.by_dims"
 
@@ -69,10 +69,9 @@ def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:
     own = ANALYSES[group].pictures if group in ANALYSES else None
     if own is not None:
         return own
-    reading = (
-        "Lines are over steps. For a variable by step and token, the line is the median, the band 90% of the tokens."
-    )
-    return (Picture(group, _BY_DIMS, group, reading),) if drawable(ds) else ()
+    taken = {picture.name for analysis in ANALYSES.values() for picture in analysis.pictures or ()}
+    name = f"{group}_variables" if group in taken else group
+    return (Picture(name, _BY_DIMS, group, READING),) if drawable(ds) else ()
 
 
 def _drawing(picture: Picture) -> Any:
@@ -84,8 +83,7 @@ def _drawing(picture: Picture) -> Any:
 def _shows(picture: Picture, ds: xr.Dataset) -> _style.Shows:
     if picture.draw != _BY_DIMS:
         return _drawing(picture).shows  # type: ignore[no-any-return]
-    names = drawable(ds)
-    return _style.Shows(tuple(names), layout={"nrows": len(names), "squeeze": False}, over=str(ds[names[0]].dims[0]))
+    return _style.Shows(tuple(drawable(ds)), layout=layout(ds), over="")
 
 
 def write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:

@@ -90,6 +90,8 @@ class Work:
             return False
         differences = self._notes.differences(self._facts)
         if differences:
+            if not self._notes.has_finished_parts():  # an analysis of the user's own failed at once, and is mended now
+                return False
             raise self._notes.refusal(differences)
         self.begun = differences is not None
         if not self.begun:

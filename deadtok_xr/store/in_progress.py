@@ -146,6 +146,10 @@ class InProgress:
         """Return whether work was begun and is not finished."""
         return any(location.read(self.place, name) is not None for name in (_JOB, _OLDER_JOB))
 
+    def has_finished_parts(self) -> bool:
+        """Return whether any part of the work is finished."""
+        return any("/" in name for name in _sizes(self.place))
+
     def identified(self) -> Any:
         """Return what identifies the store, as `begin` recorded it; None if that is missing or damaged."""
         job = self._job()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.results.summary import summary
+from deadtok_xr.analyses.registry import ANALYSES
+from deadtok_xr.results.summary import lines_of, summary
 
 
 def title(tree: xr.DataTree) -> str:
@@ -34,12 +35,17 @@ def recorded(tree: xr.DataTree) -> list[tuple[str, str]]:
 
 def findings(tree: xr.DataTree) -> list[str]:
     """Return the main findings, as sentences."""
-    return [
+    sentences = [
         sentence
         for name, describe in _SENTENCES.items()
         if name in tree.children
         for sentence in describe(tree[name].to_dataset())
     ]
+    users = [name for name in tree.children if name not in ANALYSES or not ANALYSES[name].is_built_in]
+    for name in users:
+        lines = [line.strip() for line in lines_of(name, tree[name].to_dataset())]
+        sentences += [f"{name}: {line}." for line in lines if line != name]
+    return sentences
 
 
 def warnings(tree: xr.DataTree) -> list[str]:
