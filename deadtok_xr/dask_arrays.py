@@ -3,19 +3,28 @@
 Dask has two implementations of its arrays: graphs in layers, and expressions, which become the default
 (``dask.config.set({"array.query-planning": True})`` before `dask.array` is imported). This file is the only one that
 depends on which of the two is at work, and the only one that uses parts of Dask that are not documented.
+
+Expressions lack much of what layers can do. Our arrays then have the class `_ExpressionArray`, which has layers do that
+with the same tasks. Dask chooses the class of a result by the class of its `meta`, so that what is computed from our
+arrays has it too.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import dask
 import dask.array as da
 import numpy as np
+from dask.array import core
+from dask.array.einsumfuncs import parse_einsum_input
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull, fuse
+from dask.utils import IndexCallable
 
 EXPRESSIONS: bool = hasattr(da.Array, "expr")
 """Whether `dask.array` works with expressions in this process."""
@@ -36,17 +45,250 @@ class Origin(Protocol):
         ...
 
 
+class _Meta(np.ndarray):
+    """The `meta` of our arrays under expressions. What numpy makes of it is one too, unless it holds values."""
+
+    __array_priority__ = 1.0
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        result = super().__array_function__(func, types, args, kwargs)
+        return result.view(np.ndarray if result.size else _Meta) if isinstance(result, np.ndarray) else result
+
+
 class _SameAsDask(type(da.Array)):  # type: ignore[misc]
     """Make a subclass equal to `dask.array.Array`: xarray refuses a dataset whose chunked arrays differ in type."""
 
     def __eq__(cls, other: object) -> bool:
-        return other is da.Array or other is cls
+        return other is da.Array or isinstance(other, _SameAsDask)
 
     def __hash__(cls) -> int:
         return hash(da.Array)
 
 
-class TracedArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
+class _ExpressionArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
+    """An array of expressions that has layers do what expressions cannot do yet."""
+
+    def __getitem__(self, key: Any) -> da.Array:
+        try:
+            return super().__getitem__(key)
+        except (NotImplementedError, AttributeError):  # AttributeError: lists, in dask 2026.8
+            return _by_layers(core.Array.__getitem__, self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        changed = _layered(self)
+        changed[key] = _layered(value)
+        self._expr = _expressed(changed).expr
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(core.Array, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in _ALONG_ONE_AXIS:
+            return partial(_along_one_axis, getattr(np, name), self)
+        found = getattr(_layered(self), name)
+        if isinstance(found, (core.BlockView, IndexCallable)):
+            return IndexCallable(lambda key: _expressed(found[_layered(key)]))
+        return partial(_by_layers, found) if callable(found) else _expressed(found)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func.__name__ in _ALONG_ONE_AXIS:
+            return _along_one_axis(func, *args, **kwargs)
+        if func is np.einsum:
+            return _einsum(*args, **kwargs)
+        if func is np.clip:
+            return args[0].clip(*args[1:], **kwargs)
+        if func.__name__ in ("quantile", "nanquantile"):  # which dask.array has, but not for expressions
+            return _by_layers(_find(func, _LAYERS), *args, **kwargs)
+        try:
+            return with_all_functions(_find(func, ["dask.array"])(*args, **kwargs))
+        except NotImplementedError:
+            return _by_layers(_find(func, _LAYERS), *args, **kwargs)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("where", True) is not True:  # ignored by dask 2026.8
+            return _by_layers(getattr(ufunc, method), *inputs, **kwargs)
+        if ufunc is np.matmul:
+            return _by_layers(ufunc, *inputs, **kwargs)
+        return with_all_functions(super().__array_ufunc__(ufunc, method, *_operands(self.dtype, inputs), **kwargs))
+
+    def copy(self) -> da.Array:
+        """Return the same array; Dask arrays are immutable."""
+        return type(self)(self.expr)
+
+    def __deepcopy__(self, memo: Any) -> da.Array:
+        return self.copy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.compute(), dtype)
+
+    def __matmul__(self, other: Any) -> da.Array:
+        return np.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> da.Array:
+        return np.matmul(other, self)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.compute())
+
+    def __int__(self) -> int:
+        return int(self.compute())
+
+    def __float__(self) -> float:
+        return float(self.compute())
+
+    def __repr__(self) -> str:
+        return repr(_layered(self))
+
+
+def _operands(dtype: np.dtype[Any], values: Sequence[Any]) -> list[Any]:
+    """Return operands that dask 2026.8 computes with as it should: arrays in equal chunks, numbers in their dtype."""
+    values = [da.asanyarray(x) if isinstance(x, np.ndarray) and x.ndim else _of_dtype(x, dtype) for x in values]
+    at = [k for k, x in enumerate(values) if isinstance(x, da.Array)]
+    if len({values[k].chunks for k in at}) > 1:
+        from dask.array._array_expr._expr import unify_chunks_expr
+
+        with_axes = [part for k in at for part in (values[k].expr, tuple(range(values[k].ndim))[::-1])]
+        for k, expr in zip(at, unify_chunks_expr(*with_axes)[1], strict=True):
+            values[k] = _ExpressionArray(expr)
+    return values
+
+
+def _of_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a number of Python's in the dtype that numpy gives it beside an array; Dask would make it an int64."""
+    if type(value) not in (bool, int, float, complex):
+        return value
+    try:
+        return np.asarray(value, np.result_type(dtype, value))
+    except OverflowError:
+        return value
+
+
+def _with_all_functions(name: str) -> Any:
+    method = getattr(da.Array, name)
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        operands = _operands(self.dtype, [self, *args]) if name.startswith(("__", "clip")) else [self, *args]
+        return with_all_functions(method(*operands, **kwargs))
+
+    return call
+
+
+def _einsum(subscripts: str, *arrays: Any, dtype: Any = None, optimize: Any = False) -> da.Array:
+    """Return what `numpy.einsum` does; each task multiplies one block of each array."""
+    inputs, output, _ = parse_einsum_input([subscripts, *(np.broadcast_to(0, x.shape) for x in arrays)])
+    dtype = dtype or np.result_type(*(x.dtype for x in arrays))
+    arrays, of_each = tuple(map(da.asanyarray, arrays)), inputs.split(",")
+    summed = "".join(sorted(set("".join(of_each)) - set(output)))
+    products = da.blockwise(
+        _einsum_of_blocks,
+        output + summed,
+        *(part for pair in zip(arrays, of_each, strict=True) for part in pair),
+        subscripts=f"{inputs}->{output}",
+        n_summed=len(summed),
+        adjust_chunks=dict.fromkeys(summed, 1),
+        dtype=dtype,
+        meta=empty_meta(len(output + summed), dtype),
+    )
+    return products.sum(axis=tuple(range(len(output), len(output + summed))), dtype=dtype)
+
+
+def _einsum_of_blocks(*blocks: Any, subscripts: str, n_summed: int) -> Any:
+    product = np.einsum(subscripts, *blocks)
+    return product.reshape(product.shape + (1,) * n_summed)
+
+
+if EXPRESSIONS:
+    for _name in (
+        *(f"__{r}{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow") for r in ("", "r")),
+        *(f"__{name}__" for name in ("and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge", "abs", "neg", "invert")),
+        *("sum", "mean", "std", "var", "prod", "any", "all", "min", "max", "astype", "map_blocks", "clip", "persist"),
+    ):
+        setattr(_ExpressionArray, _name, _with_all_functions(_name))
+    from dask._dispatch import get_collection_type
+
+    get_collection_type.register(_Meta, lambda meta: _ExpressionArray)
+_LAYERS = [f"dask.array.{name}" for name in ("routines", "core", "creation", "reductions", "reshape", "numpy_compat")]
+"""The modules that hold the functions of arrays in layers."""
+_ALONG_ONE_AXIS = ("argmax", "argmin", "nanargmax", "nanargmin")
+"""Functions that neither expressions have nor, beside them, layers; they are computed with their axis in one block."""
+
+
+def _find(func: Any, modules: Sequence[str]) -> Any:
+    """Return Dask's function of the name of a function of numpy, from one of these modules."""
+    for name in modules if func.__module__ == "numpy" else ():
+        if hasattr(module := importlib.import_module(name), func.__name__):
+            return getattr(module, func.__name__)
+    raise _refusal(func)
+
+
+def _refusal(func: Any) -> NotImplementedError:
+    return NotImplementedError(
+        f"dask {dask.__version__} cannot do {func.__name__} with arrays of expressions: compute first, or set "
+        '`dask.config.set({"array.query-planning": False})` before dask.array is imported'
+    )
+
+
+def _by_layers(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function with arrays in layers instead of those of expressions, and return one of expressions again."""
+    try:
+        result = func(*_layered(args), **_layered(kwargs))
+        if isinstance(result, da.Array):  # a reduction: dask.array has one implementation of these at a time
+            raise _refusal(func)
+        return _expressed(result)
+    except (NotImplementedError, AttributeError) as error:
+        raise _refusal(func) from error
+
+
+def _along_one_axis(func: Any, x: da.Array, axis: int | None = None, **kwargs: Any) -> da.Array:
+    if kwargs:
+        raise _refusal(func)
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    axis %= x.ndim
+    return x.rechunk({axis: -1}).map_blocks(
+        func, axis=axis, drop_axis=axis, dtype=np.intp, meta=empty_meta(x.ndim - 1, np.intp)
+    )
+
+
+def _layered(value: Any) -> Any:
+    """Return a value whose arrays of expressions are arrays in layers, made of the same tasks."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_layered, value))
+    if isinstance(value, dict):
+        return {key: _layered(v) for key, v in value.items()}
+    if not isinstance(value, da.Array):
+        return value
+    lowered = value.expr.optimize()
+    graph = HighLevelGraph({lowered._name: dict(lowered.__dask_graph__())}, {lowered._name: set()})
+    return core.Array(graph, lowered._name, value.chunks, meta=np.asarray(value._meta))
+
+
+def _expressed(value: Any) -> Any:
+    """Return a value whose arrays in layers are arrays of expressions, made of the same tasks."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_expressed, value))
+    if not isinstance(value, core.Array):
+        return value
+    return _from_layer(value.name, dict(value.dask), value.chunks, value._meta)
+
+
+def with_all_functions(x: Any) -> Any:
+    """Return an array of expressions as one that has the functions of arrays in layers; others as they are."""
+    if not EXPRESSIONS or not isinstance(x, da.Array) or isinstance(x, _ExpressionArray):
+        return x
+    if isinstance(x._meta, _Meta) or not x.ndim:
+        return _ExpressionArray(x.expr)
+    return x.map_blocks(_same, dtype=x.dtype, meta=empty_meta(x.ndim, x.dtype))
+
+
+def _same(block: Any) -> Any:
+    return block
+
+
+class TracedArray(_ExpressionArray if EXPRESSIONS else da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
     """A Dask array with an `origin`, which selections, transposed and copied arrays keep, also through pickle.
 
     Whatever else is done to it gives a plain Dask array: values that were computed have no origin.
@@ -63,13 +305,7 @@ class TracedArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
     def __getitem__(self, key: Any) -> da.Array:
         index = _normalized(key, self.ndim)
         origin = None if index is None or self.origin is None else self.origin.select(index)
-        try:
-            selected = super().__getitem__(key)
-        except AttributeError:  # lists, under the expressions of dask 2026.8
-            if index is None or len(index) != 1 + sum(isinstance(i, slice) for i in index):
-                raise
-            selected = _take(self, index)
-        return traced(selected, origin)
+        return traced(super().__getitem__(key), origin)
 
     def transpose(self, *axes: Any) -> da.Array:
         """Reorder the axes, as `dask.array.Array.transpose`."""
@@ -82,7 +318,7 @@ class TracedArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
         return traced(super().rechunk(*args, **kwargs), self.origin)
 
     def copy(self) -> da.Array:
-        """Return the same array; Dask arrays are immutable."""
+        """Return the same array."""
         return traced(_plain(self), self.origin)
 
     def __deepcopy__(self, memo: Any) -> da.Array:
@@ -91,17 +327,22 @@ class TracedArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
     def __reduce__(self) -> Any:
         return traced, (_plain(self), self.origin)
 
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if EXPRESSIONS and (known := getattr(da, func.__name__, None)) is not None:
-            return known(*args, **kwargs)  # dask 2026.8 refuses all of them
-        return super().__array_function__(func, types, args, kwargs)
+
+def empty_meta(ndim: int, dtype: Any) -> np.ndarray:
+    """Return the `meta` of an array."""
+    return _marked(np.empty((0,) * ndim, dtype))
+
+
+def _marked(meta: Any) -> np.ndarray:
+    return np.asarray(meta).view(_Meta) if EXPRESSIONS else meta
 
 
 def traced(x: da.Array, origin: Origin | None) -> da.Array:
-    """Return an array with an origin; without one, the plain array."""
+    """Return an array with an origin; without one, the array itself."""
     plain = _plain(x)
     if origin is None:
         return plain
+    x = with_all_functions(x)
     made = TracedArray(x.expr) if EXPRESSIONS else TracedArray(x.dask, x.name, x.chunks, meta=x._meta)
     made._origin, made._traced_name = origin, made.name
     return made
@@ -150,10 +391,8 @@ def from_tasks(
         What schedulers are told of the tasks. Arrays of expressions have none.
     """
     if EXPRESSIONS:
-        from dask.array._array_expr._expr import ArrayExpr
-
         lowered = [x.expr.optimize() for x in dependencies]
-        return da.Array(_task_expression(ArrayExpr)(name, build([x._name for x in lowered]), meta, chunks, *lowered))
+        return _from_layer(name, build([x._name for x in lowered]), chunks, meta, lowered)
     with dask.annotate(**(annotations or {})):
         layer = build([x.name for x in dependencies])
         graph = HighLevelGraph.from_collections(name, layer, dependencies=list(dependencies))
@@ -196,7 +435,7 @@ def _nothing(done: Any) -> None:
 def _plain(x: da.Array) -> da.Array:
     if not isinstance(x, TracedArray):
         return x
-    return da.Array(x.expr) if EXPRESSIONS else da.Array(x.dask, x.name, x.chunks, meta=x._meta)
+    return _ExpressionArray(x.expr) if EXPRESSIONS else da.Array(x.dask, x.name, x.chunks, meta=x._meta)
 
 
 def _normalized(key: Any, ndim: int) -> tuple[Index, ...] | None:
@@ -220,24 +459,18 @@ def _normalized(key: Any, ndim: int) -> tuple[Index, ...] | None:
     return tuple(found) if len(found) == ndim and sum(isinstance(i, np.ndarray) for i in found) <= 1 else None
 
 
-def _take(x: da.Array, index: tuple[Index, ...]) -> da.Array:
-    """Take a list of positions along one axis, whose blocks are joined into one."""
-    axis = next(k for k, i in enumerate(index) if isinstance(i, np.ndarray))
-    positions = np.asarray(index[axis])
-    whole = _plain(x)[tuple(slice(None) if k == axis else i for k, i in enumerate(index))].rechunk({axis: -1})
-    chunks = tuple((len(positions),) if k == axis else sizes for k, sizes in enumerate(whole.chunks))
-    return whole.map_blocks(np.take, positions, axis=axis, dtype=x.dtype, chunks=chunks, meta=x._meta)
-
-
 _EXPRESSION: list[type] = []
 
 
-def _task_expression(base: type) -> type:
-    """Return the expression of an array whose tasks are given; made when it is first needed."""
+def _from_layer(
+    name: str, layer: Tasks, chunks: tuple[tuple[int, ...], ...], meta: Any, dependencies: Sequence[Any] = ()
+) -> da.Array:
+    """Return an array of expressions whose tasks are given; its expression is defined when it is first needed."""
     if not _EXPRESSION:
+        from dask.array._array_expr._expr import ArrayExpr
 
-        class GivenTasks(base):  # type: ignore[misc, valid-type]
-            _parameters = ["given_name", "layer", "_meta", "chunks"]  # noqa: RUF012  (Dask looks for a list)
+        class GivenTasks(ArrayExpr):  # type: ignore[misc, valid-type]
+            _parameters = ["given_name", "layer", "_meta", "chunks"]  # noqa: RUF012  (Dask expects a list)
 
             @property
             def _name(self) -> str:
@@ -254,4 +487,4 @@ def _task_expression(base: type) -> type:
                 return dict(self.operand("layer"))
 
         _EXPRESSION.append(GivenTasks)
-    return _EXPRESSION[0]
+    return _ExpressionArray(_EXPRESSION[0](name, layer, _marked(meta), chunks, *dependencies))

@@ -116,7 +116,7 @@ def critical_boundary(
         )
         return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
 
-    series = {name: Series(u.arrays[name].reshape(-1)) for name in ("t", "lr")}
+    series = {name: Series(u.arrays[name][:, 0, 0]) for name in ("t", "lr")}
     reduction = StepToGap(u.settings, u.grids["W"], second, series)
     return AnalysisSpec({name: u.arrays[name] for name in reduction.matrices}, {"critical": reduction}, finish)
 

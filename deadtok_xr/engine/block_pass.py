@@ -14,7 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Index, Tasks, from_tasks, origin_of, traced
+from deadtok_xr.dask_arrays import Index, Tasks, from_tasks, origin_of, traced, with_all_functions
 from deadtok_xr.engine.block_task import BlockLayout, BlockTask, Pick
 from deadtok_xr.engine.reduction import BlockResult, Reduction
 from deadtok_xr.kernels import device as devices
@@ -213,7 +213,7 @@ class ReductionResults:
         lengths = layout.n_states if output.at == "states" else layout.n_transitions
         lengths = lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1]
         if not sum(lengths):
-            return da.zeros((0, *inner), dtype=output.base)
+            return with_all_functions(da.zeros((0, *inner), dtype=output.base))
         pick = Pick(key, name)
         meta = np.empty((0,) * (1 + len(inner)), output.base)
         return traced(_taken(self._pass, pick, (lengths, *((n,) for n in inner)), meta), PassOutput(self._pass, pick))

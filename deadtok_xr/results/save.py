@@ -19,7 +19,7 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
-from deadtok_xr.dask_arrays import chunk_sizes
+from deadtok_xr.dask_arrays import EXPRESSIONS, chunk_sizes, with_all_functions
 from deadtok_xr.engine import cluster
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
@@ -258,5 +258,12 @@ def open_results(path: str | Path) -> xr.DataTree:
     _check_complete(path, root)
     tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks={})
     groups: Any = attrs["groups"]  # Zarr lists groups in no order
-    ordered = {name: tree[name].to_dataset()[tree[name].attrs["variables"]] for name in groups}
+    ordered = {name: _with_all_functions(tree[name].to_dataset()[tree[name].attrs["variables"]]) for name in groups}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})
+
+
+def _with_all_functions(ds: xr.Dataset) -> xr.Dataset:
+    if not EXPRESSIONS:
+        return ds
+    lazy = {name: v.copy(data=with_all_functions(v.data)) for name, v in ds.variables.items() if v.chunks is not None}
+    return ds.assign(lazy)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.dask_arrays import origin_of, traced
+from deadtok_xr.dask_arrays import empty_meta, origin_of, traced, with_all_functions
 from deadtok_xr.errors import DamagedStoreError, StorageError
 from deadtok_xr.store import chunk_bytes, location
 
@@ -102,17 +102,17 @@ def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
         tuple(min(c, n - start) for start in range(0, n, c)) for n, c in zip(array.shape, array.chunks, strict=True)
     )
     if math.prod(array.shape) == 0:
-        return da.zeros(array.shape, array.dtype)
+        return with_all_functions(da.zeros(array.shape, array.dtype))
     reader = chunk_reader(array)
     name = f"read-{array.basename}-{tokenize(identity, array.path, array.metadata.to_dict())}"
-    meta = np.empty((0,) * array.ndim, array.dtype)
+    meta = empty_meta(array.ndim, array.dtype)
     return da.map_blocks(_read, reader, chunks=chunks, dtype=array.dtype, meta=meta, name=name)
 
 
 def decoded(x: da.Array) -> da.Array:
     """Decode 16-bit values to float32, lazily; the array keeps its origin."""
     name = f"decoded-{x.dtype.name}-{tokenize(x.name)}"
-    meta = np.empty((0,) * x.ndim, np.float32)
+    meta = empty_meta(x.ndim, np.float32)
     return traced(x.map_blocks(decode, dtype=np.float32, meta=meta, name=name), origin_of(x))
 
 

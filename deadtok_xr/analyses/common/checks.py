@@ -10,13 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.xarray_backend import dask_array_of
 
 
 def as_dask(data: Any) -> da.Array:
     """Return an array of (step, token, dim) as a Dask array whose blocks hold all dims."""
-    array = data if isinstance(data, da.Array) else da.from_array(data)
+    array = with_all_functions(data if isinstance(data, da.Array) else da.from_array(data))
     return array if array.numblocks[2] == 1 else array.rechunk({2: -1})
 
 
@@ -31,7 +32,7 @@ def as_series(x: xr.DataArray) -> da.Array:
     if "step" not in x.dims:
         raise InputError(f"{x.name!r} has the dimensions {x.dims}; expected one value, or one vector, per step")
     data = x.transpose("step", ...).data
-    return data if isinstance(data, da.Array) else da.from_array(np.asarray(data))
+    return with_all_functions(data if isinstance(data, da.Array) else da.from_array(np.asarray(data)))
 
 
 def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:

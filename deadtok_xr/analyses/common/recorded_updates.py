@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import GRIDS, get_grid, to_bits
+from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.engine.small_results import carried_on
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
@@ -115,8 +116,8 @@ def read_updates(
     arrays = {n: checks.as_dask(a.data) for n, a in tensors.items()}
     rates, source = _rates(ds, settings, lr, purpose)
     chunks = arrays["W"].chunks[0]
-    arrays["lr"] = rates[:, None, None].rechunk({0: chunks})
-    labels = da.from_array(ds["step"].values.astype(np.float64), chunks=(chunks,))
+    arrays["lr"] = with_all_functions(rates)[:, None, None].rechunk({0: chunks})
+    labels = with_all_functions(da.from_array(ds["step"].values.astype(np.float64), chunks=(chunks,)))
     counts = labels + updates_before - _skipped(ds, suffix, chunks)
     arrays["step"], arrays["t"] = (x[:, None, None] for x in (labels, counts))
     updates = Updates(settings, arrays, grids, {"lr_from": source})
