@@ -1,4 +1,4 @@
-"""Resume interrupted analyses: which results are unfinished, and which rows of chunks they hold already.
+"""Resume interrupted analyses: which results are unfinished, and which blocks of steps they hold already.
 
 The lock and the facts are those of `store.in_progress`. Its directory beside the results also holds
 
@@ -56,7 +56,7 @@ class Work:
     begun
         Whether an interrupted analysis can be resumed.
     rows
-        How many rows of chunks are finished, and how many there are, as far as `journal` was asked for them.
+        How many blocks of steps are finished, and how many there are, as far as `journal` was asked for them.
     """
 
     def __init__(self, path: str | Path, tree: xr.DataTree) -> None:

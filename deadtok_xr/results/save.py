@@ -43,7 +43,7 @@ def save_results(
 ) -> xr.DataTree:
     """Compute a tree of results and write it, reading every chunk of the recording once.
 
-    After an interruption, even a kill, the same call resumes: rows of chunks whose results are written are not computed
+    After an interruption, even a kill, the same call resumes: blocks of steps whose results are written are not computed
     again, unless their chunks of the recording have been rewritten. The logger ``deadtok_xr.results.save`` then says
     how many are finished.
 
@@ -87,7 +87,7 @@ def save_results(
         cluster.check_writing(path, work.place)
         task = write_all(_pairs(root, created, tree), work.journal)
         if not created and work.rows[1]:
-            _log.info("%s resumes: %d of %d rows are finished", path, *work.rows)
+            _log.info("%s resumes: %d of %d blocks of steps are finished", path, *work.rows)
         with progress or nullcontext():
             # one graph for all groups, or the recording would be read once for each
             task.compute()

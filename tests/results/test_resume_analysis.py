@@ -172,14 +172,14 @@ def test_killed_then_interrupted_then_done(
         with pytest.raises(IncompleteStoreError, match="the same command, .* resumes; --overwrite starts again"):
             dx.open_results(path)
     assert process.returncode == 1
-    assert "resumes: 1 of 3 rows are finished" in said[1]
+    assert "resumes: 1 of 3 blocks of steps are finished" in said[1]
     assert (
         said[1].splitlines()[-1].startswith(f"deadtok: interrupted; {path} is left incomplete and will not open: the")
     )
     assert sorted(notes(path)) == [0, 1]
     decoded.clear()
     assert cli.status(lambda: cli.cli(words, prog_name="deadtok", standalone_mode=False)) == 0
-    assert f"{path} resumes: 2 of 3 rows are finished" in capsys.readouterr().err
+    assert f"{path} resumes: 2 of 3 blocks of steps are finished" in capsys.readouterr().err
     assert decoded == {("W", 2): once(301, "W")["W", 2] - 1}  # its first step was the second's
     whole = tmp_path / "whole.zarr"
     save(recording, whole, PASSING.split(","))
@@ -210,7 +210,7 @@ def test_rows_that_are_done_are_not_looked_at_again(
     next(path.glob("*/*/c")).joinpath("0.1234.partial").touch()  # as zarr leaves it when it is killed
     with caplog.at_level("INFO", "deadtok_xr.results.save"):
         dx.save_results(some_of_all(small), path)
-    assert caplog.messages == [f"{path} resumes: 4 of 5 rows are finished"]
+    assert caplog.messages == [f"{path} resumes: 4 of 5 blocks of steps are finished"]
     assert sorted(looked) == [0, 1, 2, 3, 4]
     dx.save_results(some_of_all(small), whole)
     check_whole(path, whole)
