@@ -43,9 +43,9 @@ def save_results(
 ) -> xr.DataTree:
     """Compute a tree of results and write it, reading every chunk of the recording once.
 
-    After an interruption, even a kill, the same call resumes: blocks of steps whose results are written are not computed
-    again, unless their chunks of the recording have been rewritten. The logger ``deadtok_xr.results.save`` then says
-    how many are finished.
+    After an interruption, even a kill, the same call resumes: blocks of steps whose results are written are not
+    computed again, unless their chunks of the recording have been rewritten. The logger ``deadtok_xr.results.save``
+    then says how many are finished.
 
     Parameters
     ----------

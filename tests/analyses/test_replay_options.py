@@ -93,9 +93,12 @@ def test_without_them_the_command_says_which_are_needed(deadtok: Deadtok, untold
     ("options", "sentence"),
     [
         (("--lr", "fast"), "--lr fast: found neither a number nor a file"),
-        (("--lr", "EMPTY"), "lr has the shape (0,); needed: one number, one per step (301,), or one per update (300,)"),
+        (
+            ("--lr", "EMPTY"),
+            "lr has the shape (0,); expected one number, one per step (301,), or one per update (300,)",
+        ),
         (("--lr", "WORDS"), "cannot be read (could not convert string to float: 'soon'); expected: a number"),
-        (("--lr", "nan"), "lr is not a number"),
+        (("--lr", "nan"), "lr is NaN"),
         (("--hyperparameter", "betas=fast,slow"), "betas=fast,slow: expected: a number"),
         (("--hyperparameter", "betas=0.9"), "betas is 0.9 in hyperparameters; needed: two numbers"),
         (("--hyperparameter", "beta1=0.9"), "unknown hyperparameter 'beta1'; choose from optimizer, lr, betas"),

@@ -191,7 +191,7 @@ def test_a_cluster_that_was_started_elsewhere(
 def test_an_address_where_nobody_answers(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_PATIENCE", "1s")
+    monkeypatch.setattr(cluster, "_TIMEOUT", "1s")
     for address in ("tcp://127.0.0.1:1", "nonsense"):
         said = deadtok("analyze", run_zarr, "-o", tmp_path / "r", "--scheduler", address)
         assert said.status == 2
