@@ -43,12 +43,11 @@ def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]
     matrices: dict[str, da.Array] = {}
     for spec in specs:
         matrices.update(spec.matrices)
-    reductions = {_name(reduction): reduction for spec in specs for reduction in spec.reductions.values()}
+    # named once: what a user's function refers to may change, and its name with it
+    names = [{key: _name(reduction) for key, reduction in spec.reductions.items()} for spec in specs]
+    reductions = {named[key]: spec.reductions[key] for spec, named in zip(specs, names, strict=True) for key in named}
     block_pass = make_pass(matrices, reductions, device) if reductions else None
-    return [
-        spec.finish(ReductionResults(block_pass, {key: _name(reduction) for key, reduction in spec.reductions.items()}))
-        for spec in specs
-    ]
+    return [spec.finish(ReductionResults(block_pass, named)) for spec, named in zip(specs, names, strict=True)]
 
 
 def _name(reduction: Reduction) -> str:
