@@ -354,7 +354,7 @@ def plots(snap: Snapshot, stores: Mapping[str, Path]) -> None:
         found = {name: node.to_dataset().compute() for name, node in tree.children.items()}
         found |= {"checkpoint": dx.checkpoint(ds, step=10), "compare_runs": dx.compare_runs(ds, ds.copy())}
         found |= {name: found[group] for name, group in groups.items()}
-        for name in sorted(set(dx.plot.__all__) - {"save_figures", "gradient_and_moments", "sky_map"}):
+        for name in sorted({*dx.plot.__all__} & {*found}):
             snap.figure(f"plot/{store}/{name}", partial(_draw, name, found[name]))
         for scheme in ("magnitude", "cells"):
             snap.figure(f"plot/{store}/phases_{scheme}", partial(_draw, "phases", found[f"phases_{scheme}"]))
