@@ -138,14 +138,14 @@ def test_a_worker_that_is_lost(recording: Path, tmp_path: Path, expected: xr.Dat
 
 def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph has a few tasks per row, and its size does not depend on the number of tokens times that of rows."""
-    sizes, made = [], save.writing
+    sizes, made = [], save.write_all
 
     def weighed(*given: Any) -> Any:
         task = made(*given)
         sizes.append((len(task.dask), [len(cloudpickle.dumps(part)) for part in task.dask.values()]))
         return task
 
-    monkeypatch.setattr(save, "writing", weighed)
+    monkeypatch.setattr(save, "write_all", weighed)
     for n, tokens in enumerate((20, 5000)):
         path = testing.synthetic_recording(tmp_path / f"{n}.zarr", steps=1000, tokens=tokens, dims=2)
         dx.save_results(dx.analyze(path, tokens="all"), tmp_path / f"r{n}.zarr")
@@ -259,7 +259,8 @@ def test_workers_that_do_not_fit_are_refused(
     other = tmp_path / "other"
     shutil.copytree(ROOT / "deadtok_xr", other / "deadtok_xr", ignore=shutil.ignore_patterns("__pycache__"))
     home = other / "deadtok_xr" / "__init__.py"
-    home.write_text(home.read_text().replace(f'"{dx.__version__}"', '"0.0.1"'))
+    version = home.with_name("_version.py")
+    version.write_text(version.read_text().replace(f'"{dx.__version__}"', '"0.0.1"'))
     (tmp_path / "a").mkdir()
     with separate(1, tmp_path / "a", PYTHONPATH=str(other)) as address:
         status, err = deadtok(capsys, *words, address)

@@ -478,7 +478,7 @@ def test_two_runs_are_drawn_as_they_diverge(recording: Path) -> None:
     np.testing.assert_array_equal(data(labelled(share, "tokens that differ in a bit")), found.different_fraction)
     np.testing.assert_allclose(data(labelled(far, "mean over tokens")), found.distance.astype("f8").mean("token"))
     np.testing.assert_allclose(data(labelled(far, "largest distance of a token")), found.distance.max("token"))
-    assert "they differ from step 20 on" in share.get_title(loc="left")
+    assert "they differ from step 20" in share.get_title(loc="left")
     assert zero_spans(far, _style.VERMILLION) == [(-0.5, 19.5)]
 
 
