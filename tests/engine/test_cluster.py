@@ -351,12 +351,12 @@ def _limit(size: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
-def test_each_goes_on_in_order_on_threads_and_workers(client: Client) -> None:
-    from deadtok_xr.engine.cluster import each
+def test_items_are_mapped_in_order_on_threads_and_workers(client: Client) -> None:
+    from deadtok_xr.engine.cluster import map_items
 
-    assert list(each(str, range(20))) == list(map(str, range(20)))
+    assert list(map_items(str, range(20))) == list(map(str, range(20)))
     with dask.config.set(scheduler="threads"):
-        here = list(each(lambda i: (i, threading.get_ident()), range(20)))
+        here = list(map_items(lambda i: (i, threading.get_ident()), range(20)))
     assert [i for i, _ in here] == list(range(20))
 
 
