@@ -119,7 +119,7 @@ def test_any_tokens_can_be_analysed(recording: Path, tmp_path: Path) -> None:
 def test_summary_is_one_screen_with_the_figures(saved: xr.DataTree, results: xr.DataTree) -> None:
     text = dx.summary(saved)
     assert len(text.splitlines()) <= 50
-    assert f"frozen or colder at {int(results['phases'].transition_step[0])}" in text
+    assert f"frozen or colder at step {int(results['phases'].transition_step[0])}" in text
     assert f"{float(results['kinematics'].radius[-1]):.6f} last" in text
     assert "162 dead tokens" in text
 
@@ -129,7 +129,9 @@ def test_one_analysis_may_be_a_plain_name(recording: Path) -> None:
 
 
 def test_another_precision_is_said_and_kept(recording: Path) -> None:
-    with pytest.warns(UserWarning, match="recorded as living on the bfloat16 grid; it is measured on the float32 grid"):
+    with pytest.warns(
+        UserWarning, match="W has the precision 'bfloat16' in the recording; it is measured on the grid of float32"
+    ):
         tree = dx.analyze(recording, analyses=["motion"], precision="float32")
     assert tree["motion"].attrs["precision"] == "float32"
 
@@ -137,7 +139,7 @@ def test_another_precision_is_said_and_kept(recording: Path) -> None:
 class TestBadInput:
     def test_unknown_keywords_are_not_swallowed(self, recording: Path) -> None:
         rec = dx.open_recording(recording)
-        with pytest.raises(InputError, match="analyze does not know only=, tokens= for a dataset that is open"):
+        with pytest.raises(InputError, match="analyze does not know only=, tokens= for an open dataset"):
             dx.analyze(rec, only=["motion"], tokens="live")
         with pytest.raises(TypeError, match="only"):
             dx.analyze(recording, only=["motion"])
