@@ -130,7 +130,7 @@ def test_one_analysis_may_be_a_plain_name(recording: Path) -> None:
 
 def test_another_precision_is_said_and_kept(recording: Path) -> None:
     with pytest.warns(
-        UserWarning, match="W has the precision 'bfloat16' in the recording; it is measured on the grid of float32"
+        UserWarning, match="precision 'bfloat16' in the recording; it is measured on the grid of float32"
     ):
         tree = dx.analyze(recording, analyses=["motion"], precision="float32")
     assert tree["motion"].attrs["precision"] == "float32"
