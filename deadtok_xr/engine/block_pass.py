@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -286,8 +286,3 @@ def uniform(x: da.Array) -> da.Array:
     """Return an array in chunks that a Zarr array can have: equal, but for a smaller last one."""
     chunks = {k: max(sizes) for k, sizes in enumerate(x.chunks) if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]}
     return x.rechunk(chunks) if chunks else x
-
-
-def with_task(block_pass: BlockPass, **changed: Any) -> BlockTask:
-    """Return what the tasks of a pass do, with some of it changed."""
-    return replace(block_pass.task, **changed)
