@@ -159,19 +159,18 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"the recipe {path} cannot be read ({error}); needed: a TOML file") from error
+        raise InputError(f"the recipe {path} cannot be read ({error}); expected: a TOML file") from error
     unknown = {*found} - _RECIPE_KEYS - _ABOUT
     if unknown:
-        raise InputError(
-            f"the recipe {path} holds {', '.join(sorted(unknown))}; needed: {', '.join(sorted(_RECIPE_KEYS | _ABOUT))}"
-        )
+        known = ", ".join(sorted(_RECIPE_KEYS | _ABOUT))
+        raise InputError(f"the recipe {path} holds {', '.join(sorted(unknown))}; expected: {known}")
     for key, value in found.items():
         kind = _TYPES.get(key, str)
         listed = kind is list and isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not (listed if kind is list else isinstance(value, kind)):
-            raise InputError(f"the recipe {path}: {key} is {value!r}; needed: {_KINDS[kind]}")
+            raise InputError(f"the recipe {path}: {key} is {value!r}; expected: {_KINDS[kind]}")
     if "family" not in found:
-        raise InputError(f'the recipe {path} does not say what it is for; needed: family = "..."')
+        raise InputError(f'the recipe {path} does not say what it is for; expected: family = "..."')
     return found
 
 

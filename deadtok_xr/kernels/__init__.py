@@ -101,7 +101,7 @@ def bit_words(block: NDArray[Any]) -> NDArray[Any]:
     if block.dtype == np.float16:
         block = block.astype(np.float32)
     if block.dtype != np.float32:
-        raise InputError(f"the values have the dtype {block.dtype}; needed: bfloat16, float16 or float32 as recorded")
+        raise InputError(f"the values have the dtype {block.dtype}; expected: bfloat16, float16 or float32 as recorded")
     return block.view(np.uint32)
 
 

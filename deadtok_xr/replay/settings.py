@@ -81,7 +81,7 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
         If the optimizer is unknown or none that can be replayed, or Adam's betas and eps are known from nowhere.
     """
     if not isinstance(given, Mapping):
-        raise InputError(f"{where}: hyperparameters is a {type(given).__name__}; needed: a mapping of torch's names")
+        raise InputError(f"{where}: hyperparameters is a {type(given).__name__}; expected: a mapping of torch's names")
     recorded = known.get("hyperparameters")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     values = {**recorded, **given}
@@ -121,7 +121,7 @@ def _check(name: str, value: Any, where: str, source: str) -> None:
         fits, needed = _number(value), "a number"
     if not fits:
         raise InputError(
-            f"{where}: {name} is {value!r} in {source}; needed: {needed}: give hyperparameters={{{name!r}: ...}} "
+            f"{where}: {name} is {value!r} in {source}; expected: {needed}: give hyperparameters={{{name!r}: ...}} "
             f"(--hyperparameter {name}=...)"
         )
 

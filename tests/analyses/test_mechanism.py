@@ -145,7 +145,7 @@ def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
         ("betas", 0.9, "two numbers"), ("betas", (0.9, 1.0), "two numbers"), ("eps", "1e-8", "a number"),
         ("fused", "yes", "True or False"), ("weight_decay", float("nan"), "a number"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"{name} is .* in hyperparameters; needed: {needed}"):
+        with pytest.raises(InputError, match=f"{name} is .* in hyperparameters; expected: {needed}"):
             dx.mechanism(ds, hyperparameters={name: value})
     with pytest.raises(InputError, match="betas is '0.9' in the recording"):
         dx.mechanism(ds.assign_attrs(hyperparameters={**ds.attrs["hyperparameters"], "betas": "0.9"}))

@@ -100,7 +100,7 @@ def test_without_them_the_command_says_which_are_needed(deadtok: Deadtok, untold
         (("--lr", "WORDS"), "cannot be read (could not convert string to float: 'soon'); expected: a number"),
         (("--lr", "nan"), "lr is NaN"),
         (("--hyperparameter", "betas=fast,slow"), "betas=fast,slow: expected: a number"),
-        (("--hyperparameter", "betas=0.9"), "betas is 0.9 in hyperparameters; needed: two numbers"),
+        (("--hyperparameter", "betas=0.9"), "betas is 0.9 in hyperparameters; expected: two numbers"),
         (("--hyperparameter", "beta1=0.9"), "unknown hyperparameter 'beta1'; choose from optimizer, lr, betas"),
         (("--hyperparameter", "eps"), "expected: KEY=VALUE"),
         (("--hyperparameter", "lr=1"), "use --lr"),

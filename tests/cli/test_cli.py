@@ -274,7 +274,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, NDArray[Any]], Any], str]] = {
         "damaged, truncated or still being written",
     ),
     "no W": (lambda path, w: thimble(path, None), "holds no weights"),
-    "rank": (lambda path, w: thimble(path, w, W=w[0, 0]), r"'W' has the shape (8,); needed: three axes"),
+    "rank": (lambda path, w: thimble(path, w, W=w[0, 0]), r"'W' has the shape (8,); expected: three axes"),
     "dtype": (lambda path, w: thimble(path, w.astype("i8")), "'W' has the dtype int64"),
     "mask": (
         lambda path, w: thimble(path, w, dead_mask=np.ones(7, bool), live_mask=None),

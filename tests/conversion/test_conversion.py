@@ -607,9 +607,9 @@ W = small()["W"]
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (
         lambda folder: folder / "bad",
-        "no such file; needed: an HDF5, safetensors, .npz or torch file, or a folder",
+        "no such file; expected: an HDF5, safetensors, .npz or torch file, or a folder",
     ),
-    "directory": (directory, "is a folder without a recording; needed: one recording, checkpoints"),
+    "directory": (directory, "is a folder without a recording; expected: one recording, checkpoints"),
     "empty file": (written(b""), "looks like an empty file"),
     "zip": (written(b"PK\x03\x04" + b"\0" * 60), "cannot be read as a zip archive .*: the file is damaged, truncated"),
     "text": (written(b"step,epoch,loss\n0,0,9.2\n"), r"looks like text \(it begins with 'step,epoch,loss"),
@@ -634,23 +634,23 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "no weights": (
         changed(W=None),
-        r"holds no weights: needed: one of W, .* deltas, .*; there is dead_ids int64 \(2,\), dead",
+        r"holds no weights: expected: one of W, .* deltas, .*; there is dead_ids int64 \(2,\), dead",
     ),
-    "rank 1": (changed(W=W[0, 0]), r"no weights|'W' has the shape \(2,\); needed: three axes, \(step, token, dim\)"),
-    "rank 5": (changed(W=W[None, None]), r"'W' has the shape \(1, 1, 5, 6, 2\); needed: three axes"),
-    "float64": (changed(W=W.astype("f8")), "'W' has the dtype float64; needed: bfloat16, .* or uint16"),
-    "int64": (changed(W=W.astype("i8")), "'W' has the dtype int64; needed: bfloat16"),
-    "text as weights": (changed(W=np.full((5, 6, 2), b"x")), "'W' has the type .*; needed: numbers"),
-    "grad shape": (changed(grad_W=W[:3]), r"'grad_W' has the shape \(3, 6, 2\); needed: \(5, 6, 2\)"),
+    "rank 1": (changed(W=W[0, 0]), r"no weights|'W' has the shape \(2,\); expected: three axes, \(step, token, dim\)"),
+    "rank 5": (changed(W=W[None, None]), r"'W' has the shape \(1, 1, 5, 6, 2\); expected: three axes"),
+    "float64": (changed(W=W.astype("f8")), "'W' has the dtype float64; expected: bfloat16, .* or uint16"),
+    "int64": (changed(W=W.astype("i8")), "'W' has the dtype int64; expected: bfloat16"),
+    "text as weights": (changed(W=np.full((5, 6, 2), b"x")), "'W' has the type .*; expected: numbers"),
+    "grad shape": (changed(grad_W=W[:3]), r"'grad_W' has the shape \(3, 6, 2\); expected: \(5, 6, 2\)"),
     "grad dtype": (changed(grad_W=W.astype("i4")), "'grad_W' has the dtype int32"),
-    "moment two short": (changed(m=W[2:]), r"'m' has the shape \(3, 6, 2\); needed: \(5, 6, 2\)"),
+    "moment two short": (changed(m=W[2:]), r"'m' has the shape \(3, 6, 2\); expected: \(5, 6, 2\)"),
     "mask too short": (
         changed(dead_mask=np.array([True, False, True]), dead_ids=None),
-        "'W' has 6 rows, but 'dead_mask' has 3 entries, 2 of them dead; needed: 3 rows",
+        "'W' has 6 rows, but 'dead_mask' has 3 entries, 2 of them dead; expected: 3 rows",
     ),
     "mask of counts": (
         changed(dead_mask=np.arange(6), dead_ids=None),
-        "'dead_mask' is int64 .*; needed: one bool",
+        "'dead_mask' is int64 .*; expected: one bool",
     ),
     "masks contradict": (
         changed(live_mask=np.ones(6, bool)),
@@ -666,12 +666,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "negative id": (
         changed(dead_ids=np.array([-1, 1])),
-        "'dead_ids' holds the token id -1; needed: 0 or more",
+        "'dead_ids' holds the token id -1; expected: 0 or more",
     ),
     "id repeated": (changed(dead_ids=np.array([1, 4, 4])), "'dead_ids' repeats the token id 4"),
     "ids are floats": (
         changed(dead_ids=np.array([1.0, 4.0])),
-        "'dead_ids' is float64 .*; needed: a list of integer",
+        "'dead_ids' is float64 .*; expected: a list of integer",
     ),
     "mask and ids": (
         changed(dead_ids=np.array([1, 5])),
@@ -683,7 +683,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "steps too short": (
         changed(recorded_steps=np.arange(4)),
-        r"'recorded_steps' is int64 \(4,\); needed: 5 integers",
+        r"'recorded_steps' is int64 \(4,\); expected: 5 integers",
     ),
     "steps descend": (
         changed(recorded_steps=np.array([0, 1, 3, 2, 4])),
@@ -695,7 +695,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "two weights": (
         changed(embeddings=W),
-        "'W' and 'embeddings' both mean the variable 'W'; needed: one of them",
+        "'W' and 'embeddings' both mean the variable 'W'; expected: one of them",
     ),
     "two lists of ids": (
         changed(dead_indices=np.array([1, 4])),
@@ -703,7 +703,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "no steps": (
         changed(W=W[:0], recorded_steps=None),
-        r"'W' is empty, \(0, 6, 2\); needed: at least one step",
+        r"'W' is empty, \(0, 6, 2\); expected: at least one step",
     ),
     "no tokens": (changed(W=W[:, :0]), r"'W' is empty, \(5, 0, 2\)"),
     "never written": (unwritten, r"'W' was never written at positions 2\.\.4 of 5"),

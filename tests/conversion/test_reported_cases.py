@@ -189,7 +189,7 @@ def test_a_list_beside_a_recording_is_no_metadata(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", W=W)
     (tmp_path / "a.json").write_text(json.dumps(list(range(12))))
     convert(path, tmp_path / "o.zarr", token_ids=range(12))
-    with pytest.raises(InputError, match="holds a list; needed: a JSON object"):
+    with pytest.raises(InputError, match="holds a list; expected: a JSON object"):
         convert(path, tmp_path / "p.zarr", metadata=tmp_path / "a.json")
 
 
@@ -220,9 +220,9 @@ def test_invalid_options_are_refused(tmp_path: Path, case: str) -> None:
 
 
 RECIPES = {
-    'keep_dtype = "no"': "keep_dtype is 'no'; needed: true or false",
-    'include = "W"': "include is 'W'; needed: a list of texts",
-    "family = 3": "family is 3; needed: a text",
+    'keep_dtype = "no"': "keep_dtype is 'no'; expected: true or false",
+    'include = "W"': "include is 'W'; expected: a list of texts",
+    "family = 3": "family is 3; expected: a text",
     "": "does not say what it is for",
     "nonsense = 1": "holds nonsense",
     "[": "cannot be read",

@@ -171,7 +171,7 @@ def test_lazy(recording: Path, lazily: Any) -> None:
 def test_derived_values_are_refused_alike(recording: Path, device: str) -> None:
     ds = dx.open_recording(recording).isel(step=slice(0, 4))
     wide = ds.assign(W=ds.W.astype("f8").assign_attrs(precision="bfloat16"))
-    with pytest.raises(InputError, match="the values have the dtype float64; needed: bfloat16, float16 or float32"):
+    with pytest.raises(InputError, match="the values have the dtype float64; expected: bfloat16, float16 or float32"):
         dx.analyze(wide, analyses=["motion"], device=device).compute()
     with pytest.raises(InputError, match="the values have the dtype float64"):
         to_device(wide.W.values, "mps")

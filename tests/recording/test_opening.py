@@ -129,7 +129,7 @@ def test_derived_arrays_are_refused_where_the_grid_is_needed(recording: Path) ->
     smooth = ds.assign(W=ds.W.rolling(step=2).mean().isel(step=slice(1, None)).assign_attrs(ds.W.attrs))
     with pytest.raises(OffGridError, match="W: .* rows of a block hold values that are not on the grid of bfloat16"):
         dx.motion(smooth).compute()
-    with pytest.raises(InputError, match="dtype float64; needed: bfloat16, float16 or float32"):
+    with pytest.raises(InputError, match="dtype float64; expected: bfloat16, float16 or float32"):
         dx.motion(ds.assign(W=ds.W.astype("f8").assign_attrs(ds.W.attrs))).compute()
 
 

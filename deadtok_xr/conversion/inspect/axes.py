@@ -54,18 +54,18 @@ def find_axes(source: Source, keys: Mapping[str, str], options: Options) -> Axes
     if name is None:
         known = ", ".join(k for w in WEIGHTS for k in (w, *KNOWN_KEYS.variables[w]))
         raise InputError(
-            f"{source.path} holds no weights: needed: one of {known}, or a model's embedding; there is "
+            f"{source.path} holds no weights: expected: one of {known}, or a model's embedding; there is "
             f"{list_entries(source)}; name the array that holds the weights with --key W=NAME (keys={{'W': NAME}})"
         )
     shape = numeric_entry(source, keys[name]).shape
     if len(shape) not in (2, 3, 4):
         raise InputError(
-            f"{source.path}: variable {keys[name]!r} has the shape {shape}; needed: three axes, (step, token, dim), "
+            f"{source.path}: variable {keys[name]!r} has the shape {shape}; expected: three axes, (step, token, dim), "
             "four with a run axis before them, or two for a model at one step"
         )
     if 0 in shape:
         raise InputError(
-            f"{source.path}: variable {keys[name]!r} is empty, {shape}; needed: at least one step, token and dim"
+            f"{source.path}: variable {keys[name]!r} is empty, {shape}; expected: at least one step, token and dim"
         )
     if len(shape) == 2:
         return Axes(None, 1, shape[0], shape[1], static=True)

@@ -58,7 +58,7 @@ class Joined(Wrapped):
         same = all(p.dtype == one.dtype and p.shape[:1] + p.shape[2:] == one.shape[:1] + one.shape[2:] for p in parts)
         if not same or len(one.shape) != 3:
             found = ", ".join(f"{k!r} {e}" for k, e in zip(keys, parts, strict=True))
-            raise InputError(f"{self.path}: {found}; needed: (step, row, dim), equal except for the rows")
+            raise InputError(f"{self.path}: {found}; expected: (step, row, dim), equal except for the rows")
         return replace(one, shape=(one.shape[0], sum(p.shape[1] for p in parts), one.shape[2]))
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
@@ -103,7 +103,7 @@ class Absolute(Wrapped):
         n, *rest = source.entries[delta].shape
         if tuple(rest) != initial.shape:
             raise InputError(
-                f"{initial_path}: the initial weights have the shape {initial.shape}; needed: {tuple(rest)}, as in "
+                f"{initial_path}: the initial weights have the shape {initial.shape}; expected: {tuple(rest)}, as in "
                 f"{source.path}"
             )
         self._delta, self._first = delta, 1 if one_short else 0
@@ -153,7 +153,7 @@ def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
     matrices = [k for k, e in source.entries.items() if e.dtype is not None and len(e.shape) >= 2]
     named = [k for k in keys if k in matrices]
     if len(named or matrices) != 1:
-        raise InputError(f"{source.path}: needed: one array of initial weights; there is {list_entries(source)}")
+        raise InputError(f"{source.path}: expected: one array of initial weights; there is {list_entries(source)}")
     key = (named or matrices)[0]
     entry = source.entries[key]
     assert entry.dtype is not None
@@ -162,10 +162,10 @@ def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
     elif len(entry.shape) == 2:
         values = read_all(source, key)
     else:
-        raise InputError(f"{source.path}: {key!r} is {entry}; needed: (row, dim)")
+        raise InputError(f"{source.path}: {key!r} is {entry}; expected: (row, dim)")
     values = values.view(BFLOAT16) if values.dtype == np.uint16 else values
     if values.dtype.name not in ("bfloat16", *GRIDS) or not math.prod(values.shape):
-        raise InputError(f"{source.path}: {key!r} is {entry}; needed: bfloat16, float16, float32 or bits of bfloat16")
+        raise InputError(f"{source.path}: {key!r} is {entry}; expected: bfloat16, float16, float32 or bits of bfloat16")
     return values
 
 

@@ -265,7 +265,7 @@ def check_written(source: Source, name: str, key: str, first: int) -> None:
     if holes:
         raise InputError(
             f"{source.path}: variable {key!r} was never written at positions {holes[0].start}.."
-            f"{holes[-1].stop - 1} of {source.entries[key].shape[0]} ({len(holes)} gap(s)); needed: "
+            f"{holes[-1].stop - 1} of {source.entries[key].shape[0]} ({len(holes)} gap(s)); expected: "
             "all of them; copy the file again, or save the part that was recorded"
         )
 

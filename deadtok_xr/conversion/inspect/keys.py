@@ -102,7 +102,8 @@ def variable_keys(source: Source, key_map: KeyMap, options: Options) -> dict[str
                 "keep their own names"
             )
         if key not in source.entries:
-            raise InputError(f"{source.path} has no {key!r}, given for {name!r}; needed: one of {list_entries(source)}")
+            there = list_entries(source)
+            raise InputError(f"{source.path} has no {key!r}, given for {name!r}; expected: one of {there}")
         found[name] = key
     for name in schema.VARIABLES:
         if name not in found:
@@ -121,7 +122,7 @@ def single_key(
     there = [key for key in keys if key in usable and source.entries[key].shape]
     if len(there) > 1:
         raise InputError(
-            f"{source.path}: {' and '.join(map(repr, there))} both mean {meaning}; needed: one of them; leave the "
+            f"{source.path}: {' and '.join(map(repr, there))} both mean {meaning}; expected: one of them; leave the "
             f"other out with --drop {there[1]} (drop=[{there[1]!r}])"
         )
     return there[0] if there else None
@@ -132,7 +133,7 @@ def numeric_entry(source: Source, key: str) -> Entry:
     entry = source.entries[key]
     if entry.dtype is None:
         raise InputError(
-            f"{source.path}: variable {key!r} has the type {entry.type_name}; needed: numbers; leave it out with "
+            f"{source.path}: variable {key!r} has the type {entry.type_name}; expected: numbers; leave it out with "
             f"--drop {key} (drop=[{key!r}])"
         )
     return entry

@@ -44,7 +44,7 @@ def _describe(context: Context, name: str, key: str) -> PlannedVariable:
     dtype = stored_dtype(entry, options)
     if dtype.name not in spec.dtypes:
         raise InputError(
-            f"{source.path}: variable {key!r} has the dtype {entry.type_name}; needed: "
+            f"{source.path}: variable {key!r} has the dtype {entry.type_name}; expected: "
             f"{', '.join(spec.dtypes)}, or uint16 that holds their bits; save it again in one of them"
         )
     dims = full_dims(spec.dims, axes)
@@ -78,7 +78,7 @@ def _first_position(context: Context, name: str, key: str, dtype: np.dtype[Any])
         first = entry.late
     needed = (*lead, *(() if axes.static else (n - (first or 0),)), axes.n_rows, axes.n_dims)
     if first is None or entry.shape != needed:
-        raise InputError(f"{context.source.path}: variable {key!r} has the shape {entry.shape}; needed: {needed}")
+        raise InputError(f"{context.source.path}: variable {key!r} has the shape {entry.shape}; expected: {needed}")
     return first
 
 

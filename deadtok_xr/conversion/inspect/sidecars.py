@@ -74,7 +74,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes; needed: a JSON file of settings, below {_MAX_BYTES}"
+                f"{path} has {path.stat().st_size} bytes; expected: a JSON file of settings, below {_MAX_BYTES}"
             )
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -82,5 +82,5 @@ def _settings(path: Path) -> dict[str, Any]:
             raise
         raise InputError(f"{path} cannot be read as JSON ({error}); repair it, or move it away") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; needed: a JSON object of settings")
+        raise InputError(f"{path} holds a {type(found).__name__}; expected: a JSON object of settings")
     return found

@@ -77,7 +77,7 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
         labels = read_all(source, key).astype(np.int64)  # those of the updates; the initial state precedes them
         return StepLabels(np.concatenate([labels[:1] - 1, labels]), key)
     if entry.shape != (n,) or entry.dtype is None or entry.dtype.kind not in "iu":
-        raise InputError(f"{source.path}: {key!r} is {entry}; needed: {n} integers, one per step")
+        raise InputError(f"{source.path}: {key!r} is {entry}; expected: {n} integers, one per step")
     labels = read_all(source, key).astype(np.int64)
     _check_ascending(source, key, labels)
     if options.steps is None and _drift(labels):
@@ -112,7 +112,7 @@ def _check_ascending(source: Source, key: str, labels: NDArray[np.int64]) -> Non
         i = int(np.argmax(np.diff(labels) <= 0))
         raise InputError(
             f"{source.path}: {key!r} does not ascend: {labels[i]} is followed by {labels[i + 1]} at position "
-            f"{i + 1}; needed: ascending step labels; say --steps position (steps='position') if no step is missing"
+            f"{i + 1}; expected: ascending step labels; say --steps position (steps='position') if no step is missing"
         )
 
 

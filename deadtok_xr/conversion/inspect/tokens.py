@@ -84,7 +84,7 @@ def _rows_by_token(
     if len(tokens.values) != n_rows:
         raise InputError(
             f"{source.path}: {tokens.name!r} names {len(tokens.values)} tokens, and {variable!r} has {n_rows} rows; "
-            "needed: one id for each row"
+            "expected: one id for each row"
         )
     reason = f"the tokens of {tokens.name!r}, in its order"
     if mask is not None:
@@ -94,7 +94,7 @@ def _rows_by_token(
         dead = np.isin(tokens.values, ids.values)
         if ids.values.size and not dead.any():
             raise InputError(
-                f"{source.path}: {ids.name!r} and {tokens.name!r} have no token in common; needed: vocabulary ids"
+                f"{source.path}: {ids.name!r} and {tokens.name!r} have no token in common; expected: vocabulary ids"
             )
         return TokenTable(tokens.values, dead), f"{reason}; dead are those in {ids.name!r}"
     return TokenTable(tokens.values), f"{reason}; nothing says which are dead"
@@ -128,8 +128,8 @@ def _rows_by_mask(source: Source, n_rows: int, variable: str, mask: Named, ids: 
         return TokenTable(tokens, np.ones(n_dead, bool)), f"the dead tokens alone, {order}"
     raise InputError(
         f"{source.path}: {variable!r} has {n_rows} rows, but {mask.name!r} has {n} entries, {n_dead} of them "
-        f"dead; needed: {n} rows, one per token, or {n_dead}, one per dead token; or say which token each row is with "
-        "--token-ids FILE (token_ids=)"
+        f"dead; expected: {n} rows, one per token, or {n_dead}, one per dead token; or say which token each row is "
+        "with --token-ids FILE (token_ids=)"
     )
 
 
@@ -139,7 +139,7 @@ def _mask(source: Source, key_map: KeyMap, options: Options) -> tuple[Named | No
     live = _read_mask(source, key_map.live_mask, "the live mask", options)
     if dead is not None and live is not None and not np.array_equal(dead.values, ~live.values):
         raise InputError(
-            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other; needed: each token in "
+            f"{source.path}: {dead.name!r} and {live.name!r} contradict each other; expected: each token in "
             "exactly one of them; write a file with the right one alone"
         )
     keys = tuple(x.name for x in (dead, live) if x is not None)
@@ -155,7 +155,7 @@ def _read_mask(source: Source, keys: tuple[str, ...], meaning: str, options: Opt
     entry = numeric_entry(source, key)
     values = read_all(source, key) if len(entry.shape) == 1 else None
     if values is None or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
-        raise InputError(f"{source.path}: {key!r} is {entry}; needed: one bool per vocabulary id, (token,), 0 or 1")
+        raise InputError(f"{source.path}: {key!r} is {entry}; expected: one bool per vocabulary id, (token,), 0 or 1")
     return Named(key, values.astype(bool))
 
 
@@ -171,16 +171,16 @@ def _checked_ids(source: Source, ids: Named) -> Named:
     values = ids.values
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError(
-            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; needed: a list of integer token ids"
+            f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; expected: a list of integer token ids"
         )
     values = values.astype(np.int64)
     unique, counts = np.unique(values, return_counts=True)
     if len(unique) < len(values):
         raise InputError(
-            f"{source.path}: {ids.name!r} repeats the token id {unique[counts > 1][0]}; needed: each id once"
+            f"{source.path}: {ids.name!r} repeats the token id {unique[counts > 1][0]}; expected: each id once"
         )
     if values.size and unique[0] < 0:
-        raise InputError(f"{source.path}: {ids.name!r} holds the token id {unique[0]}; needed: 0 or more")
+        raise InputError(f"{source.path}: {ids.name!r} holds the token id {unique[0]}; expected: 0 or more")
     return Named(ids.name, values)
 
 
@@ -191,7 +191,7 @@ def _from_option(source: Source, dead_ids: Sequence[int], mask: Named | None, id
         if not same_ids(named.values, ids.values):
             raise InputError(
                 f"{source.path}: {DEAD_IDS} names {len(named.values)} tokens, and {ids.name!r} in the file "
-                f"{len(ids.values)} others; needed: the same ones; leave {DEAD_IDS} out to use the file's"
+                f"{len(ids.values)} others; expected: the same ones; leave {DEAD_IDS} out to use the file's"
             )
         return ids
     if mask is not None:
@@ -207,7 +207,7 @@ def _check_equal(source: Source, mask: Named, ids: Named) -> None:
     if differ.size:
         raise InputError(
             f"{source.path}: {mask.name!r} ({int(mask.values.sum())} dead) and {ids.name!r} ("
-            f"{len(ids.values)}) contradict each other, first at token {differ[0]}; needed: the same dead "
+            f"{len(ids.values)}) contradict each other, first at token {differ[0]}; expected: the same dead "
             "tokens"
         )
 
@@ -215,7 +215,7 @@ def _check_equal(source: Source, mask: Named, ids: Named) -> None:
 def _check_range(source: Source, ids: Named, n: int, what: str) -> None:
     if ids.values.size and ids.values.max() >= n:
         raise InputError(
-            f"{source.path}: {ids.name!r} holds the token id {ids.values.max()}, outside {what}; needed: 0 to {n - 1}"
+            f"{source.path}: {ids.name!r} holds the token id {ids.values.max()}, outside {what}; expected: 0 to {n - 1}"
         )
 
 
@@ -229,7 +229,7 @@ def _check_live(source: Source, mask: Named | None, ids: Named | None, live: Nam
     if dead is not None and both.size:
         raise InputError(
             f"{source.path}: {dead.name!r} and {live.name!r} contradict each other: token {both[0]} is "
-            "dead and live; needed: each token in one of them"
+            "dead and live; expected: each token in one of them"
         )
 
 

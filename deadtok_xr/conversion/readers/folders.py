@@ -15,7 +15,7 @@ SUFFIXES = (".safetensors", ".h5", ".hdf5", ".npz", ".npy", ".pt", ".pth", ".bin
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})", re.DOTALL)
 _SHARD = re.compile(r".*-\d+-of-\d+", re.DOTALL)
 NEEDED = (
-    "needed: one recording, checkpoints whose names end in their step, such as step_100.pt, or a Hugging Face folder"
+    "expected: one recording, checkpoints whose names end in their step, such as step_100.pt, or a Hugging Face folder"
 )
 
 
@@ -58,7 +58,7 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
     shard = next((file for file in files if _SHARD.fullmatch(file.stem)), None)
     if shard is not None:
         raise InputError(
-            f"{folder} holds shards, such as {shard.name}, without their index; needed: "
+            f"{folder} holds shards, such as {shard.name}, without their index; expected: "
             "model.safetensors.index.json or pytorch_model.bin.index.json; copy it there"
         )
     if len(files) == 1:

@@ -11,7 +11,7 @@ from typing import Literal
 from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.errors import InputError, MissingFileError
 
-NEEDED = "needed: an HDF5, safetensors, .npz or torch file, or a folder of checkpoints"
+NEEDED = "expected: an HDF5, safetensors, .npz or torch file, or a folder of checkpoints"
 _HEAD = 16
 _ZIP = b"PK\x03\x04"
 _LOOKS_LIKE = {

@@ -54,7 +54,7 @@ class Merged(Source):
                 if prefix + name in entries:
                     first = self._places[prefix + name][0].path
                     raise InputError(
-                        f"{path}: {prefix + name!r} is in {first.name} and in {part.path.name}; needed: each tensor "
+                        f"{path}: {prefix + name!r} is in {first.name} and in {part.path.name}; expected: each tensor "
                         "once; remove the file that does not belong"
                     )
                 entries[prefix + name] = entry
@@ -105,7 +105,7 @@ def _shards(index: Path) -> dict[Path, list[str]]:
     """Return the files of an index, and the names of the tensors in each."""
     weight_map = _json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise InputError(f"{index} has no weight_map from names to files; needed: an index of shards; {_AGAIN}")
+        raise InputError(f"{index} has no weight_map from names to files; expected: an index of shards; {_AGAIN}")
     shards: dict[Path, list[str]] = {}
     checked: dict[str, Path] = {}
     for name, file in weight_map.items():
@@ -124,7 +124,7 @@ def _inside(index: Path, file: str) -> Path:
         outside = pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or folder not in real.parents
         if outside:
             raise InputError(
-                f"{index} names the shard {file!r}, which is not in its own folder; needed: plain files beside it; "
+                f"{index} names the shard {file!r}, which is not in its own folder; expected: plain files beside it; "
                 "copy the shards there"
             )
         if not real.is_file():
@@ -138,7 +138,7 @@ def _json(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {_TEXT} bytes")
         content = json.loads(path.read_text("utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("needed: names and values")
+            raise ValueError("expected: names and values")
         return content
 
 

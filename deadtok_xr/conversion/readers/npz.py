@@ -90,7 +90,7 @@ class NpzSource(Source):
         for info in self._archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name in names:
-                raise InputError(f"{self.path} holds {name!r} twice; needed: one array of each name; save it again")
+                raise InputError(f"{self.path} holds {name!r} twice; expected: one array of each name; save it again")
             names.add(name)
             with explaining_damage(self.path, f"variable {name!r}", self.format):
                 is_array = info.filename.endswith(".npy")

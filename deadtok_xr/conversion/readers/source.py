@@ -107,7 +107,7 @@ def dtype_of(source: Source, name: str) -> np.dtype[Any]:
     entry = source.entries[name]
     if entry.dtype is None:
         raise InputError(
-            f"{source.path}: variable {name!r} cannot be read: it is {entry}; needed: plain numbers; save it as such"
+            f"{source.path}: variable {name!r} cannot be read: it is {entry}; expected: plain numbers; save it as such"
         )
     return entry.dtype
 

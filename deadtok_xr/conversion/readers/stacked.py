@@ -64,7 +64,7 @@ class Stacked(Source):
         left_out: Mapping[str, str] | None = None,
     ) -> None:
         if steps not in (None, "names", "content"):
-            raise InputError(f"steps={steps!r} is not known; needed: 'names' or 'content'")
+            raise InputError(f"steps={steps!r} is not known; expected: 'names' or 'content'")
         self.path = path
         self._open_member = open_member
         self._opened: dict[Path, Source] = {}
@@ -73,8 +73,8 @@ class Stacked(Source):
         for one, other in itertools.pairwise(by_number):
             if members[one] == members[other]:
                 raise InputError(
-                    f"{path}: {one.name} and {other.name} both have the number {members[one]}; needed: one checkpoint "
-                    "per step; move one of them away"
+                    f"{path}: {one.name} and {other.name} both have the number {members[one]}; expected: one "
+                    "checkpoint per step; move one of them away"
                 )
         try:
             self._read_headers(by_number, members, left_out or {})
@@ -155,7 +155,7 @@ def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: i
                 continue
             if len(one.shape) >= 2 or len(other.shape) >= 2:
                 raise InputError(
-                    f"{member.path}: {name!r} is {other}, but in {first.name} it is {one}; needed: the same in every "
+                    f"{member.path}: {name!r} is {other}, but in {first.name} it is {one}; expected: the same in every "
                     "checkpoint of a run; move those of another run away"
                 )
             entries[name] = Entry(one.shape, None, f"{one} in {first.name} and {other} in {member.path.name}")
@@ -208,8 +208,8 @@ def _ascending(path: Path, members: list[_Member]) -> list[_Member]:
     for one, other in itertools.pairwise(members):
         if one.content == other.content:
             raise InputError(
-                f"{path}: {one.path.name} and {other.path.name} both say that they are of step {one.content}; needed: "
-                "one checkpoint per step; choose steps='names', or move one of them away"
+                f"{path}: {one.path.name} and {other.path.name} both say that they are of step {one.content}; "
+                "expected: one checkpoint per step; choose steps='names', or move one of them away"
             )
     return members
 

@@ -145,7 +145,7 @@ def _check_archive(path: Path) -> int:
         members = archive.infolist()
         pickles = [m for m in members if re.fullmatch(r"[^/]+/data\.pkl", m.filename)]
         if len(pickles) != 1:
-            raise InputError(f"{path} holds {len(pickles)} data.pkl; needed: one, as torch.save writes it; {_AGAIN}")
+            raise InputError(f"{path} holds {len(pickles)} data.pkl; expected: one, as torch.save writes it; {_AGAIN}")
         packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
         size = path.stat().st_size
         if packed or sum(m.file_size for m in members) > size:
@@ -155,7 +155,7 @@ def _check_archive(path: Path) -> int:
             )
         if pickles[0].file_size > _PICKLE:
             raise InputError(
-                f"{path}: its data.pkl has {pickles[0].file_size} bytes; needed: less than {_PICKLE}; save tensors "
+                f"{path}: its data.pkl has {pickles[0].file_size} bytes; expected: less than {_PICKLE}; save tensors "
                 "instead of long lists of numbers"
             )
         _check_pickle(path, archive.read(pickles[0]))
@@ -169,8 +169,8 @@ def _check_legacy(path: Path) -> int:
     size = path.stat().st_size
     if size > _LEGACY:
         raise InputError(
-            f"{path} is in torch's format from before 1.6, which must be read whole, and has {size} bytes; needed: at "
-            f"most {_LEGACY}; load it and save it again with torch.save"
+            f"{path} is in torch's format from before 1.6, which must be read whole, and has {size} bytes; expected: "
+            f"at most {_LEGACY}; load it and save it again with torch.save"
         )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         _check_pickle(path, content)
@@ -180,7 +180,7 @@ def _check_legacy(path: Path) -> int:
 def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
     # weights_only allows this one call that takes as much memory as the file asks for
     if any(content.find(b"c" + module + b"\nbytearray\n") >= 0 for module in (b"builtins", b"__builtin__")):
-        raise InputError(f"{path} holds a bytearray; needed: tensors, numbers and texts; save it without")
+        raise InputError(f"{path} holds a bytearray; expected: tensors, numbers and texts; save it without")
 
 
 def _refusal(path: Path, message: str) -> str:
@@ -188,8 +188,8 @@ def _refusal(path: Path, message: str) -> str:
     code = re.search(r"GLOBAL (\S{1,80})", message)
     if code is not None:
         return (
-            f"{path} holds {code[1]}, which could run code and was not loaded; needed: tensors, numbers and texts, as "
-            "in a state_dict; where the file was made, save only those"
+            f"{path} holds {code[1]}, which could run code and was not loaded; expected: tensors, numbers and texts, "
+            "as in a state_dict; where the file was made, save only those"
         )
     reason = " ".join(message.split("WeightsUnpickler error:")[-1].split())[:160]
     return (

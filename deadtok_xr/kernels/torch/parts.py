@@ -134,7 +134,7 @@ def bits(x: Tensor) -> Tensor:
 def refuse_derived(dtype: str) -> None:
     """Refuse dtypes that a recording cannot have."""
     if dtype not in GRIDS:
-        raise InputError(f"the values have the dtype {dtype}; needed: bfloat16, float16 or float32 as recorded")
+        raise InputError(f"the values have the dtype {dtype}; expected: bfloat16, float16 or float32 as recorded")
 
 
 def bit_words(x: Tensor) -> Tensor:
