@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -347,6 +348,7 @@ def test_a_new_definition_replaces_the_old_one(rec: xr.Dataset) -> None:
 
 
 SOURCE = """
+import abc
 import functools
 import numpy as np
 scale = {scale}
@@ -358,7 +360,7 @@ def f(batch, *, power={power}):
     def inner(x):
         return helper(x) ** power + {inner}
     return {{"x": inner(batch.W).max((1, 2)) + weights[0] + [f is not None for _ in range(2)][0]}}
-class C:
+class C(abc.ABC):
     other = {other}
     def start(self, n_tokens, n_dims):
         return self.twice(n_tokens)
@@ -373,19 +375,22 @@ p = functools.partial(f, power={partial})
 PLAIN = {"scale": 1, "n": 3, "power": 2, "inner": 0, "other": 1, "twice": 2, "partial": 5}
 
 
-def _tokens(first_line: int = 0, **changed: int) -> dict[str, str]:
-    names: dict[str, Any] = {"__name__": "somewhere"}
+def _tokens(first_line: int = 0, module: str | None = "somewhere", **changed: int) -> dict[str, str]:
+    names: dict[str, Any] = {"__name__": module} if module else {}
     code = "\n" * first_line + SOURCE.format(**{**PLAIN, **changed})
     exec(compile(code, f"cell-{first_line}", "exec"), names)
+    if first_line:
+        copy.copy(names["C"]())  # which leaves a note in the class
     return {name: code_token(names[name]) for name in ("f", "C", "p")}
 
 
-def test_a_token_of_code_is_of_what_it_computes() -> None:
-    plain = _tokens()
-    assert _tokens(first_line=7) == plain  # the same cell in another session
+@pytest.mark.parametrize("module", ["somewhere", None])
+def test_a_token_of_code_is_of_what_it_computes(module: str | None) -> None:
+    plain = _tokens(module=module)
+    assert _tokens(first_line=7, module=module) == plain  # the same cell in another session
     changes = {"scale": "fp", "n": "fp", "power": "fp", "inner": "fp", "other": "C", "twice": "C", "partial": "p"}
     for what, whose in changes.items():
-        other = _tokens(**{what: 9})
+        other = _tokens(module=module, **{what: 9})
         assert {name for name in plain if plain[name] != other[name]} == set(whose), what
 
 

@@ -14,7 +14,11 @@ from typing import Any
 
 from dask.base import tokenize
 
-_NO_MEANING = ("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__")
+_NO_MEANING = {
+    *("__module__", "__dict__", "__weakref__", "__doc__", "__firstlineno__", "__static_attributes__"),
+    *("__slotnames__", "_abc_impl"),  # notes that copyreg and abc leave in a class
+}
+_DEFINED_IN_PYTHON = 1 << 9  # the flag of heap types
 
 
 def code_token(x: Any) -> str:
@@ -63,8 +67,8 @@ class _Description:
         return (code, *map(self.of, (x.__defaults__, x.__kwdefaults__, used, cells)))
 
     def _class(self, x: type) -> Any:
-        if x.__module__ != self.module:
-            return (x.__module__, x.__qualname__)
+        if x.__module__ != self.module or not x.__flags__ & _DEFINED_IN_PYTHON:
+            return (x.__module__, x.__qualname__)  # code without a __name__ is of the module builtins, like object
         self.seen.append(x)
         own = {name: value for name, value in vars(x).items() if name not in _NO_MEANING and not _is_field(value)}
         return (x.__qualname__, [self.of(base) for base in x.__bases__], self.of(own))
