@@ -21,7 +21,7 @@ from deadtok_xr.engine import (
     StepBlock,
     allocate_outputs,
 )
-from deadtok_xr.engine.block_pass import with_start
+from deadtok_xr.engine.block_pass import prepend_first_step
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 from deadtok_xr.store.stored_array import stored_dtype
@@ -253,7 +253,7 @@ def _step_variables(results: ReductionResults) -> dict[str, xr.Variable]:
     """Return the counts and events over all steps; at the first one the events are -1."""
     variables = results.variables("census", ATTRS)
     for name in EVENTS:
-        data = with_start(variables[name].data, -1, results.n_states)
+        data = prepend_first_step(variables[name].data, -1, results.n_states)
         attrs = {**ATTRS[name], "comment": ATTRS[name].get("comment", "of tokens valid at both steps") + _PREVIOUS}
         variables[name] = xr.Variable("step", data, attrs)
     return variables

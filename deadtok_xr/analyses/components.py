@@ -20,7 +20,7 @@ from deadtok_xr.engine import (
     StepBlock,
     allocate_outputs,
 )
-from deadtok_xr.engine.block_pass import with_start
+from deadtok_xr.engine.block_pass import prepend_first_step
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -88,7 +88,7 @@ def components(
         label = results.array("components", "label").map_blocks(_as_ids, ids, dtype=np.int64)
         values = {"component": xr.Variable(("step", "token"), label, ATTRS["component"])}
         for name in ("n_merges", "n_splits"):
-            changes = with_start(results.array("components", name), 0, label.chunks[0])
+            changes = prepend_first_step(results.array("components", name), 0, label.chunks[0])
             values[name] = xr.Variable("step", changes, ATTRS[name])
         coords = {name: c for name, c in coordinates.within(ds, "step", "token").items() if c.dims}
         attrs = checks.result_attrs(

@@ -20,7 +20,7 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     ReductionResults,
 )
-from deadtok_xr.engine.block_pass import step_before, uniform, with_start
+from deadtok_xr.engine.block_pass import prepend_first_step, step_before, uniform
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ def _step_variables(results: ReductionResults) -> dict[str, xr.Variable]:
     for name, output in OUTPUTS.items():
         if output.at == "transitions":
             dims, data, attrs = variables[name].dims, variables[name].data, variables[name].attrs
-            variables[name] = xr.Variable(dims, with_start(data, np.nan, results.n_states), attrs)
+            variables[name] = xr.Variable(dims, prepend_first_step(data, np.nan, results.n_states), attrs)
     return variables
 
 

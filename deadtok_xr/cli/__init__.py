@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import after, analyze, demo, stores
+from deadtok_xr.cli import analyze, demo, report, stores
 from deadtok_xr.cli.failures import status
 
 
@@ -31,9 +31,9 @@ for _command in (
     stores.info,
     stores.verify,
     analyze.analyze,
-    after.label,
-    after.export,
-    after.report,
+    stores.label,
+    stores.export,
+    report.report,
 ):
     cli.add_command(_command)
 

@@ -162,8 +162,8 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
         raise InputError(f"the recipe {path} cannot be read ({error}); expected: a TOML file") from error
     unknown = {*found} - _RECIPE_KEYS - _ABOUT
     if unknown:
-        known = ", ".join(sorted(_RECIPE_KEYS | _ABOUT))
-        raise InputError(f"the recipe {path} holds {', '.join(sorted(unknown))}; expected: {known}")
+        expected = ", ".join(sorted(_RECIPE_KEYS | _ABOUT))
+        raise InputError(f"the recipe {path} holds {', '.join(sorted(unknown))}; expected: {expected}")
     for key, value in found.items():
         kind = _TYPES.get(key, str)
         listed = kind is list and isinstance(value, list) and all(isinstance(item, str) for item in value)

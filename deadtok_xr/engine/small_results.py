@@ -1,4 +1,5 @@
-"""Results that are small: made by one task of all that was found, or carried on from one block of steps to the next."""
+"""Results that are small: made by one task of all that was found, or computed block by block in order of steps, each
+from the result of the one before (a scan)."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def _take(made: Arrays, key: str, dtype: str) -> NDArray[Any]:
     return np.asarray(made[key], dtype)
 
 
-def carried_on(
+def scan_blocks(
     arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any
 ) -> da.Array:
     """Return per step and token, (step, token), the fields of ``dtype``, where each step builds on the one before.
@@ -70,7 +71,7 @@ def carried_on(
     """
     first = next(iter(arrays.values()))
     same = [_in_chunks_of(x, first) for x in arrays.values()]
-    name = f"carried-{tokenize([x.name for x in same], kernel, dtype, options)}"
+    name = f"scan-{tokenize([x.name for x in same], kernel, dtype, options)}"
 
     def tasks(names: list[str]) -> Tasks:
         made: Tasks = {}

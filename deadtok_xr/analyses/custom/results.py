@@ -11,7 +11,7 @@ import xarray as xr
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.custom.reduction import STATE, Arrays, UserReduction
 from deadtok_xr.engine import Output, ReductionResults
-from deadtok_xr.engine.block_pass import with_start
+from deadtok_xr.engine.block_pass import prepend_first_step
 from deadtok_xr.engine.small_results import compute_together
 
 
@@ -61,7 +61,7 @@ def _over_all_steps(variable: xr.Variable, output: Output, found: ReductionResul
     none = missing(output)
     comment = f"{none} at the first step, before which there is no update"
     attrs = {**variable.attrs, "comment": "; ".join(filter(None, [output.comment, comment]))}
-    return xr.Variable(variable.dims, with_start(variable.data, none, found.n_states), attrs)
+    return xr.Variable(variable.dims, prepend_first_step(variable.data, none, found.n_states), attrs)
 
 
 def _attributes(output: Output) -> dict[str, Any]:
