@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "deadtok_xr"
-THE_FILE = "dask_arrays.py"
+THE_FILE = "dask_arrays/internals.py"
 MODULES = (
     "dask._",
     "dask.array.",

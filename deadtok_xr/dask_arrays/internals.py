@@ -1,12 +1,7 @@
-"""Dask arrays that know where their values come from, and arrays made of tasks of our own.
+"""Arrays of Dask's expressions with what these lack, and arrays made of tasks: all that uses Dask's private parts.
 
-Dask has two implementations of its arrays: graphs in layers, and expressions, which become the default
-(``dask.config.set({"array.query-planning": True})`` before `dask.array` is imported). This file is the only one that
-depends on which of the two is at work, and the only one that uses parts of Dask that are not documented.
-
-Expressions lack much of what layers can do. Our arrays then have the class `_ExpressionArray`, which has layers do that
-with the same tasks. Dask chooses the class of a result by the class of its `meta`, so that what is computed from our
-arrays has it too.
+Expressions lack much of what arrays in layers can do. Our arrays then have the class `ExpressionArray`, which has
+layers do that with the same tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 import dask.array as da
@@ -26,46 +21,21 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull, fuse
 from dask.utils import IndexCallable
 
-EXPRESSIONS: bool = hasattr(da.Array, "expr")
-"""Whether `dask.array` works with expressions in this process."""
-
-Index = slice | int | np.ndarray
-Tasks = dict[Any, Any]
+from deadtok_xr.dask_arrays import operations
+from deadtok_xr.dask_arrays.meta import EXPRESSIONS, Meta, Tasks, empty_meta, marked
 
 
-class Origin(Protocol):
-    """Where the values of an array come from."""
-
-    def select(self, index: tuple[Index, ...]) -> Origin | None:
-        """Return the origin of a selection, one index per axis; None if it has none."""
-        ...
-
-    def transpose(self, axes: tuple[int, ...]) -> Origin | None:
-        """Return the origin of the array with its axes in another order; None if it has none."""
-        ...
-
-
-class _Meta(np.ndarray):
-    """The `meta` of our arrays under expressions. What numpy makes of it is one too, unless it holds values."""
-
-    __array_priority__ = 1.0
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        result = super().__array_function__(func, types, args, kwargs)
-        return result.view(np.ndarray if result.size else _Meta) if isinstance(result, np.ndarray) else result
-
-
-class _SameAsDask(type(da.Array)):  # type: ignore[misc]
+class SameAsDask(type(da.Array)):  # type: ignore[misc]
     """Make a subclass equal to `dask.array.Array`: xarray refuses a dataset whose chunked arrays differ in type."""
 
     def __eq__(cls, other: object) -> bool:
-        return other is da.Array or isinstance(other, _SameAsDask)
+        return other is da.Array or isinstance(other, SameAsDask)
 
     def __hash__(cls) -> int:
         return hash(da.Array)
 
 
-class _ExpressionArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
+class ExpressionArray(da.Array, metaclass=SameAsDask):  # type: ignore[misc]
     """An array of expressions that has layers do what expressions cannot do yet."""
 
     def __getitem__(self, key: Any) -> da.Array:
@@ -83,7 +53,7 @@ class _ExpressionArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
         if name.startswith("_") or not hasattr(core.Array, name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if name in _ALONG_ONE_AXIS:
-            return partial(_along_one_axis, getattr(np, name), self)
+            return partial(operations.along_one_axis, getattr(np, name), self)
         found = getattr(_layered(self), name)
         if isinstance(found, (core.BlockView, IndexCallable)):
             return IndexCallable(lambda key: _expressed(found[_layered(key)]))
@@ -91,9 +61,11 @@ class _ExpressionArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if func.__name__ in _ALONG_ONE_AXIS:
-            return _along_one_axis(func, *args, **kwargs)
+            return operations.along_one_axis(func, *args, **kwargs)
         if func is np.einsum:
             return _einsum(*args, **kwargs)
+        if func is np.isin:
+            return operations.isin(*args, **kwargs)
         if func is np.clip:
             return args[0].clip(*args[1:], **kwargs)
         if func.__name__ in ("quantile", "nanquantile"):  # which dask.array has, but not for expressions
@@ -116,6 +88,10 @@ class _ExpressionArray(da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: Any) -> da.Array:
         return self.copy()
+
+    def to_dask_array(self) -> core.Array:
+        """Return the array in layers; functions of arrays in layers call this."""
+        return _layered(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.compute(), dtype)
@@ -147,11 +123,9 @@ def _operands(dtype: np.dtype[Any], values: Sequence[Any]) -> list[Any]:
     values = [da.asanyarray(x) if isinstance(x, np.ndarray) and x.ndim else _of_dtype(x, dtype) for x in values]
     at = [k for k, x in enumerate(values) if isinstance(x, da.Array)]
     if len({values[k].chunks for k in at}) > 1:
-        from dask.array._array_expr._expr import unify_chunks_expr
-
         with_axes = [part for k in at for part in (values[k].expr, tuple(range(values[k].ndim))[::-1])]
         for k, expr in zip(at, unify_chunks_expr(*with_axes)[1], strict=True):
-            values[k] = _ExpressionArray(expr)
+            values[k] = ExpressionArray(expr)
     return values
 
 
@@ -177,39 +151,42 @@ def _with_all_functions(name: str) -> Any:
 
 
 def _einsum(subscripts: str, *arrays: Any, dtype: Any = None, optimize: Any = False) -> da.Array:
-    """Return what `numpy.einsum` does; each task multiplies one block of each array."""
     inputs, output, _ = parse_einsum_input([subscripts, *(np.broadcast_to(0, x.shape) for x in arrays)])
-    dtype = dtype or np.result_type(*(x.dtype for x in arrays))
-    arrays, of_each = tuple(map(da.asanyarray, arrays)), inputs.split(",")
-    summed = "".join(sorted(set("".join(of_each)) - set(output)))
-    products = da.blockwise(
-        _einsum_of_blocks,
-        output + summed,
-        *(part for pair in zip(arrays, of_each, strict=True) for part in pair),
-        subscripts=f"{inputs}->{output}",
-        n_summed=len(summed),
-        adjust_chunks=dict.fromkeys(summed, 1),
-        dtype=dtype,
-        meta=empty_meta(len(output + summed), dtype),
-    )
-    return products.sum(axis=tuple(range(len(output), len(output + summed))), dtype=dtype)
-
-
-def _einsum_of_blocks(*blocks: Any, subscripts: str, n_summed: int) -> Any:
-    product = np.einsum(subscripts, *blocks)
-    return product.reshape(product.shape + (1,) * n_summed)
+    return operations.einsum(inputs, output, tuple(map(da.asanyarray, arrays)), dtype)
 
 
 if EXPRESSIONS:
+    from dask._dispatch import get_collection_type
+    from dask.array._array_expr._expr import ArrayExpr, unify_chunks_expr
+
+    class GivenTasks(ArrayExpr):  # type: ignore[misc]
+        """An expression whose tasks are given."""
+
+        _parameters = ["given_name", "layer", "_meta", "chunks"]  # noqa: RUF012  (Dask expects a list)
+
+        @property
+        def _name(self) -> str:
+            return str(self.operand("given_name"))
+
+        @property
+        def _meta(self) -> Any:
+            return self.operand("_meta")
+
+        def __dask_tokenize__(self) -> str:
+            return self._name
+
+        def _layer(self) -> Tasks:
+            return dict(self.operand("layer"))
+
+    get_collection_type.register(Meta, lambda meta: ExpressionArray)
     for _name in (
         *(f"__{r}{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow") for r in ("", "r")),
         *(f"__{name}__" for name in ("and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge", "abs", "neg", "invert")),
         *("sum", "mean", "std", "var", "prod", "any", "all", "min", "max", "astype", "map_blocks", "clip", "persist"),
     ):
-        setattr(_ExpressionArray, _name, _with_all_functions(_name))
-    from dask._dispatch import get_collection_type
-
-    get_collection_type.register(_Meta, lambda meta: _ExpressionArray)
+        setattr(ExpressionArray, _name, _with_all_functions(_name))
+OwnArray: Any = ExpressionArray if EXPRESSIONS else da.Array
+"""The class of arrays without an origin."""
 _LAYERS = [f"dask.array.{name}" for name in ("routines", "core", "creation", "reductions", "reshape", "numpy_compat")]
 """The modules that hold the functions of arrays in layers."""
 _ALONG_ONE_AXIS = ("argmax", "argmin", "nanargmax", "nanargmin")
@@ -242,17 +219,6 @@ def _by_layers(func: Any, *args: Any, **kwargs: Any) -> Any:
         raise _refusal(func) from error
 
 
-def _along_one_axis(func: Any, x: da.Array, axis: int | None = None, **kwargs: Any) -> da.Array:
-    if kwargs:
-        raise _refusal(func)
-    if axis is None:
-        x, axis = x.reshape(-1), 0
-    axis %= x.ndim
-    return x.rechunk({axis: -1}).map_blocks(
-        func, axis=axis, drop_axis=axis, dtype=np.intp, meta=empty_meta(x.ndim - 1, np.intp)
-    )
-
-
 def _layered(value: Any) -> Any:
     """Return a value whose arrays of expressions are arrays in layers, made of the same tasks."""
     if isinstance(value, (list, tuple)):
@@ -277,10 +243,10 @@ def _expressed(value: Any) -> Any:
 
 def with_all_functions(x: Any) -> Any:
     """Return an array of expressions as one that has the functions of arrays in layers; others as they are."""
-    if not EXPRESSIONS or not isinstance(x, da.Array) or isinstance(x, _ExpressionArray):
+    if not EXPRESSIONS or not isinstance(x, da.Array) or isinstance(x, ExpressionArray):
         return x
-    if isinstance(x._meta, _Meta) or not x.ndim:
-        return _ExpressionArray(x.expr)
+    if isinstance(x._meta, Meta) or not x.ndim:
+        return ExpressionArray(x.expr)
     return x.map_blocks(_same, dtype=x.dtype, meta=empty_meta(x.ndim, x.dtype))
 
 
@@ -288,74 +254,9 @@ def _same(block: Any) -> Any:
     return block
 
 
-class TracedArray(_ExpressionArray if EXPRESSIONS else da.Array, metaclass=_SameAsDask):  # type: ignore[misc]
-    """A Dask array with an `origin`, which selections, transposed and copied arrays keep, also through pickle.
-
-    Whatever else is done to it gives a plain Dask array: values that were computed have no origin.
-    """
-
-    _origin: Origin
-    _traced_name: str
-
-    @property
-    def origin(self) -> Origin | None:
-        """Where the values come from; None if the array was changed in place since."""
-        return self._origin if self.name == self._traced_name else None
-
-    def __getitem__(self, key: Any) -> da.Array:
-        index = _normalized(key, self.ndim)
-        origin = None if index is None or self.origin is None else self.origin.select(index)
-        return traced(super().__getitem__(key), origin)
-
-    def transpose(self, *axes: Any) -> da.Array:
-        """Reorder the axes, as `dask.array.Array.transpose`."""
-        order = axes[0] if len(axes) == 1 and isinstance(axes[0], Sequence) else axes
-        order = tuple(int(k) % self.ndim for k in order) if order else tuple(range(self.ndim))[::-1]
-        return traced(super().transpose(order), self.origin.transpose(order) if self.origin else None)
-
-    def rechunk(self, *args: Any, **kwargs: Any) -> da.Array:
-        """Change the chunks, as `dask.array.Array.rechunk`; the values come from where they did."""
-        return traced(super().rechunk(*args, **kwargs), self.origin)
-
-    def copy(self) -> da.Array:
-        """Return the same array."""
-        return traced(_plain(self), self.origin)
-
-    def __deepcopy__(self, memo: Any) -> da.Array:
-        return self.copy()
-
-    def __reduce__(self) -> Any:
-        return traced, (_plain(self), self.origin)
-
-
-def empty_meta(ndim: int, dtype: Any) -> np.ndarray:
-    """Return the `meta` of an array."""
-    return _marked(np.empty((0,) * ndim, dtype))
-
-
-def _marked(meta: Any) -> np.ndarray:
-    return np.asarray(meta).view(_Meta) if EXPRESSIONS else meta
-
-
-def traced(x: da.Array, origin: Origin | None) -> da.Array:
-    """Return an array with an origin; without one, the array itself."""
-    plain = _plain(x)
-    if origin is None:
-        return plain
-    x = with_all_functions(x)
-    made = TracedArray(x.expr) if EXPRESSIONS else TracedArray(x.dask, x.name, x.chunks, meta=x._meta)
-    made._origin, made._traced_name = origin, made.name
-    return made
-
-
-def origin_of(x: Any) -> Origin | None:
-    """Return where the values of an array come from, if that is known and they were not changed since."""
-    return x.origin if isinstance(x, TracedArray) else None
-
-
-def chunk_sizes(x: da.Array) -> tuple[int, ...]:
-    """Return the largest chunk along each axis."""
-    return tuple(map(max, x.chunks))
+def as_class(cls: type[da.Array], x: da.Array) -> Any:
+    """Return an array as one of another class."""
+    return cls(x.expr) if EXPRESSIONS else cls(x.dask, x.name, x.chunks, meta=x._meta)
 
 
 def given_array(x: da.Array) -> Any:
@@ -432,59 +333,8 @@ def _nothing(done: Any) -> None:
     return None
 
 
-def _plain(x: da.Array) -> da.Array:
-    if not isinstance(x, TracedArray):
-        return x
-    return _ExpressionArray(x.expr) if EXPRESSIONS else da.Array(x.dask, x.name, x.chunks, meta=x._meta)
-
-
-def _normalized(key: Any, ndim: int) -> tuple[Index, ...] | None:
-    """Return one slice, number or array of positions for each axis; None where the key is of another kind."""
-    parts = list(key) if isinstance(key, tuple) else [key]
-    if any(part is Ellipsis for part in parts):
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
-    parts += [slice(None)] * (ndim - len(parts))
-    found: list[Index] = []
-    for part in parts:
-        if isinstance(part, slice):
-            found.append(part)
-        elif isinstance(part, (int, np.integer)):
-            found.append(int(part))
-        elif isinstance(part, (list, np.ndarray)) and np.ndim(part) == 1:
-            positions = np.asarray(part)
-            found.append(np.flatnonzero(positions) if positions.dtype == bool else positions.astype(np.int64))
-        else:
-            return None
-    return tuple(found) if len(found) == ndim and sum(isinstance(i, np.ndarray) for i in found) <= 1 else None
-
-
-_EXPRESSION: list[type] = []
-
-
 def _from_layer(
     name: str, layer: Tasks, chunks: tuple[tuple[int, ...], ...], meta: Any, dependencies: Sequence[Any] = ()
 ) -> da.Array:
-    """Return an array of expressions whose tasks are given; its expression is defined when it is first needed."""
-    if not _EXPRESSION:
-        from dask.array._array_expr._expr import ArrayExpr
-
-        class GivenTasks(ArrayExpr):  # type: ignore[misc, valid-type]
-            _parameters = ["given_name", "layer", "_meta", "chunks"]  # noqa: RUF012  (Dask expects a list)
-
-            @property
-            def _name(self) -> str:
-                return str(self.operand("given_name"))
-
-            @property
-            def _meta(self) -> Any:
-                return self.operand("_meta")
-
-            def __dask_tokenize__(self) -> str:
-                return self._name
-
-            def _layer(self) -> Tasks:
-                return dict(self.operand("layer"))
-
-        _EXPRESSION.append(GivenTasks)
-    return _ExpressionArray(_EXPRESSION[0](name, layer, _marked(meta), chunks, *dependencies))
+    """Return an array of expressions whose tasks are given."""
+    return ExpressionArray(GivenTasks(name, layer, marked(meta), chunks, *dependencies))
