@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A scalar or vector per step: dimensions, shape, dtype, and the value of steps for which none was given."""
+    """A scalar or vector per step: dimensions, shape, dtype, and the default value of steps without one."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]

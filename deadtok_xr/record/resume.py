@@ -25,7 +25,7 @@ def resume_position(
     recorded, token_table
         The parameters and tokens to be recorded.
     updates
-        How many updates were made; None if that is unknown: then as many as were recorded.
+        How many updates were made; None if that is unknown: then as many as the store holds.
 
     Raises
     ------

@@ -45,8 +45,8 @@ def export(
     """Write a recording as a plain file that other tools, and `convert`, can read.
 
     The file has the variables, (step, token, dim) with ascending ids, and `step` and `token_ids`; where they are known,
-    also `dead_ids`, `token_text` (safetensors: in the metadata), and `dead_mask`, one bool per row, if the rows are the
-    ids 0, 1, ... without a gap, since a mask is read by vocabulary id. Metadata (attributes of an HDF5
+    also `dead_ids`, `token_text` (safetensors: in the metadata), and `dead_mask`, one bool per token, if the ids are
+    0, 1, ... without a gap, because a mask is indexed by vocabulary id. Metadata (attributes of an HDF5
     file, the entry `metadata` of an npz) hold the hyperparameters and all attributes as JSON. Memory use is
     about one block of steps of one variable.
 

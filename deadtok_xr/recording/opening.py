@@ -1,4 +1,4 @@
-"""A recording as a lazy labelled dataset: (step, token, dim), ascending by token id."""
+"""Open a recording as a lazy labelled dataset: (step, token, dim), ascending by token id."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def open_recording(
     path
         The store.
     tokens
-        ``"all"``, or only the ``"dead"`` or ``"live"`` ones. Where the dead tokens were known when the store was
-        written, they are a contiguous part of the file, and the others cost nothing. Where they were named
-        later (`label`), they lie among the live ones, and each chunk that holds one is read: up to all.
+        ``"all"``, or only the ``"dead"`` or ``"live"`` ones. If the dead tokens were known when the store was
+        written, they are contiguous on disk, and no other tokens are read. If they were named later (`label`),
+        they lie among the live ones, and every chunk that holds one is read: in the worst case all chunks.
     raw
         False: 16-bit values are decoded, lazily and exactly, to float32, which xarray computes with
         correctly. True: they stay bfloat16 (ml_dtypes) or float16, for their bits: xarray's comparisons,
@@ -57,13 +57,13 @@ def open_recording(
     -------
     xarray.Dataset
         Dataset with the dimensions step, token (vocabulary ids, ascending) and dim, and the coordinates `dead` and
-        `token_text` where they are known. Each variable has the attributes `precision`, the grid that its values live
-        on, and `valid_from`, the first step at which it means anything.
+        `token_text` where they are known. Each variable has the attributes `precision`, the number format whose grid
+        its values lie on, and `valid_from`, the first step at which its values have a meaning.
 
     Raises
     ------
     MissingFileError, InputError, IncompleteStoreError
-        See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` where it is not known
+        See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` if it is not known
         which tokens are dead, and for a run that the store does not have.
     """
     group, n_steps = store.open_group(path, partial=partial)
@@ -76,7 +76,7 @@ def open_recording(
 
 
 def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
-    """All variables in the order of the schema, cut to so many steps; coordinates are read, the others lazy."""
+    """Return all variables in the order of the schema, cut to ``n_steps``; coordinates are read, the others lazy."""
     arrays = dict(group.arrays())
     names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
     identity = (str(group.store), group.attrs.asdict())
@@ -97,7 +97,7 @@ def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
     variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
     if variable.sizes.get("step", n_steps) == n_steps:
         return variable
-    return variable.isel(step=slice(0, n_steps))  # each by itself: in a store that grows, lengths may differ
+    return variable.isel(step=slice(0, n_steps))  # each variable by itself: in a growing store, lengths may differ
 
 
 def _decoded(v: xr.DataArray) -> xr.DataArray:
@@ -110,7 +110,7 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
     if "run" not in ds.coords:
         raise InputError(f"{path} holds one run alone: open it without run= (--run)")
     labels = ds["run"].values.tolist()
-    there = [str(label) for label in labels]  # a command line knows text alone
+    there = [str(label) for label in labels]  # the command line has only text
     if str(run) not in there:
         raise InputError(f"{path} has no run {run!r}; its runs are {', '.join(there)}: choose one of them")
     k = there.index(str(run))
@@ -118,7 +118,7 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
 
 
 def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
-    """The tokens that are asked for, in ascending order of their ids."""
+    """Select the requested tokens, in ascending order of their ids."""
     if "token" not in ds.dims:
         return ds
     rows = np.flatnonzero(_wanted(ds, tokens, path))

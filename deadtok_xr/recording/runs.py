@@ -155,7 +155,7 @@ def _variable(ds: xr.Dataset, name: str, values: Any) -> xr.Variable:
 
 
 def _aligned(opened: Sequence[xr.Dataset], join: Join) -> tuple[xr.Dataset, ...]:
-    """Return the runs on common steps and tokens, lazily; missing values are NaN, False or ""."""
+    """Align the runs along steps and tokens, lazily; missing values are NaN, False or ""."""
     fill: dict[Any, Any] = {"dead": False, "token_text": ""}
     for ds in opened:
         fill |= {name: np.array(np.nan, v.dtype) for name, v in ds.data_vars.items() if v.dtype.kind in "fV"}

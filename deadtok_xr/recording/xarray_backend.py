@@ -21,7 +21,7 @@ from deadtok_xr.dask_arrays import chunk_sizes, given_array
 class RecordingBackend(BackendEntrypoint):
     """`xarray.open_dataset(path, engine="deadtok")`, with the keywords of `open_recording`.
 
-    Say ``chunks={}`` for Dask arrays in the store's chunks. Analyses read the store of either kind directly.
+    Pass ``chunks={}`` for Dask arrays in the store's chunks. Analyses read the store directly with or without it.
     """
 
     description = "Recordings of embedding matrices during training (deadtok_xr)"
@@ -46,7 +46,7 @@ class RecordingBackend(BackendEntrypoint):
         return xr.Dataset({name: _lazy(x) for name, x in ds.data_vars.items()}, ds.coords, ds.attrs)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether it is the folder of a recording store."""
+        """Return whether a path is the folder of a recording store."""
         try:
             root = json.loads((Path(filename_or_obj) / "zarr.json").read_text())
             return "deadtok_format" in root["attributes"]
@@ -55,9 +55,9 @@ class RecordingBackend(BackendEntrypoint):
 
 
 def dask_array_of(variable: xr.Variable) -> da.Array | None:
-    """Return the Dask array behind a variable that xarray opened, with what was selected before it was first used.
+    """Return the Dask array of a variable that xarray opened lazily, with the selections made since then applied.
 
-    None for values in memory, and for what other backends opened.
+    None for values in memory, and for variables that other backends opened.
     """
     data: Any = given_array(variable.data) if variable.chunks is not None else variable._data
     key = None
@@ -71,7 +71,7 @@ def dask_array_of(variable: xr.Variable) -> da.Array | None:
 
 
 def _lazy(x: xr.DataArray) -> xr.Variable:
-    """Return a variable as xarray wants it of a backend: it makes Dask arrays of it itself, if it is asked to."""
+    """Return a variable as xarray expects it from a backend: lazily indexed; xarray chunks it if the user asks."""
     if x.chunks is None:
         return x.variable
     variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
@@ -87,5 +87,5 @@ class _Array(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._values)
 
     def _values(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        with dask.config.set(scheduler="synchronous"):  # one task of a graph is no place for threads of its own
+        with dask.config.set(scheduler="synchronous"):  # this may run within a task, which must not start threads
             return np.asarray(self.data[key].compute())

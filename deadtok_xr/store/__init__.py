@@ -13,7 +13,7 @@ arrays          how each array of a store is declared
 create, open    a new store; an existing one, checked
 chunk_bytes     the compressed bytes of a chunk, read and written without zarr's event loop
 reading         chunks as lazy Dask arrays
-stored_array    where a lazy array lies in a store, and its chunks decoded step by step
+stored_array    where a lazy array lies in a store, and readers of its chunks, a few steps at a time
 writing         blocks of values written as whole chunks
 motion_index    the first and last motion of each token in each chunk
 in_progress     the lock and journal of unfinished conversions and analyses, so that they resume

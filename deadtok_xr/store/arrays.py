@@ -1,4 +1,4 @@
-"""Arrays of a store: how each is declared, and what is asked of one that exists."""
+"""Create the arrays of a store, and read the properties of existing ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def declare_array(
     schema.check_variable(name, dims, dtype.name, where=address_of(group))
     attrs = {
         **schema.attributes(name),
-        # float32 values come from training in float32 or under autocast, which lives on no 16-bit grid
+        # float32 values come from training in float32 or under autocast; they lie on no 16-bit grid
         "precision": "none" if dtype == np.float32 else dtype.name,
         **attrs,
         **({"coordinates": " ".join(coordinates)} if coordinates and "token" in dims else {}),

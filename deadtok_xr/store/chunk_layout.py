@@ -1,4 +1,4 @@
-"""How a recording is cut into chunks: about 8 MiB, so that one is decoded in a few milliseconds."""
+"""Choose the chunk shapes of a recording: about 8 MiB, so that a chunk is decoded in a few milliseconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK_TOKENS = 512
 def chunk_shape(
     n_tokens: int, n_dims: int, itemsize: int, n_dead: int = 0, n_steps: int = CHUNK_STEPS
 ) -> tuple[int, int, int]:
-    """Chunk sizes along (step, token, dim): about 8 MiB, 128 steps where rows are short, all dims.
+    """Return the chunk sizes along (step, token, dim): about 8 MiB, all dims, 128 steps if a step is small.
 
     The token size divides the dead tokens evenly, so that reading them reads next to no live ones.
     """
@@ -26,10 +26,10 @@ def chunk_shape(
 
 
 def chunks_of(dims: Sequence[str], shape: Sequence[int], itemsize: int, n_dead: int = 0) -> tuple[int, ...]:
-    """Chunk sizes of any variable: those of `chunk_shape` for matrices, about 8 MiB for others.
+    """Return the chunk sizes of any variable: those of `chunk_shape` for matrices, about 8 MiB for others.
 
-    A length of 0 along `step` is one that is not known yet. A chunk never holds two runs: they are written, and
-    mostly read, one at a time.
+    A length of 0 along `step` means that the length is not known yet. A chunk never holds two runs, because runs are
+    written, and mostly read, one at a time.
     """
     sizes = dict(zip(dims, shape, strict=True))
     rest = math.prod(n for dim, n in sizes.items() if dim not in ("run", "step", "token"))

@@ -142,7 +142,7 @@ def create(
     token_table
         The tokens, in the row order of the values that `StoreWriter.write` will be given.
     attrs
-        Root attributes: provenance, hyperparameters and what else is known of the run.
+        Root attributes: provenance, hyperparameters and other facts about the run.
     overwrite
         Replace a recording that exists.
     runs

@@ -51,7 +51,7 @@ def progress_path(dest: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Journal:
-    """Finished parts of the work, one file each: any process that reaches the place may write them.
+    """Finished parts of the work, one file each; every process that has access to the place may write them.
 
     Attributes
     ----------
@@ -208,7 +208,7 @@ class InProgress:
 
     @cached_property
     def stored(self) -> dict[str, int]:
-        """The files of the store, and their sizes where the listing gives them, when this was first asked."""
+        """The files of the store with their sizes, where the listing gives them; listed once, at the first use."""
         return _sizes(self.dest)
 
     def remove_partial_files(self) -> None:
@@ -218,7 +218,7 @@ class InProgress:
                 path.unlink()
 
     def remove_destination(self) -> None:
-        """Remove what is at the destination; in a folder by one rename, so that no kill leaves half of it."""
+        """Remove the destination; in a folder by one rename first, so that a kill never leaves half of it."""
         if not location.exists(self.dest):
             return
         if self.folder is None:

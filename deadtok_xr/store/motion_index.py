@@ -25,7 +25,7 @@ _CHECKSUM = 2  # words of 16 bits
 
 
 def create(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None:
-    """Create the index array of a variable at the variable's present length; None for a variable without an index."""
+    """Create the index array of a variable at the variable's current length; None for a variable without an index."""
     if array.basename not in schema.MOTION_INDEXED:
         return None
     shape = bounds_shape(array)

@@ -1,6 +1,6 @@
 """Arrays of a store as lazy Dask arrays, one task per chunk, read as directly as the codecs allow.
 
-zarr-python reads a chunk through an event loop in a thread of its own. Chunks of our own layout (little endian, zstd,
+zarr-python reads a chunk through an event loop in a separate thread. Chunks of our own layout (little endian, zstd,
 in shards or not) are read and decompressed in the thread of the task, from a folder or from an object store, which
 takes less than half the time; any other codec or store is read by zarr. A chunk that is missing or damaged raises an
 error and never becomes data.
@@ -89,14 +89,14 @@ def chunk_reader(array: zarr.Array[Any]) -> ChunkReader:
 
 
 def lazy(array: zarr.Array[Any], identity: object) -> da.Array:
-    """An array of a store as a Dask array, one task per chunk.
+    """Return an array of a store as a Dask array, with one task per chunk.
 
     Parameters
     ----------
     array
         The array.
     identity
-        What tells this content from any other, for the names of tasks.
+        What identifies this content; it becomes part of the names of the tasks.
     """
     chunks = tuple(
         tuple(min(c, n - start) for start in range(0, n, c)) for n, c in zip(array.shape, array.chunks, strict=True)

@@ -1,8 +1,8 @@
-"""Where the values of a lazy array lie in a store, and their chunks decoded step by step, side by side.
+"""Where the values of a lazy array lie in a store, and readers that decode their chunks a few steps at a time.
 
-Dask knows a lazy array as tasks. The engine decodes the chunks of the same steps together, a few steps at a time, and
-the one step that follows without the rest of its chunk. For that it must know where the values lie: a `StoredArray`,
-which travels with the array (`dask_arrays.TracedArray`) through selections.
+To Dask a lazy array is a graph of tasks. The engine reads more finely: it decodes all chunks of the same steps
+together, a few steps at a time, and only one step of the next chunks, for the transition into them. For that it must
+know where the values lie: a `StoredArray`, which selections of the array keep (`dask_arrays.TracedArray`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class StoredArray:
     array
         The array of the store.
     index
-        For each of its axes the position, or the positions in the order in which they are wanted.
+        For each axis of ``array`` the selected position, or the selected positions in order.
     axes
-        For each axis of the selection, which axis of the store it is.
+        For each axis of the selection, the axis of ``array`` that it is.
     """
 
     array: zarr.Array[Any]
@@ -45,11 +45,11 @@ class StoredArray:
 
     @classmethod
     def whole(cls, array: zarr.Array[Any]) -> StoredArray:
-        """Return all of an array."""
+        """Select all of an array."""
         return cls(array, tuple(np.arange(n) for n in array.shape), tuple(range(array.ndim)))
 
     def select(self, index: tuple[Index, ...]) -> StoredArray:
-        """Return a selection of the selection, one index per axis."""
+        """Select from the selection, with one index per axis."""
         wanted = list(self.index)
         for axis, positions in zip(self.axes, index, strict=True):
             chosen: Any = self.index[axis][positions]  # type: ignore[index]
@@ -63,7 +63,7 @@ class StoredArray:
 
     @property
     def is_readable(self) -> bool:
-        """Whether it is (step, token, dim) of one run, with ascending steps and all dims: `StepReader` reads these."""
+        """Whether `StepReader` can read it: (step, token, dim) of one run, with ascending steps and all dims."""
         n = self.array.ndim
         if self.axes != (n - 3, n - 2, n - 1) or not len(self.tokens) or not len(self.steps):
             return False
@@ -82,34 +82,34 @@ class StoredArray:
 
     @property
     def leading(self) -> tuple[int, ...]:
-        """Position of the run, where the array holds several."""
+        """Position of the run, if the array holds several; else empty."""
         return self.index[:-3]  # type: ignore[return-value]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Steps, tokens, dims."""
+        """Numbers of steps, tokens and dims."""
         return len(self.steps), len(self.tokens), self.array.shape[-1]
 
     @property
     def chunk_steps(self) -> int:
-        """Steps of a chunk."""
+        """Number of steps in a chunk."""
         return int(self.array.chunks[-3])
 
 
 def stored_array(x: Any) -> StoredArray | None:
-    """Return where a lazy array (step, token, dim) lies, if the engine can read it from there."""
+    """Return where the values of a lazy array lie in a store; None unless `StepReader` can read them from there."""
     origin = origin_of(x)
     return origin if isinstance(origin, StoredArray) and origin.is_readable else None
 
 
 def stored_dtype(x: Any) -> np.dtype[Any]:
-    """Return the dtype in which the values of an array were recorded: bfloat16 of decoded float32."""
+    """Return the dtype in which an array was recorded, for instance bfloat16 if the array is decoded to float32."""
     origin = origin_of(x)
     return np.dtype(origin.array.dtype if isinstance(origin, StoredArray) else x.dtype)
 
 
 def first_step(x: da.Array) -> da.Array:
-    """Return the first step, (1, token, dim), of which no more is decoded than that where it lies in a store."""
+    """Return the first step, (1, token, dim); if the array lies in a store, only this step is decoded."""
     stored = stored_array(x)
     if stored is None:
         return x[:1]
@@ -130,10 +130,10 @@ def _read_first(stored: StoredArray) -> NDArray[Any]:
 
 
 class StepReader:
-    """The steps of a selection from one position to another, and the one after them, in order.
+    """Reads the steps of a selection in ascending order, from position ``start`` to ``stop`` inclusive.
 
-    Every chunk of which one of the steps themselves is read is read to its end, so that its checksum is checked. Of the
-    step after them no more is decoded than that.
+    Chunks that hold a step before ``stop`` are read to their end, so that their checksums are checked. The step at
+    ``stop`` is needed for the last transition alone; the chunks that begin with it are decoded up to that step only.
     """
 
     def __init__(self, stored: StoredArray, start: int, stop: int) -> None:
@@ -141,7 +141,7 @@ class StepReader:
         self._stored, self._n_own = stored, stop - start
         self._positions = stored.steps[start : stop + 1]
         self._next = 0
-        self._row: RowReader | None = None
+        self._chunks: _ChunksReader | None = None
 
     def read(self, out: NDArray[Any]) -> None:
         """Fill ``out`` (t, n, d) with the next steps."""
@@ -149,45 +149,46 @@ class StepReader:
         filled = 0
         while filled < len(out):
             ahead = self._positions[self._next : self._next + len(out) - filled]
-            row, offset = divmod(int(ahead[0]), height)
+            block, offset = divmod(int(ahead[0]), height)
             n = int(np.argmin(ahead == ahead[0] + np.arange(len(ahead)))) or len(ahead)  # positions without a gap
             n = min(n, height - offset)
-            if self._row is None:
-                self._row = RowReader(self._stored, row)
-            self._row.skip(offset - self._row.position)
-            self._row.read(out[filled : filled + n])
+            if self._chunks is None:
+                self._chunks = _ChunksReader(self._stored, block)
+            self._chunks.skip(offset - self._chunks.position)
+            self._chunks.read(out[filled : filled + n])
             filled, self._next = filled + n, self._next + n
-            self._leave(row)
+            self._close_if_finished(block)
 
-    def _leave(self, row: int) -> None:
-        """Finish a row of chunks unless its next steps are wanted."""
+    def _close_if_finished(self, block: int) -> None:
+        """Close the chunks of a block of steps, unless more of its steps will be read."""
         height = self._stored.chunk_steps
-        if self._row is None or (self._next < len(self._positions) and self._positions[self._next] // height == row):
+        more = self._next < len(self._positions) and self._positions[self._next] // height == block
+        if self._chunks is None or more:
             return
         own = self._positions[: self._n_own] // height
-        if (own == row).any():
-            self._row.finish()
+        if (own == block).any():
+            self._chunks.finish()
         self.close()
 
     def close(self) -> None:
-        """Let go of the files."""
-        if self._row is not None:
-            self._row.close()
-            self._row = None
+        """Close the open files."""
+        if self._chunks is not None:
+            self._chunks.close()
+            self._chunks = None
 
 
-class RowReader:
-    """The values of one row of chunks, decoded together, a few steps at a time."""
+class _ChunksReader:
+    """Reads all chunks of the same steps together, a few steps at a time."""
 
-    def __init__(self, stored: StoredArray, row: int) -> None:
+    def __init__(self, stored: StoredArray, block: int) -> None:
         self.position = 0
-        self._parts = _parts(stored, row)
+        self._parts = _chunk_readers(stored, block)
         self._order = _order(stored.tokens)
         self._shape, self._dtype = stored.shape[1:], stored.array.dtype
-        self._room: NDArray[Any] | None = None
+        self._buffer: NDArray[Any] | None = None
 
     def skip(self, n: int) -> None:
-        """Pass over steps; they are decoded, since a stream has no other way."""
+        """Skip steps. They must be decoded, because a compressed stream can only be read from its beginning."""
         if n:
             unused = np.empty((min(n, _SKIPPED_AT_ONCE), *self._shape), self._dtype)
         while n:
@@ -196,14 +197,14 @@ class RowReader:
 
     def read(self, out: NDArray[Any]) -> None:
         """Fill ``out`` (t, n, d) with the next steps."""
-        rows = out
+        on_disk = out
         if self._order is not None:
-            if self._room is None or len(self._room) < len(out):
-                self._room = np.empty_like(out)
-            rows = self._room[: len(out)]
-        self._read_parts(rows)
+            if self._buffer is None or len(self._buffer) < len(out):
+                self._buffer = np.empty_like(out)
+            on_disk = self._buffer[: len(out)]
+        self._read_parts(on_disk)
         if self._order is not None:
-            np.take(rows, self._order, axis=1, out=out)
+            np.take(on_disk, self._order, axis=1, out=out)
 
     def _read_parts(self, out: NDArray[Any]) -> None:
         for part in self._parts:
@@ -211,25 +212,25 @@ class RowReader:
         self.position += len(out)
 
     def finish(self) -> None:
-        """Read what is left of the chunks, so that their checksums are checked, and let go of them."""
+        """Read the chunks to their end, so that their checksums are checked, and close them."""
         for part in self._parts:
             part.finish()
             part.chunk.close()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the open files."""
         for part in self._parts:
             part.chunk.close()
 
 
 def _order(tokens: NDArray[np.int64]) -> NDArray[np.intp] | None:
-    """Where each wanted row is among those rows in the order of the disk; None where that is the same."""
+    """Return for each selected token its rank in the order on disk; None if both orders are the same."""
     by_disk = np.argsort(tokens)
     return None if (np.diff(by_disk) == 1).all() else np.argsort(by_disk)
 
 
-def _parts(stored: StoredArray, row: int) -> list[_Part]:
-    """The chunks of a row that hold wanted tokens, each with its rows and their places."""
+def _chunk_readers(stored: StoredArray, block: int) -> list[_OneChunk]:
+    """Return a reader for each chunk of a block of steps that holds selected tokens."""
     height = stored.array.chunks[-2]
     on_disk = np.sort(stored.tokens)
     reader = chunk_reader(stored.array)
@@ -237,89 +238,100 @@ def _parts(stored: StoredArray, row: int) -> list[_Part]:
     parts = []
     for chunk in np.unique(on_disk // height).tolist():
         begin, end = np.searchsorted(on_disk, [chunk * height, (chunk + 1) * height]).tolist()
-        rows = on_disk[begin:end] - chunk * height
-        parts.append(_Part(reader, (*leading, row, chunk, 0), rows, slice(begin, end)))
+        tokens = on_disk[begin:end] - chunk * height
+        parts.append(_OneChunk(reader, (*leading, block, chunk, 0), tokens, slice(begin, end)))
     return parts
 
 
-class _Part:
-    """One chunk, opened when it is first read."""
+class _OneChunk:
+    """Reads selected tokens of one chunk, which is opened at the first read.
 
-    def __init__(self, reader: ChunkReader, block_id: tuple[int, ...], rows: NDArray[np.int64], into: slice) -> None:
+    Parameters
+    ----------
+    reader, block_id
+        Opens the chunk at a grid position.
+    tokens
+        Positions of the selected tokens within the chunk, ascending.
+    into
+        Where these tokens lie along axis 1 of the arrays that `read` fills.
+    """
+
+    def __init__(self, reader: ChunkReader, block_id: tuple[int, ...], tokens: NDArray[np.int64], into: slice) -> None:
         self.chunk = _Stream(reader, block_id) if reader.direct else _Whole(reader, block_id)
         self._into = into
-        self._whole = len(rows) == reader.array.chunks[-2]
-        self._rows: Any = slice(int(rows[0]), int(rows[-1]) + 1) if (np.diff(rows) == 1).all() else rows
-        self._room = None if self._whole else np.empty((1, *reader.array.chunks[-2:]), reader.array.dtype)
-        self._where, self._wanted = (reader.array, block_id), rows
-        self._height, self._at = reader.array.chunks[-3], 0
-        self._still: NDArray[Any] | None = None
+        contiguous = (np.diff(tokens) == 1).all()
+        self._selected: Any = slice(int(tokens[0]), int(tokens[-1]) + 1) if contiguous else tokens
+        all_tokens = len(tokens) == reader.array.chunks[-2]
+        self._buffer = None if all_tokens else np.empty((1, *reader.array.chunks[-2:]), reader.array.dtype)
+        self._entry, self._tokens = (reader.array, block_id), tokens
+        self._height, self._position = reader.array.chunks[-3], 0
+        self._last_values: NDArray[Any] | None = None
 
     def read(self, out: NDArray[Any]) -> None:
-        """Fill these rows of ``out`` with the next steps; those after the last motion without decoding them."""
-        stop = self._at + len(out)
-        n = len(out) if stop == 1 else max(0, min(stop, self._n_moving) - self._at)
+        """Fill these tokens of ``out`` with the next steps; steps after the last motion are copied, not decoded."""
+        stop = self._position + len(out)
+        n = len(out) if stop == 1 else max(0, min(stop, self._n_moving) - self._position)
         if n:
             self._decode(out[:n])
             if stop == 1 or stop >= self._n_moving:
-                self._still = out[n - 1, self._into].copy()
+                self._last_values = out[n - 1, self._into].copy()
         if n < len(out):
-            out[n:, self._into] = self._still
-        self._at = stop
+            out[n:, self._into] = self._last_values
+        self._position = stop
 
     @cached_property
     def _n_moving(self) -> int:
-        """How many steps there are up to the last motion of a wanted row; all, where nothing is kept of that."""
-        bounds = motion_index.read(*self._where)
-        return self._height if bounds is None else int(bounds[1, self._wanted].max()) + 1
+        """The number of steps up to the last motion of a selected token; all steps without a motion index."""
+        bounds = motion_index.read(*self._entry)
+        return self._height if bounds is None else int(bounds[1, self._tokens].max()) + 1
 
     def finish(self) -> None:
-        """Look at the checksum at the end, unless the end was not needed."""
+        """Check the checksum at the end of the chunk, unless the motion index made reading the end unnecessary."""
         if self._n_moving == self._height:
             self.chunk.finish()
 
     def _decode(self, out: NDArray[Any]) -> None:
-        if self._room is None:
+        if self._buffer is None:
             self.chunk.read(out, self._into)
             return
         for step in out:
-            self.chunk.read(self._room, slice(0, self._room.shape[1]))
-            step[self._into] = self._room[0, self._rows]
+            self.chunk.read(self._buffer, slice(0, self._buffer.shape[1]))
+            step[self._into] = self._buffer[0, self._selected]
 
 
 _idle: list[ZstdDecompressor] = []
-"""Decompressors between two chunks: their windows of half a megabyte are not given back and taken anew."""
+"""Unused decompressors, kept so that their windows of half a megabyte are not allocated again for each chunk."""
 
 
 class _Stream:
-    """A chunk of plain bytes and zstd, decompressed as far as it is asked for."""
+    """A zstd-compressed chunk of plain values, decompressed only as far as it is read."""
 
     def __init__(self, reader: ChunkReader, block_id: tuple[int, ...]) -> None:
         self._reader, self._id = reader, block_id
         self._source: Any = None
         self._decompressor: ZstdDecompressor | None = None
 
-    def read(self, out: NDArray[Any], rows: slice) -> None:
-        """Fill these rows of ``out``, contiguous (t, n, d), with the next steps."""
-        room = out.view(np.uint8).reshape(-1).data
-        begin, size = rows.start * out.strides[1], (rows.stop - rows.start) * out.strides[1]
+    def read(self, out: NDArray[Any], tokens: slice) -> None:
+        """Fill these tokens of ``out``, contiguous (t, n, d), with the next steps."""
+        buffer = out.view(np.uint8).reshape(-1).data
+        begin, size = tokens.start * out.strides[1], (tokens.stop - tokens.start) * out.strides[1]
         try:
             source = self._open()
-            for at in range(begin, len(room), out.strides[0]):
-                if source.readinto(room[at : at + size]) != size:
+            for at in range(begin, len(buffer), out.strides[0]):
+                if source.readinto(buffer[at : at + size]) != size:
                     raise ValueError("the chunk ends too early")
         except _BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
 
     def _open(self) -> Any:
         if self._source is None:
-            file: Any = _Ended(self._reader.open(self._id))
+            file: Any = _WithEndFrame(self._reader.open(self._id))
             self._decompressor = _idle.pop() if _idle else ZstdDecompressor()
             self._source = self._decompressor.stream_reader(file, read_size=2**17)
         return self._source
 
     def finish(self) -> None:
-        """Read to the end: the checksum is there."""
+        """Read to the end, where zstd checks the checksum."""
         try:
             while self._source is not None and self._source.read(2**17):
                 pass
@@ -327,7 +339,7 @@ class _Stream:
             raise self._reader.damaged(self._id, error) from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._source is not None and self._decompressor is not None:
             self._source.close()
             _idle.append(self._decompressor)
@@ -335,19 +347,19 @@ class _Stream:
 
 
 class _Whole:
-    """A chunk with other codecs, decoded at once."""
+    """A chunk with other codecs, decoded completely at the first read."""
 
     def __init__(self, reader: ChunkReader, block_id: tuple[int, ...]) -> None:
         self._reader, self._id = reader, block_id
         self._steps: Any = None
 
-    def read(self, out: NDArray[Any], rows: slice) -> None:
+    def read(self, out: NDArray[Any], tokens: slice) -> None:
         if self._steps is None:
             block = self._reader(self._id)
             self._steps = iter(block[0] if block.ndim == 4 else block)
-        for step in out[:, rows]:
+        for step in out[:, tokens]:
             values = next(self._steps)
-            step[: len(values)] = values  # the last chunk of an array ends with it
+            step[: len(values)] = values  # the last chunk along an axis may hold fewer values
 
     def finish(self) -> None:
         pass
@@ -356,11 +368,11 @@ class _Whole:
         pass
 
 
-class _Ended:
-    """A file with an empty skippable frame after it.
+class _WithEndFrame:
+    """A file followed by an empty skippable frame of zstd.
 
-    Where the last bytes of a file are missing, a decoder waits for them without a word, its checksum unread. These
-    bytes then take their place and are none.
+    If the last bytes of a chunk are missing, a decoder alone returns without an error before it has checked the
+    checksum. With this frame after it the truncated chunk is an error; a complete chunk is decoded as before.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -48,7 +48,7 @@ def read_ids(path: str | Path) -> list[int]:
         raise
     except ImportError:
         raise
-    except Exception as error:  # each format has errors of its own
+    except Exception as error:  # each format raises other errors
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} cannot be read as token ids ({reason}); {expected}") from error
 

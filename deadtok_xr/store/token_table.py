@@ -1,4 +1,4 @@
-"""The tokens of a store: which row of the caller's matrices is which vocabulary id, and what is known of each."""
+"""The tokens of a store: the vocabulary id of each row of the caller's matrices, whether it is dead, and its text."""
 
 from __future__ import annotations
 
