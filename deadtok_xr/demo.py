@@ -1,4 +1,4 @@
-"""Train a real tiny language model on text that every Python carries, and record its embedding matrix.
+"""Train a real, tiny language model on a text that comes with every Python, and record its embedding matrix.
 
 The text is the interpreter's own documentation, read as bytes: of the 256 byte values more than half never
 occur. Parameters and optimizer state are in bfloat16, so that the dead bytes slow down, hop on the grid, freeze
@@ -89,7 +89,7 @@ def byte_level(path: str | Path, run: Run, *, progress: Callable[[int], None] = 
     """Train on `corpus`, byte by byte: 256 tokens, more than half of them dead."""
     text = [repr(chr(i)) if i < 128 else f"\\x{i:02x}" for i in range(256)]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for a model this small more threads cost time
+    torch.set_num_threads(1)  # for such a small model, more threads are slower
     try:
         return train(path, corpus(), 256, run, token_text=text, progress=progress)
     finally:
@@ -170,6 +170,6 @@ def _hidden_state(hidden: torch.Tensor, logits: torch.Tensor, dead: torch.Tensor
         "h_mean": hidden.mean((0, 1)),
         "h_norm": hidden.norm(dim=-1).mean(),
         "p_dead": probability.mean(),
-        # of the mean loss: what a dead row's gradient is, averaged over the dead rows
+        # of the mean loss: the gradient of a dead row, averaged over the dead rows
         "p_h_dead": torch.einsum("bl,bld->d", probability, hidden) / probability.numel(),
     }

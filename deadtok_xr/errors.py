@@ -1,4 +1,4 @@
-"""The errors that a user can cause or meet; the command line prints each as one sentence."""
+"""Errors that a user can cause or see; the command line prints each as one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class InputError(ValueError):
 
 
 class OffGridError(InputError):
-    """Values that do not lie on the grid of a number format, where they should."""
+    """Values that do not lie on the grid of a number format, although the analysis requires it."""
 
 
 class IncompleteStoreError(InputError):

@@ -54,8 +54,8 @@ def analyze(
     Parameters
     ----------
     recording
-        A dataset from `open_recording`, or a path, which is opened with the remaining keywords; of a path only the dead
-        tokens are analysed where the store knows them.
+        A dataset from `open_recording`, or a path, which is opened with the remaining keywords; from a path, only the
+        dead tokens are analysed if the store knows them.
     analyses
         Names of analyses, also of those that `deadtok_xr.analysis` defined. None: all that the recording allows; the
         tree's attribute `left_out` says which are not possible, and why. An analysis that is named must be possible.
@@ -67,16 +67,16 @@ def analyze(
         Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
         analysis with options must be possible, like one that is named.
     device
-        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. ``"auto"`` uses CUDA where it is
+        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. ``"auto"`` uses CUDA if it is
         available and chunks are large enough for it to be faster, for `motion`, `kinematics` and the analyses that
         build on them. ``"cuda"`` also computes the graphs of `topology` (spacing ``"centroid"``), the places of
-        `census` and the replay of `mechanism` there; ``"auto"`` leaves these to the CPU, whose kernels compute only
-        what moved (390 to 1000 steps a second), since no GPU has been measured against them. ``"mps"``, which lacks
-        float64, runs `motion` alone. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
+        `census` and the replay of `mechanism` on the GPU; ``"auto"`` leaves these to the CPU, whose kernels compute
+        only what moved (390 to 1000 steps per second), because no GPU has been compared with them. ``"mps"``, which
+        lacks float64, runs only `motion`. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
 
         The device is resolved where a task runs. Under dask.distributed, ``"cuda"`` requests workers with the resource
         ``GPU``; `save_results` and the command line preserve that request. If you compute the tree yourself, set
-        Dask's ``optimization.fuse.active`` to False, since fused tasks lose it.
+        Dask's ``optimization.fuse.active`` to False, because fused tasks lose it.
 
     Returns
     -------

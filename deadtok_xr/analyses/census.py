@@ -127,9 +127,11 @@ def census(
     InputError
         For a recording without absolute positions, steps that do not ascend, or an unknown option.
 
-    Notes ----- Black holes are those of notebooks 06.1h to 15.2c and 1.9a, `top_two_share` that of 12.3b. Equal tokens
-    are found by hashing and then compared bit by bit, so that the counts are exact. Of three tokens in one place, the
-    step since which two have been together is the later of the steps since which each has been with the third, if these
+    Notes
+    -----
+    Black holes are those of notebooks 06.1h to 15.2c and 1.9a, `top_two_share` that of 12.3b. Equal tokens are found
+    by hashing and then compared bit by bit, so that the counts are exact. Of three tokens in one place, the step
+    since which two have been together is the later of the steps since which each has been with the third, if these
     differ. ``analyze(device="cuda")`` finds the places on the GPU, and the events on the CPU. The numbers are
     identical.
     """

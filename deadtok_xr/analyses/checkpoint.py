@@ -114,7 +114,7 @@ def checkpoint(
     Raises
     ------
     InputError
-        If a step must be named, if a step or token is not there, or for a recording without a lattice.
+        If a step must be named, if a step or token does not exist, or for a recording without a lattice.
     OffGridError
         When computed, if the values are not on the grid.
 
@@ -181,7 +181,7 @@ def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
 
 
 def _as_one_block(parts: da.Array) -> da.Array:
-    """Return the objects of all blocks as one block."""
+    """Return the objects of all blocks in one block."""
     name = f"collected-{tokenize(parts.name)}"
     n = parts.numblocks[0]
     return from_tasks(

@@ -127,7 +127,7 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
     Parameters
     ----------
     ds
-        A recording, (step, token, dim). Besides the weights it uses, if they are there, `grad`, `update` (the update
+        A recording, (step, token, dim). Besides the weights it uses, if they exist, `grad`, `update` (the update
         before rounding), `h_mean`, `h_norm`, `p_dead` and `p_h_dead`, and the coordinate `dead`.
     variable
         The weights to follow.
@@ -153,11 +153,13 @@ def coherence(ds: xr.Dataset, *, variable: str = "W", allow_gaps: bool = False) 
     InputError
         For fewer than two steps, gaps, or a recording without W.
 
-    Notes ----- With unit vectors x, μ = mean x, s = ‖x - μ‖², q = mean s, a = (q - s)/2 and K = Σ (x - μ)(x - μ)ᵀ: the
-    mean is 1 - q·N/(N-1), the variance [2NΣa² + ‖K‖²_F - N·q²] / (N(N-1)) - (q/(N-1))². The cosines between the mean
-    and single tokens are those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in
-    lore/dead-token-dynamics. Adam's first step follows the law |Δθ₁| = lr·|g|/(|g| + eps), since both moments are those
-    of the first gradient.
+    Notes
+    -----
+    With unit vectors x, μ = mean x, s = ‖x - μ‖², q = mean s, a = (q - s)/2 and K = Σ (x - μ)(x - μ)ᵀ: the mean is 1
+    - q·N/(N-1), the variance [2NΣa² + ‖K‖²_F - N·q²] / (N(N-1)) - (q/(N-1))². The cosines between the mean and single
+    tokens are those of notebook 1.31e; the law ∂L/∂W_i = Σ p_i·h of dead tokens is derived in
+    lore/dead-token-dynamics. Adam's first step follows the law |Δθ₁| = lr·|g|/(|g| + eps), since both moments are
+    those of the first gradient.
     """
     weights = checks.require(ds, variable, "coherence")
     extra = checks.check_steps(ds, "coherence", allow_gaps=allow_gaps)

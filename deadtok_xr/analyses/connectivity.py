@@ -67,8 +67,10 @@ def connectivity(
     OffGridError
         When computed, if values are not on the grid.
 
-    Notes ----- The threshold is the bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P
-    distinct places, a tenth of a second for 3,700 x 64.
+    Notes
+    -----
+    The threshold is the bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P distinct
+    places, a tenth of a second for 3,700 x 64.
     """
     x = checks.require(ds, variable, "connectivity")
     grid = checks.grid_name(x, precision)

@@ -128,7 +128,7 @@ class StepToGap:
     Attributes
     ----------
     settings
-        Of the optimizer.
+        The settings of the optimizer.
     grid
         The number format of W.
     second

@@ -58,7 +58,7 @@ def find_arithmetic(
         ds, "find_arithmetic", variable=variable, hyperparameters=hyperparameters, lr=lr, precision=precision,
         updates_before=updates_before,
     )  # fmt: skip
-    if not any(_possible(u, name) for name in arithmetics.arithmetics(u.settings)):
+    if not any(_possible(u, name) for name in arithmetics.candidates(u.settings)):
         u.require(u.settings.arithmetic, "find_arithmetic")
     comparison = Comparison()
     rates: list[float] = []
@@ -75,7 +75,7 @@ def find_arithmetic(
 
 
 def _possible(u: Updates, name: str) -> bool:
-    return {n for side in arithmetics.needs(name, u.settings) for n in side} <= u.arrays.keys()
+    return {n for side in arithmetics.required_tensors(name, u.settings) for n in side} <= u.arrays.keys()
 
 
 def _positions(labels: NDArray[np.int64], steps: Sequence[int] | None) -> list[int]:
@@ -108,10 +108,10 @@ def _tensors(u: Updates, parts: dict[str, NDArray[Any]], k: int, rows: slice) ->
 def _result(ds: xr.Dataset, u: Updates, comparison: Comparison, lr: float) -> xr.Dataset:
     names = list(comparison.counts)
     counts = [comparison.counts[name] for name in names]
-    n_differ = [[comparison.apart(a, b) for b in names] for a in names]
+    n_differ = [[comparison.n_different(a, b) for b in names] for a in names]
     report = sentence(comparison, u.settings, lr)
     recorded = ds.attrs.get("implementation")
-    if comparison.verdict == "undetermined" and recorded in comparison.winners:
+    if comparison.verdict == "undetermined" and recorded in comparison.best_candidates:
         report += f"; the recording's flags select {recorded}"
     if "constant" in u.notes["lr_from"] and comparison.verdict == "none":
         report += "; the recording has no variable 'lr'"
@@ -131,7 +131,7 @@ def _result(ds: xr.Dataset, u: Updates, comparison: Comparison, lr: float) -> xr
             "lr_estimate": comparison.lr_ratio * lr,
             "report": report,
             "candidates": {n: f"{c.compared - c.equal} of {c.compared} missed" for n, c in comparison.counts.items()},
-            "untried": [name for name in names if name in u.untried],
+            "untried": [name for name in names if name in u.unconfirmed],
             "source": ds.attrs.get("source", ""),
         },
     )
@@ -139,5 +139,5 @@ def _result(ds: xr.Dataset, u: Updates, comparison: Comparison, lr: float) -> xr
 
 def _best(comparison: Comparison, u: Updates) -> str:
     """Return the best arithmetic; of several equally good ones that of the recording's flags."""
-    winners = comparison.winners
-    return u.settings.arithmetic if u.settings.arithmetic in winners else next(iter(winners), "")
+    best = comparison.best_candidates
+    return u.settings.arithmetic if u.settings.arithmetic in best else next(iter(best), "")

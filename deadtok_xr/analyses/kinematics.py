@@ -61,7 +61,7 @@ def kinematics(ds: xr.Dataset, *, variable: str | None = None, allow_gaps: bool 
     ds
         A recording, (step, token, dim).
     variable
-        ``"W"``, or ``"delta"`` for recordings that hold only displacements; by default W if it is there.
+        ``"W"``, or ``"delta"`` for recordings that hold only displacements; by default W if it exists.
     allow_gaps
         Measure velocities that span several updates; adds `step_span`.
 

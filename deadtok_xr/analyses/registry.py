@@ -1,4 +1,4 @@
-"""The analyses by name: what each asks of the common pass, the lines of its summary, and its pictures."""
+"""The registry of analyses: what each needs from the common pass, the lines of its summary, and its pictures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Picture:
     Attributes
     ----------
     name
-        Of its file, without the suffix.
+        The name of its file, without the suffix.
     draw
         The name of the function of `deadtok_xr.plot`.
     title, reading
-        What it is called, and how to read it, for those who see it for the first time.
+        Its title, and how to read it, for readers who see it for the first time.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Analysis(Generic[P]):
     Attributes
     ----------
     name
-        Of its group in a tree of results.
+        The name of its group in a tree of results.
     spec
-        Returns what it asks of the pass, given a recording and options.
+        Returns its `AnalysisSpec`, given a recording and options.
     summary
         Yields the lines of its summary, given its results; None for a line for each variable.
     pictures
@@ -81,7 +81,7 @@ class Analysis(Generic[P]):
         return run([self.spec(*args, **kwargs)])[0]
 
     def summarize(self, summary: Summary) -> Summary:
-        """Take a function that yields the lines of the summary; a decorator."""
+        """Set the function that yields the lines of the summary; a decorator."""
         self.summary = summary
         return summary
 
@@ -121,7 +121,7 @@ def built_in(spec: Callable[P, AnalysisSpec]) -> Analysis[P]:
 def import_analyses(file: Path) -> None:
     """Run a Python file that defines analyses, as `python FILE` would: with its folder on the path.
 
-    Workers elsewhere get its functions by their code, not by the name of the file.
+    Workers on other machines receive the code of its functions, not the name of the file.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def import_analyses(file: Path) -> None:
     if spec is None or spec.loader is None:
         raise InputError(f"{file} is no Python file; expected one that defines analyses (--import)")
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pickle looks for what a file defines
+    sys.modules[spec.name] = module  # pickle looks up functions and classes of the file here
     cloudpickle.register_pickle_by_value(module)
     if (folder := str(file.absolute().parent)) not in sys.path:
         sys.path.append(folder)

@@ -94,7 +94,7 @@ def analyze(
     from deadtok_xr.store import destination
 
     if workers is None and scheduler in _HERE and device != "auto":
-        resolve(device, 0)  # now, not in the first task
+        resolve(device, 0)  # an unknown device is an error now, not in the first task
     for file in modules:
         import_analyses(file)
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
@@ -105,7 +105,7 @@ def analyze(
         raise InputError("--lr, --optimizer, --hyperparameter and --arithmetic are for mechanism: add it to --only")
     if figures:
         destination.refuse_inside_store(figures / "figure.png")
-        figures.mkdir(parents=True, exist_ok=True)  # now, not after an hour's work
+        figures.mkdir(parents=True, exist_ok=True)  # a failure is reported now, not after an hour's work
     recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
     tree = build_tree(
         recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
@@ -188,7 +188,7 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
     if workers is not None and name != "threads":
         raise InputError(f"--workers {workers} and --scheduler {name} exclude each other: give one of them")
     with cluster.connected(name) if workers is None else cluster.local_cluster(workers) as client:
-        if find_spec("bokeh") and not quiet:  # without it there is none
+        if find_spec("bokeh") and not quiet:  # without bokeh Dask has no dashboard
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
         _check_workers(client.scheduler_info()["workers"], name, device)
         yield

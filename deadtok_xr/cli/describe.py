@@ -19,7 +19,7 @@ from deadtok_xr.schema import MATRIX, without_run
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
 _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
 _OUTPUT_BYTES = 300  # per step and token, of all analyses together
-_STREAM_BYTES = 10**6  # a decompressor with its window, and what was read ahead
+_STREAM_BYTES = 10**6  # a decompressor with its window, and its read buffer
 _NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
 _COPIES = 5  # of a batch: as recorded, as float32 twice as large, and as the words of float32
 _KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
@@ -140,7 +140,7 @@ def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
 
 
 def _matters(name: str, value: object) -> bool:
-    """Whether to show a setting: numbers, and flags that are on."""
+    """Return whether to show a setting: numbers, and flags that are on."""
     if name in ("lr", "initial_lr", "differentiable", "decoupled_weight_decay") or value is None:
         return False
     return value is not False

@@ -35,7 +35,7 @@ def status(run: Callable[[], Any]) -> int:
             return 2
         message, status = _explained(error)
         message = "; ".join([message, *_notes(error)])
-        message = message.replace("\n", " ")  # a path may hold one
+        message = message.replace("\n", " ")  # a path may contain a line break
         click.echo(f"deadtok: {message}", err=True)
         return status
     return 0
@@ -85,8 +85,8 @@ def _about_files(error: OSError) -> tuple[str, int]:
     message = f"{error.filename}: {reason}" if error.filename else reason
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     given = isinstance(error, _GIVEN) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
-    if full and "make room" not in message:
-        message += "; make room, then run the same command again with --overwrite"
+    if full and "free disk space" not in message:
+        message += "; free disk space, then run the same command again with --overwrite"
     return message, 2 if given else 1
 
 

@@ -50,7 +50,11 @@ if TYPE_CHECKING:
     type=click.Choice(["recorded", "position", "names", "content"]),
     help="Source of the step labels: recorded or position; for checkpoints also names or content of the files.",
 )
-@click.option("--recorded", type=click.Choice(["after", "before"]), help="Whether rows were recorded after each step.")
+@click.option(
+    "--recorded",
+    type=click.Choice(["after", "before"]),
+    help="Whether states were recorded after or before each optimizer step.",
+)
 @click.option("--axis", type=click.Choice(["step", "run"]), default="step", help="What the first of three axes counts.")
 @click.option("--token-ids", type=PATH, help="File with the vocabulary id of each row: text, JSON or .npy.")
 @click.option(

@@ -51,7 +51,7 @@ def belongs_to(work: InProgress, finished: FinishedChunks) -> bool:
     if not location.exists(work.dest) and not (isinstance(work.dest, Path) and work.dest.is_symlink()):
         return True
     attributes = destination.root_attributes(work.dest)
-    if not attributes:  # damaged or lost: any other file of the store shows whose it is
+    if not attributes:  # damaged or lost: any other file of the store shows which conversion made it
         return bool(finished.reports) or any(work.is_intact(*item) for item in recorded["files"].items())
     return _identity(attributes) == recorded["root"]
 

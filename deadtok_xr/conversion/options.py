@@ -47,9 +47,10 @@ class Options:
         Store float32 as float32, even if every value is on the bfloat16 grid.
     steps
         "recorded": the labels in the file are the numbers of updates. "position": they are not (they
-        drift); rows are numbered 0..T. For folders of checkpoints: "names" or "content".
+        drift); steps are numbered 0..T. For folders of checkpoints: "names" or "content".
     recorded
-        "after": row t was recorded after update t. "before": before it, so that row 1 repeats row 0.
+        "after": the state at position t was recorded after update t. "before": before it, so that the states at
+        positions 0 and 1 are equal.
     axis
         What the first of three axes counts: "step", or "run" for repetitions.
     token_ids, dead_ids
@@ -61,7 +62,7 @@ class Options:
     shard
         Bytes in one file or object, before compression; None for one chunk in each.
     precision
-        Variable -> the number format that its values come from, where a lossy copy does not show it.
+        Variable -> the number format that its values come from, if a lossy copy does not show it.
     hyperparameters
         Settings of the run that are not in its file.
     notes

@@ -22,10 +22,10 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.store.in_progress import VERSION
 
 PART_BYTES = 8 * 2**20
-"""How much of an array is checked at a time."""
+"""How many bytes of an array are checked at a time."""
 DEFAULT_MEMORY = 10**9
-DROPPED_ON_REQUEST = "as told"
-"""Why an array is left out that the caller said to leave out."""
+DROPPED_ON_REQUEST = "on request"
+"""The reason given for an array that the caller asked to leave out."""
 Progress = Callable[[int, int], None]
 """Called with the bytes done, and the bytes to do."""
 UNITS_IN_FLIGHT = 2
@@ -45,14 +45,14 @@ class PlannedVariable:
     key, entry
         The array in the source.
     first
-        The position along `step` of the source's first row: 1 if the source has no row for the initial state, which
-        then becomes NaN.
+        The position along `step` of the first state in the source: 1 if the source lacks the initial state, which is
+        then stored as NaN.
     skip
-        How many rows at the beginning of the source are left out.
+        How many states at the beginning of the source are left out.
     static
         Whether the source has no step axis; the store then has one step.
     attributes
-        Of the stored variable, in addition to those of the schema.
+        Attributes of the stored variable, in addition to those of the schema.
     per_file
         How many chunks, adjacent along `token`, one file or object holds: a shard if more than one.
     """
@@ -166,7 +166,7 @@ class ConversionPlan:
 
     @property
     def _fixed_bytes(self) -> int:
-        """The memory that is needed beside the units in flight."""
+        """The memory that is needed besides the units in flight."""
         torch = _TORCH if "torch" in self.format else 0
         buffers = max(v.entry.buffer_bytes for v in self.variables)
         largest = max(v.chunk_bytes * v.per_file for v in self.variables)

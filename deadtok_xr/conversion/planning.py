@@ -38,7 +38,7 @@ def make_plan(
     key_map: KeyMap = KNOWN_KEYS,
     progress: Progress | None = None,
 ) -> ConversionPlan:
-    """Determine what each array of a source becomes.
+    """Determine how each array of a source is stored.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def make_plan(
     key_map
         The known keys.
     progress
-        Called with the bytes that are checked, and those to check at most.
+        Called with the bytes checked so far, and the largest number of bytes that may have to be checked.
 
     Raises
     ------

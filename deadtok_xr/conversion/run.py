@@ -41,9 +41,10 @@ def convert(
 ) -> Path | str:
     """Convert a recording to a recording store, bit for bit.
 
-    The content of a file shows its format, and keys and shapes show what its arrays mean. float32 whose every value is
-    a bfloat16 number is stored as bfloat16, exactly. Where a source can be read in two ways, the conversion stops with
-    an error that names both, and the argument that chooses. After an interruption at any moment, the same call resumes.
+    The content of a file shows its format, and keys and shapes show what its arrays mean. A float32 array in which
+    every value is a bfloat16 number is stored as bfloat16, exactly. If a source can be read in two ways, the conversion
+    stops with an error that names both, and the argument that chooses. After an interruption at any moment, the same
+    call resumes.
 
     Parameters
     ----------
@@ -66,11 +67,11 @@ def convert(
     keep_dtype
         Store float32 as float32, even if it is an exact copy of bfloat16.
     steps
-        ``"recorded"``: use the step labels of the file. ``"position"``: they drift; number the rows
+        ``"recorded"``: use the step labels of the file. ``"position"``: they drift; number the steps
         0..T. For folders: ``"names"`` or ``"content"`` of the checkpoints.
     recorded
-        ``"after"`` or ``"before"`` the optimizer's step: if before, row 1 repeats row 0, and row
-        t + 1 is the state after update t.
+        Whether each state was recorded ``"after"`` or ``"before"`` the optimizer's step. If before, the states at
+        positions 0 and 1 are equal, and the one at position t + 1 is the state after update t.
     axis
         ``"run"`` if the first of three axes counts repetitions instead of steps.
     token_ids

@@ -16,7 +16,7 @@ from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.errors import InputError
 
 READ_BYTES = 3 * 2**20
-"""How much is read at a time: little enough to stay in the cache until it is copied into the chunks."""
+"""How many bytes are read at a time: few enough to stay in the cache until they are copied into the chunks."""
 _EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF << 52}
 Words = NDArray[np.unsignedinteger[Any]]
 
@@ -152,7 +152,7 @@ def _report(plan: ConversionPlan, unit: Unit, rows: range, n_values: int, t: int
 
 
 def _pad(unit: Unit, out: Words, padding: Words) -> None:
-    """Write the padding beyond the edge of the array, and NaN before the source's first row."""
+    """Write the padding beyond the edge of the array, and NaN before the source's first state."""
     v = unit.variable
     out[:, len(unit.steps) :] = padding
     rows_left = v.size("token") - unit.token_chunks.start * out.shape[2]

@@ -111,8 +111,8 @@ def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
         else:
             if not motion_index.matches(array, position, chunk):
                 problems.append(
-                    f"{address_of(array)}: the motion that is kept of the chunk {position} is not that of its values: "
-                    f"remove {motion_index.bounds_key(array, position)}, which nothing needs"
+                    f"{address_of(array)}: the motion index of the chunk {position} does not agree with its values: "
+                    f"remove {motion_index.bounds_key(array, position)}; the store is complete without it"
                 )
     return len(rest), problems
 

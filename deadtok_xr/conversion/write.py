@@ -233,7 +233,7 @@ def _complete(plan: ConversionPlan, facts: Facts, work: InProgress, hashes: list
     if plan.facts() != facts:
         raise InputError(f"{plan.path} changed during the conversion; convert it when nothing writes to it")
     if hasattr(os, "sync"):
-        os.sync()  # otherwise a power cut could leave a store that is declared complete and is not
+        os.sync()  # otherwise a power cut could leave a store that is declared complete but lacks chunks
     sources = [
         {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
         for path, digest in zip(plan.files, hashes, strict=True)
@@ -289,8 +289,8 @@ def _explaining_failures(dest: Path | str, counts: _Progress) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"{dest} cannot be written: {reason}, after {counts.done:.0f} of {counts.total} bytes; it is left "
-            f"incomplete and will not open; {'make room' if full else 'fix that'} and give the same command again, "
-            "which resumes",
+            f"incomplete and will not open; {'free disk space' if full else 'fix that'} and give the same command "
+            "again, which resumes",
         ) from error
 
 

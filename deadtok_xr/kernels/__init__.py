@@ -1,18 +1,18 @@
-"""Kernels: arrays in, arrays out. They know no xarray, no Dask and no file.
+"""Kernels: arrays in, arrays out. They do not use xarray, Dask or files.
 
-Two engines have the same names and signatures, so that they can be compared file by file:
+There are two engines with the same names and signatures, so that they can be compared file by file:
 
 numba/
     For the CPU. Takes NumPy arrays of *bit words*, the unsigned integers that hold the values: uint16 for bfloat16 and
-    uint32 for float32, so that a kernel recognises by its bits what did not change, and never converts what it can
-    skip. Runs on one thread without the GIL: Dask has the threads. The complete set of kernels.
+    uint32 for float32, so that a kernel recognises unchanged values by their bits, and converts no value that it can
+    skip. Runs on one thread without the GIL: Dask provides the threads. The complete set of kernels.
 torch/
     For GPUs. Takes tensors on a device and fills NumPy arrays. The kernels that a GPU may run faster: motion,
     kinematics, mechanism, topology and census. `device` chooses between the engines, and `engine` gives the module.
 
 Kernels fill arrays that the caller allocates. Index letters in the files: t steps, n tokens, d dims; ``out`` is a dict
-of arrays by variable. They import `bfloat16`, `errors` and each other; analyses, the engine, conversion and the store
-import them, inside functions, so that a graph is built without numba or torch.
+of arrays by variable. They import `bfloat16`, `errors` and each other. Analyses, the engine, conversion and the store
+import them inside functions, so that a graph can be built without loading numba or torch.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _MOST_COPIED_BYTES = 2**25
 
 
 def engine(name: str, on_device: bool) -> Any:
-    """Import a module of kernels by its name, from torch's if they run on a device, else from numba's."""
+    """Import a module of kernels by its name: torch's if they run on a device, else numba's."""
     return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{name}")
 
 
 def needs_compiling() -> bool:
-    """Whether numba's cache in its usual place, beside the files, is empty."""
+    """Return whether numba has no compiled kernels in its default cache, which is beside the files."""
     cache = Path(__file__).parent / "numba" / "__pycache__"
     return "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK) and not any(cache.glob("*.nbi"))
 
 
 class Lattice(NamedTuple):
-    """A number format as the kernels see it, through float32 words; E is the exponent field of such a word."""
+    """A number format, described by float32 words; E is the exponent field of such a word."""
 
     smallest: int
     """E of the format's smallest normal number."""
@@ -60,13 +60,13 @@ def lattice(name: str) -> Lattice:
     """Return the lattice of a number format by its name."""
     grid = get_grid(name)
     smallest = 128 - grid.bias
-    # below the smallest normal number fewer mantissa bits are on the grid, one less per binade, down to
-    # the power of two that is the smallest number; below that none, not even the leading bit
+    # below the smallest normal number, each binade has one mantissa bit less on the grid, down to the power of two
+    # that is the smallest number; below that there are none, not even the leading bit
     fields = np.arange(256)
     kept = grid.mantissa_bits - np.maximum(smallest - fields, 0)
     spare = (1 << (23 - np.clip(kept, 0, 23))) - 1
     if smallest == 1:
-        spare[0] = spare[1]  # the format's subnormals are float32's own
+        spare[0] = spare[1]  # the format has the same subnormals as float32
     else:
         spare[kept < 0] = 0xFFFFFFFF >> 1
     spare[255] = np.bitwise_or.reduce(spare[:255])
@@ -75,16 +75,16 @@ def lattice(name: str) -> Lattice:
 
 
 class ReplayedUpdate(NamedTuple):
-    """What is known of the update that made a transition: arrays or tensors (n, d)."""
+    """What is known about the update of a transition, by a replay: arrays or tensors (n, d)."""
 
     predicted: Any
-    """W after the update by the replay, float32."""
+    """W after the replayed update, float32."""
     has_prediction: bool
     gradient: Any
-    """float32."""
+    """The gradient, float32."""
     has_gradient: bool
     intended: Any
-    """The update before rounding, float64; NaN where it is not known."""
+    """The update before rounding, float64; NaN if it is unknown."""
 
 
 def bit_words(block: NDArray[Any]) -> NDArray[Any]:
@@ -93,7 +93,7 @@ def bit_words(block: NDArray[Any]) -> NDArray[Any]:
     Raises
     ------
     InputError
-        If the dtype is none that a recording can have: derived arrays are often float64.
+        If a recording cannot have this dtype: derived arrays are often float64.
     """
     block = np.ascontiguousarray(block)
     if block.dtype == BFLOAT16:
@@ -108,7 +108,7 @@ def bit_words(block: NDArray[Any]) -> NDArray[Any]:
 def float32_words(block: NDArray[Any]) -> NDArray[Any]:
     """Return a block's values as float32 words; large blocks of bfloat16 as words of 16 bits, which need no copy.
 
-    For kernels that take half a minute to compile for each type of words, and much longer to run than the copy.
+    For kernels that take half a minute to compile for each type of word, so that small blocks use one type only.
     """
     words = bit_words(block)
     if words.dtype != np.uint16 or words.nbytes > _MOST_COPIED_BYTES:

@@ -1,7 +1,7 @@
 """Choose the device for dense kernels, and serialise access to it.
 
-"cpu" means the kernels that numba compiles; every other name means torch's. torch is imported only where a device is
-asked for, or where there is a driver for one.
+"cpu" means the kernels that numba compiles; every other name means torch's. torch is imported only if a device is
+requested, or if a GPU driver is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from deadtok_xr.errors import InputError
 
 NAMES = ("auto", "cpu", "cuda", "mps", "torch-cpu")
-"""The devices that a user can ask for. torch-cpu: torch's kernels on the CPU, to try them where there is no GPU."""
+"""The devices that a user can request. torch-cpu: torch's kernels on the CPU, to try them without a GPU."""
 
 DEVICE_BATCH_BYTES = 2**25
 """Bytes of a batch on a device. A kernel that is not fused makes up to 60 launches of about 10 microseconds; a batch of
@@ -29,12 +29,12 @@ MPS_ELEMENTS = 2**31
 
 _ALL = frozenset({"motion", "kinematics", "mechanism", "topology", "census"})
 _KERNELS = {
-    # the others make many launches for each step; topology and census, which on the CPU read little but what moves,
-    # have not been measured to be faster on a GPU
+    # the others launch many small kernels for each step; topology and census read little more than the moving tokens
+    # on the CPU, and no measurement shows that a GPU is faster
     "auto": frozenset({"motion", "kinematics"}),
     "cpu": frozenset[str](),
     "cuda": _ALL,
-    "mps": frozenset({"motion"}),  # the others are float64 throughout or sort, which MPS does not have
+    "mps": frozenset({"motion"}),  # the others need float64 or sorting, which MPS lacks
     "torch-cpu": _ALL,
 }
 _locks: dict[str, threading.RLock] = {}
@@ -56,7 +56,7 @@ class Device:
     kernels: frozenset[str] = frozenset()
 
     def runs(self, kernel: str) -> bool:
-        """Whether a kernel runs on the device, in torch."""
+        """Return whether a kernel runs on the device, in torch."""
         return kernel in self.kernels
 
 
@@ -70,7 +70,7 @@ def check(name: str) -> None:
     Raises
     ------
     InputError
-        With the known names.
+        If the name is unknown; the message lists the known ones.
     """
     if name not in NAMES:
         raise InputError(f"device={name!r}: choose one of {', '.join(NAMES)}")
@@ -79,11 +79,11 @@ def check(name: str) -> None:
 def resolve(name: str, row_bytes: int) -> Device:
     """Return the device of that name on this machine.
 
-    "auto" is CUDA where torch has it and the largest variable of a block of steps fills a batch
-    (`DEVICE_BATCH_BYTES`), for the kernels that take many steps at once, motion and kinematics. Smaller blocks, and
-    kernels that make some sixty launches for each step, cost more on a GPU than on all cores of a CPU. Topology and
-    census run on a GPU where "cuda" is asked for: numba follows what moves, at 390 to 1000 steps a second, and no GPU
-    has been measured against it. "auto" is never MPS, which has no float64.
+    "auto" is CUDA if torch has it and the largest variable of a block of steps fills a batch (`DEVICE_BATCH_BYTES`),
+    for the kernels that process many steps at once: motion and kinematics. Smaller blocks, and kernels with about
+    sixty launches for each step, take longer on a GPU than on all cores of a CPU. Topology and census run on a GPU
+    only if "cuda" is requested: numba computes only what moves, 390 to 1000 steps per second, and no GPU has been
+    compared with it. "auto" is never MPS, which has no float64.
 
     Parameters
     ----------
@@ -105,19 +105,19 @@ def resolve(name: str, row_bytes: int) -> Device:
         import torch
 
         raise InputError(
-            f"device={name!r} (--device {name}): torch {torch.__version__} finds none on this machine; say cpu or "
+            f"device={name!r} (--device {name}): torch {torch.__version__} finds none on this machine; choose cpu or "
             "auto, or install a build of torch for it"
         )
     return Device(name.removeprefix("torch-"), _KERNELS[name])
 
 
 def resources(name: str) -> dict[str, dict[str, int]]:
-    """Return the Dask annotation of tasks that need the device: which workers of a cluster may run them."""
+    """Return the resources that Dask workers must have to run tasks on the device."""
     return {"resources": {"GPU": 1}} if name == "cuda" else {}
 
 
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver is installed. Importing torch to find out would take a second."""
+    """Return whether NVIDIA's driver is installed, without importing torch, which would take a second."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -151,6 +151,6 @@ def check_size(shape: tuple[int, ...], name: str) -> None:
         elements *= n
     if name == "mps" and elements >= MPS_ELEMENTS:
         raise InputError(
-            f"two steps together have {elements} elements {shape}; MPS takes fewer than 2^31 in a tensor, and gives "
-            "zeros beyond: say device='cpu' (--device cpu), or select fewer tokens"
+            f"two steps together have {elements} elements {shape}; expected fewer than 2^31, because MPS returns zeros "
+            "for larger tensors: use device='cpu' (--device cpu), or select fewer tokens"
         )

@@ -16,7 +16,7 @@ from deadtok_xr.errors import InputError
 
 SIZE = (10.0, 35 / 6)  # inches: 1200 x 700 pixels at 120 dpi
 
-# The colours of Okabe and Ito can be told apart with any colour vision.
+# The colours of Okabe and Ito can be distinguished with any colour vision.
 BLUE, ORANGE, VERMILLION, GREEN, SKY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#56B4E9"
 INK, PALE = "#222222", "#DDDDDD"
 # Coldest to hottest: blue to yellow, with evenly rising lightness, readable in grey too.
@@ -37,7 +37,7 @@ class Shows:
     layout
         Arguments of `Figure.subplots`; None for a single axes.
     over
-        The coordinate along which it is drawn; "" for several.
+        The coordinate along which it is drawn; "" if there are several.
     """
 
     needed: tuple[str, ...]
@@ -93,7 +93,7 @@ def need(
     optional: tuple[str, ...] = (),
     over: str = "step",
 ) -> xr.Dataset:
-    """Return only the variables of a picture, with the ``optional`` ones that are there, still lazy.
+    """Return only the variables of a picture, with those ``optional`` ones that exist, still lazy.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def _kind(ds: xr.Dataset) -> str:
 
 
 def axis_label(variable: xr.DataArray) -> str:
-    """Quantity and unit from the attributes, on two lines where one would be long."""
+    """Return quantity and unit from the attributes, on two lines if one would be too long."""
     name = str(variable.attrs.get("long_name", variable.name))
     unit = str(variable.attrs.get("units", "1"))
     words = f"({'dimensionless' if unit == '1' else unit})"

@@ -1,4 +1,4 @@
-"""A picture of any results by the dims of their variables, for analyses that have none of their own."""
+"""Draw any results by the dims of their variables, for analyses without pictures of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLORS = (_style.BLUE, _style.ORANGE, _style.VERMILLION, _style.GREEN, _style.S
 
 
 def drawable(ds: xr.Dataset) -> list[str]:
-    """Return the variables that can be drawn, no more than a page has room for."""
+    """Return the variables that can be drawn, as many as fit on a page."""
     names = [
         str(name)
         for name, x in ds.data_vars.items()

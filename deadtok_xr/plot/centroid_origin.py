@@ -41,7 +41,7 @@ def centroid_origin(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        Array of two axes, dimensionless: `drift_projection`, `cosine_initial`, `straightness` and, where it is there,
+        Array of two axes, dimensionless: `drift_projection`, `cosine_initial`, `straightness` and, if it exists,
         `drift_h_cosine` against the step; `initial`, `drift` and `final` for each dim, in ascending order of `final`.
 
     Raises

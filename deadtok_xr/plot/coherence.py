@@ -53,8 +53,8 @@ def coherence(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        Array of three axes: mean and standard deviation of the cosine over pairs of tokens, of displacements and, where
-        they are there, intended updates and gradients; the alignments that the recording allows, or that with the
+        Array of three axes: mean and standard deviation of the cosine over pairs of tokens, of displacements and, if
+        they exist, intended updates and gradients; the alignments that the recording allows, or that with the
         centroid's displacement; gradient length and probability of a dead token (y logarithmic), or the number of
         tokens that moved. Steps without a valid value are gaps.
 

@@ -67,7 +67,8 @@ def freeze_predictors(
     whole = freeze_predictors.to_dataset() if isinstance(freeze_predictors, xr.DataTree) else freeze_predictors
     frozen, going = int(ds["n_frozen"]), int(ds["n_censored"])
     panels[0].set_title(
-        f"Who freezes late? {_style.tokens_in_words(whole)}:\n{frozen:,} froze, {going:,} still moved at the last step",
+        f"Which tokens freeze late? {_style.tokens_in_words(whole)}:\n"
+        f"{frozen:,} froze, {going:,} still moved at the last step",
         loc="left",
         pad=_PAD,
     )

@@ -45,8 +45,8 @@ def phases(phases: xr.Dataset | xr.DataTree, *, ax: Axes | None = None) -> Axes:
     matplotlib.axes.Axes
         The axes; y is a fraction of the valid tokens, and steps without any are gaps. The legend defines each phase
         and gives the first step at which more than half of the tokens are in it or a colder one; a line and a point at
-        one half mark that step, unless it is the first of all. The hottest phase has none, since all tokens are in it
-        or a colder one.
+        one half mark that step, unless it is the first step. The hottest phase has no such step, because all tokens are
+        always in it or a colder one.
 
     Raises
     ------

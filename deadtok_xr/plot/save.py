@@ -38,7 +38,7 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     Returns
     -------
     list[Path]
-        The files written, for the groups that are there: displacement.png and trajectories.png for motion, speeds.png
+        The files written, for the groups that exist: displacement.png and trajectories.png for motion, speeds.png
         for kinematics, and for each other group one with its name.
 
     Raises

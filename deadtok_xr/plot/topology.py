@@ -40,10 +40,10 @@ def topology(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        Array of three axes, which share the steps when they are new: `mean_ulp` (dimensionless, as W); `density` (share
-        of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). If they are there, lines at
-        the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid value (NaN, -1) are
-        gaps.
+        Array of three axes, which share the step axis in a new figure: `mean_ulp` (dimensionless, as W); `density`
+        (share of pairs, 0 to 1); `largest_component`, `n_singletons`, `n_components` (counts). If the dataset has
+        them, lines at the steps from which the cloud is gas and crystal, and the verdict. Steps without a valid value
+        (NaN, -1) are gaps.
 
     Raises
     ------

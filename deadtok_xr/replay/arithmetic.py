@@ -1,14 +1,15 @@
-"""The arithmetics of torch's optimizers, operation by operation, on the device that the tensors are on.
+"""Torch's optimizer updates, operation by operation, on the device of the tensors.
 
-Where torch rounds every operation to the dtype of the parameter, torch's own operations are called on tensors of
-that dtype, so the roundings (and the fused multiply-adds inside lerp and addcmul) are its own; where it computes
-in float32 and rounds once, so do we. Scalars stay Python floats, as in torch.
+An arithmetic is a sequence of operations and roundings. torch has several for the same update rule, and they differ in
+the last bits. Where torch rounds every operation to the dtype of the parameter, its own operations are called on
+tensors of that dtype, so that the roundings (and the fused multiply-adds inside lerp and addcmul) are the same; where
+torch computes in float32 and rounds once, this module does too. Scalars stay Python floats, as in torch.
 
 Formulas follow torch 2.13, torch/optim/{adam,adamw,sgd}.py; t counts updates, b1 and b2 are the betas:
 
     single             m ← lerp(m, g, 1-b1); v ← b2·v + (1-b2)·g·g; d = √v / √(1-b2ᵗ) + eps
                        W ← (1 - lr·wd)·W; W ← W + (-lr/(1-b1ᵗ)·m) / d, each operation rounded
-    foreach            the same by torch._foreach_*, which on CPUs round some scalars to the tensor's dtype too
+    foreach            the same by torch._foreach_*, which on CPUs also rounds some scalars to the tensor's dtype
                        (0.95 becomes 0.94921875 in bfloat16); on accelerators foreach computes like single
     fused              the same in float32 from m and v at t-1 and g, with one rounding of W, m and v each
     capturable         scalars are float32 tensors, and d is divided by the step size, in the order of foreach
@@ -18,7 +19,7 @@ Formulas follow torch 2.13, torch/optim/{adam,adamw,sgd}.py; t counts updates, b
 ``capturable`` needs an accelerator, where its arithmetic has not been confirmed; the others are confirmed on CPUs.
 
 Operations of the same name round differently on CPUs and accelerators (scalars of foreach, multiply-adds that are
-fused or not), so a recording is only ever replayed on the kind of device that made it, or on a CPU.
+fused or not), so a recording is replayed only on the kind of device that made it, or on a CPU.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors = dict[str, "Tensor"]
-"""Of one step, (token, dim): W, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer, as far as there are."""
+"""The recorded tensors of one step, (token, dim): W, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, momentum_buffer."""
 
-UNTRIED = ("capturable", "capturable_single")
+UNCONFIRMED = ("capturable", "capturable_single")
+"""Arithmetics that no recording has confirmed yet."""
 _VECTOR = 64  # elements; no vector unit is wider
 
 
 def to_tensor(x: NDArray[Any]) -> Tensor:
-    """A copy of an array as a CPU tensor of the same bits."""
+    """Copy an array to a CPU tensor with the same bits."""
     import torch
 
     x = np.array(x, order="C")
     return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == BFLOAT16 else torch.from_numpy(x)
 
 
-def needs(arithmetic: str, s: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The variables that an arithmetic needs at t-1 and at t."""
+def required_tensors(arithmetic: str, s: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the variables that an arithmetic needs at t-1, and those that it needs at t."""
     if not s.is_adam:
         buffer = ("momentum_buffer",) if s.momentum else ()
         return ("W", *(buffer if arithmetic == "fused" else ())), (
@@ -65,18 +67,18 @@ def needs(arithmetic: str, s: Settings) -> tuple[tuple[str, ...], tuple[str, ...
     return ("W",), ("W", "exp_avg", "exp_avg_sq", *largest)
 
 
-def arithmetics(s: Settings) -> tuple[str, ...]:
-    """The arithmetics that can have made an update of this optimizer."""
+def candidates(s: Settings) -> tuple[str, ...]:
+    """Return the arithmetics that torch may have used for an update of this optimizer."""
     return tuple(_ADAM) if s.is_adam else tuple(_SGD)
 
 
 def update(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
-    """W after update t, as the arithmetic makes it from W at t-1 and what else it needs; inputs stay unchanged."""
+    """Compute W after update t from the tensors at t-1 (``before``) and t (``after``), which stay unchanged."""
     return (_ADAM if s.is_adam else _SGD)[arithmetic](s, t, lr, before, after)
 
 
 def moments(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensors) -> Tensors:
-    """Adam's moments after update t from those before it and the gradient."""
+    """Compute Adam's moments after update t from those before it and the gradient."""
     if arithmetic == "fused":
         state = _fused_adam(s, t, 0.0, before, after)
         return {"exp_avg": state[1], "exp_avg_sq": state[2]}
@@ -89,7 +91,7 @@ def moments(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensor
 
 
 def momentum(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
-    """SGD's momentum buffer after update t; at t = 1 the gradient itself."""
+    """Compute SGD's momentum buffer after update t; at t = 1 it is the gradient."""
     if arithmetic == "fused":
         return _fused_sgd(s, t, lr, before, after)[1]
     g = gradient(s, before, after, arithmetic)
@@ -99,7 +101,7 @@ def momentum(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, a
 
 
 def gradient(s: Settings, before: Tensors, after: Tensors, arithmetic: str = "single") -> Tensor:
-    """The gradient as the moments see it: negated to maximize, with L2 decay added."""
+    """Return the gradient that enters the moments: negated if torch maximizes, with the L2 decay added."""
     g = -after["grad"] if s.maximize else after["grad"]
     return _added(arithmetic, g, before["W"], s.added_decay) if s.added_decay else g
 
@@ -113,7 +115,7 @@ def _added(arithmetic: str, x: Tensor, y: Tensor, factor: float) -> Tensor:
 
 
 def _in_place(name: str, arithmetic: str, x: Tensor, other: Any, **options: float) -> Tensor:
-    """An operation in place, alone or by foreach, whose scalars are rounded in place and not out of place."""
+    """Apply an operation in place: foreach rounds its scalars only if it works in place."""
     import torch
 
     if arithmetic != "foreach":
@@ -122,17 +124,12 @@ def _in_place(name: str, arithmetic: str, x: Tensor, other: Any, **options: floa
     return x
 
 
-def unrounded(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> NDArray[np.float64]:
-    """The update u of update t in float64: what W would move by if W were not rounded.
+def unrounded_update(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
+    """Compute u, the displacement that update t would give W without the rounding of W, in float64.
 
-    u = -lr·wd·W - lr/(1-b1ᵗ)·m/d for Adam, with the arithmetic's own d, so that what it rounds to zero on the
-    way is zero here too; u = -lr·(gradient or momentum buffer) for SGD.
+    u = -lr·wd·W - lr/(1-b1ᵗ)·m/d for Adam, with d as the arithmetic computes it, so that intermediate values that it
+    rounds to zero are zero here too; u = -lr·(gradient or momentum buffer) for SGD.
     """
-    return intended(arithmetic, s, t, lr, before, after).cpu().numpy()
-
-
-def intended(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
-    """The same, where the tensors are."""
     u = -lr * _direction(arithmetic, s, t, before, after)
     if s.decoupled_decay:
         u -= lr * s.decoupled_decay * before["W"].double()
@@ -220,7 +217,7 @@ def _capturable_single_adam(s: Settings, t: int, lr: float, before: Tensors, aft
 
 
 def _fused_adam(s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> list[Tensor]:
-    """W, m and v after the update, by torch's own fused operation."""
+    """Compute W, m and v after the update with torch's own fused operation."""
     import torch
 
     shape = before["W"].shape
@@ -238,10 +235,10 @@ def _fused_adam(s: Settings, t: int, lr: float, before: Tensors, after: Tensors)
 
 
 def _fused_sgd(s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> list[Tensor]:
-    """W and the momentum buffer after the update, in float32 with one rounding each.
+    """Compute W and the momentum buffer after the update in float32, with one rounding each.
 
-    Not torch's own operation: up to 2.13 that leaves most weights of 16 bits unchanged on CPUs
-    (pytorch/pytorch#191763), and what remains is multiplied and added in float32 like this.
+    torch's own operation is not used: up to torch 2.13 it leaves most 16-bit weights unchanged on CPUs
+    (pytorch/pytorch#191763). The weights that it does change are multiplied and added in float32 as here.
     """
     dtype = before["W"].dtype
     first = {k: x.float() for k, x in before.items()}
@@ -255,7 +252,7 @@ def _fused_sgd(s: Settings, t: int, lr: float, before: Tensors, after: Tensors) 
 
 
 def _padded(x: Tensor) -> Tensor:
-    """A flat copy, as long as whole vectors: in float32 torch rounds what is left over in another order."""
+    """Return a flat copy, padded to whole vectors: in float32 torch rounds the remaining elements in another order."""
     import torch
 
     return torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % _VECTOR))

@@ -1,4 +1,4 @@
-"""What an update depends on beside its tensors: the rule, its hyperparameters and torch's implementation flags."""
+"""What an update depends on besides its tensors: the rule, its hyperparameters and torch's implementation flags."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Settings:
     Attributes
     ----------
     optimizer
-        ``"AdamW"`` (weight decay apart), ``"Adam"`` (L2: the decay is added to the gradient) or ``"SGD"``.
+        ``"AdamW"`` (decoupled weight decay), ``"Adam"`` (L2: the decay is added to the gradient) or ``"SGD"``.
     lr
-        The constant learning rate; None where each step has its own.
+        The constant learning rate; None if each step has its own.
     """
 
     optimizer: str
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def arithmetic(self) -> str:
-        """What torch computes with under these flags; on accelerators foreach differs from single in speed alone."""
+        """The arithmetic that these flags select; on accelerators foreach differs from single only in speed."""
         if self.fused:
             return "fused"
         if self.capturable and self.is_adam:
@@ -66,19 +66,21 @@ class Settings:
 
 
 def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> Settings:
-    """The settings that a recording's attributes tell, with those that are given instead.
+    """Read the settings in a recording's attributes; given settings have precedence.
 
     Parameters
     ----------
     known
         Attributes of a recording: ``optimizer`` and ``hyperparameters``.
     given
-        Hyperparameters under torch's names, and ``optimizer``; they go before the recording's.
+        Hyperparameters under torch's names, and ``optimizer``; they have precedence over the recording's.
+    where
+        What needs the settings, for messages.
 
     Raises
     ------
     InputError
-        If the optimizer is unknown or none that can be replayed, or Adam's betas and eps are known from nowhere.
+        If the optimizer is unknown or cannot be replayed, or if neither source gives Adam's betas and eps.
     """
     if not isinstance(given, Mapping):
         raise InputError(f"{where}: hyperparameters is a {type(given).__name__}; expected: a mapping of torch's names")
@@ -109,7 +111,7 @@ _FLAGS = ("amsgrad", "maximize", "nesterov", "foreach", "fused", "capturable", "
 
 
 def _check(name: str, value: Any, where: str, source: str) -> None:
-    """Refuse a value that is none of its hyperparameter's."""
+    """Refuse a value that a hyperparameter cannot have."""
     if name == "betas":
         fits = isinstance(value, (tuple, list)) and len(value) == 2 and all(_number(b) and 0 <= b < 1 for b in value)
         needed = "two numbers from 0 to below 1"

@@ -3,10 +3,10 @@
 The lock and the facts are those of `store.in_progress`. Its directory beside the results also holds
 
     tried           written by workers, to test that they can write there
-    SWEEP/ROW       what a row of chunks passes on to others, written when the row's results are written
+    PASS/BLOCK      the small values that the task of a block of steps returned, written after the block's results
 
-A row is finished if this file is intact, the row's chunks of the recording are those that it was computed from, and its
-chunks of the results exist.
+A block is finished if this file is intact, the block's chunks of the recording are those that it was computed from, and
+its chunks of the results exist.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ def is_unfinished(path: str | Path) -> bool:
 
 
 class Work:
-    """Results that one process writes, or continues to write.
+    """Results that one process is writing, from the beginning or after an interruption.
 
     Attributes
     ----------
     path
         The results.
     place
-        Where the notes on them lie.
+        The folder or address of the notes on the work in progress.
     begun
         Whether an interrupted analysis can be resumed.
-    rows
-        How many blocks of steps are finished, and how many there are, as far as `journal` was asked for them.
+    blocks
+        How many blocks of steps are finished, and how many there are, in all passes for which `journal` was called.
     """
 
     def __init__(self, path: str | Path, tree: xr.DataTree) -> None:
         self._notes = InProgress(path, "analysis")
         self.path, self.place, self._tree = path, self._notes.place, tree
         self.begun = False
-        self.rows = (0, 0)
+        self.blocks = (0, 0)
 
     @contextmanager
     def held(self) -> Iterator[Work]:
@@ -78,19 +78,19 @@ class Work:
             yield self
 
     def resumes(self) -> bool:
-        """Return whether the results are those that the same analysis left.
+        """Return whether the same analysis left these results unfinished, so that it can be resumed.
 
         Raises
         ------
         DestinationExistsError
-            If they are of another analysis: in which facts it differs, and what to do.
+            If another analysis left them; the message says what differs, and what to do.
         """
         recorded = self._notes.identified()
         if recorded is not None and recorded != destination.root_attributes(self.path).get("begun"):
             return False
         differences = self._notes.differences(self._facts)
         if differences:
-            if not self._notes.has_finished_parts():  # an analysis of the user's own failed at once, and is mended now
+            if not self._notes.has_finished_parts():  # nothing would be lost: a user's own analysis failed immediately
                 return False
             raise self._notes.refusal(differences)
         self.begun = differences is not None
@@ -121,30 +121,30 @@ class Work:
         chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
         journal = ResumeJournal(location.absolute(self.place), name, chunks)
         written = location.object_versions(targets[0].store) if self.begun and targets else {}
-        done = {i for i in range(len(chunks)) if _is_there(written, targets, i) and journal.passed_on(i) is not None}
-        self.rows = (self.rows[0] + len(done), self.rows[1] + len(chunks))
+        done = {i for i in range(len(chunks)) if _is_written(written, targets, i) and journal.passed_on(i) is not None}
+        self.blocks = (self.blocks[0] + len(done), self.blocks[1] + len(chunks))
         return journal, done
 
     def _chunks_of(self, job: BlockTask, i: int) -> str:
-        """Return a token of the chunks that a block is computed from."""
-        if job.held:  # they come through the graph, from unknown chunks
-            return tokenize(sorted(self._marks.items()))
+        """Return a fingerprint of the chunks that a block is computed from."""
+        if job.held:  # values come through Dask's graph, from unknown chunks: use all chunks
+            return tokenize(sorted(self._versions.items()))
         start, n = job.layout.starts[i], job.layout.n_states[i]
         keys = [key for stored in job.stored.values() for key in _keys(stored, start, start + n)]
-        return tokenize([(key, self._marks.get(key)) for key in keys])
+        return tokenize([(key, self._versions.get(key)) for key in keys])
 
     @cached_property
-    def _marks(self) -> dict[str, tuple[int, str]]:
-        """Every file of the recordings, with what is another when it is written again."""
+    def _versions(self) -> dict[str, tuple[int, str]]:
+        """Every file of the recordings, with its size and version (mtime or ETag)."""
         stores = {location.address_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
         source = self._tree.attrs.get("source")
         if isinstance(source, str) and destination.root_attributes(source):
             opened = zarr.open_group(location.zarr_store(source), mode="r").store
             stores.setdefault(location.address_of(opened), opened)
         return {
-            f"{place}/{key}": mark
+            f"{place}/{key}": version
             for place, found in stores.items()
-            for key, mark in location.object_versions(found).items()
+            for key, version in location.object_versions(found).items()
         }
 
     @cached_property
@@ -154,9 +154,9 @@ class Work:
 
     @cached_property
     def _facts(self) -> dict[str, str]:
-        """What must be equal for the analysis to resume. Chunks of the recording are compared row by row."""
-        swept = tuple(f"{_place(p)}/" for job in self._jobs for p in job.stored.values())
-        small = {key: mark for key, mark in self._marks.items() if not key.startswith(swept) and not _is_bounds(key)}
+        """What must be equal for the analysis to resume. Chunks that a pass reads are compared block by block."""
+        in_pass = tuple(f"{_place(p)}/" for job in self._jobs for p in job.stored.values())
+        small = {k: v for k, v in self._versions.items() if not k.startswith(in_pass) and not _is_motion_index(k)}
         return {
             "the recording": tokenize(sorted(small.items())),
             "the analyses, their options or the tokens": tokenize(_determinants(self._tree)),
@@ -164,8 +164,8 @@ class Work:
         }
 
 
-def _is_bounds(key: str) -> bool:
-    return f"/{motion_index.GROUP}/" in key  # a help alone
+def _is_motion_index(key: str) -> bool:
+    return f"/{motion_index.GROUP}/" in key  # it saves time and does not affect results
 
 
 def _place(stored: StoredArray) -> str:
@@ -173,19 +173,19 @@ def _place(stored: StoredArray) -> str:
 
 
 def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
-    """Yield the files of a block of steps, and that of the next step, which ends the last transition."""
+    """Yield the files of a block of steps, and those of the next step, which ends the last transition."""
     array, leading = stored.array, stored.leading
-    rows = np.unique(stored.steps[start : stop + 1] // stored.chunk_steps).tolist()
-    columns = np.unique(stored.tokens // array.chunks[-2]).tolist()
-    for position in itertools.product(rows, columns):
+    along_step = np.unique(stored.steps[start : stop + 1] // stored.chunk_steps).tolist()
+    along_token = np.unique(stored.tokens // array.chunks[-2]).tolist()
+    for position in itertools.product(along_step, along_token):
         yield f"{_place(stored)}/{file_key(array, (*leading, *position, 0))}"
 
 
-def _is_there(written: Mapping[str, tuple[int, str]], targets: Sequence[zarr.Array[Any]], i: int) -> bool:
-    """Return whether the chunks of a row's results exist and are not empty, as a power cut may leave them."""
+def _is_written(written: Mapping[str, tuple[int, str]], targets: Sequence[zarr.Array[Any]], i: int) -> bool:
+    """Return whether all chunks of a block's results exist; one that a power cut left empty does not count."""
     for array in targets:
-        rows, *others = array.cdata_shape
-        for position in itertools.product((i,) if i < rows else (), *map(range, others)):
+        n_blocks, *others = array.cdata_shape
+        for position in itertools.product((i,) if i < n_blocks else (), *map(range, others)):
             if not written.get(f"{array.path}/{array.metadata.encode_chunk_key(position)}", (0, ""))[0]:
                 return False
     return True

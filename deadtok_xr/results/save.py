@@ -86,8 +86,8 @@ def save_results(
         cluster.check_places(path, tree.attrs.get("source"))
         cluster.check_writing(path, work.place)
         task = write_all(_pairs(root, created, tree), work.journal)
-        if not created and work.rows[1]:
-            _log.info("%s resumes: %d of %d blocks of steps are finished", path, *work.rows)
+        if not created and work.blocks[1]:
+            _log.info("%s resumes: %d of %d blocks of steps are finished", path, *work.blocks)
         with progress or nullcontext():
             # one graph for all groups, or the recording would be read once for each
             task.compute()
@@ -158,10 +158,10 @@ def _writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        who = "" if cluster.current() is None else " by a worker"
+        by_worker = "" if cluster.current() is None else " by a worker"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = f"{path} cannot be written{who}: {os.strerror(error.errno)}"
-        advice = "make room" if full else "correct that"
+        what = f"{path} cannot be written{by_worker}: {os.strerror(error.errno)}"
+        advice = "free disk space" if full else "correct that"
         raise OSError(error.errno, f"{what}; {advice}, or choose another destination") from error
 
 

@@ -1,4 +1,4 @@
-"""Checks of the place for a new store: nothing is replaced by mistake, and nothing is written into another store."""
+"""Check the destination of a new store: nothing is replaced by mistake, and nothing is written into another store."""
 
 from __future__ import annotations
 

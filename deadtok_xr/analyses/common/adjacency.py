@@ -66,7 +66,7 @@ class Adjacency:
     n_tokens
         The number of tokens.
     held, initial
-        What is kept as it was at the first step, see `HELD`, and the positions at that step.
+        What stays as it was at the first step, see `HELD`, and the positions at that step.
     """
 
     variable: str
@@ -80,7 +80,7 @@ class Adjacency:
 
 
 class AdjacencyTracker:
-    """Measure the graph at one step after the other of a block, reusing what is known from the step before.
+    """Measure the graph at each step of a block in order, reusing the results of the step before.
 
     A device measures it for the spacing of the centroid, which is one threshold for all pairs, and labels no
     components. The centroid itself is always summed by numba, token after token: an edge can depend on its last bit.
@@ -198,12 +198,12 @@ class AdjacencyTracker:
 
 
 def check_grid(variable: str, values: NDArray[Any], grid: str) -> None:
-    """Refuse values that are not on the grid, whose spacing would say nothing about them.
+    """Refuse values that are not on the grid, because its spacing would have no meaning for them.
 
     Raises
     ------
     OffGridError
-        With the number of such rows.
+        If there are any; the message gives the number of such rows.
     """
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.ordinals import count_off_grid

@@ -1,4 +1,4 @@
-"""The coordinates of results, taken from those of the recording."""
+"""Select the coordinates of results from those of the recording."""
 
 from __future__ import annotations
 

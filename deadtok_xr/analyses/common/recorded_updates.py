@@ -22,7 +22,7 @@ from deadtok_xr.store.stored_array import stored_dtype
 
 TENSORS = ("grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 ELEMENTS_PER_CALL = 2**15
-"""Elements per call of torch: for more it starts threads of its own, which would compete with those of Dask."""
+"""Elements per call of torch: for more, torch starts its own threads, which would compete with those of Dask."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Updates:
     Attributes
     ----------
     settings
-        Of the optimizer.
+        The settings of the optimizer.
     arrays
         W and the recorded tensors of its optimizer, (step, token, dim); `lr`, `step` and `t`, the optimizer's own
         count of updates, (step, 1, 1).
@@ -48,19 +48,19 @@ class Updates:
     notes: dict[str, Any]
 
     @property
-    def untried(self) -> tuple[str, ...]:
-        """The arithmetics that no recording has confirmed yet: all but those of CPUs."""
-        return arithmetics.arithmetics(self.settings) if self.settings.on_accelerator else arithmetics.UNTRIED
+    def unconfirmed(self) -> tuple[str, ...]:
+        """The arithmetics that no recording has confirmed yet: all on accelerators, and `arithmetic.UNCONFIRMED`."""
+        return arithmetics.candidates(self.settings) if self.settings.on_accelerator else arithmetics.UNCONFIRMED
 
     def require(self, arithmetic: str, purpose: str) -> None:
-        """Check that an arithmetic is known, and that all tensors for it are there.
+        """Check that an arithmetic is known, and that all tensors that it needs were recorded.
 
         Raises
         ------
         InputError
             If it is unknown, or a tensor is missing.
         """
-        known = arithmetics.arithmetics(self.settings)
+        known = arithmetics.candidates(self.settings)
         if arithmetic not in known:
             hint = (
                 "; with float32 master weights, updates do not round to zero but accumulate between the recorded "
@@ -72,7 +72,7 @@ class Updates:
                 f"{purpose}: {self.settings.optimizer} has no arithmetic {arithmetic!r}: choose 'auto', "
                 f"'find' or one of {', '.join(known)}{hint}"
             )
-        missing = [name for side in arithmetics.needs(arithmetic, self.settings) for name in side]
+        missing = [name for side in arithmetics.required_tensors(arithmetic, self.settings) for name in side]
         missing = [name for name in dict.fromkeys(missing) if name not in self.arrays]
         if missing:
             recorded = ", ".join(name for name in self.arrays if name in self.grids)

@@ -135,7 +135,7 @@ def _replay(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice,
     w = before["W"]
     single = t > 0 and not np.isnan(lr)  # else the transition is not a single update, or its learning rate is unknown
     none = torch.full_like(w, 0.0 if t == SKIPPED else np.nan, dtype=torch.float64)
-    u = arithmetics.intended(arithmetic, s, t, lr, before, after) if single else none
+    u = arithmetics.unrounded_update(arithmetic, s, t, lr, before, after) if single else none
     predicted = arithmetics.update(arithmetic, s, t, lr, before, after).to(w.dtype) if single else w
     has_gradient = "grad" in after or t == SKIPPED
     g = after["grad"] if "grad" in after and t != SKIPPED else torch.zeros_like(w)

@@ -1,4 +1,4 @@
-"""Selected steps and tokens: for measures that cost too much at every step and for every token."""
+"""Select steps and tokens, for measures that would take too long for every step and token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def select_steps(labels: NDArray[np.int64], steps: Sequence[int] | None, purpose
     Raises
     ------
     InputError
-        If a step is not there, or none is named.
+        If a step does not exist, or none is named.
     """
     if steps is None:
         return _spread(len(labels), at_most)
@@ -52,7 +52,7 @@ def select_one_step(x: xr.DataArray, step: int | None, purpose: str) -> xr.DataA
     Raises
     ------
     InputError
-        If the step is not there, or one of several must be named.
+        If the step does not exist, or one of several must be named.
     """
     labels = x["step"].values if "step" in x.coords else np.arange(x.sizes["step"])
     if step is None and len(labels) > 1:
@@ -67,7 +67,7 @@ def select_one_step(x: xr.DataArray, step: int | None, purpose: str) -> xr.DataA
 
 
 def missing_step(purpose: str, step: Any, labels: NDArray[np.int64]) -> InputError:
-    """Return the error for a step that is not there."""
+    """Return the error for a step that does not exist."""
     return InputError(f"{purpose}: step {step} is not in this dataset; {_choices(labels)}")
 
 

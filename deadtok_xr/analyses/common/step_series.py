@@ -1,4 +1,4 @@
-"""Numbers per step, gathered in one task: a task for each variable and block would take longer than the work."""
+"""Collect numbers per step in one task: a task for each variable and block would take longer than the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directions of vectors, and the angles between them."""
+"""Compute directions of vectors, and the angles between them."""
 
 from __future__ import annotations
 

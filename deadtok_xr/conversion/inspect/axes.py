@@ -80,9 +80,9 @@ def full_dims(dims: tuple[str, ...], axes: Axes) -> tuple[str, ...]:
 
 
 def first_row(n: int, n_steps: int, name: str, dtype: np.dtype[Any] | None) -> int | None:
-    """Return the step position of the first of n rows: 1 if one row is missing and the variable begins at step 1.
+    """Return the position along `step` of the first of n values: 1 if one is missing and the variable begins at step 1.
 
-    None if there are neither as many rows as steps nor one less.
+    None if there are neither as many values as steps nor one less.
     """
     since_one = schema.attributes(name)["valid_from"] == 1 or name.startswith("exp_avg")  # no state before a step
     begins_at_one = since_one and (dtype is None or dtype.kind in "fV")

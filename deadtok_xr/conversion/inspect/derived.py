@@ -1,4 +1,4 @@
-"""Sources with arrays that are computed from those of another source: joined rows, and absolute weights."""
+"""Sources with arrays that are computed from those of another source: joined tokens, and absolute weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ABSOLUTE = "initial + deltas"
 
 
 class Wrapped(Source):
-    """A source that passes everything on to another one, for subclasses that change some entries."""
+    """A source that delegates to another one; its subclasses change some entries."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -44,7 +44,7 @@ class Wrapped(Source):
 
 
 class Joined(Wrapped):
-    """A source that joins arrays of some rows each, such as dead and live ones, along the rows."""
+    """A source that joins arrays with different tokens, such as dead and live ones, along the token axis."""
 
     def __init__(self, source: Source, pieces: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__(source)
@@ -80,7 +80,7 @@ class Joined(Wrapped):
 
 
 def join_rows(source: Source, key_map: KeyMap) -> Source:
-    """Return a source with one array per variable, where its rows may be in several."""
+    """Return a source with one array per variable; arrays that hold different tokens of a variable are joined."""
     pieces = {
         name: keys for name, keys in key_map.pieces.items()
         if name not in source.entries and all(k in source.entries for k in keys)
@@ -149,7 +149,7 @@ class Absolute(Wrapped):
 
 
 def initial_weights(source: Source, keys: tuple[str, ...]) -> NDArray[Any]:
-    """Read initial weights (row, dim) from a file of their own: its only matrix, or the one with a known key."""
+    """Read initial weights (row, dim) from a separate file: its only matrix, or the one with a known key."""
     matrices = [k for k, e in source.entries.items() if e.dtype is not None and len(e.shape) >= 2]
     named = [k for k in keys if k in matrices]
     if len(named or matrices) != 1:
@@ -191,7 +191,7 @@ def with_absolute_weights(source: Source, initial: Source, key_map: KeyMap, opti
     first = source.read(keys["delta"], slice(0, 1)).astype(np.float64)
     if labels is not None and labels[0] not in (0, 1):
         raise InputError(f"{source.path}: {step_key!r} begins at {labels[0]}: earlier displacements are missing")
-    # a first row that moves, or is labelled 1, belongs to update 1: the initial state has no row
+    # a first displacement that is not zero, or is labelled 1, belongs to update 1: the initial state is not in the file
     one_short = bool(np.nan_to_num(first).any()) if labels is None else bool(labels[0] == 1)
     values = initial_weights(initial, ("W", "initial", "W_initial", *key_map.variables["W"]))
     return Absolute(source, keys["delta"], values, initial.path, one_short=one_short)

@@ -1,4 +1,4 @@
-"""Describe the arrays of a source that are neither matrices of the recording nor about its rows."""
+"""Describe the arrays of a source that are neither matrices of the recording nor lists of its tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT_BYTES = 16 * 2**20
 
 @dataclass
 class OtherArrays:
-    """What the arrays become that are neither matrices of the recording nor its rows.
+    """What is done with the arrays that are neither matrices of the recording nor lists of its tokens.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ def _is_other_parameter(context: Context, array: _Array) -> bool:
 
 
 def _add(context: Context, array: _Array, others: OtherArrays) -> None:
-    """Make an array a variable or a setting, or leave it out."""
+    """Store an array as a variable or as a setting, or leave it out."""
     key, entry = array.key, array.entry
     why = _why_not_stored(entry)
     dims = None if why else _dims(context, array)

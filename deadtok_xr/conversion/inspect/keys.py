@@ -37,9 +37,10 @@ class KeyMap:
     static
         Keys of arrays with an axis of tokens and none of steps, kept under their own names.
     transitions
-        Keys of arrays, kept under their own names, whose row i belongs to update i + 1 if one row is missing.
+        Keys of arrays, kept under their own names, whose value i belongs to update i + 1 if they have one value less
+        than there are steps.
     pieces
-        Variable -> keys of arrays that each hold some of its rows.
+        Variable -> keys of arrays that each hold some of its tokens.
     """
 
     variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -69,7 +69,7 @@ def _describe(context: Context, name: str, key: str) -> PlannedVariable:
 
 
 def _first_position(context: Context, name: str, key: str, dtype: np.dtype[Any]) -> int:
-    """Return the position along `step` of a matrix's first row, once its shape is checked."""
+    """Return the step position of the first state of a matrix, after checking its shape."""
     entry, axes, lead = context.source.entries[key], context.axes, context.axes.lead()
     n = axes.n_steps + context.steps.skip
     n_rows = entry.shape[len(lead)] if len(entry.shape) > len(lead) else 0
@@ -147,7 +147,7 @@ def _precision_warning(v: PlannedVariable) -> str | None:
             else ""
         )
         return (
-            f"{v.name!r} is {v.dtype}, but every value is on the bfloat16 grid: it is taken for a copy of "
+            f"{v.name!r} is {v.dtype}, but every value is on the bfloat16 grid: it is treated as a copy of "
             f"bfloat16 weights, and analysed on that grid{lossy}"
         )
     if precision == "none":

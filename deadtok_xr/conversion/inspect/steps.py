@@ -1,4 +1,4 @@
-"""Step labels: those of the source, or the positions of its rows, and rows that repeat the initial state."""
+"""Step labels: those of the source, or positions along its step axis, and states that repeat the initial state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StepLabels:
     key
         The array of the source that holds them; None if they are positions.
     skip
-        How many rows at the beginning of the source repeat the next one and are left out.
+        How many states at the beginning of the source repeat the next one and are left out.
     notes
         What a user should know about them.
     """
@@ -48,7 +48,7 @@ def find_steps(source: Source, key_map: KeyMap, options: Options, keys: Mapping[
     Raises
     ------
     InputError
-        If the labels do not ascend, do not fit the rows, or can be read in two ways.
+        If the labels do not ascend, do not fit the number of states, or can be read in two ways.
     """
     steps = _labels(source, key_map, axes, options)
     if axes.static:
@@ -56,7 +56,7 @@ def find_steps(source: Source, key_map: KeyMap, options: Options, keys: Mapping[
     if "W" not in keys:
         return _of_displacements(source, keys["delta"], steps, options)
     if keys["W"] != ABSOLUTE and _recorded_before_steps(source, keys["W"], axes, options):
-        note = "recorded before each step: row t + 1 of the file is the state after update t"
+        note = "recorded before each step: the state at position t + 1 of the file is that after update t"
         return replace(steps, labels=steps.labels[:-1], skip=1, notes=(*steps.notes, note))
     return steps
 
@@ -72,7 +72,7 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
         return StepLabels(np.arange(n))
     entry = numeric_entry(source, key)
     if options.steps == "position":
-        return StepLabels(np.arange(n), key, notes=(f"{key!r} is not used: the rows are numbered 0..{n - 1}",))
+        return StepLabels(np.arange(n), key, notes=(f"{key!r} is not used: the steps are numbered 0..{n - 1}",))
     if source.entries.get(ABSOLUTE) is not None and entry.shape == (n - 1,):
         labels = read_all(source, key).astype(np.int64)  # those of the updates; the initial state precedes them
         return StepLabels(np.concatenate([labels[:1] - 1, labels]), key)
@@ -82,7 +82,7 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
     _check_ascending(source, key, labels)
     if options.steps is None and _drift(labels):
         raise InputError(
-            f"{source.path}: {key!r} runs from {labels[0]} to {labels[-1]} over {n} rows and skips a number "
+            f"{source.path}: {key!r} runs from {labels[0]} to {labels[-1]} over {n} states and skips a number "
             f"{int((np.diff(labels) == 2).sum())} time(s). Either the labels are right and those steps are missing: "
             "say --steps recorded (steps='recorded'); or the labels drift, as when a Trainer's hook also counts the "
             "ends of epochs, and no step is missing: say --steps position (steps='position')"
@@ -117,7 +117,7 @@ def _check_ascending(source: Source, key: str, labels: NDArray[np.int64]) -> Non
 
 
 def _recorded_before_steps(source: Source, key: str, axes: Axes, options: Options) -> bool:
-    """Return whether rows were recorded before the optimizer's step, so that the first two are equal."""
+    """Return whether states were recorded before the optimizer's step, so that the first two are equal."""
     if options.recorded == "after":
         return False
     repeats = repeats_its_first_step(source, key, len(axes.lead()))
@@ -137,14 +137,14 @@ def _recorded_before_steps(source: Source, key: str, axes: Axes, options: Option
 
 
 def _of_displacements(source: Source, key: str, steps: StepLabels, options: Options) -> StepLabels:
-    """Label displacements without weights: a first row that moves belongs to an update, not to step 0."""
+    """Label displacements without weights: if the first one is not zero, it belongs to update 1, not to step 0."""
     first = source.read(key, slice(0, 1))
     if steps.labels[0] != 0 or not np.nan_to_num(first.astype(np.float64)).any():
         return steps
     if steps.key is not None and options.steps != "position":
         raise InputError(
-            f"{source.path}: {key!r} moves in its first row, which {steps.key!r} labels 0, the initial state: say "
-            "--steps position (steps='position') if the first row is that of update 1"
+            f"{source.path}: {key!r} is not zero at its first position, which {steps.key!r} labels 0, the initial "
+            "state: say --steps position (steps='position') if that position belongs to update 1"
         )
-    note = f"{key!r} moves in its first row: that is update 1, and the rows are 1..{len(steps.labels)}"
+    note = f"{key!r} is not zero at its first position, which is therefore update 1: steps 1..{len(steps.labels)}"
     return replace(steps, labels=steps.labels + 1, notes=(*steps.notes, note))

@@ -26,7 +26,7 @@ class Merged(Source):
     Parameters
     ----------
     path, format
-        Of the merged source.
+        Path and format of the merged source.
     parts
         Prefix and open source of each; they are closed with this one.
     attributes

@@ -40,13 +40,13 @@ class Entry:
     dtype
         The numpy dtype of what `Source.read` returns, in native byte order; None for anything but numbers.
     type_name
-        What the file calls the type, for messages.
+        The name of the type in the file, for messages.
     buffer_bytes
         Memory that reading in order needs besides the values, for instance for chunks of the file.
     in_order
         Whether reading an earlier part again means reading everything before it again.
     late
-        In stacked files: how many of the first steps do not have it.
+        In stacked files: the number of steps at the beginning that do not have it.
     """
 
     shape: tuple[int, ...]

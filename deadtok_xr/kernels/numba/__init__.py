@@ -1,4 +1,4 @@
-"""Kernels for the CPU, compiled by numba: they release the GIL and run on one core, inside one Dask thread."""
+"""Kernels for the CPU, compiled by numba: they release the GIL and run on one core, within one thread of Dask."""
 
 from deadtok_xr.kernels.numba.bounds import motion_bounds
 from deadtok_xr.kernels.numba.changes import changed_rows, last_motion

@@ -1,4 +1,4 @@
-"""Which tokens are adjacent: the rule, its thresholds, and one pair in float64.
+"""Decide which tokens are adjacent: the rule, its thresholds, and the test of one pair in float64.
 
 Tokens a and b are adjacent if |a_d - b_d| <= k · s in every dim d. The spacing s is the mean ULP of the centroid, which
 is one threshold for all pairs; the larger of the two tokens' mean ULP; or, in each dim, the larger of the two elements'
@@ -19,11 +19,11 @@ CENTROID, PAIR, ELEMENT = 0, 1, 2
 """The spacings."""
 
 AT_ONCE = 256
-"""How many dims are compared before the outcome is tested, which costs as much as 50 dims."""
+"""How many dims are compared before the result is tested; a test costs as much as comparing 50 dims."""
 
 
 class Rule(NamedTuple):
-    """Which tokens are adjacent."""
+    """The rule that decides which tokens are adjacent."""
 
     spacing: int
     k: float
@@ -34,19 +34,19 @@ class Rule(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """The tokens of a step, and what decides which are adjacent."""
+    """The tokens of a step, and the thresholds for their distances."""
 
     words: Any
     """(n, d)."""
     threshold: float
-    """Of the spacing `CENTROID`."""
+    """The threshold of the spacing `CENTROID`."""
     token_thresholds: Any
-    """(n,): of the spacing `PAIR`; else empty."""
+    """(n,): the thresholds of the spacing `PAIR`; else empty."""
     rule: Rule
 
 
 def rule(spacing: int, k: float, linked: bool, lattice: Lattice) -> Rule:
-    """Return the rule by which tokens are adjacent within ``k`` spacings in every dim, equal ones if ``linked``."""
+    """Return the rule: tokens within ``k`` spacings in every dim are adjacent; equal tokens only if ``linked``."""
     return Rule(spacing, float(k), linked, lattice.smallest, lattice.ulp_offset)
 
 
@@ -96,7 +96,7 @@ def _element_limits(words, rule, low, high):
 
 @compiled
 def adjacent(positions, a, b):
-    """Whether two tokens are adjacent, in float64. Limits and gaps are compared by their bits, which order alike."""
+    """Return whether two tokens are adjacent, in float64. Limits and gaps are compared as integers, by their bits."""
     words, rule = positions.words, positions.rule
     D = words.shape[1]
     threshold = positions.threshold

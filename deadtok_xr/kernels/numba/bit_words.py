@@ -1,8 +1,8 @@
 """Elements as bit words: unsigned integers with the bits of bfloat16 (16) or float32 (32).
 
-Each is converted to a float32 word where it is used. On a number format (`kernels.Lattice`) a float32 word has an
-*exponent*, the format's own exponent field, 0 for its zero and subnormals, and an *ordinal*, how many numbers of the
-format lie between it and zero.
+Each is converted to a float32 word where it is used. In a number format (`kernels.Lattice`) a float32 word has an
+*exponent*, the format's own exponent field, 0 for its zero and subnormals, and an *ordinal*, the number of
+representable numbers between it and zero.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def float32_value(word):
 
 @compiled
 def unsigned_zero(word):
-    """Return a float32 word, that of +0 for -0: the two are the same value."""
+    """Return a float32 word, with -0 replaced by +0, because the two are the same value."""
     return word if word & MAGNITUDE else np.uint32(0)
 
 
@@ -80,13 +80,13 @@ def ordinal_of(word, smallest, ulp_offset):
 
 @compiled
 def power_of_two(exponent):
-    """Return 2^exponent as a float64, put together from its bits."""
+    """Return 2^exponent as a float64, made from its bits."""
     return np.int64((1023 + exponent) << 52).view(np.float64)
 
 
 @compiled
 def off_grid(word, spare, largest):
-    """Whether a float32 word is finite and no number of the format."""
+    """Return whether a float32 word is finite and not a number of the format."""
     size = np.uint32(word & MAGNITUDE)
     field = size >> np.uint32(23)
     return (field < np.uint32(255)) & ((size > np.uint32(largest)) | ((word & spare[np.uint64(field)]) != 0))
@@ -94,5 +94,5 @@ def off_grid(word, spare, largest):
 
 @compiled
 def not_finite(word):
-    """Whether a float32 word is NaN or infinite."""
+    """Return whether a float32 word is NaN or infinite."""
     return (word & MAGNITUDE) >= np.uint32(0x7F800000)

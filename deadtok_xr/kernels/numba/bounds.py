@@ -1,4 +1,4 @@
-"""The first and the last motion of rows within a chunk."""
+"""Find the first and the last motion of each row within a chunk."""
 
 from __future__ import annotations
 

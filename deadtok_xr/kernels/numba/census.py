@@ -1,8 +1,8 @@
-"""Label rows that are bitwise the same at each step.
+"""Label rows that are equal bit for bit at each step.
 
-Rows are hashed, and rows of equal hash are compared, so that the answer does not rest on the hash. A row that did not
-change keeps its hash; a step at which no row changed keeps its labels. `coincidence_history` follows the labels along
-the steps.
+Rows are hashed, and rows with the same hash are compared, so that collisions of the hash do not change the result. A
+row that did not change keeps its hash; a step at which no row changed keeps its labels. `coincidence_history` follows
+the labels along the steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Longs = NDArray[np.int64]
 
 
 class HashedRows(NamedTuple):
-    """The rows at one step."""
+    """The rows of one step: their hashes and their labels."""
 
     hashes: NDArray[np.uint64]
     """(n,)."""
@@ -40,7 +40,7 @@ def census(
     limits: tuple[Any, Any],
     keys: NDArray[np.uint32],
 ) -> tuple[Longs, HashedRows]:
-    """Label each row with the first row that is the same, at each step.
+    """Label each row with the first row that is equal to it, at each step.
 
     Parameters
     ----------
@@ -51,9 +51,10 @@ def census(
     state
         The rows of the first step, as an earlier call returned them; None to find them.
     limits
-        As words: which one counts as 0, -0 (or 0, to distinguish the two), and infinity, the mask of an exponent.
+        As words: the word that is replaced by 0, which is -0 (or 0, to distinguish the two), and infinity, which is
+        also the mask of the exponent field.
     keys
-        See `keys`; any will do.
+        The factors of the hash: `keys`, or any others.
 
     Returns
     -------
@@ -108,12 +109,12 @@ def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
 
 @compiled
 def _rehash(steps, t, changed, zero, infinity, keys, hashes, old, finite):
-    """Hash the rows that changed; return bool by the low bits of a hash: whether one came or went."""
+    """Hash the rows that changed; return, for each value of the low bits, whether a row got or lost such a hash."""
     N = len(old)
     n_changed = 0
     for n in range(N):
         n_changed += changed[n]
-    # of many rows, all count as changed: to distinguish them would cost more than it saves
+    # if many rows changed, all count as changed: to distinguish them would cost more than it saves
     seen = np.zeros(_power_of_two(64 * n_changed if 8 * n_changed < N else 1), np.bool_)
     few = np.uint64(len(seen) - 1)
     for n in range(N):
@@ -135,7 +136,7 @@ def _power_of_two(n):
 
 @compiled
 def _hash(steps, t, n, zero, infinity, keys):
-    """Return the hash of a row, and whether all of it is finite."""
+    """Return the hash of a row, and whether all its elements are finite."""
     total = np.uint64(0)
     wrong = np.uint64(0)
     for d in range(steps.shape[2]):
@@ -149,7 +150,7 @@ def _hash(steps, t, n, zero, infinity, keys):
 
 @compiled
 def _same(steps, t, n, m, zero, changed, old):
-    """Whether two rows are the same; if neither changed, as their labels at the step before say."""
+    """Return whether two rows are equal; if neither changed, their labels at the step before are compared instead."""
     if not changed[n] and not changed[m]:
         return old[n] == old[m]
     difference = np.uint64(0)

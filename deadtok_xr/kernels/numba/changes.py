@@ -1,6 +1,7 @@
-"""Which rows changed from step to step, and which of their elements.
+"""Find which rows changed from step to step, and which of their elements.
 
-Functions for one row take the block and its indices: a view of each row would cost more than the work on it.
+Functions for one row take the block and the indices of the row: creating a view of each row would take longer than the
+work on it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _difference(steps, t, n):
 
 @compiled
 def same_row(a, t, b, u, n):
-    """Whether row n is the same, bit by bit, at step t of one block and step u of another."""
+    """Return whether row n is the same, bit by bit, at step t of one block and step u of another."""
     if a[t, n, 0] != b[u, n, 0]:
         return False  # most rows that move at all move here
     difference = a[t, n, 0] ^ b[u, n, 0]
@@ -50,7 +51,7 @@ def same_row(a, t, b, u, n):
 def list_changed(steps, t, n, dims, start):
     """List the dims in which a row differs from the next step in ``dims``, from ``start`` on; return the list's end.
 
-    There is no branch that depends on the values: it would be mispredicted at every other element.
+    No branch depends on the values, because it would be mispredicted for every second element.
     """
     end = start
     for d in range(steps.shape[2]):
@@ -99,17 +100,17 @@ def _last_motion(steps, changed, labels, invalid, out):
 
 @inlined_sums
 def finite_row(steps, t, n):
-    """Whether all elements of a row are finite."""
+    """Return whether all elements of a row are finite."""
     total = 0.0
     for d in range(steps.shape[2]):
         x = to_float64(steps[t, n, d])
-        total += x - x  # 0, or NaN of what is not finite
+        total += x - x  # 0 for finite values, else NaN
     return total == 0
 
 
 @compiled
 def _moved(steps, t, n):
-    """Whether any value of a row differs at the next step: -0 and +0 do not."""
+    """Return whether any value of a row differs at the next step; -0 and +0 are equal."""
     for d in range(steps.shape[2]):
         if to_float64(steps[t + 1, n, d]) != to_float64(steps[t, n, d]):
             return True

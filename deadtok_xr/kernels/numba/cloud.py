@@ -1,4 +1,4 @@
-"""How tokens move together and each by itself: sizes, directions, persistence. Tokens that rest cost nothing.
+"""Measure how tokens move together and separately: sizes, directions, persistence. Tokens at rest cost no time.
 
 For the displacements ΔW of N tokens, their mean ΔC and the directions between them:
 
@@ -23,23 +23,23 @@ SUMS = (
     "n_valid", "n_moving", "total_l2", "total_l1", "kinetic_energy", "displacement_max", "temperature_linf",
     "l2_over_linf", "participation", "radial_mean", "tangential_mean", "outward_fraction", "inward_fraction",
 )  # fmt: skip
-"""Of the displacements of a transition, over tokens that are finite at both steps."""
+"""Sums over the displacements of a transition, of tokens that are finite at both steps."""
 SHEAR = ("bulk_speed", "thermal_speed_mean", "temperature", "n_aligned")
-"""Of the displacements beside their mean."""
+"""Measures of the displacements relative to their mean."""
 LAG = (
     "lag1_mean", "lag1_low", "lag1_median", "lag1_high", "n_lag1", "n_lag1_one_rests", "n_lag1_both_rest",
 )  # fmt: skip
-"""Of the cosines between a transition and the one before it."""
+"""Measures of the cosines between the displacements of a transition and those of the one before it."""
 _ALIGNED = 0.9
 
 
 class PreviousTransition:
-    """What a transition needs of the one before it: the step with which it began, and how far each token moved.
+    """What a transition needs from the one before it: the step at its beginning, and how far each token moved.
 
     Parameters
     ----------
     steps
-        (t, n, d), of which the first step counts.
+        (t, n, d), of which the first step is used.
     """
 
     def __init__(self, steps: NDArray[Any]) -> None:
@@ -78,7 +78,7 @@ def cloud_steps(
     changed
         Which rows differ from the step before, (t, n).
     before
-        Of the first step; updated to that of the last.
+        The transition before the first step; updated to the last one.
     totals
         (2, n), added to: the sums over transitions of ‖ΔW‖₂ and of its square; NaN where a value was not finite.
     out
@@ -152,7 +152,7 @@ def _transition(steps, t, changed, norms, bulk, lengths):
 
 @compiled
 def _displacements(steps, t, changed, norms, bulk, moves):
-    """Fill in the displacement of each token, sum them up in ``bulk``, and update the norms."""
+    """Fill in the displacement of each token, add them to ``bulk``, and update the norms."""
     lengths = moves.l2
     for n in range(steps.shape[1]):
         before = norms[n]
@@ -189,7 +189,7 @@ def _sums(steps, t, n, bulk):
 
 @compiled
 def _largest(steps, t, n):
-    """Return ‖ΔW‖∞ of a token, as a maximum of integers: the bits of non-negative floats order as the floats do."""
+    """Return ‖ΔW‖∞ of a token, as a maximum of integers: the bits of non-negative floats ascend with their values."""
     top = np.int64(0)
     for d in range(steps.shape[2]):
         step = abs(np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]))
@@ -243,9 +243,9 @@ def _summarize(moves):
 @compiled
 def _shear(steps, t, lengths, bulk):
     """Return the `SHEAR` of a transition: ‖ΔC‖₂, the means of ‖ΔW - ΔC‖₂ and of its square, and how many tokens move
-    along with ΔC, by a cosine above 0.9; NaN and -1 if a token is not finite.
+    along with ΔC, with a cosine above 0.9; NaN and -1 if a token is not finite.
 
-    ``bulk`` is the sum of the displacements; it is turned into ΔC.
+    ``bulk`` is the sum of the displacements; it is divided in place to become ΔC.
     """
     N = steps.shape[1]
     squares = 0.0
@@ -293,18 +293,18 @@ def lag_one(
     out: dict[str, NDArray[Any]],
     t: int,
 ) -> None:
-    """Fill in `LAG` at t: the cosines between the displacements of two neighbouring transitions.
+    """Fill in `LAG` at t: the cosines between the displacements of two consecutive transitions.
 
     Parameters
     ----------
     first, second, third
-        Three neighbouring steps, (n, d).
+        Three consecutive steps, (n, d).
     lengths, later
         The lengths of the displacements first → second and second → third, (n,); NaN where a value is not finite.
     out
         Arrays (t,) to fill: see `LAG`.
     t
-        The position in these.
+        The position in these arrays.
     """
     cosines = np.empty(len(first))
     n, one_rests, both_rest = _cosines(first, second, third, lengths, later, cosines)

@@ -1,9 +1,9 @@
-"""Coherence of directions: mean and deviation of the cosines between all pairs of vectors, without the pairs.
+"""Measure the coherence of directions: mean and deviation of the cosines between all pairs of vectors, in O(N·D²).
 
 For N unit vectors x with mean μ, let d = x - μ, s = ‖d‖², q = mean s. Since ‖x‖ = 1, 1 - ‖μ‖² = q and
 d·μ = a = (q - s)/2, so that every cosine is 1 - q + a_i + a_j + d_i·d_j. Its mean over pairs is 1 - q·N/(N-1); its
-variance follows from Σa² and K = Σ d dᵀ, in O(N·D²). Nothing here is a difference of numbers near 1, so that a
-deviation of 1e-9 keeps its digits, where mean(c²) - mean(c)² has none.
+variance follows from Σa² and K = Σ d dᵀ. No difference of numbers near 1 is taken, so that a deviation of 1e-9 keeps
+its digits; mean(c²) - mean(c)² would lose all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def differences(block, t, out):
 
 
 def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
-    """Measure how much rows have in common.
+    """Measure how similar the directions of rows are.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
 
     Returns
     -------
-    ``n_valid``, the finite ones, with their ``mean`` (d,) and ``norm_mean``; ``n_used``, those that are not zero
-    either, with the ``direction`` (d,), the mean of their unit vectors, and ``cosine_mean`` and ``cosine_std`` (ddof
-    0) over all pairs of them. NaN where there are too few.
+    ``n_valid``, the number of finite rows, with their ``mean`` (d,) and ``norm_mean``; ``n_used``, the number of finite
+    rows that are not zero, with the ``direction`` (d,), the mean of their unit vectors, and ``cosine_mean`` and
+    ``cosine_std`` (ddof 0) over all pairs of them. NaN if there are too few.
     """
     mean, direction = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     n_valid, n, norm_mean = _unit(rows, unit, mean, direction)
@@ -78,7 +78,7 @@ def _unit(rows, unit, mean, direction):
     for n in range(N):
         squares = _squares(rows, n)
         if not squares < np.inf:
-            continue  # NaN too
+            continue  # also if it is NaN
         n_valid += 1
         if squares == 0.0:
             continue
@@ -114,7 +114,7 @@ def moments(unit, n, centre):
         q += s[i]
     q /= n
     a = 0.5 * (q - s)
-    # few vectors: the pairs themselves cost less, and nothing cancels where all cosines are the same
+    # for few vectors, computing the pairs is faster, and exact if all cosines are equal
     variance = _by_pairs(unit, n, a, q) if n <= D + 8 else _by_products(unit, n, a, q)
     return mean_and_deviation(n, q, variance)
 

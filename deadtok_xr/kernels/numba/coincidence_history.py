@@ -1,12 +1,12 @@
-"""How many places rows share, how these break up and merge, and since when rows have been together.
+"""Follow groups of equal rows: how many there are, how they break up and merge, and since when rows are together.
 
-A *place* is where a row lies: equal rows share one. The first row in the place of each row is given, by either engine
-(`census`); no value is read. A step at which no row changed repeats the step before.
+A *place* is the position of a row: equal rows are in the same place. `census` gives, for each row, the first row in the
+same place; no value is read here. A step at which no row changed repeats the step before.
 
-Since when rows have been together is kept as a sequence of the rows, those of a place side by side, and the step since
-which each has been with the one before it. Any two rows of a place have been together since the latest step between
-them in the sequence: the steps form an ultrametric, as in a dendrogram of single linkage (Jardine and Sibson 1971). A
-place that breaks up, or several that merge, only take such sequences apart and join them.
+Since when rows have been together is stored as a sequence of the rows, in which the rows of a place are adjacent, and
+for each row the step since which it has been together with the row before it. Two rows of a place have been together
+since the latest of the steps between them in the sequence: the steps form an ultrametric, as in a dendrogram of single
+linkage (Jardine and Sibson 1971). If places break up or merge, such sequences only have to be split and joined.
 
 herfindahl   Σ s² of the shares s of black holes, the places of two rows or more
 gini         (2 Σ i·nᵢ / Σ nᵢ - (m + 1)) / m of their m sizes nᵢ, ascending
@@ -23,26 +23,26 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 Longs = NDArray[np.int64]
 APART = np.iinfo(np.int64).max
-"""In place of a step: not together."""
+"""Instead of a step: the rows are not together."""
 FIGURES = (
     "n_unique", "n_black_holes", "population", "largest", "n_singletons", "n_invalid", "herfindahl", "gini",
     "top_two_share",
 )  # fmt: skip
-"""What is found of each step."""
+"""The figures of a step."""
 EVENTS = ("fissions", "fusions", "evaporated", "accreted")
-"""What is found of each transition, among rows that are finite at both steps: black holes that break up and that merge,
-rows that leave black holes and that join them."""
+"""The events of a transition, among rows that are finite at both steps: black holes that break up and that merge, rows
+that leave black holes and that join them."""
 
 
 class CoincidenceHistory(NamedTuple):
-    """Which rows are together at one step, and since when."""
+    """Which rows are together at one step, and since which step."""
 
     label: Longs
     """The first row in the same place, (n,); -1 where a value is not finite."""
     order: Longs
-    """The rows, those of one place side by side, (n,)."""
+    """The rows, with those of one place adjacent, (n,)."""
     since: Longs
-    """The step since which each of ``order`` has been with the one before it; `APART` where it is not. (n,)"""
+    """The step since which each row of ``order`` has been with the row before it; `APART` if it is not. (n,)"""
     figures: NDArray[np.float64]
     """See `FIGURES`."""
 
@@ -69,10 +69,10 @@ def coincidence_history(
     Parameters
     ----------
     labels
-        The first row in the same place as each, (t + 1, n), or (t, n) where no step follows; -1 where a value is not
+        For each row the first row in the same place, (t + 1, n), or (t, n) if no step follows; -1 where a value is not
         finite.
     changed
-        Which rows differ from the step before, one step less.
+        Which rows differ from the step before, (t, n), or (t - 1, n) if no step follows.
     state
         The history at the first step, as an earlier call returned it; None to begin there.
     first
@@ -139,7 +139,7 @@ def _sizes(label):
 
 @compiled
 def _measure(label, sizes, figures):
-    """Fill in the `FIGURES` of a step. Shares are of the rows in black holes."""
+    """Fill in the `FIGURES` of a step. Shares are relative to all rows in black holes."""
     N = len(label)
     how_many = np.zeros(N + 1, np.int64)
     valid = 0
@@ -198,7 +198,7 @@ def _n_broken_up(one, sizes, other):
 
 @compiled
 def regroup(order, since, group, now):
-    """Sort a sequence by group, and update since when each row has been with the one before it.
+    """Sort a sequence by group, and update the step since which each row has been with the one before it.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def regroup(order, since, group, now):
     group
         The group of each row, (n,); rows of group -1 come first, each by itself.
     now
-        The step since which rows are together that were not.
+        The step since which rows are together that were apart before.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def regroup(order, since, group, now):
         begins[k] += begins[k - 1]
     place, last = begins[: N + 1].copy(), np.full(N + 1, -1)
     new_order, new_since = np.empty(N, np.int64), np.full(N, APART)
-    stack, height = np.empty(N, np.int64), 0  # positions whose `since` is later than all that follow
+    stack, height = np.empty(N, np.int64), 0  # positions whose `since` is later than all that follow them
     for p in range(N):
         while height and since[stack[height - 1]] <= since[p]:
             height -= 1
@@ -238,7 +238,7 @@ def regroup(order, since, group, now):
 
 
 def extend_back(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first: int) -> tuple[Longs, Longs]:
-    """Extend a history that begins at step ``first`` to the time before.
+    """Extend a history that begins at step ``first`` to the steps before it.
 
     Parameters
     ----------
@@ -256,17 +256,17 @@ def extend_back(earlier: tuple[Longs, Longs], later: tuple[Longs, Longs], first:
     order, since = later
     begins = since != first
     group = np.empty(len(order), np.int64)
-    group[order] = np.cumsum(begins) - 1  # those that have been together since then, or longer
+    group[order] = np.cumsum(begins) - 1  # rows that have been together since step `first` or longer
     new_order, new_since = regroup(*earlier, group, first)
     return new_order, np.where(begins, since, new_since)
 
 
 @compiled
 def together_since(order, since, label):
-    """Return since when each row has been with the first one of its place, (n,); -1 for rows that are alone.
+    """Return the step since which each row has been with the first one of its place, (n,); -1 for rows that are alone.
 
-    For the first row itself: since when it has been with the one that joined it first. Parameters are those of
-    `CoincidenceHistory`.
+    For the first row itself: the step since which it has been with the row that joined it first. The parameters are
+    those of `CoincidenceHistory`.
     """
     N = len(order)
     out = np.full(N, -1)

@@ -1,4 +1,4 @@
-"""Connected components by union-find with path halving (Tarjan and van Leeuwen 1984), and the graph's figures.
+"""Find connected components by union-find with path halving (Tarjan and van Leeuwen 1984), and the graph's figures.
 
 A node stands for one or more equal tokens.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from deadtok_xr.kernels.numba.jit import compiled
 
 FIGURES = ("n_edges", "largest_component", "n_singletons", "n_components", "degree_max", "n_invalid")
-"""What `count` finds of a graph of tokens."""
+"""The figures of a graph of tokens, which `count` computes."""
 EDGES, LARGEST, SINGLETONS, COMPONENTS, TOP, INVALID = range(6)
 
 
@@ -38,7 +38,7 @@ class Graph(NamedTuple):
 
 @compiled
 def without_edges(nodes, linked):
-    """Return a graph without edges, but for those within a node if equal tokens are ``linked``."""
+    """Return a graph without edges, except those within a node if equal tokens are ``linked``."""
     P = len(nodes.counts)
     return Graph(np.arange(P), nodes.counts - 1 if linked else np.zeros(P, np.int64))
 
@@ -62,7 +62,7 @@ def join(graph, nodes, a, b):
 
 @compiled
 def _bin(x):
-    """Return 0 for 0, and the number of binary digits of others: 1, 2 to 3, 4 to 7, ..."""
+    """Return the bin of a count: 0 for 0, else the number of its binary digits (bins 1, 2 to 3, 4 to 7, ...)."""
     digits = 0
     while x:
         digits += 1
@@ -72,7 +72,7 @@ def _bin(x):
 
 @compiled
 def count(graph, nodes, figures, degrees, sizes):
-    """Fill in `FIGURES` but for the last, and the histograms of degrees and of component sizes, see `topology`."""
+    """Fill in `FIGURES` except the last, and the histograms of degrees and of component sizes, see `topology`."""
     counts, degree = nodes.counts, graph.degree
     P = len(counts)
     size = np.zeros(P, np.int64)

@@ -1,4 +1,4 @@
-"""Adam's step compared with half the gap that it must cross to move an element.
+"""Compare Adam's step with half the gap to the next number, which it must exceed to move an element.
 
 The step is η·m̂ / (√v̂ + ε) (Kingma and Ba 2015, algorithm 1). Rounding to nearest moves an element if the step exceeds
 half the gap between W[t-1] and its neighbour in the step's direction.

@@ -1,4 +1,4 @@
-"""Differences between two matrices of the same tokens, step by step."""
+"""Measure the differences between two matrices of the same tokens, step by step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 
 @compiled
-def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tokens, squares, most, invalid, far):
+def differences(a, b, x, y, to_compare, held, first, at, out_bits, out_values, out_tokens, squares, most, invalid, far):
     """Fill in the differences between two runs.
 
     Parameters
@@ -17,8 +17,8 @@ def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tok
         Words (t, n, d) of the same kind.
     x, y
         Their values as floats.
-    look
-        Which rows to compare, at least (t, n): the others did not change since the step before.
+    to_compare
+        Which rows to compare, (t, n) or longer: the others have not changed since the step before.
     held
         (5, n), updated: for each row at the last step, elements that differ in a bit, elements unequal in value, the
         squared distance, the largest difference of an element, and whether a value is not finite.
@@ -36,7 +36,7 @@ def differences(a, b, x, y, look, held, first, at, out_bits, out_values, out_tok
     for t in range(T):
         valid = 0
         for n in range(N):
-            if look[t, n]:
+            if to_compare[t, n]:
                 _compare(a, b, x, y, t, n, held)
             bits = np.int64(held[0, n])
             out_bits[t] += bits

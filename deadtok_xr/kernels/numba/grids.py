@@ -1,4 +1,4 @@
-"""The number formats that hold values exactly."""
+"""Count the values that number formats cannot hold exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 def count_off_grid(words: NDArray[np.uint32], changed: NDArray[np.bool_], grids: Sequence[Lattice],
                    held: NDArray[np.int64], totals: NDArray[np.int64]) -> None:  # fmt: skip
-    """Count the values of steps that are not finite, and those off each of g grids.
+    """Count the values of steps that are not finite, and those that are not on each of g grids.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""Counts of the exponents and mantissas of a step, carried from step to step by the elements that changed.
+"""Count the exponents and mantissas of a step, and update the counts from step to step by the elements that changed.
 
-Exponents and mantissas are counted together, by the leading 16 bits of a float32 word: one place to add to, seldom the
-one before, and no branch. Distributions are summed from these counts where a step needs them.
+Exponents and mantissas are counted together, by the leading 16 bits of a float32 word: one addition for each element,
+rarely to the same counter as the one before, and no branch. Distributions are summed from these counts when a step
+needs them.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ STATES = ("n_zero", "n_negative", "n_power_of_two")
 ULPS = ("mean", "mean_upward", "largest")
 """Columns of `StepCounts.token_ulp`: the ULP of a whole token."""
 _WORDS, _FIELDS = 1 << 16, 1 << 9
-"""Places for the leading bits of words; behind them one for each sign and exponent, which says that it occurred."""
+"""The number of counters for the leading bits of words, and of flags after them that a sign and exponent occurred."""
 
 
 class StepCounts(NamedTuple):
-    """What is known of the present step; the counts are over tokens of which every element is finite."""
+    """The counts of the current step, over tokens of which every element is finite."""
 
     not_finite: NDArray[np.int64]
     """(n,): elements of each token that are not finite."""
     leading: NDArray[np.int64]
-    """Elements by the leading 16 bits of their word; and 1 for each sign and exponent that has occurred."""
+    """The number of elements by the leading 16 bits of their word; then 1 for each sign and exponent that occurred."""
     counts: NDArray[np.int64]
     """See `STATES`."""
     token_ulp: NDArray[np.float64]
@@ -38,7 +39,7 @@ class StepCounts(NamedTuple):
 
 
 class IncrementalCounts:
-    """The counts of the first step, which `lattice.lattice_steps` carries from step to step.
+    """The counts of a step, which `lattice.lattice_steps` updates from step to step.
 
     Parameters
     ----------
@@ -67,12 +68,12 @@ class IncrementalCounts:
 
     @property
     def n_invalid(self) -> int:
-        """How many tokens have an element that is not finite."""
+        """The number of tokens with an element that is not finite."""
         return int((self.step.not_finite > 0).sum())
 
     @property
     def n_valid(self) -> int:
-        """How many tokens are finite."""
+        """The number of tokens that are finite."""
         return len(self.step.not_finite) - self.n_invalid
 
     def distributions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -96,7 +97,7 @@ def refuse(n_off_grid: int) -> None:
 
 @compiled
 def add_distributions(leading, smallest, exponents, mantissas):
-    """Add up counts by exponent and by mantissa; zero and subnormals of the lattice have exponent 0 and no mantissa."""
+    """Sum counts by exponent and by mantissa; zero and subnormals of the lattice have exponent 0 and no mantissa."""
     for field in range(_FIELDS):
         if not leading[_WORDS + field]:
             continue
@@ -129,7 +130,7 @@ def _count_step(steps, lattice, step):
 def recount(steps, t, n, before, after, k, was_finite, is_finite, step):
     """Count the k elements of a token that changed, whose words are in ``before`` and ``after``.
 
-    All of the row is counted, or no longer, where the token becomes finite or ceases to be.
+    If the token becomes finite, its whole row is added; if it stops being finite, its whole row is subtracted.
     """
     if was_finite and is_finite:
         _count(before, k, -1, step.leading, step.counts)
@@ -142,7 +143,7 @@ def recount(steps, t, n, before, after, k, was_finite, is_finite, step):
 
 @compiled
 def _count(words, k, by, leading, counts):
-    """Add k words to the counts, or take them away."""
+    """Add k words to the counts, or subtract them."""
     zero = negative = single = 0
     for i in range(k):
         size = words[i] & MAGNITUDE
@@ -159,7 +160,7 @@ def _count(words, k, by, leading, counts):
 
 @compiled
 def _is_power_of_two(size):
-    """Whether a magnitude is one: a subnormal of float32 if it has one bit, others if the mantissa has none."""
+    """Return whether a magnitude is a power of two: a subnormal with one bit set, or a zero mantissa."""
     one_bit = (size & (size - np.uint32(1))) == 0
     return (size != 0) & (((size & MANTISSA) == 0) | (one_bit & (size <= MANTISSA)))
 

@@ -1,9 +1,9 @@
 """How the kernels are compiled: without the GIL, on one thread, cached beside the files.
 
-Arguments that belong together are named tuples. numba tells these apart by the name of the class, so no two classes of
-the kernels have the same name. To pass one from Python takes 1 µs for each of its arrays, and much longer if it holds
-other tuples, so such tuples exist only inside compiled functions. The cache refers to these classes: after renaming
-one, delete the *.nbi files.
+Arguments that belong together are named tuples. numba distinguishes these by the name of the class, so no two classes
+of the kernels have the same name. Passing one from Python takes 1 µs for each of its arrays, and much longer if it
+holds other tuples, so nested tuples exist only inside compiled functions. The cache refers to these classes: after
+renaming one, delete the *.nbi files.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ compiled = njit(**_OPTIONS)
 compiled_finite = njit(**_OPTIONS, fastmath=True)
 """For finite values only: sums may be reordered, which lets loops use vector units, and NaN does not occur."""
 compiled_without_nan = njit(**_OPTIONS, fastmath={"nnan", "nsz"})
-"""For infinities, but no NaN: a minimum or maximum is then one instruction."""
+"""For values that may be infinite but not NaN: a minimum or maximum is then one instruction."""
 compiled_sums = njit(**_OPTIONS, fastmath=_REORDERED)
 """Sums may be reordered; NaN and infinity keep their meaning."""
 
-# For the work on one row inside a loop over rows: a call costs as much as the work on 64 elements. numba's cache looks
-# at the file of the loop alone: after a change to such a function, delete the *.nbi files of those that use it.
+# For the work on one row inside a loop over rows: a call costs as much as the work on 64 elements. numba's cache checks
+# only the file of the loop: after a change to such a function, delete the *.nbi files of the kernels that use it.
 inlined = njit(**_OPTIONS, forceinline=True)
 inlined_sums = njit(**_OPTIONS, fastmath=_REORDERED, forceinline=True)

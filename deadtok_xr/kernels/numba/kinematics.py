@@ -1,7 +1,7 @@
-"""The cloud of tokens as a whole: its centroid C, the velocity of C, and the motion in the centre-of-mass frame.
+"""Measure the cloud of tokens as a whole: its centroid C, the velocity of C, and motion in the centre-of-mass frame.
 
 thermal_rms        √(mean ‖ΔW - ΔC‖₂²)
-thermal_residual   ‖Σ (ΔW - ΔC)‖₂, which is rounding alone
+thermal_residual   ‖Σ (ΔW - ΔC)‖₂, which is zero except for rounding
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def kinematics(
     before
         The centroid of the first step, if it is known.
     out
-        Arrays to fill. For the first steps, all or all but the last: centroid, radius, radius_max, n_invalid. For the
-        transitions, (t - 1,): bulk_velocity, bulk_speed, thermal_rms, thermal_residual.
+        Arrays to fill. For the steps, (t,), or all but the last, (t - 1,): centroid, radius, radius_max, n_invalid. For
+        the transitions, (t - 1,): bulk_velocity, bulk_speed, thermal_rms, thermal_residual.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def _heat(steps, changed, bulk, rms, residual):
     D = steps.shape[2]
     sums = np.empty(D)
     for t in range(T):
-        rest = 0.0  # of a token that rests: relative to the centre it moves
+        rest = 0.0  # ‖ΔC‖² of a token at rest, which moves relative to the centroid
         for d in range(D):
             rest += bulk[t, d] * bulk[t, d]
             sums[d] = 0.0

@@ -1,6 +1,6 @@
-"""Autocorrelation of the velocities of a token: sums over pairs of transitions, by their lag.
+"""Compute the autocorrelation of a token's velocity: sums over pairs of transitions, by their lag.
 
-With v[t] = W[t+1] - W[t], the sums of v[t]·v[t+lag] and of the cosines between the two.
+With v[t] = W[t+1] - W[t], these are the sums of v[t]·v[t+lag] and of the cosines between the two.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
 
 
 def lagged(steps, seen, dots, pairs, cosines, n_moved):
-    """Add up the pairs of which the later transition is new.
+    """Sum over the pairs of transitions whose later transition is new.
 
     Parameters
     ----------
     steps
-        (t, n, d), float32 or float64: first steps of which all pairs are counted already, then the new ones.
+        (t, n, d), float32 or float64: first the steps whose pairs are counted already, then the new ones.
     seen
-        How many steps are of the first kind; 0 at the start.
+        The number of steps that are counted already; 0 at the start.
     dots, pairs
-        (n, lags), added to: the sum of v[t]·v[t + lag], at lag 0 of ‖v[t]‖², and how many pairs are finite.
+        (n, lags), added to: the sum of v[t]·v[t + lag], which at lag 0 is ‖v[t]‖², and the number of finite pairs.
     cosines, n_moved
-        (n, lags), added to: the same for the cosines, over the pairs of which both move.
+        (n, lags), added to: the same for the cosines, over the pairs in which the token moves both times.
     """
     _lagged(steps, max(seen - 1, 0), dots, pairs, cosines, n_moved)
 

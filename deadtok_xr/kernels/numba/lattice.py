@@ -1,8 +1,8 @@
-"""Elements on the lattice of their number format: their distribution, and how they step. Only what changed is read.
+"""Measure elements on the lattice of their number format: distribution and steps. Only changed elements are read.
 
 With W' = W / ULP(W[t-1]), the step of an element is ΔW' = ΔW · 2^(ulp_offset - max(E, smallest)), E the exponent field
 of the float32 word of W[t-1]: Goldberg 1991, "What every computer scientist should know about floating-point
-arithmetic", for the unit in the last place. The ordinal distance of two numbers is how many numbers of the format lie
+arithmetic", for the unit in the last place. The ordinal distance of two numbers is the number of representable numbers
 between them.
 """
 
@@ -46,7 +46,7 @@ MOVED, OUTWARD, UPWARD, HALF, FRACTIONAL, CROSS_UP, CROSS_DOWN, SIGN_CHANGE, FRO
 
 
 class LatticeStates(NamedTuple):
-    """What `lattice_steps` fills for each step."""
+    """The arrays that `lattice_steps` fills for each step."""
 
     exponent_count: Any
     """(t, e)."""
@@ -59,7 +59,7 @@ class LatticeStates(NamedTuple):
 
 
 class LatticeTransitions(NamedTuple):
-    """What `lattice_steps` fills for each transition."""
+    """The arrays that `lattice_steps` fills for each transition."""
 
     counts: Any
     """(t, 10), see `COUNTS`."""
@@ -137,7 +137,7 @@ def lattice_steps(
 
 @compiled
 def _lattice_steps(steps, changed, any_changed, lattice, step, states, transitions):
-    """Go through the steps; return how many values of the first step with values off the grid are off it."""
+    """Process all steps; stop at the first with values off the grid, and return how many there are."""
     T = len(changed)
     for t in range(T):
         _fill_state(step, states, t, lattice.smallest, t > 0 and not any_changed[t - 1])
@@ -262,7 +262,7 @@ def _more_not_finite(elements, k):
 
 @compiled_finite
 def _cells(before, after, k, smallest, ulp_offset):
-    """Return ‖ΔW'‖₁, ‖ΔW'‖₂, ‖ΔW'‖∞, ‖ΔW‖₂, and how many elements move by no whole number of cells, and by n + ½."""
+    """Return ‖ΔW'‖₁, ‖ΔW'‖₂, ‖ΔW'‖∞, ‖ΔW‖₂, and how many elements move by a fraction of cells, and by n + ½ cells."""
     l1 = l2 = linf = squares = 0.0
     fractional = half = 0
     for i in range(k):
@@ -331,7 +331,7 @@ def _leading_bits(word, shift):
 
 @compiled
 def _changes_ulp(before, after, k, smallest):
-    """Whether `_measure_ulp` of a token may change."""
+    """Return whether the result of `_measure_ulp` may change for a token."""
     for i in range(k):
         if exponent_of(before[i], smallest) != exponent_of(after[i], smallest):
             return True

@@ -1,4 +1,4 @@
-"""The phases of motion of each token over time: the phase of each transition, and counts along its path."""
+"""Follow the phases of motion of each token: the phase of each transition, and counts along its path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def phases_of(l1, l2, linf, norm_ulp, moved, scheme, root, limits, phase, motion
     root
         √D.
     limits
-        Of the scheme: norm ULP for `MAGNITUDE`, cells for `CELLS`.
+        Limits of the phases: in norm ULP for `MAGNITUDE`, in cells for `CELLS`.
     phase, motion
         Filled, (t, n): the phase, 0 the coldest, -1 invalid; and `STILL`, `WITHIN_A_CELL`, `BEYOND` or `INVALID`.
     """
@@ -80,7 +80,7 @@ def follow(phase, motion, start, path, last, before, passages, steps):
     before
         Phase and motion of the transition before, (2, n), updated; -1 at the beginning.
     passages
-        How often a token was in one phase and at the next transition in another, (from, to), added to.
+        How often a token was in one phase and in another at the next transition, (from, to), added to.
     steps
         `PER_STEP`, (4, t), added to.
     """

@@ -1,4 +1,4 @@
-"""Why each element moved, or did not, compared with its replayed update u.
+"""Classify why each element moved or did not, by comparison with its replayed update u.
 
 An element that did not move had no gradient, or u rounded to zero: round(W - u) = W where |u| is below half the gap
 between W and its neighbour in the direction of u (rounding to nearest, IEEE 754-2019, 4.3.1). |u| in half gaps is
@@ -33,7 +33,7 @@ _FAR = 8
 
 
 class MechanismOutputs(NamedTuple):
-    """What `mechanism` fills."""
+    """The arrays that `mechanism` fills."""
 
     cause: Any
     """(n,): the class of the token."""
@@ -63,7 +63,7 @@ def mechanism(
     before, after
         W at t-1 and t, (n, d).
     update
-        What is known of the update between them.
+        What is known about the update between them.
     lattice
         The number format's lattice.
     out
@@ -86,7 +86,7 @@ def _mechanism(before, after, update, smallest, ulp_offset, out):
             if magnitude >= INFINITY or (words_after[n, d] & MAGNITUDE) >= INFINITY:
                 usable = False
                 out.counts[UNKNOWN] += 1
-                out.net[n, 0, d] = out.net[n, 1, d] = np.nan  # a sum without it would pass for the whole
+                out.net[n, 0, d] = out.net[n, 1, d] = np.nan  # a sum without this element would look complete
                 continue
             w, u = np.float64(before[n, d]), update.intended[n, d]
             step = np.float64(after[n, d]) - w
@@ -112,7 +112,7 @@ def _mechanism(before, after, update, smallest, ulp_offset, out):
 
 @inlined
 def _compare(equal, moved, counts):
-    """Count an element whose replay is known."""
+    """Count an element whose replayed value is known."""
     counts[COMPARED] += 1
     counts[EQUAL] += equal
     counts[COMPARED_MOVED] += moved
@@ -135,7 +135,7 @@ def _class_of(step, u, replay_moved, gradient, has_gradient):
 
 @inlined
 def _class_of_token(seen):
-    """Return the class of a token from those of its elements: one that moved decides, then one that was rounded."""
+    """Return the class of a token: moved if an element moved, else rounded if one was rounded, else no gradient."""
     if seen & (1 << MOVED):
         return MOVED
     if seen & (1 << ROUNDED):
@@ -171,7 +171,7 @@ def _add(step, u, known, half_gaps, sums):
 
 @compiled
 def same(found, recorded):
-    """Count the float32 elements that are equal to the bit, and those that can be compared, being no NaN."""
+    """Count the float32 elements that are equal bit for bit, and those that can be compared (that are not NaN)."""
     words, others = found.view(np.uint32), recorded.view(np.uint32)
     n_same = 0
     n = 0

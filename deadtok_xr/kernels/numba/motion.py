@@ -1,4 +1,4 @@
-"""How far each token moved at each step, in its own units and on the lattice; and how many are in each phase.
+"""Measure how far each token moved at each step, in its own units and on the lattice, and count tokens by phase.
 
 displacement       ‖ΔW‖₂
 displacement_ulp   ‖ΔW‖₂ / max(‖W[t-1]‖₂ · 2⁻⁷, 1e-10), the norm ULP of the notebooks
@@ -25,11 +25,11 @@ USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 _NO_SUMS = (np.nan, np.nan, np.nan, np.nan, np.nan, -1)
 _TINY, _HUGE = 2.0**-80, 2.0**80
 _FEW_DIMS = 1024
-"""Dims of which float32 sums have a relative error below 4e-6 at worst, and mostly 1e-7."""
+"""The largest number of dims whose float32 sums have a relative error below 4e-6 at worst, and usually 1e-7."""
 
 
 class MotionRows(NamedTuple):
-    """What `motion` fills for each transition and token, (t, n)."""
+    """The arrays that `motion` fills for each transition and token, (t, n)."""
 
     displacement: Any
     displacement_ulp: Any
@@ -40,7 +40,7 @@ class MotionRows(NamedTuple):
 
 
 class MotionSteps(NamedTuple):
-    """What `motion` fills for each transition, (t,), and (t, 4) for the tokens in each phase of the two schemes."""
+    """The arrays that `motion` fills for each transition, (t,); (t, 4) for the tokens in each phase of two schemes."""
 
     displacement_ulp_mean: Any
     displacement_ulp_std: Any
@@ -92,7 +92,7 @@ def motion(
     of_bfloat16 = lattice.smallest == 1 and lattice.ulp_offset == 134
     if of_bfloat16:
         steps = _narrowed(steps)
-    # words of 16 bits are on bfloat16's lattice whatever their bits
+    # every word of 16 bits is on bfloat16's lattice
     in_float32 = of_bfloat16 and steps.dtype == np.uint16 and steps.shape[2] <= _FEW_DIMS
     status = _status_of_rows(steps, lattice) if state is None else state.copy()
     filled = [out[name] for name in (*MotionRows._fields, *MotionSteps._fields)]
@@ -104,7 +104,7 @@ def motion(
 
 
 def _narrowed(steps: NDArray[Any]) -> NDArray[Any]:
-    """Return words of 16 bits instead of 32 where none is lost, so that both are measured alike to the last bit."""
+    """Return words of 16 bits instead of 32 if no bit is lost, so that both give the same results to the last bit."""
     if steps.dtype == np.uint32 and not (steps & np.uint32(0xFFFF)).any():
         return (steps >> np.uint32(16)).astype(np.uint16)
     return steps
@@ -120,7 +120,7 @@ def _status_of_rows(steps, lattice):
 
 @compiled
 def _motion(steps, changed, status, in_float32, lattice, limits, *filled):
-    """Go through the transitions; return how many rows that changed are off the grid."""
+    """Process all transitions; return how many of the changed rows are off the grid."""
     rows, per_step = MotionRows(*filled[:_N_ROWS]), MotionSteps(*filled[_N_ROWS:])
     off_grid = 0
     for t in range(changed.shape[0]):
@@ -156,10 +156,10 @@ def _write(rows, t, n, sums):
 
 @inlined
 def _precise(sums):
-    """Whether float32 sums of a row are as good as those in float64.
+    """Return whether float32 sums of a row are as good as those in float64.
 
-    Steps of up to 64 ULP are multiples of a half, so that sums of them are exact up to 2^22. What is not finite, or
-    over- or underflows, is not within the limits either.
+    Steps of up to 64 ULP are multiples of a half, so that their sums are exact up to 2^22. Sums that are not finite,
+    overflow or underflow are outside the limits too.
     """
     squares, norm, _, l2, linf, _ = sums
     return _TINY < squares < _HUGE and _TINY < norm < _HUGE and linf <= 64 and l2 < 2.0**22
@@ -228,12 +228,12 @@ def _sums(steps, t, n, smallest, ulp_offset):
     norm = 0.0
     s1 = 0.0
     s2 = 0.0
-    largest = np.int64(0)  # the bits of non-negative floats order as the floats do, and vectorise
+    largest = np.int64(0)  # the bits of non-negative floats have the order of the floats, and integers vectorise
     count = 0
     least = np.uint32(smallest << 23)
     for d in range(steps.shape[2]):
         word = float32_word(steps[t, n, d])
-        # 2^(128 - max(E, smallest)) as a float32 put together from its exponent: 1 / ULP but for a constant
+        # 2^(128 - max(E, smallest)) as a float32 made from its exponent field: 1 / ULP except for a constant factor
         exponent = max(word & np.uint32(INFINITY), least)
         scale = np.uint32(np.uint32(255 << 23) - exponent).view(np.float32)
         a = value_of(word)
@@ -262,7 +262,7 @@ def _summarize(t, rows, root, limits, per_step):
         if moved[t, n] > 0:
             x = norm_ulp[t, n]
             total += x
-            n_moved += 1  # counts of what is above each limit need no branch
+            n_moved += 1  # counting the tokens above each limit needs no branch
             warm = linf[t, n] > 1
             n_warm += warm
             n_hot += warm & (l2[t, n] > root)

@@ -1,4 +1,4 @@
-"""The distance of rows to the nearest of a few, by several measures."""
+"""Measure the distance of each row to the nearest of a few other rows, by several measures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ INVALID = -1
 def nearest(
     rows: NDArray[Any], valid: NDArray[np.bool_], few: NDArray[Any], lattice: Lattice
 ) -> dict[str, NDArray[Any]]:
-    """Find the smallest distance of each row to any of a few, by each measure separately.
+    """Find the smallest distance of each row to any of a few other rows, by each measure separately.
 
     Parameters
     ----------
     rows, few
         Words (n, d) and (m, d) of one dtype.
     valid
-        Which rows are finite; all of the few are.
+        Which of ``rows`` are finite; all of ``few`` are.
     lattice
         The number format's lattice.
 
     Returns
     -------
-    Arrays (n,): distance ‖·‖₂ and linf ‖·‖∞, NaN for rows that are not valid; ordinal, the most representable numbers
-    between them in a dim, and exponent, the largest difference of exponents in a dim, -1 there.
+    Arrays (n,): distance ‖·‖₂ and linf ‖·‖∞, NaN for rows that are not valid; ordinal, the largest number of
+    representable numbers between them in a dim, and exponent, the largest difference of exponents in a dim, both -1 for
+    rows that are not valid.
     """
     n = len(rows)
     out = {"distance": np.full(n, np.nan), "linf": np.full(n, np.nan)}

@@ -22,7 +22,7 @@ def count_off_grid(steps: NDArray[Any], lattice: Lattice) -> int:
 
 @compiled
 def _count_spare(steps, spare, largest):
-    """Count where all exponents have the same spare bits: vector units can do it."""
+    """Count as `count_off_grid` if all exponents have the same spare bits, which vector units can do."""
     count = 0
     for t in range(steps.shape[0]):
         for n in range(steps.shape[1]):

@@ -1,10 +1,10 @@
-"""All pairs of nodes that come near each other.
+"""Find all pairs of nodes that are near each other.
 
-Nodes are sorted along the dim in which they spread most, and only pairs within reach there are compared in the others,
-the sixteen widest first (sweep and prune).
+Nodes are sorted along the dim in which they spread most, and only pairs that are near in this dim are compared in the
+others, the sixteen widest first (sweep and prune).
 
-Limits are the bits of float32 values, which order as the values do: a difference of integers says what is larger, and
-the sign of many such differences, or-ed together, whether any is. That is what vector units do at once.
+Limits are the bits of float32 values, which have the order of the values: the sign of a difference of integers tells
+which is larger, and the bitwise or of many such differences tells whether any is. Vector units do many at once.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _FRONT = 16
 """How many dims are compared first."""
 _TILE = 256
 _MARGIN = 1e-6
-"""By how much more than float32 rounds the limits of the certain pairs are drawn in, relative."""
+"""The relative margin by which the limits of certain pairs are narrowed, larger than the rounding of float32."""
 _LARGEST_FLOAT32 = 3.4028234e38
 _PAIR_NS, _OPEN_PAIR_NS, _NODE_NS, _FRONT_NS = 100.0, 100.0, 500.0, 3.0
-"""What comparing a pair, an open pair, preparing a node and comparing the front dims of a pair cost, roughly."""
+"""Rough costs of comparing a pair, comparing an open pair, preparing a node, and comparing the front dims of a pair."""
 
 
 class Limits(NamedTuple):
     """Distances in each dim as bits of float32, (d,): see the module."""
 
     apart: Any
-    """Beyond it a pair is certain to stay apart."""
+    """A pair beyond it is certain to stay apart."""
     adjacent: Any
-    """Within it a pair is certain to stay adjacent; -1, below all distances, if none is."""
+    """A pair within it is certain to stay adjacent; -1, which is below all distances, if no pair is certain."""
     distinct: Any
-    """Beyond it a pair is certain not to become one node."""
+    """A pair beyond it is certain not to become one node."""
 
 
 class SortedNodes(NamedTuple):
@@ -49,7 +49,7 @@ class SortedNodes(NamedTuple):
     dims: Any
     """The widest dims, at most `_FRONT`."""
     front: Any
-    """float32 (dims, p): the values of the nodes in these."""
+    """float32 (dims, p): the values of the nodes in these dims."""
 
 
 @compiled
@@ -82,7 +82,7 @@ def measure_all(positions, low, high, verlet, motion):
         known, pairs, work, certain, now = _measure(positions, _limits(low, high, skin), tokens, skin[0] > 0)
         if known or not skin[0] > 0:
             break
-        factor /= 4  # too wide: more pairs are open than it would spare
+        factor /= 4  # the skin is too wide: the many open pairs cost more than it saves
     factor = _adapt(factor, work, len(pairs), len(tokens.nodes.counts))
     nodes = tokens.nodes
     new = VerletList(
@@ -115,13 +115,13 @@ def _limits(low, high, skin):
 
 @compiled
 def _up(x):
-    """Return the bits of a float32 that is surely larger."""
+    """Return the bits of a float32 that is certain to be larger."""
     return np.float32(np.nextafter(np.float32(x * (1 + _MARGIN)), np.float32(np.inf))).view(np.int32)
 
 
 @compiled
 def _down(x):
-    """Return the bits of a float32 that is surely smaller, and finite; -1 if none is."""
+    """Return the bits of a float32 that is certain to be smaller, and finite; -1 if there is none."""
     if not x > 0:
         return np.int32(-1)
     below = np.nextafter(np.float32(min(x * (1 - _MARGIN), _LARGEST_FLOAT32)), np.float32(0.0))
@@ -134,8 +134,8 @@ def _measure(positions, limits, tokens, keep):
 
     Returns
     -------
-    Whether the open pairs are known: they are not if ``keep`` is false, nor if there are many, where it gives up; these
-    pairs; the work in nanoseconds, roughly; the graph of the certain pairs; and that of this step.
+    Whether the open pairs are known (they are not if ``keep`` is false, or if there are too many to list); these pairs;
+    the approximate work in nanoseconds; the graph of the certain pairs; and the graph of this step.
     """
     nodes, linked = tokens.nodes, positions.rule.linked
     P = len(nodes.counts)
@@ -171,7 +171,7 @@ def _measure(positions, limits, tokens, keep):
 
 @compiled
 def _skin(high, motion, factor):
-    """Return a skin as wide as the motion of ``factor`` steps, in thresholds alike for all dims; 0 if it is no use."""
+    """Return the width of the skin in thresholds: the motion of ``factor`` steps; 0 if a skin is of no use."""
     largest = 0.0
     for d in range(len(high)):
         largest = max(largest, motion[d] / high[d])
@@ -182,9 +182,9 @@ def _skin(high, motion, factor):
 
 @compiled
 def _adapt(factor, work, n_open, n_nodes):
-    """Return a factor at which neither measuring all pairs nor measuring the open ones costs much more than the other.
+    """Return a factor at which measuring all pairs and measuring the open ones cost about the same.
 
-    With a wider skin all pairs are measured more rarely, and more of them are open.
+    With a wider skin, all pairs are measured less often, and more of them are open.
     """
     all_pairs, open_pairs = (work + _NODE_NS * n_nodes) / max(factor, 1.0), _OPEN_PAIR_NS * n_open
     if open_pairs > all_pairs:
@@ -219,7 +219,7 @@ def _widen(words, n, bottom, top):
 
 @compiled
 def _complete_graph(nodes, linked, verlet):
-    """Return a list that is not valid, and the graph of nodes that are all adjacent, which needs no pairs."""
+    """Return a list that is not valid, and the complete graph of the nodes, for which no pair must be compared."""
     graph = without_edges(nodes, linked)
     if len(nodes.counts) > 1:
         graph.parent[:] = 0
@@ -256,20 +256,20 @@ def _compare_front(front, a, start, stop, reach, far):
         row, limit = front[i], reach[i]
         x = row[a]
         for j in range(stop - start):
-            if abs(row[np.uint64(start + j)] - x) > limit:  # an index without a sign needs no wrapping around
+            if abs(row[np.uint64(start + j)] - x) > limit:  # an unsigned index needs no check for negative values
                 far[j] = np.int32(1)
 
 
 @compiled
 def _kind(words, a, b, limits, linked):
-    """Return what is certain about a pair, in float32: its rounding is monotone, and the limits leave room for it."""
+    """Return what is certain about a pair, in float32: rounding is monotone, and the limits have a margin for it."""
     outer, inner, own = limits.apart, limits.adjacent, limits.distinct
     D = len(outer)
     uncertain, apart = np.int32(0), np.int32(0)
     for start in range(0, D, AT_ONCE):
         beyond = np.int32(0)
         for j in range(min(AT_ONCE, D - start)):
-            d = np.uint64(start + j)  # an index without a sign needs no wrapping around, which vector units cannot do
+            d = np.uint64(start + j)  # an unsigned index: vector units cannot handle negative ones
             gap = np.float32(abs(float32_value(words[a, d]) - float32_value(words[b, d]))).view(np.int32)
             beyond = np.int32(beyond | np.int32(outer[d] - gap))
             uncertain = np.int32(uncertain | np.int32(inner[d] - gap))

@@ -1,4 +1,4 @@
-"""The patterns of a 16-bit format that occur in each dim, out of 65,536."""
+"""Find which of the 65,536 patterns of a 16-bit format occur in each dim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 @compiled
 def mark(bits, largest, seen, n_not_finite):
-    """Mark the patterns of rows.
+    """Mark the patterns that occur in rows.
 
     Parameters
     ----------

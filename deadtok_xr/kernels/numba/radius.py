@@ -1,4 +1,4 @@
-"""The mean distance of the tokens from the origin, mean ‖W‖₂, and how many of them moved."""
+"""Compute the mean distance of the tokens from the origin, mean ‖W‖₂, and count the tokens that moved."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def radius(steps, changed, norms, mean, n_moved, n_valid):
     norms
         ‖W‖₂ of each row at the first step, (n,); updated to those of the last. Negative where it is not known yet.
     mean
-        Filled with the mean of the norms, for all the steps or all but the last; NaN where one is not finite.
+        Filled with the mean of the norms, for all steps or all but the last; NaN where a norm is not finite.
     n_moved, n_valid
-        Filled, (t,): the tokens of which a value changed, and those that are finite at both steps.
+        Filled, (t,): the number of tokens of which a value changed, and of those that are finite at both steps.
     """
     for n in range(len(norms)):
         if norms[n] < 0:
@@ -68,7 +68,7 @@ def _mean(norms):
 
 @compiled
 def _differ(steps, t, n):
-    """Whether a value of the row differs from the step before: -0 and +0 do not."""
+    """Return whether a value of the row differs from the step before; -0 and +0 are equal."""
     for d in range(steps.shape[2]):
         if steps[t, n, d] != steps[t - 1, n, d]:
             return True

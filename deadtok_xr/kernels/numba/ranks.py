@@ -11,30 +11,30 @@ from deadtok_xr.kernels.numba.jit import compiled
 def concordance(time, censored, predictor, agree, comparable):
     """Count, for each token, the pairs whose order in time is known.
 
-    Of a pair the order is known when the earlier one is an event; at the same time, when the other one is censored:
-    j comes before i if j is an event and (time, censored) of j is below that of i.
+    The order of a pair is known if the earlier one is an event, or if both have the same time and exactly one is
+    censored: j comes before i if j is an event and (time, censored) of j is below that of i.
 
-    Tokens are visited in that order and once more in the reverse one, and a Fenwick tree over the predictor's ranks
-    counts those visited with less and with more of it.
+    Tokens are visited in this order and then in the reverse order, and a Fenwick tree over the ranks of the predictor
+    counts the visited tokens with a smaller and with a larger value.
 
     Parameters
     ----------
     time, censored
-        (n,): when each token's event happened, or until when it had not.
+        (n,): the time of each token's event, or the time until which it had not happened (censored).
     predictor
-        (n,); NaN is neither above nor below anything.
+        (n,); NaN is neither above nor below any value.
     agree
-        (n,), added to: 1 for each pair that the predictor orders alike, -1 for each that it orders the other way.
+        (n,), added to: 1 for each pair that the predictor puts in the same order, -1 for each in the opposite order.
     comparable
-        (n,), added to: the pairs whose order is known.
+        (n,), added to: the number of pairs whose order is known.
     """
     key = 2 * time + censored
     order = np.argsort(key)
     rank, n_ranks = _ranks(predictor)
     tree = np.zeros(n_ranks + 1, np.int64)
-    known, seen = 0, 0  # visited, and those of them with a rank
+    known, seen = 0, 0  # the number of visited tokens, and of those that have a rank
     first = 0
-    while first < len(order):  # events before i: more of the predictor agrees with being later
+    while first < len(order):  # events before i: a larger predictor agrees with a later time
         last = _end(key, order, first)
         for k in range(first, last):
             i = order[k]
@@ -87,7 +87,7 @@ def _ranks(x):
 
 @compiled
 def _visit(tree, rank):
-    """Count one more at a rank; return how many were counted: none for NaN."""
+    """Count a token at its rank; return how many were counted: 0 for NaN."""
     if rank == 0:
         return 0
     while rank < len(tree):
@@ -98,13 +98,13 @@ def _visit(tree, rank):
 
 @compiled
 def _balance(tree, rank, seen):
-    """Return how many of those counted lie below a rank, less how many lie above it."""
+    """Return how many counted tokens are below a rank, minus how many are above it."""
     return 0 if rank == 0 else _up_to(tree, rank - 1) - (seen - _up_to(tree, rank))
 
 
 @compiled
 def _up_to(tree, rank):
-    """Return how many are counted at a rank or below."""
+    """Return how many tokens are counted at a rank or below it."""
     n = 0
     while rank > 0:
         n += tree[rank]

@@ -1,4 +1,4 @@
-"""Rows of tokens, copied to where they lie on disk."""
+"""Copy the rows of tokens to their positions in the chunks of a store."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from deadtok_xr.kernels.numba.jit import compiled
 
 @compiled
 def place_rows(batch, destination, out, first, exponent, counted_from, bad):
-    """Copy the rows of some steps to their places in consecutive chunks, and count what is not finite.
+    """Copy the rows of some steps to their positions in consecutive chunks, and count values that are not finite.
 
     Parameters
     ----------
     batch
         Words (t, n, d).
     destination
-        For each row n its place among the rows of ``out``; negative where it belongs elsewhere.
+        For each row n its position among the rows of ``out``; negative if it belongs to other chunks.
     out
         Words (chunk, t, row in the chunk, d).
     first
-        Where the first step of the batch lies along ``out``'s steps.
+        The position of the first step of the batch along the steps of ``out``.
     exponent
-        The exponent field's mask: a word that has all of it set is infinite or NaN. 0 for integers.
+        The mask of the exponent field: a word with all these bits set is infinite or NaN. 0 for integers.
     counted_from
         The first step of the batch in which such words are counted.
     bad

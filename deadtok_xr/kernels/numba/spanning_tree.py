@@ -1,4 +1,4 @@
-"""The minimum spanning tree of tokens under the L∞ distance, in O(N) memory (Prim 1957)."""
+"""Compute the minimum spanning tree of tokens under the L∞ distance, in O(N) memory (Prim 1957)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _prim(words, out):
     nearest = np.full(U, np.inf)  # the distance of each row to the tree
     now = 0
     for i in range(U - 1):
-        nearest[now] = -1.0  # in the tree
+        nearest[now] = -1.0  # it is in the tree now
         best = -1
         for u in range(U):
             if nearest[u] >= 0:
@@ -52,7 +52,7 @@ def _prim(words, out):
 
 @compiled
 def _distance(rows, a, b):
-    """Return the L∞ distance in float64, as a maximum of integers: the bits of gaps order as the gaps do."""
+    """Return the L∞ distance in float64, as a maximum of integers: the bits of gaps have the order of the gaps."""
     top = np.int64(0)
     for d in range(rows.shape[1]):
         top = max(top, np.float64(abs(np.float64(rows[a, d]) - np.float64(rows[b, d]))).view(np.int64))

@@ -1,8 +1,9 @@
-"""Coherence of displacements of which most elements are zero: few elements hop on a coarse grid at any one step.
+"""Measure the coherence of displacements with few elements that are not zero, as on a coarse grid.
 
-The moments of `coherence`, from the elements that moved: with u a unit vector of k of them, Σ u uᵀ takes k² products
-in the place of D², and n·μμᵀ is subtracted from the sum. Where the directions are so similar that this would lose
-digits, they are centred first, in the dims in which anything moved. Where much moves, whole rows cost less.
+The moments are those of `coherence`, computed from the elements that moved: if k elements of a unit vector u are not
+zero, Σ u uᵀ takes k² products instead of D², and n·μμᵀ is subtracted from the sum. If the directions are so similar
+that this would lose digits, they are centred first, in the dims in which any token moved. If many elements move, the
+computation over whole rows is faster.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from deadtok_xr.kernels.numba.coherence import mean_and_deviation, moments, vari
 from deadtok_xr.kernels.numba.jit import compiled
 
 _DENSE = 16
-"""Whole rows take products in vectors: below D²/16 products for a row, those of its own elements cost less."""
+"""Products of whole rows use vector units: those of single elements are faster below D²/16 products for a row."""
 _ALIKE = 0.01
-"""The mean square of d = u - μ below which a difference loses more than two of sixteen digits."""
+"""The mean square of d = u - μ below which the subtraction loses more than two of sixteen digits."""
 
 
 class SparseDirections:
-    """The displacements of a step by their elements that are not zero, and which rows are finite.
+    """The nonzero elements of the displacements of a step, and which rows are finite.
 
     Parameters
     ----------
@@ -41,14 +42,14 @@ class SparseDirections:
     def directions(
         self, block: NDArray[Any], t: int, changed: NDArray[np.bool_], unit: NDArray[np.float64]
     ) -> dict[str, Any] | None:
-        """Return what `coherence.directions` finds for the displacements of one step; None where whole rows cost less.
+        """Return the result of `coherence.directions` for the displacements of one step; None if that is faster.
 
         Parameters
         ----------
         block
             Floats or bfloat16 words (t, n, d).
         t
-            The displacements are those from step t to t + 1. Steps follow one another, none is left out.
+            The displacements are those from step t to t + 1. Calls must be made for consecutive steps.
         changed
             Which rows differ from the step before, (t, n).
         unit
@@ -64,7 +65,7 @@ class SparseDirections:
             return None
         listed = self.dims, self.values, self.ends
         size = direction @ direction
-        if size < 1 - _ALIKE and n > len(mean) + 8:  # of fewer, all cosines may be the same, which must not cancel
+        if size < 1 - _ALIKE and n > len(mean) + 8:  # few rows may have equal cosines, whose differences cancel
             cosine_mean, cosine_std = _moments(*listed, n, direction, 1 - size)
         else:
             used_dims = np.flatnonzero(np.bincount(self.dims[: self.ends[n]]))
@@ -87,7 +88,7 @@ def _finite(block, t):
 
 @compiled
 def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
-    """List the unit vectors of rows that moved by their elements that are not zero; fill in both means."""
+    """List the nonzero elements of the unit vectors of rows that moved; fill in both means."""
     N, D = block.shape[1:]
     most = N * D * D // _DENSE
     n_valid = used = products = 0
@@ -99,7 +100,7 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
             continue
         if products > most or not before:
             finite[n] = finite_row(block, t + 1, n)
-            continue  # too much moves to be listed, or it is not known how far
+            continue  # too many elements move to be listed, or the row is not finite
         start = ends[used]
         end = list_changed(block, t, n, dims, start)
         squares = 0.0
@@ -108,10 +109,10 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
             squares += values[i] * values[i]
         finite[n] = squares < np.inf or finite_row(block, t + 1, n)
         if not squares < np.inf:
-            continue  # NaN too
+            continue  # also if it is NaN
         n_valid += 1
         if squares == 0.0:
-            continue  # -0 and +0
+            continue  # the change is from -0 to +0 or back
         norm = np.sqrt(squares)
         length += norm
         for i in range(start, end):
@@ -151,7 +152,7 @@ def _moments(dims, values, ends, n, centre, q):
 
 @compiled
 def _write_rows(dims, values, ends, used_dims, rows):
-    """Write listed vectors as rows (n, s) of s dims."""
+    """Write the listed vectors as rows (n, s) of s dims."""
     place = np.zeros(used_dims[-1] + 1, np.int64)
     for i in range(len(used_dims)):
         place[used_dims[i]] = i

@@ -1,7 +1,7 @@
-"""The graph of tokens that lie within a threshold of each other in every dim, without N x N memory.
+"""Measure the graph of tokens that lie within a threshold of each other in every dim, without N x N memory.
 
-Equal tokens become one node (`unique_rows`). All pairs are measured now and then (`pairs`); at the steps between, only
-those that are near the threshold (`verlet_list`); at a step at which nothing moves, none.
+Equal tokens become one node (`unique_rows`). All pairs are measured at some steps (`pairs`); at the steps between, only
+the pairs near the threshold (`verlet_list`); and no pairs at a step at which nothing moves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class TopologyOutputs(NamedTuple):
-    """What `topology` fills."""
+    """The arrays that `topology` fills."""
 
     figures: Any
     degrees: Any

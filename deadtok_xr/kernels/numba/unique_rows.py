@@ -1,4 +1,4 @@
-"""Distinct rows, found by hashing; rows of equal hash are compared, so that the answer does not rest on the hash."""
+"""Find distinct rows by hashing; rows with the same hash are compared, so that collisions do not change the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hash_factors(D):
 
 @compiled
 def equal_rows(words, a, b):
-    """Whether two rows of a step (n, d) hold the same values; -0 and +0 are the same."""
+    """Return whether two rows of a step (n, d) hold the same values; -0 and +0 are the same."""
     difference = np.uint32(0)
     for d in range(words.shape[1]):
         x, y = float32_word(words[a, d]), float32_word(words[b, d])
@@ -48,7 +48,7 @@ def unique_rows(words):
     hashes = np.empty(N, np.uint64)
     for n in range(N):
         h = np.uint64(0)
-        for d in range(D):  # a sum of products: no term waits for another, as in a chain of hashes
+        for d in range(D):  # a sum of products: unlike in a chain of hashes, no term depends on another
             h += np.uint64(unsigned_zero(float32_word(words[n, d]))) * factors[d]
         hashes[n] = h
     return _group(words, hashes, np.argsort(hashes))
@@ -61,7 +61,7 @@ def _group(words, hashes, order):
     counts = np.zeros(N, np.int64)
     inverse = np.empty(N, np.int64)
     n_unique = 0
-    begin = 0  # the first kind with the present hash: equal hashes may be of different rows
+    begin = 0  # the first distinct row with the current hash, which different rows may share
     for i in range(N):
         n = order[i]
         if i == 0 or hashes[n] != hashes[order[i - 1]]:

@@ -1,10 +1,10 @@
-"""A list of the pairs that may become adjacent or stop being so, which holds for some steps (Verlet 1967).
+"""A list of the pairs that may become adjacent or stop being so, which is valid for some steps (Verlet 1967).
 
-When all pairs are measured, each is *certain* to stay adjacent for a while, certain to stay apart, or *open*: within a
-skin of the threshold. What can change a distance in a dim is that two tokens move differently there, so each step adds
-the range of its displacements to the *drift* of the dim. While no drift, and no change of the threshold, has used up
-the skin, the graph is that of the certain pairs and of the open ones, which are measured exactly; then all pairs are
-measured again.
+When all pairs are measured, each is *certain* to stay adjacent for some steps, certain to stay apart, or *open*: within
+a skin of the threshold. A distance changes in a dim only if two tokens move differently there, so each step adds the
+range of its displacements to the *drift* of the dim. As long as the drift and the change of the threshold are smaller
+than the skin, the graph consists of the certain pairs and of the open ones, which are measured exactly. After that, all
+pairs are measured again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _NOT_VALID = -1.0
 class VerletList(NamedTuple):
     """The graph when all pairs were measured, and how far tokens have moved since.
 
-    It is flat, since numba takes half a millisecond to pass a tuple of tuples: see `nodes_of` and `certain_graph`.
+    It is flat, because numba takes half a millisecond to pass a tuple of tuples: see `nodes_of` and `certain_graph`.
     """
 
     factor: float
-    """By how many steps of the present motion the skin is wide: adapted to what it costs."""
+    """The width of the skin in steps of the current motion; adapted to the measured cost."""
     drift: Any
-    """(d,): by how much the distance of two tokens can have changed in each dim."""
+    """(d,): the largest possible change of the distance of two tokens in each dim so far."""
     skin: Any
-    """(d,): by how much it may change; negative if the list is not valid."""
+    """(d,): the change for which the list is still valid; negative if the list is not valid."""
     low: Any
     """(d,): the smallest threshold of any pair when they were measured."""
     high: Any
-    """(d,): the largest."""
+    """(d,): the largest threshold of any pair when they were measured."""
     index: Any
     counts: Any
     inverse: Any
@@ -49,7 +49,7 @@ class VerletList(NamedTuple):
 
 
 def empty_verlet_list(n_tokens: int, n_dims: int) -> VerletList:
-    """Return a list that is not valid: all pairs are to be measured."""
+    """Return a list that is not valid, so that all pairs are measured."""
     drift, skin, low, high = np.zeros((4, n_dims))
     index, counts, inverse, parent, degree = np.zeros((5, n_tokens), np.int64)
     skin[:] = _NOT_VALID
@@ -77,7 +77,7 @@ def invalidate(verlet):
 
 @compiled
 def displacement_ranges(before, now, changed, out):
-    """Fill in the range of the displacements in each dim, and what float32 may have rounded away from it."""
+    """Fill in the range of the displacements in each dim, increased by the largest possible rounding of float32."""
     D = len(out)
     top, bottom = np.zeros(D, np.float32), np.zeros(D, np.float32)
     if changed.all():
@@ -102,9 +102,9 @@ def _widen(before, now, n, top, bottom):
 
 @compiled
 def is_valid(verlet, words, changed, low, high):
-    """Whether the certain pairs of a list are still certain, and the tokens of each node still equal."""
+    """Return whether the certain pairs of a list are still certain, and the tokens of each node still equal."""
     for d in range(len(low)):
-        # written so that NaN says no
+        # written so that NaN makes the list invalid
         if not verlet.drift[d] + max(high[d] - verlet.high[d], verlet.low[d] - low[d], 0.0) <= verlet.skin[d]:
             return False
     for n in range(len(changed)):

@@ -1,8 +1,9 @@
-"""Kernels in torch, for GPUs: the same names and meaning as numba's, with tensors on a device for blocks.
+"""Kernels in torch, for GPUs: the same names and meaning as numba's; blocks are tensors on a device.
 
-They fill NumPy arrays. Topology has one threshold for all pairs and no names of components; the census labels the rows
-of each step: the rest is numba's (`kernels.numba.coincidence_history`). They compute in float64 and use powers of two
-that are normal numbers, since devices may flush subnormals to zero. The tests compare them with numba's on the CPU.
+They fill NumPy arrays. Topology has one threshold for all pairs and does not name components; the census labels the
+rows of each step, and numba does the rest (`kernels.numba.coincidence_history`). They compute in float64 and use only
+powers of two that are normal numbers, because devices may flush subnormals to zero. The tests compare them with numba's
+on the CPU.
 """
 
 from deadtok_xr.kernels.torch.census import census

@@ -1,9 +1,8 @@
-"""Label rows that are bitwise the same at each step.
+"""Label rows that are equal bit for bit at each step.
 
-The rows of many steps are hashed at once, and every row is compared with the first one of its hash, so that the answer
-does not rest on the hash; a step at which two different rows share one is sorted instead. What follows
-from the labels is numba's, on the host (`kernels.numba.coincidence_history`): it goes step by step, with one number per
-row.
+The rows of many steps are hashed at once, and every row is compared with the first one that has its hash, so that
+collisions do not change the result; a step at which two different rows have the same hash is sorted instead. The labels
+are evaluated on the host, by numba (`kernels.numba.coincidence_history`), step by step with one number per row.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ INFINITY = 0x7F800000
 def census(
     steps: Tensor, changed: NDArray[np.bool_], known: NDArray[np.int64] | None = None, *, signed_zero: bool = False
 ) -> NDArray[np.int64]:
-    """Label each row with the first row that is the same, at each step.
+    """Label each row with the first row that is equal to it, at each step.
 
     Parameters
     ----------
@@ -65,7 +64,7 @@ def census(
 def first_equal_rows(bits: Tensor, *, signed_zero: bool = False) -> Tensor:
     """Return, for each row of bits (t, n, d), the first one of its step that is the same, (t, n); -1 if not finite."""
     valid, hashes = _hashed(bits, signed_zero)
-    ascending, order = hashes.sort(dim=1, stable=True)  # those of one hash in their own order
+    ascending, order = hashes.sort(dim=1, stable=True)  # stable: rows with the same hash keep their order
     begins = torch.arange(bits.shape[1], device=bits.device).repeat(len(bits), 1)
     begins[:, 1:] *= ascending[:, 1:] != ascending[:, :-1]
     label = torch.empty_like(order).scatter_(1, order, order.gather(1, begins.cummax(dim=1).values))

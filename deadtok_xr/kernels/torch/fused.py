@@ -1,4 +1,4 @@
-"""The kernel of motion in one pass, where Triton is available and works."""
+"""Run the kernel of motion in one pass, if Triton is available and works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BROKEN: list[str] = []
 
 
 def motion(steps: Tensor, lattice: Lattice, magnitudes: tuple[float, float, float]) -> dict[str, Tensor] | None:
-    """Return what one pass finds for steps (t + 1, n, d); None where it is not available or not suitable."""
+    """Return the result of one pass over steps (t + 1, n, d); None if it is not available or not suitable."""
     if steps.dtype != torch.bfloat16 or lattice.ulp_offset != 134 or not steps.is_cuda or _BROKEN:
         return None
     one_pass = _triton()
@@ -24,10 +24,10 @@ def motion(steps: Tensor, lattice: Lattice, magnitudes: tuple[float, float, floa
     try:
         found: dict[str, Tensor] = one_pass.motion(steps.view(torch.int16), magnitudes, float(steps.shape[2]) ** 0.5)
     except torch.OutOfMemoryError:
-        return None  # the eager kernel takes less at once
-    except Exception as error:  # compilers raise any kind
+        return None  # the eager kernel needs less memory at a time
+    except Exception as error:  # a compiler may raise any exception
         _BROKEN.append(repr(error))
-        warnings.warn(f"motion runs without Triton, slower, since that failed: {error!r}", stacklevel=2)
+        warnings.warn(f"motion runs without Triton, which is slower, because Triton failed: {error!r}", stacklevel=2)
         return None
     return found
 

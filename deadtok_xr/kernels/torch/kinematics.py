@@ -1,4 +1,4 @@
-"""The cloud of tokens as a whole: see numba's module."""
+"""Measure the cloud of tokens as a whole: see numba's module."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _select(steps: Tensor, wanted: NDArray[np.bool_]) -> Tensor:
 
 
 def _spread(steps: Tensor, any_changed: NDArray[np.bool_], centre: Floats, out: dict[str, NDArray[Any]]) -> None:
-    """Fill in the distances from the centroid, and rows that are not finite; a step like the one before repeats it."""
+    """Fill in the distances from the centroid and the number of invalid rows; unchanged steps repeat the last one."""
     fresh = np.append(True, any_changed)[: len(steps)]
     chosen, middle = _select(steps, fresh), torch.from_numpy(centre[: len(steps)][fresh]).to(steps.device)
     found = np.empty((3, len(chosen)))
@@ -93,7 +93,7 @@ def _spread(steps: Tensor, any_changed: NDArray[np.bool_], centre: Floats, out: 
 
 
 def _heat(steps: Tensor, any_changed: NDArray[np.bool_], bulk: Floats, out: dict[str, NDArray[Any]]) -> None:
-    """Fill in the motion of tokens beside the centroid. Where nothing changed, it is 0, or NaN like the bulk."""
+    """Fill in the motion of tokens relative to the centroid: 0, or NaN like the bulk motion, if nothing changed."""
     n = steps.shape[1]
     out["thermal_rms"][:] = out["bulk_speed"]
     out["thermal_residual"][:] = n * out["bulk_speed"]

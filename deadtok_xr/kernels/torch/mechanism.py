@@ -1,4 +1,4 @@
-"""Why each element moved, or did not, compared with its replayed update: see numba's module."""
+"""Classify why each element moved or did not, by comparison with its replayed update: see numba's module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def mechanism(before: Tensor, after: Tensor, update: ReplayedUpdate, lattice: La
     out["counts"] += torch.stack([mask.sum() for mask in masks]).cpu().numpy()
     terms = ((replayed, square), (usable, step.square()), (far, step * x), (far, square))
     out["sums"] += torch.stack([torch.where(mask, term, 0).sum() for mask, term in terms]).cpu().numpy()
-    out["net"][:, 0] += torch.where(usable, x, torch.nan).cpu().numpy()  # a sum without it would pass for the whole
+    out["net"][:, 0] += torch.where(usable, x, torch.nan).cpu().numpy()  # a sum without it would look complete
     out["net"][:, 1] += torch.where(usable, step, torch.nan).cpu().numpy()
     out["margin"][:] = torch.where(finite, half_gaps.amax(1), torch.nan).cpu().numpy()
     out["length"][:] = torch.where(finite, square.sum(1).sqrt(), torch.nan).cpu().numpy()
@@ -61,7 +61,7 @@ def _half_gaps(before: Tensor, a: Tensor, x: Tensor, lattice: Lattice) -> tuple[
     e = (magnitude >> 23).clamp(min=lattice.smallest)
     inward = ((x < 0) & (a > 0)) | ((x > 0) & (a < 0))
     e = e - (power & inward & (e > lattice.smallest)).to(torch.int32)  # below a power of two the gap is half as wide
-    # 2^(ulp_offset + 1 - e), put together from its exponent
+    # 2^(ulp_offset + 1 - e), made from its exponent field
     scale = ((1023 + lattice.ulp_offset + 1 - e).long() << 52).view(torch.float64)
     return power, x.abs() * scale
 
@@ -75,7 +75,7 @@ def _causes(kinds: list[Tensor], finite: Tensor) -> Tensor:
 
 @with_device_lock
 def same(found: Tensor, recorded: Tensor) -> tuple[int, int]:
-    """Count the float32 elements that are equal to the bit, and those that can be compared, being no NaN."""
+    """Count the float32 elements that are equal bit for bit, and those that can be compared (that are not NaN)."""
     known = ~(found.isnan() | recorded.isnan())
     equal = known & (found.view(torch.int32) == recorded.view(torch.int32))
     return int(equal.sum()), int(known.sum())

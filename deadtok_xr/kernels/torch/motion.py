@@ -1,4 +1,4 @@
-"""How far each token moved at each step, in its own units and on the lattice; and how many are in each phase."""
+"""Measure how far each token moved at each step, in its own units and on the lattice, and count tokens by phase."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 """The status of a row of a step."""
 INFINITY = 0x7F800000
 _REACH = 24
-"""In float32, binades around 1 within which squares of differences neither overflow nor vanish."""
+"""The number of binades around 1 within which squares of differences neither overflow nor underflow in float32."""
 _FOUND = {
     "displacement": torch.float32, "displacement_ulp": torch.float32, "lattice_l1": torch.float64,
     "lattice_l2": torch.float64, "lattice_linf": torch.float64, "moved_dims": torch.int64,
@@ -74,7 +74,7 @@ def row_status(bits: Tensor, lattice: Lattice) -> Tensor:
         w = float32_words(bits[part])
         top = (w & 0x7FFFFFFF).amax(dim=2)
         off = top > lattice.largest
-        if shared:  # of words of 16 bits on bfloat16's own grid, no bit could be off it
+        if shared:  # every word of 16 bits is on bfloat16's grid
             off |= ((spare[((w >> 23) & 0xFF).long()] & w) != 0).any(dim=2)
         status[part] = torch.where(top >= INFINITY, NOT_FINITE, torch.where(off, OFF_GRID, USABLE)).to(torch.uint8)
 
@@ -114,7 +114,7 @@ def measured(steps: Tensor, changed: NDArray[np.bool_], status: Tensor, lattice:
 def row_sums(a: Tensor, b: Tensor, lattice: Lattice, wide: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Measure how far rows moved, from float32 words (k, d) before and after; all are finite and on the lattice."""
     exponent = (a & INFINITY).clamp(min=lattice.smallest << 23)
-    # 2^(128 - max(E, smallest)) as a float32 put together from its exponent: 1 / ULP but for a constant
+    # 2^(128 - max(E, smallest)) as a float32 made from its exponent field: 1 / ULP except for a constant factor
     scale = ((255 << 23) - exponent).view(torch.float32).to(wide)
     x, y = a.view(torch.float32).to(wide), b.view(torch.float32).to(wide)
     step = y - x
@@ -131,7 +131,7 @@ def row_sums(a: Tensor, b: Tensor, lattice: Lattice, wide: torch.dtype = torch.f
 
 
 def row_sums_float32(a: Tensor, b: Tensor, lattice: Lattice) -> dict[str, Tensor]:
-    """Measure as `row_sums` on a device without float64; rows for which float32 may not do are measured on the CPU."""
+    """Measure as `row_sums` on a device without float64; rows that need more than float32 are measured on the CPU."""
     inside = in_reach(a, b)
     sums = {name: x.cpu() for name, x in row_sums(a, b, lattice, torch.float32).items()}
     for x in sums.values():
@@ -145,7 +145,7 @@ def row_sums_float32(a: Tensor, b: Tensor, lattice: Lattice) -> dict[str, Tensor
 
 
 def in_reach(a: Tensor, b: Tensor) -> Tensor:
-    """Find the rows (k,) in which no number is so small or large that float32 is inexact, and none leaves zero."""
+    """Find the rows (k,) whose numbers are neither too small nor too large for float32, and of which none was zero."""
     near = []
     for w in (a, b):
         e = (w >> 23) & 0xFF

@@ -1,8 +1,8 @@
-"""Motion in one pass over bits on bfloat16's own grid, compiled by Triton, which comes with torch for CUDA.
+"""Measure motion in one pass over bits on bfloat16's grid, compiled by Triton, which comes with torch for CUDA.
 
-A thread follows a row through some steps, and writes 40 bytes for each, where the data have 2 for each dim. Sums are
-float64 and stay in registers. Mean and deviation per step come from partial ones of each tile, put
-together in the order of the tiles, so that a result is the same each time.
+A thread follows a row through some steps. It reads 2 bytes for each dim and writes 40 bytes for each step. Sums are
+float64 and stay in registers. Mean and deviation per step are merged from those of each tile in the order of the tiles,
+so that a result is always the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 128
-"""Rows of a program, one for each of its threads: sums stay in a thread, and no two threads do the same."""
+"""Rows of a program, one for each of its threads: sums stay in a thread, and no work is done twice."""
 STEPS = 4
 """Transitions of a program: of five steps read, one is read by the next program too, from the cache."""
 LANES = 8
@@ -29,7 +29,7 @@ def _floats(words):
 
 @triton.jit
 def _larger(a, b):
-    return tl.where(a > b, a, b)  # where neither is NaN; a maximum that propagates NaN takes twice as many instructions
+    return tl.where(a > b, a, b)  # neither is NaN here; a maximum that propagates NaN takes twice as many instructions
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def _motion(
             before = tl.load(places + d, mask=inside, other=0).to(tl.int32)
             y = _floats(tl.load(places + stride + d, mask=inside, other=0).to(tl.int32))
             step = tl.abs(y - _floats(before))
-            # 1 / ULP = 2^(134 - max(E, 1)), put together from its exponent, which stands at bit 7 of the word
+            # 1 / ULP = 2^(134 - max(E, 1)), made from its exponent field, which begins at bit 7 of the word
             scale = (1157 << 20) - (tl.maximum(before & 0x7F80, 0x80) << 13)
             cells = step * (scale.to(tl.int64) << 32).to(tl.float64, bitcast=True)
             square += tl.sum(step * step, axis=1)
@@ -77,7 +77,7 @@ def _motion(
             l2 += tl.sum(cells * cells, axis=1)
             linf = _larger(linf, tl.reduce(cells, 1, _larger))
             count += tl.sum((step != 0).to(tl.int32), axis=1)
-        usable = (norm < float("inf")) & (next_norm < float("inf"))  # neither for NaN
+        usable = (norm < float("inf")) & (next_norm < float("inf"))  # false for NaN
         nan = float("nan")
         length = tl.sqrt(square)
         l2 = tl.sqrt(l2)

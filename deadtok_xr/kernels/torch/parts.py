@@ -1,4 +1,4 @@
-"""What the kernels share: tensors of arrays, work in parts that fit into memory, and the lock of the device."""
+"""What the kernels share: conversion to tensors, work in parts that fit into memory, and the lock of the device."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from deadtok_xr.kernels.device import check_size, device_lock
 F = TypeVar("F", bound=Callable[..., Any])
 
 TILE = 2**22
-"""Elements that a kernel takes at once: in float64 a few times 32 MiB, of which much stays in a GPU's cache."""
+"""Elements that a kernel processes at once: in float64 a few times 32 MiB, much of which stays in a GPU's cache."""
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64."""
+    """Return whether the device computes in float64."""
     return device.type != "mps"
 
 
@@ -46,13 +46,13 @@ def to_device(x: NDArray[Any], device: str) -> Tensor:
     """
     check_size(x.shape, device)
     if device == "mps":
-        refuse_derived(x.dtype.name)  # it has no float64
+        refuse_derived(x.dtype.name)  # MPS has no float64
     with device_lock(device):
         return _with_retry(lambda: from_numpy(x).to(device, non_blocking=device == "cuda"))
 
 
 def _with_retry(make: Callable[[], Tensor]) -> Tensor:
-    """Make a tensor; if memory runs out, once more with torch's cache emptied."""
+    """Make a tensor; if memory runs out, empty torch's cache and try once more."""
     try:
         return make()
     except torch.OutOfMemoryError:
@@ -73,14 +73,14 @@ def with_device_lock(kernel: F) -> F:
 
 
 def run_in_parts(n: int, at_once: int, work: Callable[[slice], None]) -> None:
-    """Call ``work`` for parts of 0..n in order, at most ``at_once`` at a time, and half as many when memory runs out.
+    """Call ``work`` for parts of 0..n in order, of at most ``at_once`` items, and of half as many if memory runs out.
 
-    A part that failed is repeated, so ``work`` must not add to a result twice.
+    A part that failed is repeated, so ``work`` must not add to existing results.
 
     Raises
     ------
     MemoryError
-        If the device cannot hold even one.
+        If the device cannot hold even one item.
     """
     first = 0
     while first < n:
@@ -89,7 +89,7 @@ def run_in_parts(n: int, at_once: int, work: Callable[[slice], None]) -> None:
             first = part.stop
             continue
         if part.stop - first == 1:
-            raise MemoryError("the device has no memory left for one part of the work: say device='cpu'")
+            raise MemoryError("the device has too little memory for the smallest part of the work: use device='cpu'")
         at_once = (part.stop - first) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -101,7 +101,7 @@ def _fits(work: Callable[[slice], None], part: slice) -> bool:
     except torch.OutOfMemoryError:
         return False
     except RuntimeError as error:
-        if "out of memory" not in str(error):  # MPS has no class of its own for it
+        if "out of memory" not in str(error):  # MPS has no exception class for it
             raise
         return False
     return True
@@ -143,7 +143,7 @@ def bit_words(x: Tensor) -> Tensor:
     Raises
     ------
     InputError
-        If the dtype is none that a recording can have: derived arrays are often float64.
+        If a recording cannot have this dtype: derived arrays are often float64.
     """
     refuse_derived(str(x.dtype).removeprefix("torch."))
     return bits(x.float() if x.dtype == torch.float16 else x)
@@ -155,12 +155,12 @@ def float32_words(bits: Tensor) -> Tensor:
 
 
 def unsigned_zeros(words: Tensor) -> Tensor:
-    """Return words of float32, those of -0 as those of +0."""
+    """Return float32 words, with -0 replaced by +0."""
     return torch.where((words & 0x7FFFFFFF) == 0, 0, words)
 
 
 def fill(out: dict[str, NDArray[Any]], found: dict[str, Tensor]) -> None:
-    """Copy results into the arrays of the same names."""
+    """Copy results into the arrays with the same names."""
     for name, x in found.items():
         out[name][...] = x.cpu().numpy()
 

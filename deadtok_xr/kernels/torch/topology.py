@@ -1,10 +1,10 @@
-"""The graph of tokens that lie within one threshold of each other in every dim, without N x N memory.
+"""Measure the graph of tokens that lie within one threshold of each other in every dim, without N x N memory.
 
-Identical rows become one node with a weight. Nodes are sorted along the dim in which they spread most; pairs within
-the threshold there are listed a tile at a time and compared in the other dims, widest first, a few at first and then
-twice as many each time, with the pairs that those before left. Components grow by hooking each root to the lowest one
-that it meets (Shiloach and Vishkin 1982). All figures stay on the device until the last step is done, and are copied at
-once.
+Identical rows become one node with a weight. Nodes are sorted along the dim in which they spread most. Pairs within the
+threshold in this dim are listed a tile at a time and compared in the other dims, the widest first: a few dims for all
+pairs, then twice as many for the remaining pairs, and so on. Components are merged by hooking each root to the lowest
+root that is adjacent to it (Shiloach and Vishkin 1982). All figures stay on the device until the last step is done, and
+are then copied together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deadtok_xr.kernels.torch.parts import (
 )
 
 INVALID = 5
-"""The last of the figures, and the only one that is known where there is no graph."""
+"""The last of the figures, and the only one that is known if there is no graph."""
 
 
 @with_device_lock
@@ -53,7 +53,7 @@ def topology(
     changed
         Which rows differ from the step before, (t - 1, n).
     threshold
-        Largest L∞ distance of adjacent tokens, (t,); NaN where it is not known.
+        Largest L∞ distance of adjacent tokens, (t,); NaN where it is unknown.
     linked
         Whether equal tokens are adjacent.
     out
@@ -120,7 +120,7 @@ class _Nodes:
 
 def _nodes(bits: Tensor, label: Tensor) -> _Nodes:
     first, weight = torch.unique(label, return_counts=True)
-    # of bits, since arithmetic in float32 may flush subnormals
+    # by bits, because arithmetic in float32 may flush subnormals
     rows = unsigned_zeros(float32_words(bits[first])).view(torch.float32)
     spread = rows.amax(0).double() - rows.amin(0).double()
     rows = rows[:, spread.argsort(descending=True)]
@@ -148,7 +148,7 @@ class _Near:
     """All pairs a < b of ascending numbers that may lie within a threshold, numbered."""
 
     def __init__(self, along: Tensor, threshold: float) -> None:
-        # a little wide: a sum may round the other way than the difference that decides
+        # with a small margin, because this sum may be rounded differently from the difference that decides
         reach = threshold + 2.0**-50 * (along.abs() + threshold)
         end = torch.searchsorted(along, along + reach, right=True)
         count = end - torch.arange(1, len(along) + 1, device=along.device)
