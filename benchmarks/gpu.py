@@ -114,7 +114,7 @@ def check_kinematics(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) ->
     same("kinematics", found, expected)
 
 
-def graph_room(steps: int, tokens: int) -> dict[str, np.ndarray]:
+def graph_arrays(steps: int, tokens: int) -> dict[str, np.ndarray]:
     """What the kernel of the graph fills."""
     return {
         name: np.zeros((steps, n), np.int64)
@@ -126,7 +126,7 @@ def graph_of_all_pairs(x: np.ndarray, threshold: np.ndarray, linked: bool) -> di
     """What the kernel of the graph is to find, from all pairs: exact differences in float64."""
     from scipy.sparse.csgraph import connected_components
 
-    found = graph_room(*x.shape[:2])
+    found = graph_arrays(*x.shape[:2])
     for t, (rows, limit) in enumerate(zip(x.astype(np.float64), threshold, strict=True)):
         n = len(rows)
         invalid = int((~np.isfinite(rows)).any(axis=1).sum())
@@ -152,7 +152,7 @@ def check_topology(x: np.ndarray, steps: torch.Tensor, changed: np.ndarray) -> N
     spread = np.abs(np.diff(few.astype(np.float64), axis=1)).max(axis=2)
     threshold, moved = np.quantile(spread, 0.2, axis=1), compiled.changed_rows(few.view(np.uint16))
     for linked in (False, True):
-        found = graph_room(*few.shape[:2])
+        found = graph_arrays(*few.shape[:2])
         ours.topology(from_numpy(few).to(steps.device), moved, threshold, linked, found)
         same("topology", found, graph_of_all_pairs(few, threshold, linked))
 
@@ -218,7 +218,7 @@ def throughput(x: np.ndarray, device: str, repeats: int) -> dict[str, Any]:
     note("changed_rows", lambda: ours.changed_rows(steps), x.nbytes + changed.size)
     note("kinematics", lambda: _kinematics(steps, changed), x.nbytes)
     threshold = np.full(len(x), some_adjacent(x[0]))
-    note("topology", lambda: ours.topology(steps, changed, threshold, False, graph_room(*x.shape[:2])), x.nbytes)
+    note("topology", lambda: ours.topology(steps, changed, threshold, False, graph_arrays(*x.shape[:2])), x.nbytes)
     note("census", lambda: ours.census(steps, changed), x.nbytes)
     note("motion_with_results_on_the_host", lambda: ours.motion(steps, changed, None, LATTICE, MAGNITUDES, _filled(x)),
          x.nbytes + results)  # fmt: skip

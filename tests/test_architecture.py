@@ -1,4 +1,4 @@
-"""The structure of the package: few modules at its root, imports in one direction, and an import that costs little."""
+"""The structure of the package: few modules at its root, imports in one direction, and a cheap import."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "deadtok_xr"
 MAX_ROOT_MODULES = 14
-ROOMS = (
+PACKAGES = (
     "_version", "errors", "bfloat16", "schema", "kernels", "dask_arrays", "store", "recording", "replay", "record",
     "engine", "conversion", "analyses", "plot", "results", "testing", "demo", "cli", "__main__",
 )  # fmt: skip
-"""Each may import those before it."""
+"""The packages and modules in the import order: each may import those before it."""
 HEAVY = {"torch", "h5py", "matplotlib", "numba", "scipy", "zarr", "xarray", "dask"}
 
 
@@ -47,7 +47,7 @@ def imports(path: Path) -> Iterator[str]:
 IMPORTS = {name: set(imports(path)) for name, path in MODULES.items()}
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
@@ -55,21 +55,21 @@ def test_few_modules_at_the_root() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MAX_ROOT_MODULES
 
 
-def test_every_room_has_a_place_in_the_order() -> None:
-    assert {room(module) for module in MODULES if "." in module} == set(ROOMS)
+def test_every_package_is_listed_in_the_import_order() -> None:
+    assert {package_of(module) for module in MODULES if "." in module} == set(PACKAGES)
 
 
-def test_rooms_import_only_rooms_before_them() -> None:
+def test_packages_import_only_packages_before_them_in_the_order() -> None:
     wrong = [
         f"{module} imports {other}"
         for module, others in IMPORTS.items()
         for other in others
-        if "." in module and "." in other and ROOMS.index(room(other)) > ROOMS.index(room(module))
+        if "." in module and "." in other and PACKAGES.index(package_of(other)) > PACKAGES.index(package_of(module))
     ]
     assert not wrong
 
 
-def test_no_circle_between_files() -> None:
+def test_no_import_cycle_between_files() -> None:
     graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the files
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks compare does the same work: the notebooks' way and ours agree on real recordings."""
+"""The alternatives that the benchmarks compare do the same work, on real recordings."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_topology_agrees_where_nothing_is_rounded(seed: int, n: int, spread: int
 
 
 @pytest.mark.parametrize("way", side_by_side.WAYS)
-def test_each_way_runs(folder: Path, way: str) -> None:
+def test_every_alternative_runs(folder: Path, way: str) -> None:
     assert side_by_side.WAYS[way](folder)() is not None
 
 
@@ -131,7 +131,7 @@ def test_conversion_is_compared_with_compressing_the_same_chunks(folder: Path, t
     assert medians["convert"]["of_store"] > 0
 
 
-def test_the_ways_of_recording_keep_the_same_bits(tmp_path: Path) -> None:
+def test_ways_of_recording_store_the_same_bits(tmp_path: Path) -> None:
     run = demo.Run(batch=2, length=8, dims=16, layers=1)
     found = recorder.compare(tmp_path, 64, run, 9)
     assert {len(steps) for steps in found.values()} == {9}
@@ -164,14 +164,14 @@ def test_throughputs_are_of_whole_analyses(kind: Any) -> None:
             assert {1, 2} <= set(np.unique(benchmark.result.cause))  # tokens move, and updates round to zero
 
 
-def test_both_ways_to_cosines_agree() -> None:
+def test_both_methods_for_cosines_agree() -> None:
     ds = mechanism.updates(SMALL)
     ours, theirs = dx.coherence(ds).compute(), coherence.all_pairs(ds.W.astype(np.float32).values)
     np.testing.assert_allclose(ours.displacement_cosine_mean, theirs["mean"], atol=1e-12)
     np.testing.assert_allclose(ours.displacement_cosine_std, theirs["std"], atol=1e-9)
 
 
-def test_the_cost_of_each_analysis_is_taken_without_changing_it(recording: Path, tmp_path: Path) -> None:
+def test_measuring_the_cost_of_analyses_does_not_change_results(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     found, together = analyses.costs(rec, ["motion", "census", "lattice"], tmp_path / "r.zarr")
     assert {*found} == {"decoding", "which rows changed", "Transitions", "Coincidence", "LatticeCounts"}

@@ -1,6 +1,6 @@
-"""What earlier releases wrote is read by this one, bit for bit, and analysed to the same numbers.
+"""Stores that earlier releases wrote are read bit for bit, and analyses of them give the same numbers.
 
-`tests/data/make_format_1_0.py` tells how the stores were made; they are never written anew.
+`tests/data/make_format_1_0.py` shows how the stores were made; they are never written again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_numbers(name: str, values: NDArray[Any], expected: dict[str, Any]) -> 
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-12 * finite.max(initial=0), err_msg=name)
 
 
-def test_every_kept_store_is_expected() -> None:
+def test_every_stored_example_has_expectations() -> None:
     assert {path.stem for path in KEPT.glob("*.zarr")} == {*STORES, "results"}
 
 
@@ -89,13 +89,13 @@ def test_analyses_give_the_same_numbers(kept: Path, name: str) -> None:
         check_numbers(f"{name}: {key}", tree[key].values, numbers)
 
 
-def test_what_was_not_written_to_its_end_is_refused(kept: Path) -> None:
+def test_unfinished_stores_are_refused(kept: Path) -> None:
     with pytest.raises(IncompleteStoreError, match="partial=True"):
         dx.open_recording(kept / "unfinished.zarr")
     assert dx.open_recording(kept / "unfinished.zarr", partial=True).sizes["step"] == 128
 
 
-def test_results_are_read(kept: Path) -> None:
+def test_saved_results_are_read(kept: Path) -> None:
     tree = dx.open_results(kept / "results.zarr")
     assert list(tree.children) == list(EXPECTED["results"])
     for name, node in tree.children.items():

@@ -1,4 +1,4 @@
-"""What `pip install` brings: code, the marker for type checkers, and the recipes."""
+"""What `pip install` installs: code, the marker for type checkers, and the recipes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_the_wheel_has_the_recipes_and_finds_them(installed: Path, tmp_path: Path) -> None:
+def test_installed_wheel_finds_its_recipes(installed: Path, tmp_path: Path) -> None:
     code = (
         "import deadtok_xr, deadtok_xr.conversion as c; "
         "print(deadtok_xr.__file__); print(*sorted(c.recipes()), sep=chr(10))"
@@ -39,7 +39,7 @@ def test_the_wheel_has_the_recipes_and_finds_them(installed: Path, tmp_path: Pat
     assert set(names) == RECIPES
 
 
-def test_the_source_tree_finds_its_own() -> None:
+def test_source_tree_finds_its_recipes() -> None:
     from deadtok_xr import conversion
 
     assert set(conversion.recipes()) == RECIPES

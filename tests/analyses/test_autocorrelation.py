@@ -10,7 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 
 import deadtok_xr as dx
-from tests import reference_beside as reference
+from tests import reference_standalone as reference
 from tests.reference import assert_agree
 from tests.strategies import dataset, moving
 
@@ -35,14 +35,14 @@ class TestLags:
             first = [next((k for k, r in enumerate(row) if r <= limit), -1) for row in found.autocorrelation.values]
             np.testing.assert_array_equal(found[name], first)
 
-    def test_of_one_token_it_is_that_of_the_centroid(self, recording: Path) -> None:
+    def test_single_token_agrees_with_the_centroid(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead").isel(token=[5])
         found, cloud = dx.velocity_autocorrelation(rec).compute(), dx.cloud(rec).compute()
         assert_agree(found.autocorrelation[0], cloud.bulk_autocorrelation.values)
         assert_agree(found.pooled, cloud.bulk_autocorrelation.values)
         assert int(found.half_lag[0]) == int(found.pooled_half_lag) == int(cloud.half_lag)
 
-    def test_what_is_not_finite_takes_part_in_nothing(self) -> None:
+    def test_values_that_are_not_finite_are_left_out(self) -> None:
         W = np.arange(5, dtype=np.float32)[:, None, None].repeat(3, 1)
         W[2, 1], W[:, 2] = np.nan, 1
         found = dx.velocity_autocorrelation(dataset(W), max_lag=3).compute()

@@ -1,4 +1,4 @@
-"""What a recording may lack, for all analyses at once: one sentence each, or what is known, and never a silent zero."""
+"""Incomplete or unusual recordings, for all analyses: an error of one sentence or known results, never silent zeros."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def small(ds: xr.Dataset) -> xr.Dataset:
 
 
 @pytest.mark.parametrize("name", OF_W)
-def test_gaps(name: str) -> None:
+def test_gaps_in_the_steps(name: str) -> None:
     ds = walk().isel(step=[0, 1, 4])
     if name in OF_STATES:
         assert small(OF_W[name](ds))
@@ -73,7 +73,7 @@ def test_gaps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OF_W)
-def test_one_step(name: str) -> None:
+def test_recording_of_one_step(name: str) -> None:
     ds = walk().isel(step=[3])
     if name in (*OF_STATES, "kinematics", "elements"):
         assert small(OF_W[name](ds))
@@ -92,7 +92,7 @@ def test_one_token_and_all_frozen_from_the_start(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZERO)
-def test_nothing_is_known_of_nan(name: str) -> None:
+def test_tokens_with_nan_have_no_results(name: str) -> None:
     ds = walk()
     found = small(OF_W[name](ds.assign(W=ds.W.copy(data=np.full(ds.W.shape, np.nan, np.float32)))))
     for variable in ZERO[name]:
@@ -104,7 +104,7 @@ def test_nothing_is_known_of_nan(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OF_W)
-def test_float32_that_has_no_lattice(name: str) -> None:
+def test_float32_without_a_lattice_is_refused(name: str) -> None:
     """Named so, or not: what does not ask for a lattice works all the same."""
     W = walk().W.values * np.float32(1.0001)
     none, unknown = dataset(W, precision="none"), dataset(W)
@@ -119,13 +119,13 @@ def test_float32_that_has_no_lattice(name: str) -> None:
             small(OF_W[name](unknown))
 
 
-def test_the_precision_of_freezing_is_said() -> None:
+def test_freezing_reports_its_precision() -> None:
     W = walk().W.values * np.float32(1.0001)
     said = [dx.freezing(dataset(W, **attrs)).attrs["precision"] for attrs in ({"precision": "none"}, {})]
     assert said == ["none", "unknown"]
 
 
-def test_of_the_whole_tree_what_is_impossible_is_left_out() -> None:
+def test_analyze_leaves_out_impossible_analyses() -> None:
     tree = dx.analyze(dataset(walk().W.values * np.float32(1.0001), precision="none"))
     assert set(ON_THE_LATTICE) - {"elements"} <= set(tree.attrs["left_out"])
     assert {"cloud", "kinematics", "spectrum", "census", "freezing", "coherence"} <= set(tree.children)

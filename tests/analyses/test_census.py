@@ -72,13 +72,13 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
 
 @given(ds=crowds(), data=st.data())
 @pytest.mark.parametrize("signed_zero", ["equal", "distinct"])
-def test_crowds(signed_zero: str, ds: xr.Dataset, data: st.DataObject) -> None:
+def test_census_of_few_places(signed_zero: str, ds: xr.Dataset, data: st.DataObject) -> None:
     at = data.draw(st.lists(st.integers(0, ds.sizes["step"] - 1), min_size=1, max_size=3, unique=True))
     check(ds, at, signed_zero=signed_zero)
 
 
 @pytest.mark.parametrize("tokens", ["dead", "all"])
-def test_real_recordings(recording: Path, atom: Path, tokens: Any) -> None:
+def test_census_of_real_recordings(recording: Path, atom: Path, tokens: Any) -> None:
     for path in (recording, atom):
         rec = dx.open_recording(path, tokens=tokens)
         last = rec.sizes["step"] - 1
@@ -103,7 +103,7 @@ def test_a_real_cluster_has_black_holes() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), multiplier=st.sampled_from([0, 1, 2**24]))
-def test_hashes_that_collide_change_nothing(seed: int, multiplier: int) -> None:
+def test_colliding_hashes_do_not_change_results(seed: int, multiplier: int) -> None:
     """All rows have the same hash, or that of the sum of their words: rows are told apart by their bits."""
     rng = np.random.default_rng(seed)
     bits = rng.integers(0, 3, (6, 15, 2)).astype(np.uint16)
@@ -121,7 +121,7 @@ def test_hashes_that_collide_change_nothing(seed: int, multiplier: int) -> None:
         np.testing.assert_array_equal(ranks(kept["label"][t]), reference.coincidence_history(W, t)[0])
 
 
-def test_zeros_of_both_signs_are_one_place_unless_told_apart() -> None:
+def test_signed_zeros_are_one_place_unless_distinct() -> None:
     """Catalogue 3.7, 10: values compare as equal what bits tell apart."""
     W = np.array([0.0, -0.0, 0.0, 1.0], np.float32).reshape(1, 4, 1)
     ds = dataset(W.astype(ml_dtypes.bfloat16))
@@ -179,7 +179,7 @@ def test_one_step_and_one_token() -> None:
     assert found.black_hole.values.tolist() == [[0]]
 
 
-def test_gaps_are_no_matter_and_disorder_is() -> None:
+def test_gaps_are_accepted_and_unordered_steps_refused() -> None:
     ds = dataset(np.ones((3, 2, 1), np.float32), steps=[4, 9, 100])
     assert dx.census(ds).together_since.sel(census_step=100).values.tolist() == [4, 4]
     with pytest.raises(InputError, match="census: the steps must ascend; step 4 does not"):
@@ -192,7 +192,7 @@ def test_a_float32_recording_needs_no_lattice(recording: Path) -> None:
     assert int(dx.census(none).n_unique[0]) == int(dx.census(rec).n_unique[0])
 
 
-def test_what_cannot_be_counted_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     ds = dataset(np.ones((3, 2, 1), np.float32))
     with pytest.raises(InputError, match="census: step 5 is not in this dataset; choose from its 3 steps, 0 to 2"):
         dx.census(ds, at=[1, 5])
@@ -204,7 +204,7 @@ def test_what_cannot_be_counted_is_refused() -> None:
         dx.census(ds.rename(W="delta"))
 
 
-def test_lazy_and_written_as_it_is(recording: Path, lazily: Any) -> None:
+def test_census_is_lazy_with_writable_chunks(recording: Path, lazily: Any) -> None:
     with lazily():
         found = dx.census(dx.open_recording(recording))
     for name, variable in found.data_vars.items():

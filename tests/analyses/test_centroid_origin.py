@@ -34,7 +34,7 @@ def test_origin_of_a_real_centroid(recording: Path, tokens: str) -> None:
     np.testing.assert_allclose(found.drift_h_cosine, [np.nan, *expected], atol=1e-9)
 
 
-def test_a_cloud_that_stays_and_one_that_leaves() -> None:
+def test_clouds_at_rest_and_drifting() -> None:
     start = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     still = dx.centroid_origin(dataset(np.stack([start] * 4))).compute()
     assert (still.drift == 0).all()

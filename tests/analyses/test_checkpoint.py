@@ -1,4 +1,4 @@
-"""One step of any size, against plain numpy; and its picture."""
+"""Analysis of a single step, against plain numpy; and its figure."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class TestTheLargestBlackHole:
         return dataset(W, (1, chunks.get("token", 40), 8))
 
     @pytest.mark.parametrize("token", [40, 16, 1])
-    def test_is_the_reference(self, token: int) -> None:
+    def test_largest_black_hole_is_the_reference(self, token: int) -> None:
         found = dx.checkpoint(self.atoms(token=token)).compute()
         assert found.reference_token.values.tolist() == [9]  # ids are three times positions
         np.testing.assert_array_equal(np.flatnonzero(found.reference_distance == 0), [3, 17, 31])
         assert int(found.exponent_neighbourhood[0]) >= 3
         assert (np.diff(found.exponent_neighbourhood) >= 0).all()
 
-    def test_there_may_be_none(self) -> None:
+    def test_reference_may_be_absent(self) -> None:
         found = dx.checkpoint(self.atoms().isel(token=[0, 1, 2, 8, 9])).compute()
         assert found.reference_token.values.tolist() == [-1]
         assert np.isnan(found.reference_distance).all()
@@ -101,7 +101,7 @@ class TestTheLargestBlackHole:
         assert dx.checkpoint(dataset(W), reference=[6]).reference_ordinal.values[3] == 2
 
 
-def test_what_does_not_fit(recording: Path) -> None:
+def test_invalid_input_is_refused(recording: Path) -> None:
     rec = dx.open_recording(recording)
     with pytest.raises(
         InputError,
@@ -120,7 +120,7 @@ def test_what_does_not_fit(recording: Path) -> None:
         dx.checkpoint(rec, step=0, norm_bins=0)
 
 
-def test_all_invalid() -> None:
+def test_checkpoint_of_invalid_tokens() -> None:
     found = dx.checkpoint(dataset(np.full((1, 3, 2), np.nan, "f4"))).compute()
     assert np.isnan(found.norm).all()
     assert found.n_invalid.values.tolist() == [3]
@@ -129,7 +129,7 @@ def test_all_invalid() -> None:
 
 
 class TestPictures:
-    def test_checkpoint(self, recording: Path) -> None:
+    def test_figure_of_checkpoint(self, recording: Path) -> None:
         found = dx.checkpoint(dx.open_recording(recording), step=300, reference=[1]).compute()
         axes = dx.plot.checkpoint(found, axes=Figure().subplots(3))
         counts = {patch.get_label(): patch.get_data().values for patch in axes[0].patches}
@@ -137,11 +137,11 @@ class TestPictures:
         assert np.nansum(counts["live"]) == int(found.exponent_count.sel(kind="live").sum())
         np.testing.assert_array_equal(axes[2].lines[0].get_ydata(), found.exponent_neighbourhood)
 
-    def test_no_reference(self) -> None:
+    def test_figure_without_a_reference(self) -> None:
         axes = dx.plot.checkpoint(dx.checkpoint(dataset(np.eye(3, dtype="f4")[None])), axes=Figure().subplots(3))
         assert "no two tokens are equal" in axes[2].texts[0].get_text()
 
-    def test_lattice(self, results: xr.DataTree) -> None:
+    def test_figure_of_lattice(self, results: xr.DataTree) -> None:
         ds = results["lattice"].to_dataset()
         top, bottom = dx.plot.lattice(ds, axes=Figure().subplots(2))
         line = next(line for line in top.lines if line.get_label() == "moved")
@@ -150,13 +150,13 @@ class TestPictures:
         np.testing.assert_allclose(bottom.patches[0].get_data().values, hops.sel(hop="frozen"))
         np.testing.assert_allclose(bottom.patches[-1].get_data().values, 1.0)
 
-    def test_exponents(self, results: xr.DataTree) -> None:
+    def test_figure_of_exponents(self, results: xr.DataTree) -> None:
         ds = results["exponents"].to_dataset()
         ax = dx.plot.exponents(ds, ax=Figure().subplots())
         (mesh,) = [c for c in ax.collections if c.get_array() is not None]
         assert int(mesh.get_array().sum()) == int(ds.exponent_count.sum())
 
-    def test_cloud(self, results: xr.DataTree) -> None:
+    def test_figure_of_cloud(self, results: xr.DataTree) -> None:
         ds = results["cloud"].to_dataset()
         heat, _, persistence = dx.plot.cloud(ds, axes=Figure().subplots(3))
         line = next(line for line in heat.lines if line.get_label() == "within the cloud")
@@ -164,14 +164,14 @@ class TestPictures:
         line = next(line for line in persistence.lines if line.get_label() == "median")
         np.testing.assert_array_equal(line.get_ydata(), ds.lag1_median)
 
-    def test_spectrum(self, results: xr.DataTree) -> None:
+    def test_figure_of_spectrum(self, results: xr.DataTree) -> None:
         ds = results["spectrum"].to_dataset()
         top, bottom = dx.plot.spectrum(ds, axes=Figure().subplots(2))
         (lines,) = [c for c in top.collections if len(c.get_paths()) == ds.sizes["mode"]]
         np.testing.assert_allclose(lines.get_paths()[0].vertices[:, 1], ds.eigenvalue[:, 0])
         np.testing.assert_array_equal(bottom.lines[0].get_ydata(), ds.participation_ratio)
 
-    def test_the_summary_names_them(self, results: xr.DataTree) -> None:
+    def test_summary_mentions_every_analysis(self, results: xr.DataTree) -> None:
         text = dx.summary(results)
         for words in ("Lattice: elements moved", "exactly zero", "Cloud: temperature", "Shape: participation ratio"):
             assert words in text

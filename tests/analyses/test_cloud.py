@@ -59,7 +59,7 @@ def _like(ds: xr.Dataset, W: np.ndarray) -> Any:
     return da.from_array(values, ds.W.chunks) if ds.W.chunks else values
 
 
-def test_rows_of_chunks_do_not_matter(recording: Path) -> None:
+def test_results_do_not_depend_on_chunks(recording: Path) -> None:
     """Persistence needs three steps: across the border of two rows of chunks too."""
     rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 60)).load()
     whole = dx.cloud(rec).compute()
@@ -71,7 +71,7 @@ def test_rows_of_chunks_do_not_matter(recording: Path) -> None:
     assert (whole.n_lag1[2:] > 0).any()
 
 
-def test_lazy_and_read_once(recording: Path, lazily: Any, decoded: Counter[Any]) -> None:
+def test_cloud_is_lazy_and_reads_each_chunk_once(recording: Path, lazily: Any, decoded: Counter[Any]) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     with lazily():
         tree = dx.analyze(rec, analyses=["cloud", "kinematics", "spectrum"])
@@ -82,7 +82,7 @@ def test_lazy_and_read_once(recording: Path, lazily: Any, decoded: Counter[Any])
     assert_agree(found.bulk_thermal_ratio[:200], (kin.bulk_speed / kin.thermal_rms).values[:200])
 
 
-def test_a_slice_gives_what_the_whole_gives_there(recording: Path) -> None:
+def test_slices_agree_with_the_whole(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     names = ["temperature", "lag1_median", "radial_mean", "shear_ratio", "origin_radius", "n_lag1"]
     whole = dx.cloud(rec)[names].sel(step=slice(122, 200)).compute()
@@ -91,7 +91,7 @@ def test_a_slice_gives_what_the_whole_gives_there(recording: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [slice(0, 300), slice(100, 280), slice(127, 129)])
-def test_chunks_can_be_written_as_they_are(recording: Path, steps: slice, tmp_path: Path) -> None:
+def test_chunks_are_writable_to_zarr(recording: Path, steps: slice, tmp_path: Path) -> None:
     tree = dx.analyze(
         dx.open_recording(recording).sel(step=steps), analyses=["cloud", "spectrum", "lattice", "exponents"]
     )

@@ -10,7 +10,7 @@ import pytest
 import deadtok_xr as dx
 from deadtok_xr.analyses.clusters import k_means, mean_silhouette
 from deadtok_xr.errors import InputError
-from tests import reference_beside as reference
+from tests import reference_standalone as reference
 from tests.strategies import dataset
 
 
@@ -27,7 +27,7 @@ class TestClusters:
         assert found.best_k.values.tolist()[1] in (2, 3)
 
     @pytest.mark.parametrize("seed", range(2))
-    def test_few_rows_are_cut_as_well_as_can_be(self, seed: int) -> None:
+    def test_few_rows_are_clustered_optimally(self, seed: int) -> None:
         x = np.random.default_rng(seed).normal(size=(8, 2))
         for k in (2, 3):
             cluster, inertia = k_means(x, k, np.random.default_rng(1))
@@ -35,7 +35,7 @@ class TestClusters:
             apart = np.sqrt(((x[:, None] - x) ** 2).sum(2))
             assert mean_silhouette(apart, cluster, k) == pytest.approx(reference.silhouette(x, cluster))
 
-    def test_three_heaps(self) -> None:
+    def test_three_clusters_are_found(self) -> None:
         rng = np.random.default_rng(0)
         W = np.repeat(np.eye(3, 4), 20, axis=0)[None] + 1e-3 * rng.normal(size=(2, 60, 4))
         W[1, 7] = np.nan
@@ -45,14 +45,14 @@ class TestClusters:
         assert (found.silhouette.sel(k=3) > 0.99).all()
         assert (found.inertia.diff("k") < 0).all()
 
-    def test_where_there_are_no_clusters(self) -> None:
+    def test_too_few_distinct_rows_have_no_clusters(self) -> None:
         found = dx.clusters(dataset(np.ones((1, 9, 3), "f4"))).compute()
         assert np.isnan(found.silhouette).all()
         assert found.best_k.values.tolist() == [-1]
         two = dx.clusters(dataset(np.array([[[1.0], [2.0]]], "f4"))).compute()
         assert np.isnan(two.silhouette).all()
 
-    def test_what_does_not_fit(self) -> None:
+    def test_invalid_input_is_refused(self) -> None:
         ds = dataset(np.ones((2, 3, 2), "f4"))
         for k in ((1, 2), (), (2, 2)):
             with pytest.raises(InputError, match="expected different numbers of clusters, each at least 2"):

@@ -62,7 +62,7 @@ def test_moments_equal_those_of_all_pairs(rows: np.ndarray) -> None:
 
 @pytest.mark.parametrize("n", [20, 300])  # by pairs, and by products
 @pytest.mark.parametrize("std", [1e-2, 1.6e-9, 1e-12])
-def test_a_tiny_deviation_keeps_its_digits(n: int, std: float) -> None:
+def test_small_deviations_keep_their_digits(n: int, std: float) -> None:
     rng = np.random.default_rng(5)
     rows = rng.normal(size=24) + np.sqrt(std) * rng.normal(size=(n, 24))
     expected = reference.pairs(rows)
@@ -118,7 +118,7 @@ def hops(draw: st.DrawFn) -> np.ndarray:
 
 @given(x=hops())
 @pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
-def test_few_elements_that_moved_say_the_same_as_all(x: np.ndarray) -> None:
+def test_sparse_directions_agree_with_dense_ones(x: np.ndarray) -> None:
     changed = changed_rows(x.view(np.uint64))
     moved, unit = SparseDirections(*x.shape[1:]), np.empty(x.shape[1:])
     for t in (0, 1):
@@ -136,7 +136,7 @@ def test_few_elements_that_moved_say_the_same_as_all(x: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("same", [0.95, 0.999, 1.0])
-def test_hops_that_are_much_alike_keep_their_digits(same: float) -> None:
+def test_similar_hops_keep_their_digits(same: float) -> None:
     rng = np.random.default_rng(3)
     x = np.repeat(rng.normal(size=(1, 400, 32)).astype(np.float32), 2, axis=0)
     x[1, :, 4] += np.where(rng.random(400) < same, 1.0, rng.uniform(0.9, 1.1, 400)).astype(np.float32)
@@ -187,7 +187,9 @@ def test_tight_cluster(atom: Path) -> None:
     seed=st.integers(0, 2**32 - 1), steps=st.integers(2, 9), n=st.integers(1, 7), dims=st.integers(1, 5), data=st.data()
 )
 @pytest.mark.filterwarnings("ignore:.*(invalid|Mean of empty).*:RuntimeWarning")
-def test_shapes_and_chunks(seed: int, steps: int, n: int, dims: int, data: st.DataObject) -> None:
+def test_results_do_not_depend_on_shapes_and_chunks(
+    seed: int, steps: int, n: int, dims: int, data: st.DataObject
+) -> None:
     rng = np.random.default_rng(seed)
     shape = (steps, n, dims)
     chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
@@ -209,7 +211,7 @@ def test_shapes_and_chunks(seed: int, steps: int, n: int, dims: int, data: st.Da
     assert {"update_cosine_mean", "gradient_cosine_std", "h_alignment"} <= set(found.data_vars)
 
 
-def test_laziness_and_one_read(
+def test_coherence_is_lazy_and_reads_each_chunk_once(
     logged: Path, lazily: Callable[[], AbstractContextManager[None]], decoded: Counter[Any]
 ) -> None:
     with lazily():

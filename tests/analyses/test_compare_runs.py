@@ -1,4 +1,4 @@
-"""Comparison of two runs, to the bit."""
+"""Comparison of two runs, bit by bit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TestTwoRuns:
         for name, value in expected.items():
             assert_agree(found[name].compute(), value, name)
 
-    def test_a_recording_is_itself(self, recording: Path, decoded: Counter[Any]) -> None:
+    def test_recording_equals_itself(self, recording: Path, decoded: Counter[Any]) -> None:
         rec = dx.open_recording(recording, tokens="dead")
         found = dx.compare_runs(rec, dx.open_recording(recording, tokens="dead", raw=True)).compute()
         assert int(found.first_difference) == -1
@@ -90,7 +90,7 @@ class TestTwoRuns:
             found = dx.compare_runs(rec, rec.assign(W=rec.W.copy(data=rec.W.values.astype(dtype)))).compute()
             assert int(found.first_difference) == -1, dtype
 
-    def test_what_does_not_fit(self) -> None:
+    def test_incompatible_runs_are_refused(self) -> None:
         a = line([[1, 2]], [[1, 2]])
         with pytest.raises(InputError, match="2 dims in one and 1 in the other"):
             dx.compare_runs(a, line([[1]], [[1]]))

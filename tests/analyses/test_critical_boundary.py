@@ -26,7 +26,7 @@ class TestCriticalBoundary:
         gap = np.where((towards < 0) & (np.frexp(np.abs(W[:-1]))[0] == 0.5), 0.5, 1.0) * reference.ulp(W[:-1])
         return np.abs(step) / (gap / 2), W[1:] != W[:-1]
 
-    def test_of_a_real_run(self, recording: Path) -> None:
+    def test_boundary_of_a_real_run(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead")
         found = dx.critical_boundary(rec).compute()
         ratio, moved = self.reference(rec)
@@ -38,7 +38,7 @@ class TestCriticalBoundary:
         assert_agree(found.moved_above[some], ((ratio > 1) & moved).sum((1, 2))[some] / above[some])
         assert (found.n_invalid == 0).all()
 
-    def test_it_is_where_motion_begins(self, recording: Path) -> None:
+    def test_boundary_is_where_motion_begins(self, recording: Path) -> None:
         """But for three roundings to bfloat16 in torch's denominator, 2⁻⁹ each."""
         rec = dx.open_recording(recording, tokens="dead")
         ratio, moved = dx.critical_boundary(rec).critical_ratio.values, dx.motion(rec).moved_dims.values > 0
@@ -70,7 +70,7 @@ class TestCriticalBoundary:
         found = dx.critical_boundary(ds, hyperparameters=hyper, lr=1e-3).compute()
         np.testing.assert_allclose(found.critical_ratio[0], [1e-3 * 2**9, 1e-3 * 2**8], rtol=1e-5)
 
-    def test_what_is_not_known_is_nan(self, recording: Path) -> None:
+    def test_unknown_ratios_are_nan(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead").isel(step=[0, 1, 2, 5, 6])
         with pytest.raises(InputError, match=r"critical_boundary: steps 3\.\.4 are missing"):
             dx.critical_boundary(rec)
@@ -82,7 +82,7 @@ class TestCriticalBoundary:
         holes = dx.critical_boundary(rec.assign(W=W), allow_gaps=True).compute()
         np.testing.assert_array_equal(holes.n_invalid, [1, 1, 162, 0])
 
-    def test_what_it_needs(self, recording: Path) -> None:
+    def test_required_variables(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead")
         with pytest.raises(InputError, match=r"critical_boundary needs 'exp_avg' and 'exp_avg_sq'"):
             dx.critical_boundary(rec.drop_vars(["exp_avg", "exp_avg_sq"]))

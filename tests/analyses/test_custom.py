@@ -1,4 +1,4 @@
-"""An analysis that a user defines: plain NumPy's values, in the same pass as the built-in ones, wherever these run."""
+"""Analyses that a user defines: the values of plain NumPy, in one pass with the built-in ones, on any scheduler."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_gaps_are_refused_unless_allowed(rec: xr.Dataset) -> None:
 # --- one pass, lazily -------------------------------------------------------------------------------
 
 
-def test_all_share_one_pass(rec: xr.Dataset, decoded: Counter[tuple[str, int]], lazily: Lazily) -> None:
+def test_all_analyses_share_one_pass(rec: xr.Dataset, decoded: Counter[tuple[str, int]], lazily: Lazily) -> None:
     define_all()
     with lazily():
         tree = dx.analyze(rec, analyses=["motion", "largest", "hops", "mixed", "Mean"])
@@ -252,7 +252,7 @@ def test_every_chunk_is_read_once(rec: xr.Dataset, stored: Path, reads: list[str
     assert max(chunks.values()) <= 2
 
 
-def test_a_batch_says_what_it_is(rec: xr.Dataset) -> None:
+def test_attributes_of_a_batch(rec: xr.Dataset) -> None:
     seen: list[Any] = []
 
     @dx.analysis(outputs={"x": Output("step")})
@@ -271,7 +271,7 @@ def test_a_batch_says_what_it_is(rec: xr.Dataset) -> None:
     assert seen[-1][0] == "<UserBatch of W: 1 steps x 30 tokens x 5 dims, 0 updates>"
 
 
-def test_what_others_of_the_pass_read_cannot_be_changed(rec: xr.Dataset) -> None:
+def test_batch_arrays_are_read_only(rec: xr.Dataset) -> None:
     @dx.analysis(outputs={"x": Output("step")})
     def rude(batch: Any) -> Any:
         batch.W[:] = 0
@@ -285,7 +285,7 @@ def test_what_others_of_the_pass_read_cannot_be_changed(rec: xr.Dataset) -> None
 # --- names, options, definitions -------------------------------------------------------------------
 
 
-def test_it_is_used_as_a_built_in_one(rec: xr.Dataset) -> None:
+def test_custom_analysis_is_used_like_a_built_in_one(rec: xr.Dataset) -> None:
     define_all()
     hops = ANALYSES["hops"]
     assert hops.options == ["above", "allow_gaps"]
@@ -313,7 +313,7 @@ def test_the_default_of_an_option_called_precision_is_kept(rec: xr.Dataset) -> N
     assert dx.analyze(rec, analyses=["rounded"], precision="float32")["rounded"].attrs["precision"] == "float32"
 
 
-def test_what_cannot_be_is_left_out_of_all(rec: xr.Dataset) -> None:
+def test_impossible_custom_analysis_is_left_out(rec: xr.Dataset) -> None:
     define_all()
 
     @dx.analysis(outputs={"x": Output("step")})
@@ -385,7 +385,7 @@ def _tokens(first_line: int = 0, module: str | None = "somewhere", **changed: in
 
 
 @pytest.mark.parametrize("module", ["somewhere", None])
-def test_a_token_of_code_is_of_what_it_computes(module: str | None) -> None:
+def test_token_of_code_depends_on_what_it_computes(module: str | None) -> None:
     plain = _tokens(module=module)
     assert _tokens(first_line=7, module=module) == plain  # the same cell in another session
     changes = {"scale": "fp", "n": "fp", "power": "fp", "inner": "fp", "other": "C", "twice": "C", "partial": "p"}
@@ -394,7 +394,7 @@ def test_a_token_of_code_is_of_what_it_computes(module: str | None) -> None:
         assert {name for name in plain if plain[name] != other[name]} == set(whose), what
 
 
-def test_a_global_is_part_of_a_definition(rec: xr.Dataset) -> None:
+def test_globals_are_part_of_a_definition(rec: xr.Dataset) -> None:
     names: dict[str, Any] = {"dx": dx, "__name__": "notebook", "threshold": 0.0}
     exec(
         "@dx.analysis(outputs={'x': dx.Output('step')})\n"
@@ -433,7 +433,7 @@ DECLARED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("outputs", "message"), DECLARED.values(), ids=DECLARED)
-def test_what_is_declared_is_checked(outputs: Any, message: str) -> None:
+def test_declarations_are_checked(outputs: Any, message: str) -> None:
     known = dict(ANALYSES)
     with pytest.raises(InputError, match=message) as caught:
         dx.analysis(name="bad", outputs=outputs)(lambda batch: {})
@@ -444,7 +444,7 @@ def test_what_is_declared_is_checked(outputs: Any, message: str) -> None:
 def _no_batch() -> None: ...
 
 
-def test_what_cannot_be_an_analysis() -> None:
+def test_invalid_analyses_are_refused() -> None:
     x = {"x": Output("step")}
     with pytest.raises(InputError, match="the analysis 'motion' belongs to deadtok_xr: choose another name"):
         dx.analysis(name="motion", outputs=x)(lambda batch: {})
@@ -508,7 +508,7 @@ RETURNED: dict[str, tuple[Callable[[Any], Any], Mapping[str, Output], str]] = {
 
 
 @pytest.mark.parametrize(("function", "outputs", "message"), RETURNED.values(), ids=RETURNED)
-def test_what_is_returned_is_checked(rec: xr.Dataset, function: Any, outputs: Any, message: str) -> None:
+def test_returned_values_are_checked(rec: xr.Dataset, function: Any, outputs: Any, message: str) -> None:
     bad = dx.analysis(name="bad", outputs=outputs)(function)
     with pytest.raises(InputError, match=message):
         bad(rec).compute()
@@ -520,7 +520,7 @@ def test_a_coordinate_of_the_recording_is_no_output(rec: xr.Dataset) -> None:
         bad(rec)
 
 
-def test_what_a_class_returns_is_checked(rec: xr.Dataset) -> None:
+def test_values_returned_by_a_class_are_checked(rec: xr.Dataset) -> None:
     class Wrong:
         def start(self, n_tokens: int, n_dims: int) -> Any:
             return {"n": 0}
@@ -618,7 +618,7 @@ def test_saved_results_are_those_that_are_computed(rec: xr.Dataset, tmp_path: Pa
     )
 
 
-def test_the_summary_is_ones_own_or_a_line_for_each_output(rec: xr.Dataset) -> None:
+def test_summary_is_custom_or_a_line_for_each_output(rec: xr.Dataset) -> None:
     define_all()
     text = dx.summary(dx.analyze(rec, analyses=["mixed", "hops", "largest"]))
     largest = float(np.abs(rec.W.values).max())
@@ -638,7 +638,7 @@ def test_the_summary_is_ones_own_or_a_line_for_each_output(rec: xr.Dataset) -> N
     assert "  x: 3 everywhere" in dx.summary(dx.analyze(rec, analyses=["spoken"]))
 
 
-def test_a_picture_by_the_dims(rec: xr.Dataset, tmp_path: Path) -> None:
+def test_default_picture_by_dims(rec: xr.Dataset, tmp_path: Path) -> None:
     define_all()
     found = {name: ANALYSES[name](rec).compute() for name in ("largest", "hops", "mixed", "Mean")}
     panels = by_dims(found["mixed"])
@@ -657,7 +657,7 @@ def test_a_picture_by_the_dims(rec: xr.Dataset, tmp_path: Path) -> None:
         by_dims(found["hops"], axes=axes[:1])
 
 
-def test_a_picture_of_little(rec: xr.Dataset, tmp_path: Path) -> None:
+def test_default_picture_of_little_data(rec: xr.Dataset, tmp_path: Path) -> None:
     """One step, nothing finite, only scalars, and a name that a picture of the package has."""
     outputs = {"a": Output("step"), "b": Output(("step", "token")), "c": Output(combine="sum")}
 
@@ -705,7 +705,7 @@ def test_interrupted_results_resume(
         )
 
 
-def test_a_function_that_was_mended_starts_again(rec: xr.Dataset, tmp_path: Path) -> None:
+def test_changed_function_starts_again(rec: xr.Dataset, tmp_path: Path) -> None:
     log = tmp_path / "blocks"
     log.touch()
 
@@ -792,7 +792,7 @@ def test_a_function_of_a_script_goes_to_processes(stored: Path, tmp_path: Path) 
     assert len(names) == 1  # the same code is the same analysis, wherever it stands
 
 
-def test_a_package_brings_its_analyses(stored: Path, tmp_path: Path) -> None:
+def test_analyses_of_an_installed_package(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text(
         "import numpy as np\nimport deadtok_xr as dx\n"
         "@dx.analysis(outputs={'theirs': dx.Output('step', long_name='a thing of theirs')})\n"

@@ -35,7 +35,7 @@ def test_epochs_of_hostile_bits(ds: xr.Dataset) -> None:
     np.testing.assert_array_equal(found.epoch == -1, np.isnan(r))
 
 
-def test_the_epochs_of_a_known_curve() -> None:
+def test_epochs_of_a_known_curve() -> None:
     """It shrinks for 2 steps, grows fastest at step 6, slows down, grows again from step 32 on, and freezes."""
     v = np.concatenate([[-4, -2], [6, 10, 14, 20], np.linspace(16, 2, 25), [1, 3, 4, 3], np.zeros(10)])
     r = 512 + np.concatenate([[0], np.cumsum(np.round(v))])
@@ -50,7 +50,7 @@ def test_the_epochs_of_a_known_curve() -> None:
     assert int(dx.epochs(dataset(r.astype(np.float32).reshape(-1, 1, 1)), smooth=5).sneeze_step) != -1
 
 
-def test_smoothing_is_a_mean_of_what_is_known(recording: Path) -> None:
+def test_smoothing_averages_finite_values(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     found = dx.epochs(rec, smooth=5).compute()
     v = np.diff(np.sqrt((rec.W.values.astype(float) ** 2).sum(2)).mean(1))

@@ -1,4 +1,4 @@
-"""Replay gives recordings of torch to the bit, and finds the arithmetic that made them."""
+"""Replays reproduce recordings of torch bit for bit, and find the arithmetic that made them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_candidates_that_do_not_differ_are_undetermined(tmp_path: Path) -> None:
     ds = train(tmp_path / "r.zarr", *with_flags(RUNS["SGD"], FLAGS["single"]), torch.float32)
     found = dx.find_arithmetic(ds, steps=[1, 2])
     assert found.attrs["verdict"] == "undetermined"
-    assert "undetermined, since they differ on" in found.attrs["report"]
+    assert "undetermined, because these differ on only" in found.attrs["report"]
     with pytest.raises(InputError, match="step 41 cannot be replayed"):
         dx.find_arithmetic(ds, steps=[1, 41])
 
@@ -63,17 +63,17 @@ def test_fused_sgd_in_16_bits_is_named(tmp_path: Path) -> None:
     found = dx.mechanism(ds).compute()
     assert found.n_missed.sum() > 1000
     assert found.n_unknown.sum() >= found.n_missed.sum()  # not "rounded to zero": the update would have moved them
-    assert "nothing moved at all, as under torch's fused SGD" in dx.find_arithmetic(ds).attrs["report"]
+    assert "no element moved, as with torch's fused SGD" in dx.find_arithmetic(ds).attrs["report"]
 
 
-def test_check_says_which_arithmetic_closes_an_update(recording: Path) -> None:
+def test_check_names_the_arithmetic_that_reproduces_an_update(recording: Path) -> None:
     ds = dx.open_recording(recording, raw=True)
     rows = [{n: ds[n][t].values for n in LEARNED} for t in (49, 50)]
     settings = {**ds.attrs["hyperparameters"], "optimizer": "AdamW", "lr": float(ds.lr[50]), "step": 50}
     said = check(*rows, settings)
     # whether others close this update too is chance
-    closes = r"the updates close under single( and .* alike)? \(100\.0000% of 4096 elements, 0 missed"
-    assert re.match(closes, said)
+    reproduced = r"the updates are reproduced by single( and .* alike)? \(100\.0000% of 4096 elements, 0 missed"
+    assert re.match(reproduced, said)
     assert "the gradient is the one that update 50 used" in said
     nested = {"hyperparameters": ds.attrs["hyperparameters"], **{k: settings[k] for k in ("optimizer", "lr", "step")}}
     assert check(*rows, nested) == said

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError, OffGridError
-from tests import reference_beside as reference
+from tests import reference_standalone as reference
 from tests.reference import assert_agree
 from tests.strategies import dataset, hostile
 
@@ -21,7 +21,7 @@ BF16 = ml_dtypes.bfloat16
 
 class TestGaps:
     @pytest.mark.parametrize("kind", ["recording", "atom"])
-    def test_real_recording(self, kind: str, request: pytest.FixtureRequest) -> None:
+    def test_gaps_of_a_real_recording(self, kind: str, request: pytest.FixtureRequest) -> None:
         rec = dx.open_recording(request.getfixturevalue(kind), tokens="dead")
         found = dx.lattice_gaps(rec, step=100).compute()
         expected = reference.gaps(rec.W.sel(step=100).values)
@@ -42,13 +42,13 @@ class TestGaps:
         assert (found.width[~kept] == -1).all()
         assert found.n_not_finite.values.tolist() == (~np.isfinite(W)).sum((0, 1)).tolist()
 
-    def test_blocks_of_tokens_do_not_matter(self, atom: Path) -> None:
+    def test_results_do_not_depend_on_blocks_of_tokens(self, atom: Path) -> None:
         rec = dx.open_recording(atom).isel(step=[0])
         whole = dx.lattice_gaps(rec.load()).compute()
         xr.testing.assert_equal(dx.lattice_gaps(rec.chunk(token=7)).compute(), whole)
         assert int(whole.gap_count.sum()) == int((whole.n_distinct - 1).sum())
 
-    def test_formats(self) -> None:
+    def test_gaps_of_every_format(self) -> None:
         W = np.array([[[1.0], [1 + 2**-10], [2.0]]], np.float16)
         found = dx.lattice_gaps(dataset(W, precision="float16")).compute()
         assert (found.gap_min.item(), found.gap_max.item()) == (1, 1023)

@@ -90,7 +90,7 @@ def test_a_turning_and_a_constant_direction() -> None:
     np.testing.assert_allclose(dx.h_persistence(h_only(tiny)).swing[1], np.degrees(1e-9), rtol=1e-9)
 
 
-def test_persistence_says_what_is_missing(recording: Path) -> None:
+def test_errors_name_what_is_missing(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     with pytest.raises(InputError, match="needs the variable 'h_mean'.*recorder.log"):
         dx.h_persistence(rec.drop_vars("h_mean"))

@@ -58,7 +58,7 @@ def test_hops_rests_and_thaws(name: str) -> None:
     check(name, hopping())
 
 
-def test_the_built_recording_has_what_is_to_be_tested() -> None:
+def test_built_recording_contains_hops_rests_and_thaws() -> None:
     found = dx.lattice(hopping()).compute()
     for name in ("n_half", "n_crossings_up", "n_crossings_down", "n_sign_changes"):
         assert found[name].sum() > 20, name
@@ -66,7 +66,7 @@ def test_the_built_recording_has_what_is_to_be_tested() -> None:
     assert (found.regime_fraction.max("step") > 0).all()
 
 
-def test_everything_is_lazy_and_reads_once(recording: Path, lazily: Any, decoded: Counter[Any]) -> None:
+def test_results_are_lazy_and_read_each_chunk_once(recording: Path, lazily: Any, decoded: Counter[Any]) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     with lazily():
         tree = dx.analyze(rec, analyses=["lattice", "exponents"])
@@ -218,7 +218,7 @@ def test_elements_agree_with_the_reference(recording: Path, lazily: Any) -> None
 
 
 class TestGrids:
-    def test_each_format_is_told_from_the_others(self, lazily: Any) -> None:
+    def test_grid_test_distinguishes_the_formats(self, lazily: Any) -> None:
         rng = np.random.default_rng(1)
         x = rng.normal(size=(6, 5, 3))
         held = {
@@ -243,7 +243,7 @@ class TestGrids:
         assert (found.fraction_on_grid.sel(grid="bfloat16") == 1).all()
         assert set(found["variable"].values) >= {"W", "grad", "exp_avg", "exp_avg_sq"}
 
-    def test_nothing_to_test(self) -> None:
+    def test_grid_test_without_variables_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"grid_test: no variable of this dataset has the dimensions"):
             dx.grid_test(xr.Dataset({"loss": ("step", [1.0])}))
         with pytest.raises(InputError, match="grid_test takes a recording's dataset, not a str"):

@@ -35,7 +35,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_is_computed_or_read_before_it_is_asked_for(
+def test_analyses_read_and_compute_nothing_at_first(
     recording: Path, name: str, lazily: Lazily, reads: list[str]
 ) -> None:
     rec = dx.open_recording(recording, tokens="dead")
@@ -51,7 +51,7 @@ def test_nothing_is_computed_or_read_before_it_is_asked_for(
 
 @pytest.mark.parametrize("name", WITH_LIFECYCLE)
 @pytest.mark.parametrize("steps", [slice(0, 300), slice(100, 280), slice(127, 129), slice(1, 2)])
-def test_chunks_can_be_written_as_they_are(recording: Path, name: str, steps: slice) -> None:
+def test_chunks_are_writable_to_zarr(recording: Path, name: str, steps: slice) -> None:
     result = WITH_LIFECYCLE[name](dx.open_recording(recording, tokens="dead").sel(step=steps))
     for key, variable in result.data_vars.items():
         for sizes in variable.chunks:
@@ -60,7 +60,7 @@ def test_chunks_can_be_written_as_they_are(recording: Path, name: str, steps: sl
 
 
 @pytest.mark.parametrize("name", PER_STEP)
-def test_a_slice_gives_what_the_whole_gives_there(recording: Path, name: str) -> None:
+def test_slices_agree_with_the_whole(recording: Path, name: str) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     whole = PER_STEP[name](rec).sel(step=slice(121, 200)).compute()
     part = PER_STEP[name](rec.sel(step=slice(120, 200))).sel(step=slice(121, 200)).compute()
@@ -116,6 +116,6 @@ def test_every_variable_is_described(results: xr.DataTree) -> None:
         ("topology", ("largest_component", "n_singletons", "n_components"), "int64"),
     ],
 )
-def test_dtypes_are_those_of_the_contract(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
+def test_dtypes_are_as_documented(results: xr.DataTree, group: str, names: tuple[str, ...], dtype: str) -> None:
     for name in names:
         assert results[group][name].dtype == dtype, name

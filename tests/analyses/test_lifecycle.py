@@ -54,7 +54,7 @@ def test_not_moved_is_that_of_mechanism(results: xr.DataTree) -> None:
     np.testing.assert_array_equal(life.stratigraphy > 0, life.step <= life.last_motion)
 
 
-def test_lifecycle_agrees_with_its_neighbours(results: xr.DataTree) -> None:
+def test_lifecycle_agrees_with_related_analyses(results: xr.DataTree) -> None:
     life, phases = results["lifecycle"].to_dataset(), results["phases"].to_dataset()
     assert_agree(life.frozen_fraction, phases.fraction.sel(phase="frozen").values)
     predictors = results["freeze_predictors"].to_dataset()
@@ -93,7 +93,7 @@ class TestPitfalls:
         np.testing.assert_array_equal(dx.freezing(ds).n_frozen, [1, 1, 0])
         np.testing.assert_array_equal(dx.freezing(ds, definition="bits").n_frozen, [0, 0, 0])
 
-    def test_11_a_threshold_is_not_standing_still(self) -> None:
+    def test_11_below_a_threshold_is_not_frozen(self) -> None:
         """A move of 1e-5 is below 1e-4, and a move."""
         ds = dataset(line(1e-3, 1.0149e-3, 1.0149e-3))
         np.testing.assert_array_equal(dx.freezing(ds).n_frozen, [0, 1])
@@ -107,7 +107,7 @@ class TestPitfalls:
         run = dx.freezing(ds).freeze_run
         assert run.step.values[run.values > 0].tolist() == [101, 103]
 
-    def test_27_half_a_cell_stumbles(self) -> None:
+    def test_27_half_a_cell_counts_as_stumbling(self) -> None:
         """By L2, stumbling was 0.1 to 1, which whole cells never reach; half a cell and one cell are in it here."""
         half = line(1.0, 1 - 2**-8, 1 - 2**-8 - 2**-8)  # inwards from a power of two, and on by a whole cell
         found = dx.phases(dataset(half), scheme="cells").compute()
@@ -136,7 +136,7 @@ class TestPitfalls:
         assert np.isnan(allnan.frozen_fraction).all()
         assert not allnan.global_freeze.any()
 
-    def test_34_who_never_moved_did_not_freeze_and_who_still_moves_neither(self) -> None:
+    def test_34_tokens_that_never_moved_or_still_move_did_not_freeze(self) -> None:
         W = np.ones((5, 3, 1), np.float32)
         W[:, 1, 0] = [1, 2, 3, 4, 5]
         W[2:, 2] = 2

@@ -48,7 +48,7 @@ def test_causes_and_margins_are_those_of_the_reference(recording: Path) -> None:
     assert {1, 2} <= set(np.unique(found.cause))
 
 
-def test_what_did_not_move_is_frozen_in_motion(recording: Path) -> None:
+def test_tokens_that_did_not_move_are_frozen_in_motion(recording: Path) -> None:
     ds = dx.open_recording(recording)
     found, motion = dx.mechanism(ds).compute(), dx.motion(ds).compute()
     np.testing.assert_array_equal(found.cause != 2, motion.moved_dims == 0)
@@ -118,7 +118,7 @@ def test_each_step_is_decoded_once(recording: Path, decoded: Counter[Any]) -> No
     assert decoded == once(rec.sizes["step"], *LEARNED)
 
 
-def test_chunks_do_not_matter(recording: Path) -> None:
+def test_results_do_not_depend_on_chunks(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     whole, cut = dx.mechanism(ds.compute()).compute(), dx.mechanism(ds.chunk({"step": 37, "token": 50})).compute()
     xr.testing.assert_allclose(whole, cut)
@@ -127,7 +127,7 @@ def test_chunks_do_not_matter(recording: Path) -> None:
     np.testing.assert_array_equal(a.moved_dims, b.moved_dims)
 
 
-def test_what_is_missing_is_named(recording: Path, atom: Path) -> None:
+def test_errors_name_what_is_missing(recording: Path, atom: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     with pytest.raises(InputError, match="needs 'exp_avg' and 'exp_avg_sq' to replay AdamW"):
         dx.mechanism(ds.drop_vars(["exp_avg", "exp_avg_sq"]))
@@ -182,7 +182,7 @@ def test_without_gradients_standing_still_is_explained_by_the_moments(recording:
     assert found.exp_avg_agreement.isnull().all()
 
 
-def test_across_a_gap_nothing_is_replayed(recording: Path) -> None:
+def test_updates_across_a_gap_are_not_replayed(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead").isel(step=[0, 1, 250, 251])
     with pytest.raises(InputError, match="steps 2..249 are missing; an update can only be replayed between"):
         dx.mechanism(ds)
@@ -194,12 +194,12 @@ def test_across_a_gap_nothing_is_replayed(recording: Path) -> None:
         dx.replay_open_loop(ds)
 
 
-def test_a_schedule_that_was_lost_is_seen(tmp_path: Path) -> None:
+def test_missing_schedule_is_reported(tmp_path: Path) -> None:
     ds = train(tmp_path / "r.zarr", *with_flags(RUNS["AdamW"], FLAGS["single"]), torch.bfloat16, schedule=True)
     assert dx.mechanism(ds).compute().n_missed.sum() == 0
     without = ds.drop_vars("lr")
     report = dx.find_arithmetic(without, steps=[30, 31], hyperparameters={"lr": 2e-3}).attrs["report"]
-    assert "the motion is that of a learning rate of about" in report
+    assert "the motion fits a learning rate of about" in report
     assert "no variable 'lr'" in report
     tree = dx.analyze(without.assign_attrs(hyperparameters={**ds.attrs["hyperparameters"], "lr": 2e-3}))
     assert "the motion contradicts the learning rate" in dx.summary(tree)
@@ -209,7 +209,7 @@ def test_a_schedule_that_was_lost_is_seen(tmp_path: Path) -> None:
         assert dx.mechanism(without, lr=rates).compute().n_missed.sum() == 0
 
 
-def test_an_update_that_left_the_parameter_out_has_no_gradient_and_is_not_counted(tmp_path: Path) -> None:
+def test_skipped_updates_have_no_gradient_and_are_not_counted(tmp_path: Path) -> None:
     weight = torch.nn.Parameter((torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16())
     optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.0)
     rows: dict[str, list[Any]] = {n: [] for n in LEARNED}
@@ -236,7 +236,7 @@ def test_an_update_that_left_the_parameter_out_has_no_gradient_and_is_not_counte
     assert dx.mechanism(ds.drop_vars("skipped")).compute().n_missed.sum() > 0  # a count that is one too high
 
 
-def test_tokens_do_not_freeze_at_an_update_that_left_the_parameter_out(tmp_path: Path) -> None:
+def test_tokens_do_not_freeze_at_skipped_updates(tmp_path: Path) -> None:
     """One moves until step 4, is left out at 5, and then rounds to zero; the other moves to the end."""
     weight = torch.nn.Parameter(torch.ones(2, 4).bfloat16())
     other = torch.nn.Parameter(torch.ones(1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from tests import reference_beside as reference
+from tests import reference_standalone as reference
 from tests.strategies import dataset
 
 
@@ -30,14 +30,14 @@ class TestNeighbours:
         found = dx.neighbour_preservation(dataset(W)).compute()
         assert float(found.rank_correlation[0]) == pytest.approx(reference.rank_correlation(*W))
 
-    def test_where_there_is_no_order(self) -> None:
+    def test_correlation_is_nan_without_an_order(self) -> None:
         W = np.ones((2, 4, 2), np.float32)
         assert np.isnan(dx.neighbour_preservation(dataset(W)).rank_correlation).all()  # one place
         assert np.isnan(dx.neighbour_preservation(dataset(W[:, :2])).rank_correlation).all()  # one pair
         W[0, 1] = np.nan
         np.testing.assert_array_equal(dx.neighbour_preservation(dataset(W)).n_tokens, [3])
 
-    def test_of_many_tokens_some_are_taken(self, recording: Path) -> None:
+    def test_sample_of_many_tokens(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead")
         found = dx.neighbour_preservation(rec, steps=[5], max_tokens=12).compute()
         chosen = rec.W.isel(token=np.linspace(0, 161, 12).round().astype(int)).sel(step=[4, 5]).values

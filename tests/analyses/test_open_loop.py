@@ -15,7 +15,7 @@ from tests import reference
 from tests.optimizer_runs import RUNS, train
 
 
-def test_open_loop_against_a_plain_master(recording: Path) -> None:
+def test_float32_master_agrees_with_a_reference(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     found = dx.replay_open_loop(ds).compute()
     W, g = ds.W.values.astype(np.float64), ds.grad.values.astype(np.float64)
@@ -49,7 +49,7 @@ def test_open_loop_of_amsgrad(tmp_path: Path) -> None:
         dx.replay_open_loop(ds.isel(step=slice(3, None)), moments="recorded")
 
 
-def test_open_loop_does_not_take_nan_for_motion(recording: Path) -> None:
+def test_open_loop_does_not_count_nan_as_motion(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 20)).compute()
     whole = dx.replay_open_loop(ds).compute()
     ds["grad"][10, 3, 2] = np.nan
@@ -73,7 +73,7 @@ def test_open_loop_across_gaps_is_refused(recording: Path) -> None:
         dx.replay_open_loop(ds.drop_vars("exp_avg"), moments="recorded")
 
 
-def test_other_schemes_lose_no_update_either(recording: Path) -> None:
+def test_other_schemes_lose_no_update(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     ends = {s: dx.replay_open_loop(ds, s).compute().distance[-1].values for s in ("nearest", "stochastic", "kahan")}
     master = dx.replay_open_loop(ds).compute().distance[-1].values

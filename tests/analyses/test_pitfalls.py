@@ -1,9 +1,9 @@
-"""Catalogue 3.7: the pitfalls that no file of an analysis tests yet, each with a test that fails under it.
+"""Catalogue 3.7: the pitfalls that the tests of the analyses do not cover, each with a test that detects it.
 
 Elsewhere: 1, 2, 3, 7, 8, 10, 11 in test_lattice; 9, 18, 27, 34, 36, 37, 38 in test_lifecycle; 10, 30 in test_census;
 14, 18, 24, 25, 26, 32 in test_cloud; 16, 17 in test_bfloat16 and test_analyses (raw bits); 20, 22, 23, 33 in
 test_families and test_convert, whose recordings have these faults; 29 in test_mechanism (lost schedules) and
-test_coherence (the first step). 15 and what is left of 16 are of a device that the tests do not have.
+test_coherence (the first step). 15 and the rest of 16 need a device that the tests do not have.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_6_adjacent_is_near_in_every_dim() -> None:
     np.testing.assert_array_equal(near.reference_ordinal, [0, 50, 100, 1])
 
 
-def test_12_a_copy_in_float16_is_told_from_the_values() -> None:
+def test_12_float16_copies_are_recognised_by_their_values() -> None:
     """As float16, rows 1e-9 apart became one, and 12.8 black holes 9.1."""
     ds = places([1e-9], [2e-9], [3e-9])
     assert int(dx.census(ds).n_unique[0]) == 3
@@ -90,7 +90,7 @@ def test_19_a_state_is_that_after_its_own_update(recording: Path) -> None:
     assert float(dx.mechanism(late).replay_agreement_moved.mean()) < 0.9
 
 
-def test_21_no_loss_at_the_first_step_leaves_correlations_known(recording: Path) -> None:
+def test_21_missing_loss_at_the_first_step_does_not_spoil_correlations(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     assert np.isnan(rec.loss[0])
     moving = (dx.motion(rec).moved_dims > 0).mean("token")
@@ -121,7 +121,7 @@ def test_8_rank_correlations_of_distances_do_not_saturate() -> None:
     assert float(dx.neighbour_preservation(dataset(W.astype(BF16))).rank_correlation[0]) == 1.0
 
 
-def test_24_a_rest_is_no_turn() -> None:
+def test_24_tokens_at_rest_do_not_count_as_turning() -> None:
     """A token that rests between two moves along a line keeps its direction: 0 would not be its cosine."""
     W = np.array([0, 1, 1, 2, 2, 3], np.float32).reshape(-1, 1, 1) + 1
     found = dx.velocity_autocorrelation(dataset(W), max_lag=4).compute()

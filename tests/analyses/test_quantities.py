@@ -36,13 +36,13 @@ def names(recording: Path, atom: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_no_row_of_a_table_is_overlooked() -> None:
+def test_every_table_row_is_parsed() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if re.match(r"\| [A-Z]\d", line)]
     assert len(rows) == len(ROWS) > 150
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{r['id']}-{i}" for i, r in enumerate(ROWS)])
-def test_quantity(names: dict[str, Any], row: dict[str, str]) -> None:
+def test_every_call_gives_numbers(names: dict[str, Any], row: dict[str, str]) -> None:
     value = np.asarray(eval(row["call"], dict(names)))  # our own page
     assert value.size, row["call"]
     assert np.isfinite(value.astype(np.float64)).any(), row["call"]

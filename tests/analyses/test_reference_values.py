@@ -65,21 +65,21 @@ CHECKS = {
 
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
 @pytest.mark.parametrize("analysis", CHECKS)
-def test_real_recording(recording: Path, analysis: str, tokens: str) -> None:
+def test_analyses_of_a_real_recording(recording: Path, analysis: str, tokens: str) -> None:
     CHECKS[analysis](dx.open_recording(recording, tokens=tokens))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("analysis", CHECKS)
-def test_tight_cluster(atom: Path, analysis: str) -> None:
+def test_analyses_of_a_tight_cluster(atom: Path, analysis: str) -> None:
     CHECKS[analysis](dx.open_recording(atom, tokens="dead"))
 
 
 @pytest.mark.parametrize("analysis", CHECKS)
-def test_hops_rests_and_thaws(analysis: str) -> None:
+def test_analyses_of_hops_rests_and_thaws(analysis: str) -> None:
     CHECKS[analysis](hopping())
 
 
-def test_the_built_recording_has_what_is_to_be_tested() -> None:
+def test_built_recording_contains_hops_rests_and_thaws() -> None:
     """Trained recordings differ by CPU: nothing of this is asserted of them."""
     result = dx.motion(hopping()).compute()
     moved = result.moved_dims.values > 0
@@ -175,19 +175,19 @@ class TestGaps:
         return dataset(np.ones((6, 2, 2), np.float32), precision="bfloat16").isel(step=[0, 1, 3, 5])
 
     @pytest.mark.parametrize("analysis", ["motion", "phases", "kinematics"])
-    def test_refused_by_name(self, analysis: str) -> None:
+    def test_gaps_are_refused_by_name(self, analysis: str) -> None:
         with pytest.raises(
             InputError, match=rf"{analysis}: steps 2\.\.2 are missing, and 1 more gaps.*allow_gaps=True"
         ):
             ANALYSES[analysis](self.gapped())
 
     @pytest.mark.parametrize("analysis", ["motion", "phases", "kinematics"])
-    def test_allowed_on_request_with_their_span(self, analysis: str) -> None:
+    def test_gaps_are_allowed_on_request_with_their_span(self, analysis: str) -> None:
         result = ANALYSES[analysis](self.gapped(), allow_gaps=True).compute()
         span = result.step_span.values
         np.testing.assert_array_equal(span[-3:], [1, 2, 2])
 
-    def test_topology_accepts_them(self) -> None:
+    def test_topology_accepts_gaps(self) -> None:
         assert dx.topology(self.gapped()).sizes["step"] == 4
 
     def test_steps_must_ascend(self) -> None:
@@ -201,7 +201,7 @@ def test_a_single_step(recording: Path, analysis: str) -> None:
         ANALYSES[analysis](dx.open_recording(recording).isel(step=[4]))
 
 
-def test_a_single_step_has_a_place_and_no_velocity(recording: Path) -> None:
+def test_kinematics_of_a_single_step(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead").isel(step=[4])
     result = dx.kinematics(rec).compute()
     assert np.isnan(result.bulk_velocity).all()
@@ -233,7 +233,7 @@ class TestDisplacementsAlone:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-9, err_msg=name)
 
     @pytest.mark.parametrize("analysis", ["motion", "phases", "topology"])
-    def test_what_needs_absolute_positions_refuses(self, recording: Path, analysis: str) -> None:
+    def test_analyses_of_positions_refuse_displacements(self, recording: Path, analysis: str) -> None:
         ds, _ = self.deltas(recording)
         with pytest.raises(InputError, match="without an initial W, and absolute positions are not known"):
             ANALYSES[analysis](ds)
@@ -262,7 +262,7 @@ def test_unknown_options(recording: Path) -> None:
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
 
 
-def test_updates_that_left_the_variable_out_tell_nothing_of_freezing() -> None:
+def test_skipped_updates_do_not_count_as_freezing() -> None:
     W = np.zeros((5, 3, 2), np.float32)
     W[1:], W[3:], W[4:] = 1.0, 1.5, 1.75  # the update to step 2 moves nothing, and had nothing to move with
     ds = dataset(W).assign(skipped=("step", np.array([False, False, True, False, False])))

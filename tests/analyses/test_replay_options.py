@@ -1,4 +1,4 @@
-"""What a store does not say of its training, said to `analyze` and on the command line."""
+"""Settings of the training that a store lacks, given to `analyze` and on the command line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_options_reach_one_analysis(recording: Path) -> None:
     assert "phases" in tree.children
 
 
-def test_another_variable_for_one_analysis_leaves_the_others_theirs(recording: Path) -> None:
+def test_option_variable_affects_only_its_analysis(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     rec["E"] = rec.W.isel(step=slice(None, None, -1)).assign_coords(step=rec.step)
     names = ["motion", "phases", "kinematics"]
@@ -64,7 +64,7 @@ def test_options_that_cannot_be_used_are_refused(recording: Path, untold: Path) 
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".npy"])
-def test_the_command_replays_what_it_is_told(
+def test_command_replays_with_the_given_settings(
     deadtok: Deadtok, recording: Path, untold: Path, tmp_path: Path, suffix: str
 ) -> None:
     rates = dx.open_recording(recording).lr.values
@@ -80,7 +80,7 @@ def test_the_command_replays_what_it_is_told(
     assert "replay            100.0000% of 777600 elements to the bit, 0 missed" in said.out
 
 
-def test_without_them_the_command_says_which_are_needed(deadtok: Deadtok, untold: Path, tmp_path: Path) -> None:
+def test_command_without_settings_names_them(deadtok: Deadtok, untold: Path, tmp_path: Path) -> None:
     said = deadtok("analyze", untold, "-o", tmp_path / "r.zarr", "--only", "mechanism")
     assert said.status == 2
     assert "does not say which optimizer made it" in said.sentence
@@ -109,7 +109,7 @@ def test_without_them_the_command_says_which_are_needed(deadtok: Deadtok, untold
         (("--arithmetic", "find", "--only", "motion"), "are for mechanism: add it to --only"),
     ],
 )
-def test_odd_options(
+def test_invalid_options_are_refused(
     deadtok: Deadtok, recording: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
 ) -> None:
     (tmp_path / "empty").touch()

@@ -77,19 +77,19 @@ def walks(draw: st.DrawFn) -> xr.Dataset:
 
 
 @given(ds=walks(), k=st.sampled_from([0.5, 1.0, 2.0, 7.3]), spacing=st.sampled_from(SPACINGS), linked=st.booleans())
-def test_every_rule_along_walks(ds: xr.Dataset, k: float, spacing: str, linked: bool) -> None:
+def test_every_adjacency_rule_along_random_walks(ds: xr.Dataset, k: float, spacing: str, linked: bool) -> None:
     check(ds, k=k, spacing=spacing, coincident="linked" if linked else "separate")
 
 
 @settings(max_examples=30)
 @given(ds=walks(), held=st.sampled_from(["threshold", "positions"]), k=st.sampled_from([1.0, 3.0]))
-def test_counterfactuals_along_walks(ds: xr.Dataset, held: str, k: float) -> None:
+def test_counterfactuals_along_random_walks(ds: xr.Dataset, held: str, k: float) -> None:
     check(ds, held=held, k=k)
 
 
 @pytest.mark.parametrize("k", [1.0, 4.0, 64.0])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_real_recordings(recording: Path, atom: Path, spacing: str, k: float) -> None:
+def test_topology_of_real_recordings(recording: Path, atom: Path, spacing: str, k: float) -> None:
     for path in (recording, atom):
         check(dx.open_recording(path, tokens="dead").isel(step=slice(0, None, 3)).load(), spacing=spacing, k=k)
 
@@ -100,7 +100,7 @@ def test_counterfactuals_of_a_real_recording(atom: Path, held: str) -> None:
     assert found.attrs["held"] == held
 
 
-def test_most_steps_are_answered_by_the_open_pairs(atom: Path) -> None:
+def test_most_steps_need_only_the_open_pairs(atom: Path) -> None:
     """While motion has not used up the skin, all pairs are not measured again: the list stays in use."""
     words = dx.open_recording(atom, tokens="dead").W.values[60:].view(np.uint32)
     changed = changed_rows(words)
@@ -119,7 +119,7 @@ def test_most_steps_are_answered_by_the_open_pairs(atom: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 151])
-def test_cutting_changes_nothing(atom: Path, chunk: int) -> None:
+def test_results_do_not_depend_on_chunks(atom: Path, chunk: int) -> None:
     rec = dx.open_recording(atom, tokens="dead")
     whole = dx.topology(rec, k=2.0).compute()
     xr.testing.assert_equal(dx.topology(rec.chunk(step=chunk), k=2.0).compute(), whole)
@@ -152,7 +152,9 @@ def states(*values: int) -> xr.Dataset:
         ((-1, -1), "unknown", -1, -1),
     ],
 )
-def test_verdicts(values: tuple[int, ...], verdict: str, evaporation: int, crystallization: int) -> None:
+def test_verdicts_of_series_of_states(
+    values: tuple[int, ...], verdict: str, evaporation: int, crystallization: int
+) -> None:
     found = states(*values)
     assert VERDICTS[int(found.verdict)] == verdict
     assert found.verdict.attrs["flag_meanings"].split()[int(found.verdict)] == verdict
@@ -171,13 +173,13 @@ def test_verdicts(values: tuple[int, ...], verdict: str, evaporation: int, cryst
         ({"spacing": "ordinal", "precision": "float32"}, "is for 16-bit formats, not float32"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], message: str) -> None:
+def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dx.topology(dataset(np.ones((2, 2, 2), np.float32)), **options)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS[1:])
-def test_what_needs_the_grid_refuses_other_values(spacing: str) -> None:
+def test_values_off_the_grid_are_refused(spacing: str) -> None:
     with pytest.raises(OffGridError, match="1 rows of a block hold values that are not on the grid"):
         dx.topology(dataset(np.array([[[1.0], [1.001]]], np.float32)), spacing=spacing).compute()
 
@@ -192,7 +194,7 @@ def test_float16_has_its_own_ordinals() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"held": "threshold"}, {"held": "positions"}, {"spacing": "element"}])
-def test_lazy(recording: Path, lazily: Any, options: dict[str, Any]) -> None:
+def test_topology_is_lazy(recording: Path, lazily: Any, options: dict[str, Any]) -> None:
     with lazily():
         found = dx.topology(dx.open_recording(recording, tokens="dead"), **options)
     assert all(v.chunks is not None for v in found.data_vars.values())
@@ -230,7 +232,7 @@ def test_connectivity_agrees_with_topology(atom: Path) -> None:
             assert (graph.n_components.values == 1) == one
 
 
-def test_connectivity_of_steps_that_are_not_there(recording: Path, lazily: Any) -> None:
+def test_connectivity_of_missing_steps_is_refused(recording: Path, lazily: Any) -> None:
     rec = dx.open_recording(recording)
     with lazily():
         assert dx.connectivity(rec).step.values.tolist() == [0, 50, 100, 150, 200, 250, 300]
@@ -248,7 +250,7 @@ def test_connectivity_of_one_token() -> None:
 
 @settings(max_examples=40)
 @given(ds=walks(), linked=st.booleans())
-def test_components_along_walks(ds: xr.Dataset, linked: bool) -> None:
+def test_components_along_random_walks(ds: xr.Dataset, linked: bool) -> None:
     from scipy.sparse.csgraph import connected_components
 
     ds = ds.assign_coords(token=np.arange(ds.sizes["token"]) * 7 + 3)
@@ -276,7 +278,7 @@ def test_components_along_walks(ds: xr.Dataset, linked: bool) -> None:
         assert graph.n_components[t] - graph.n_components[t - 1] == found.n_splits[t] - found.n_merges[t]
 
 
-def test_who_joined_whom() -> None:
+def test_component_events_name_the_parts_that_merge_and_split() -> None:
     cell = 2.0**-7
     rows = [[0, 1, 9, 10, 11], [0, 1, 2, 3, 4], [0, 7, 8, 9, 4]]
     W = 1 + np.array(rows, np.float32)[..., None] * cell
@@ -289,7 +291,7 @@ def test_who_joined_whom() -> None:
     assert table == [(1, 0, 5, 5, 2), (2, 1, 5, 5, 1), (2, 1, 9, 5, 1)]
 
 
-def test_components_lazily(recording: Path, lazily: Any) -> None:
+def test_components_are_lazy(recording: Path, lazily: Any) -> None:
     with lazily():
         found = dx.components(dx.open_recording(recording, tokens="dead"))
     assert all(v.chunks is not None for v in found.data_vars.values())

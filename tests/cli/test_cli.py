@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, and one sentence for everything that can go wrong."""
+"""The command line: its output, its exit status, and one sentence for every error."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert "exists already and is left as it is" in again.sentence
 
 
-def test_info(deadtok: Deadtok, run_zarr: Path) -> None:
+def test_info_describes_a_store(deadtok: Deadtok, run_zarr: Path) -> None:
     said = deadtok("info", run_zarr)
     assert (said.status, said.err) == (0, "")
     for text in ("200 x 40 x 8", "bfloat16", "dead", "memory to analyse all tokens"):
         assert text in said.out
 
 
-def test_info_says_how_the_updates_were_made(deadtok: Deadtok, recording: Path) -> None:
+def test_info_shows_the_optimizer_settings(deadtok: Deadtok, recording: Path) -> None:
     said = deadtok("info", recording).out
     for line in (
         "optimizer  AdamW, computed as single; torch 2.",
@@ -145,11 +145,11 @@ def test_info_says_how_the_updates_were_made(deadtok: Deadtok, recording: Path) 
         "self-check W: step 10: exp_avg = β1·exp_avg[t-1] + (1-β1)·grad[t] within rounding in 100.00%",
     ):
         assert f"\n  {line}" in said
-    assert "the updates close under single, as torch was told to compute" in " ".join(said.split())
+    assert "the updates are reproduced by single, which torch was set to use" in " ".join(said.split())
     assert max(map(len, said.splitlines())) < 120
 
 
-def test_only_tokens_overwrite(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+def test_options_only_tokens_and_overwrite(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
     results = tmp_path / "r.zarr"
     assert deadtok("analyze", run_zarr, "-o", results, "--only", "topology", "--tokens", "live").status == 0
     assert groups(results) == ["topology"]
@@ -169,7 +169,7 @@ def test_schedulers_of_one_machine(deadtok: Deadtok, run_zarr: Path, tmp_path: P
     assert said.status == 0, said.err
 
 
-def test_a_cluster_that_was_started_elsewhere(
+def test_scheduler_at_an_address(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paths are relative to where the command is run, not to where the workers were started."""
@@ -188,7 +188,7 @@ def test_a_cluster_that_was_started_elsewhere(
     assert "missing or damaged" in bad.err
 
 
-def test_an_address_where_nobody_answers(
+def test_scheduler_address_without_a_scheduler(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_TIMEOUT", "1s")
@@ -205,7 +205,9 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_demo")
-def test_demo(deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_writes_recording_results_and_figures(
+    deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     first = deadtok("demo", "mine", "--quick")
     assert first.status == 0, first.err
@@ -241,7 +243,7 @@ def test_shells_complete_commands_and_options() -> None:
     assert "plain,analyze" in done.stdout
 
 
-def test_nothing_at_all_shows_the_help(deadtok: Deadtok) -> None:
+def test_no_arguments_show_the_help(deadtok: Deadtok) -> None:
     said = deadtok()
     assert said.status in (0, 2)
     assert "deadtok demo" in said.out + said.err
@@ -299,7 +301,7 @@ def test_files_that_cannot_be_converted(
 # --- recordings with something odd in them -------------------------------------------------------
 
 
-def test_nan_and_infinity_are_kept_and_said(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
+def test_nan_and_infinity_are_kept_and_reported(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     w = weights.copy()
     w[5, 3, 2], w[100, :, 0] = NAN, INF
     said = deadtok("convert", thimble(tmp_path / "a.h5", w), tmp_path / "a.zarr", "-q")
@@ -314,14 +316,14 @@ def test_nan_and_infinity_are_kept_and_said(deadtok: Deadtok, weights: NDArray[n
     assert "-1" not in said.out.split("Topology")[1].partition("results:")[0]
 
 
-def test_nothing_but_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
+def test_recording_of_only_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     deadtok("convert", thimble(tmp_path / "a.h5", np.full_like(weights, NAN)), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
     assert (said.status, said.err) == (0, "")
     assert "no token moved in 0 of 199 steps" in said.out
 
 
-def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
+def test_recording_of_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     deadtok("convert", thimble(tmp_path / "a.h5", weights[:1]), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
@@ -333,7 +335,7 @@ def test_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: 
     assert not (tmp_path / "m.zarr").exists()
 
 
-def test_true_float32_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: Path) -> None:
+def test_float32_training_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: Path) -> None:
     w = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
     source = thimble(tmp_path / "f.h5", None, W=w, dead_mask=np.arange(8) < 4, live_mask=None, losses=None)
     assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
@@ -362,7 +364,7 @@ def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path:
 # --- stores that are not whole -------------------------------------------------------------------
 
 
-def test_a_damaged_chunk(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
+def test_damaged_chunk_is_reported(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
     chunk = copy / "W" / "c" / "1" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
@@ -374,7 +376,7 @@ def test_a_damaged_chunk(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
         dx.open_results(tmp_path / "r.zarr")
 
 
-def test_a_missing_chunk(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
+def test_missing_chunk_is_reported(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
     (copy / "W" / "c" / "1" / "0" / "0").unlink()
     for command in (("info", copy), ("analyze", copy, "-o", tmp_path / "r.zarr")):
         said = deadtok(*command)
@@ -386,7 +388,7 @@ def test_a_missing_chunk(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
     assert "not" not in deadtok("info", copy, "--partial").err
 
 
-def test_results_with_a_missing_chunk(run_zarr: Path, tmp_path: Path) -> None:
+def test_results_with_a_missing_chunk_are_refused(run_zarr: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.zarr"
     dx.save_results(dx.analyze(run_zarr, analyses=["topology"]), path)
     (path / "topology" / "density" / "c" / "1").unlink()
@@ -394,7 +396,7 @@ def test_results_with_a_missing_chunk(run_zarr: Path, tmp_path: Path) -> None:
         dx.open_results(path)
 
 
-def test_an_unfinished_store(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
+def test_unfinished_store_is_refused(deadtok: Deadtok, copy: Path, tmp_path: Path) -> None:
     zarr.open_group(str(copy)).attrs["complete"] = False
     said = deadtok("info", copy)
     assert said.status == 2
@@ -402,7 +404,9 @@ def test_an_unfinished_store(deadtok: Deadtok, copy: Path, tmp_path: Path) -> No
     assert "warning" in deadtok("info", copy, "--partial").out
 
 
-def test_results_are_no_recording_nor_the_other_way_round(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+def test_results_and_recordings_are_not_mistaken_for_each_other(
+    deadtok: Deadtok, run_zarr: Path, tmp_path: Path
+) -> None:
     results = tmp_path / "r.zarr"
     assert deadtok("analyze", run_zarr, "-o", results, "--only", "topology").status == 0
     for command in (("info", results), ("analyze", results, "-o", tmp_path / "x")):
@@ -449,7 +453,7 @@ def test_a_conversion_never_replaces_results(
     [
         (["--tokens", "undead"], "'undead' is not one of 'all', 'live', 'dead'"),
         (["--device", "abacus"], "'abacus' is not one of"),
-        (["--device", "cuda"], "finds none on this machine; say cpu or auto"),
+        (["--device", "cuda"], "finds none on this machine; choose cpu or auto"),
         (["--only", "motion,entropy"], "unknown analysis 'entropy': choose from motion, phases"),
         (["--only", "motion," * 30_000 + "x"], "unknown analysis 'x'"),
         (["--only", " , "], "names no analysis"),
@@ -467,7 +471,7 @@ def test_a_conversion_never_replaces_results(
         (["extra"], "Got unexpected extra argument"),
     ],
 )
-def test_odd_options(
+def test_invalid_options_are_refused(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -481,14 +485,14 @@ def test_odd_options(
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["info"], ["analyze", "x.zarr"], ["convert", "x.h5"], ["--nonsense"]])
-def test_odd_commands(deadtok: Deadtok, words: list[str]) -> None:
+def test_invalid_commands_are_refused(deadtok: Deadtok, words: list[str]) -> None:
     said = deadtok(*words)
     assert said.status == 2
     assert said.sentence.endswith("--help")
 
 
 @pytest.mark.parametrize("name", ["none.zarr", "empty", "file", "two\nlines"])
-def test_what_is_no_store(deadtok: Deadtok, tmp_path: Path, name: str) -> None:
+def test_paths_that_are_not_stores_are_refused(deadtok: Deadtok, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for command in (["info", tmp_path / name], ["analyze", tmp_path / name, "-o", tmp_path / "r"]):
@@ -506,7 +510,7 @@ def test_a_store_is_never_written_into_another(
     assert not (copy / "inner").exists()
 
 
-def test_symbolic_links_to_what_is_read(
+def test_symbolic_links_to_the_source_are_not_replaced(
     deadtok: Deadtok, run_zarr: Path, weights: NDArray[np.uint16], tmp_path: Path
 ) -> None:
     thimble(tmp_path / "a.h5", weights)
@@ -517,7 +521,7 @@ def test_symbolic_links_to_what_is_read(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+def test_folder_without_write_permission(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     said = deadtok("analyze", run_zarr, "-o", tmp_path / "locked" / "r.zarr")
     assert said.status == 2
@@ -537,7 +541,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_a_full_disk(larger: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported(larger: Path, tmp_path: Path) -> None:
     w = dx.open_recording(larger, raw=True)["W"].values.view("u2")
     said = process("convert", thimble(tmp_path / "a.h5", w), tmp_path / "a.zarr", "-q", before=FULL)
     assert said.status == 1
@@ -546,7 +550,7 @@ def test_a_full_disk(larger: Path, tmp_path: Path) -> None:
         dx.open_recording(tmp_path / "a.zarr")
     said = process("analyze", larger, "-o", tmp_path / "r.zarr", "-q", "--only", "motion", before=FULL)
     assert said.status == 1
-    assert "r.zarr cannot be written: File too large; make room, or choose another" in said.sentence
+    assert "r.zarr cannot be written: File too large; free disk space, or choose another" in said.sentence
     assert "r.zarr is left incomplete and will not open: the same command" in said.sentence
     with pytest.raises(IncompleteStoreError):
         dx.open_results(tmp_path / "r.zarr")
@@ -563,7 +567,7 @@ def working(larger: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         yield running
 
 
-def test_memory_is_stated_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+def test_memory_is_printed_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
     said = deadtok("analyze", run_zarr, "-o", tmp_path / "r.zarr", "--only", "motion", "--tokens", "dead")
     plan = said.err.splitlines()[0]
     assert plan.startswith("analysing 200 steps x 14 tokens x 8 dims: 1 analysis, about ")
@@ -571,7 +575,7 @@ def test_memory_is_stated_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp_
     assert describe.size(describe.memory_bound(group, 14)) in plan
 
 
-def test_what_is_compiled_first_is_said(
+def test_compilation_of_kernels_is_announced(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
@@ -586,7 +590,7 @@ def test_what_is_compiled_first_is_said(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_interrupted(working: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_interrupted_commands_say_how_to_resume(working: subprocess.Popen[str], tmp_path: Path) -> None:
     working.send_signal(signal.SIGINT)
     out, err = working.communicate(timeout=60)
     said = Ran(working.returncode, out, err)
@@ -607,7 +611,7 @@ def _failing(error: BaseException) -> Ran:
     ("error", "status", "sentence"),
     [
         (MemoryError(), 1, "not enough memory"),
-        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device; make room"),
+        (OSError(28, "No space left on device", "/x"), 1, "/x: No space left on device; free disk space"),
         (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
         (OSError("odd"), 1, "odd"),
         (ZeroDivisionError("division\nby zero"), 1, "ZeroDivisionError: division by zero; run the command again with"),
@@ -625,7 +629,7 @@ def test_every_error_is_one_sentence(
     assert len(said.err.splitlines()) == 1
 
 
-def test_the_traceback_is_there_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traceback_is_printed_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEADTOK_TRACEBACK", "1")
     assert _failing(ZeroDivisionError()).status == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
@@ -636,7 +640,7 @@ def test_warnings_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "deadtok: warning: two lines\n"
 
 
-def test_a_reader_that_goes_away(run_zarr: Path) -> None:
+def test_closed_output_pipe(run_zarr: Path) -> None:
     command = [sys.executable, "-m", "deadtok_xr", "info", str(run_zarr)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None

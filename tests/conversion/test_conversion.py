@@ -1,4 +1,4 @@
-"""Conversions give the same bits under the same labels, or one sentence that says why not."""
+"""Conversions keep all bits and labels, or fail with one sentence that gives the reason."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_float32_stays_float32(tmp_path: Path) -> None:
     assert rec["W"].attrs["precision"] == "none"
 
 
-def test_float32_on_the_bfloat16_grid_is_named(tmp_path: Path) -> None:
+def test_float32_weights_on_the_bfloat16_grid_are_reported(tmp_path: Path) -> None:
     source = write_safetensors(tmp_path / "a.safetensors", {"W": np.ones((4, 3, 2), np.float32)})
     rec = raw(dx.convert(source, tmp_path / "a.zarr"))
     assert rec["W"].dtype == BFLOAT16  # exact, in half the room
@@ -223,7 +223,7 @@ SPECIAL = [0x7FC0, 0x7FC1, 0xFFFF, 0x7F81, 0xFF81, 0x7F80, 0xFF80, 0x8000, 0x000
     dead=st.booleans(),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bits_survive(
+def test_conversion_keeps_every_bit_pattern(
     tmp_path_factory: pytest.TempPathFactory,
     shape: tuple[int, int, int],
     seed: int,
@@ -264,7 +264,7 @@ def test_dead_tokens_from_masks_and_lists(tmp_path: Path, known: list[str]) -> N
     np.testing.assert_array_equal(rec["dead"], arrays["dead_mask"])
 
 
-def test_dead_is_absent_if_unknown(tmp_path: Path) -> None:
+def test_coordinate_dead_is_absent_if_unknown(tmp_path: Path) -> None:
     rec = raw(dx.convert(write_h5(tmp_path / "a.h5", {"W": small()["W"]}), tmp_path / "a.zarr"))
     assert "dead" not in rec.coords
     with pytest.raises(InputError, match="does not say which tokens are dead"):
@@ -310,7 +310,7 @@ def test_unknown_arrays_are_kept_or_listed_as_dropped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rec["token"], np.arange(6))
 
 
-def test_one_row_short_begins_with_nan(tmp_path: Path) -> None:
+def test_variables_one_step_short_begin_with_nan(tmp_path: Path) -> None:
     """A gradient, displacement or loss without a row for the initial state belongs to steps 1..T."""
     arrays = small()
     arrays |= {"g": arrays["W"][1:], "losses": np.arange(1, 5, dtype="f4")}
@@ -349,7 +349,7 @@ def test_plan_as_text(tmp_path: Path) -> None:
     assert plan.nbytes == sum(arrays[key].nbytes for key in ("W", "losses", "W_initial"))
 
 
-def test_provenance(tmp_path: Path) -> None:
+def test_provenance_is_stored(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "a.h5", small())
     rec = raw(dx.convert(source, tmp_path / "a.zarr"))
     digest = blake3(source.read_bytes()).hexdigest()
@@ -479,7 +479,7 @@ def check_refused_then_done(source: Path, store: Path, expected: NDArray[Any]) -
     np.testing.assert_array_equal(bits(raw(store)["W"].values), expected)
 
 
-def test_interrupted(tmp_path: Path) -> None:
+def test_interrupted_conversion_leaves_no_complete_store(tmp_path: Path) -> None:
     arrays = small(n_steps=300)
     source = write_h5(tmp_path / "a.h5", arrays)
 
@@ -493,7 +493,7 @@ def test_interrupted(tmp_path: Path) -> None:
         dx.convert(source, tmp_path / "a.zarr")
 
 
-def test_damaged_in_the_middle(tmp_path: Path) -> None:
+def test_damage_found_in_the_middle_leaves_no_complete_store(tmp_path: Path) -> None:
     arrays = small(n_steps=300)
     source = write_h5(tmp_path / "a.h5", arrays, chunks=(50, 6, 2), compression="gzip")
     whole = source.read_bytes()
@@ -520,7 +520,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_complete_store(tmp_path: Path) -> None:
     w = np.random.default_rng(0).integers(0, 0x7F80, (200, 60, 8), dtype=np.uint16)
     source = write_h5(tmp_path / "a.h5", {"W": w})
     command = [sys.executable, "-c", FULL_DISK, source, tmp_path / "a.zarr"]
@@ -739,7 +739,7 @@ def test_ids_from_the_caller_that_contradict_the_file(tmp_path: Path, ids: Any, 
         dx.convert(write_h5(tmp_path / "a.h5", small()), tmp_path / "a.zarr", dead_ids=ids)
 
 
-def test_existing_destinations_are_left_alone(tmp_path: Path) -> None:
+def test_existing_destinations_are_not_replaced(tmp_path: Path) -> None:
     source = write_h5(tmp_path / "a.h5", small())
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("chapter 1")

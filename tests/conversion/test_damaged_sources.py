@@ -512,7 +512,7 @@ def _(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_refused(tmp_path: Path, name: str) -> None:
+def test_damaged_and_hostile_files_are_refused(tmp_path: Path, name: str) -> None:
     make, words = CASES[name]
     path = make(tmp_path)
     before, begun = peak(), time.monotonic()
@@ -529,7 +529,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
     assert not Path("ran").exists()
 
 
-def test_number_of_cases() -> None:
+def test_all_cases_of_damage_are_tested() -> None:
     assert len(CASES) >= 100
 
 

@@ -38,7 +38,7 @@ def convert(built: Built, dest: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family(name: str, real: xr.Dataset, tmp_path: Path) -> None:
+def test_every_family_converts_bit_for_bit(name: str, real: xr.Dataset, tmp_path: Path) -> None:
     built = FAMILIES[name](real, tmp_path)
     store = convert(built, tmp_path / "out.zarr", **built.options)
     rec = dx.open_recording(store, raw=True)

@@ -142,7 +142,7 @@ ARRAYS: Arrays = {
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @given(draw=st.data())
 @settings(max_examples=25)
-def test_npz(tmp_path_factory: pytest.TempPathFactory, save: Any, draw: st.DataObject) -> None:
+def test_npz_parts(tmp_path_factory: pytest.TempPathFactory, save: Any, draw: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     save(path, **ARRAYS, swapped=ARRAYS["W"].astype(">u2"), text=np.array("x"), things=np.array([None]))
     with open_source(path) as source:
@@ -245,7 +245,7 @@ PLACES = {
 @pytest.mark.parametrize("habit", PLACES)
 @given(draw=st.data())
 @settings(max_examples=10)
-def test_stacked(runs: tuple[Path, dict[int, Arrays]], habit: str, draw: st.DataObject) -> None:
+def test_stacked_checkpoints(runs: tuple[Path, dict[int, Arrays]], habit: str, draw: st.DataObject) -> None:
     root, kept = runs
     with open_source(root / habit) as source:
         np.testing.assert_array_equal(read_all(source, "step"), STEPS)
@@ -265,7 +265,7 @@ def test_settings_of_stacked_checkpoints(runs: tuple[Path, dict[int, Arrays]]) -
         assert source.attributes["note"] == "tiny"
 
 
-def test_one_folder_and_its_index(runs: tuple[Path, dict[int, Arrays]]) -> None:
+def test_sharded_folder_with_its_index(runs: tuple[Path, dict[int, Arrays]]) -> None:
     root, kept = runs
     folder = root / "hf" / "checkpoint-10"
     for path in (folder, folder / "model.safetensors.index.json"):
@@ -274,7 +274,7 @@ def test_one_folder_and_its_index(runs: tuple[Path, dict[int, Arrays]]) -> None:
             assert folder / "model-00002-of-00002.safetensors" in source.files()
 
 
-def test_one_recording_beside_small_files(tmp_path: Path) -> None:
+def test_folder_with_one_recording_and_small_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "run_7.npz", **ARRAYS)
     (tmp_path / "metadata.json").write_text("{}")
     (tmp_path / "loss.csv").write_text("1,2\n")

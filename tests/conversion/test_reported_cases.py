@@ -82,7 +82,7 @@ def test_displacements_that_begin_with_update_1_are_labelled_so(tmp_path: Path) 
     np.testing.assert_array_equal(rec["step"], np.arange(1, 6))
     np.testing.assert_array_equal(rec["delta"], delta)
     labelled = saved(tmp_path / "b.safetensors", deltas=delta, recorded_steps=np.arange(5))
-    with pytest.raises(InputError, match="'deltas' moves in its first row, which 'recorded_steps' labels 0"):
+    with pytest.raises(InputError, match="'deltas' is not zero at its first position, which 'recorded_steps' labels 0"):
         convert(labelled, tmp_path / "p.zarr")
 
 
@@ -133,7 +133,7 @@ def test_moments_of_checkpoints_after_the_first(tmp_path: Path) -> None:
     assert rec.attrs["hyperparameters"]["optimizer.param_groups.0.lr"] == 1e-3
 
 
-def test_moments_one_row_short(tmp_path: Path) -> None:
+def test_moments_one_step_short(tmp_path: Path) -> None:
     rec = dx.open_recording(convert(saved(tmp_path / "a.safetensors", W=W, momentum_W=W[1:]), tmp_path / "o.zarr"))
     np.testing.assert_array_equal(rec["exp_avg"][1:], W[1:])
     assert rec["exp_avg"].attrs["valid_from"] == 1
@@ -178,14 +178,14 @@ def test_native_bfloat16_of_hdf5(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rec["W"].values.astype("f4"), w)
 
 
-def test_empty_attributes(tmp_path: Path) -> None:
+def test_empty_hdf5_attributes_are_accepted(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["W"] = W
         file.attrs["nothing"] = h5py.Empty("f4")
     convert(tmp_path / "a.h5", tmp_path / "o.zarr")
 
 
-def test_a_list_beside_a_recording_is_no_metadata(tmp_path: Path) -> None:
+def test_json_list_beside_a_recording_is_not_metadata(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", W=W)
     (tmp_path / "a.json").write_text(json.dumps(list(range(12))))
     convert(path, tmp_path / "o.zarr", token_ids=range(12))
@@ -193,7 +193,7 @@ def test_a_list_beside_a_recording_is_no_metadata(tmp_path: Path) -> None:
         convert(path, tmp_path / "p.zarr", metadata=tmp_path / "a.json")
 
 
-def test_the_only_array_is_the_weights(tmp_path: Path) -> None:
+def test_single_array_is_taken_as_the_weights(tmp_path: Path) -> None:
     np.save(tmp_path / "history.npy", W)
     torch.save(torch.from_numpy(W), tmp_path / "history.pt")
     with h5py.File(tmp_path / "group.h5", "w") as file:

@@ -502,7 +502,7 @@ def test_other_options_are_accepted_when_the_store_is_removed(tmp_path: Path, wh
     assert "grad" not in raw(tmp_path / "a.zarr")
 
 
-# --- two at once, no room --------------------------------------------------------------------------
+# --- two at once, no disk space ------------------------------------------------------------------
 
 HOLD = """
 import sys, time

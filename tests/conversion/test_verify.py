@@ -30,7 +30,7 @@ def converted(source: Path, tmp_path: Path) -> Path:
     return dx.convert(source, tmp_path / "run.zarr")
 
 
-def test_a_good_store(converted: Path, source: Path) -> None:
+def test_undamaged_store_has_no_problems(converted: Path, source: Path) -> None:
     found = dx.verify(converted, source)
     assert found.problems == []
     assert found.compared == ["W", "grad", "loss"]
@@ -45,7 +45,7 @@ def test_dead_tokens_from_an_option(source: Path, tmp_path: Path) -> None:
     assert dx.verify(path, source).problems == []
 
 
-def test_every_flipped_bit_is_found_with_its_place(converted: Path) -> None:
+def test_every_flipped_bit_is_found_with_its_chunk(converted: Path) -> None:
     for chunk in ("0/0/0", "1/1/0"):
         path = converted / "W" / "c" / chunk
         data = bytearray(path.read_bytes())
@@ -85,7 +85,7 @@ def test_a_source_of_another_store(converted: Path, source: Path, recording: Pat
         dx.verify(converted, tmp_path / "short.h5")
 
 
-def test_command(converted: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_command(converted: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deadtok_xr import cli
 
     def run(*words: object) -> int:

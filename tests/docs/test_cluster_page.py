@@ -1,4 +1,4 @@
-"""docs/cluster.md, to the letter: processes of their own, in folders of their own, and an object store."""
+"""Every command of docs/cluster.md runs as written, in separate processes and folders, and with an object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deadtok_xr as dx
-from tests.objects import BUCKET, free_port, server
+from tests.s3_server import BUCKET, free_port, server
 
 boto3 = pytest.importorskip("boto3")
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
             process.wait(20)
 
 
-def test_every_block_is_known() -> None:
+def test_every_block_is_run() -> None:
     assert {*re.findall(r"^```(\w+)$", PAGE, flags=re.MULTILINE)} == {"bash", "python", "text"}
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     assert all(line.split()[0] in ("deadtok", "dask", "export") for line in lines)
@@ -79,7 +79,7 @@ def test_every_block_is_known() -> None:
     assert "not tried here" in PAGE
 
 
-def test_the_page_followed_to_the_letter(
+def test_commands_of_the_page_run(
     page: tuple[str, dict[str, str]], folder: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, env = page
@@ -100,7 +100,7 @@ def test_the_page_followed_to_the_letter(
         np.testing.assert_array_equal(found["lattice_l2"], expected["lattice_l2"])
 
 
-def test_the_page_of_object_storage(page: tuple[str, dict[str, str]], folder: Path, recording: Path) -> None:
+def test_blocks_of_the_object_storage_page_run(page: tuple[str, dict[str, str]], folder: Path, recording: Path) -> None:
     told = page[1]
     for line in re.findall(r"^export (.*)$", OBJECT_STORAGE, flags=re.MULTILINE):
         assert {word.partition("=")[0] for word in shlex.split(line)} <= set(told)

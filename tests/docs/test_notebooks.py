@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, at a small size, and finds what its text says."""
+"""Every notebook runs from its first cell to its last, at a small size, and gives the results that it describes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ PRINTED = {
     "kinematics": ["bulk/thermal at step 1:"],
     "phase_transitions": ["moved on the grid"],
     "crystallize_or_evaporate": ["verdict: "],
-    "why_tokens_stop": ["100.0000% of ", "the updates close under single"],
+    "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
     "exploring": ["the same values: True", "not on the grid"],
     "scaling_out": ["problems: []", "memory to analyse", "Phases, scheme lattice", "cli.zarr: equal"],
 }
@@ -212,7 +212,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_a_notebook_runs_and_finds_what_it_says(name: str, tmp_path: Path, kernel: KernelManager) -> None:
+def test_notebook_runs_with_the_described_results(name: str, tmp_path: Path, kernel: KernelManager) -> None:
     notebook = read(name)
     parameters(notebook).source = injected(notebook, {**SMALL[name], "FOLDER": str(tmp_path / "files")})
     forget = nbformat.v4.new_code_cell("%reset_selective -f .", id="forget")  # what the notebook before has left

@@ -1,4 +1,4 @@
-"""Every block of the documentation's pages runs, in order, in a folder of its own; some have tests elsewhere."""
+"""Every block of the documentation's pages runs, in order, in a temporary folder; some have tests elsewhere."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def commands(language: str, text: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_page_does_what_it_says(ran: tuple[str, dict[str, object]]) -> None:
+def test_blocks_of_every_page_run(ran: tuple[str, dict[str, object]]) -> None:
     page, names = ran
     if page == "tutorial.md":
         tree = dx.open_results("results.zarr")
@@ -95,7 +95,7 @@ def test_a_page_does_what_it_says(ran: tuple[str, dict[str, object]]) -> None:
         assert int(differ.first_difference) == int(differ.n_common_prefix) == CHANGED_FROM
 
 
-def test_no_page_is_left_out() -> None:
+def test_every_page_is_tested() -> None:
     assert set(ELSEWHERE) <= {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert {"tutorial.md", "explanation/pitfalls.md", "how-to/convert.md"} <= set(OURS)
 

@@ -1,4 +1,4 @@
-"""Every block of the README runs, in order, in a folder of its own, and leaves what the text says."""
+"""Every block of the README runs, in order, in a temporary folder, and writes the files that the text names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(line: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_no_block_is_left_out() -> None:
+def test_every_block_is_run() -> None:
     fences = re.findall(r"^```(\w*)$", README, flags=re.MULTILINE)
     assert set(fences[::2]) == {"python", "bash"}
     assert set(fences[1::2]) == {""}
@@ -126,7 +126,7 @@ def test_every_name_in_the_table_of_analyses_exists(recording: Path) -> None:
         assert hasattr(dx.bfloat16, name)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert targets
     missing = [target for target in targets if not (ROOT / target).exists()]

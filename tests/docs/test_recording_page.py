@@ -54,10 +54,10 @@ def test_the_plain_loop_is_replayed_and_obeys_the_law(names: dict[str, object]) 
     assert float(found.gradient_p_h_deviation.max()) < 0.1
 
 
-def test_the_questions_are_answered(names: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_analysis_examples_run(names: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
     run(blocks("Why did a token stop"), dict(names))
     said = capsys.readouterr().out
-    assert "the updates close under single" in said
+    assert "the updates are reproduced by single" in said
     assert all(scheme in said for scheme in ("nearest", "float32_master", "stochastic", "kahan"))
 
 

@@ -1,4 +1,4 @@
-"""Threads, processes and clusters give the same results; lost workers cost time alone; nothing large travels."""
+"""Threads, processes and clusters give the same results; lost workers only cost time; no large data are transferred."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_other_schedulers_of_one_machine(
 
 
 @pytest.mark.usefixtures("client")
-def test_a_cluster(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
+def test_cluster_gives_the_same_results(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
     tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
     assert list(tree.children) == list(expected.children)
     assert_same(tree, expected)
 
 
 @pytest.mark.usefixtures("client")
-def test_blocks_that_come_through_the_graph(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
+def test_derived_arrays_on_a_cluster(recording: Path, tmp_path: Path, expected: xr.DataTree) -> None:
     rec = dx.open_recording(recording, chunks={"step": 50, "token": 100})
     tree = dx.save_results(dx.analyze(rec, analyses=["motion"]), tmp_path / "r.zarr")
     for name in ("lattice_l1", "lattice_linf", "moved_dims", "n_invalid"):
@@ -94,7 +94,7 @@ def test_blocks_that_come_through_the_graph(recording: Path, tmp_path: Path, exp
 
 
 @pytest.mark.usefixtures("client")
-def test_an_analysis_alone_computes_on_the_cluster(recording: Path, expected: xr.DataTree) -> None:
+def test_single_analysis_computes_on_the_cluster(recording: Path, expected: xr.DataTree) -> None:
     motion = dx.motion(dx.open_recording(recording)).compute()
     np.testing.assert_array_equal(motion["lattice_l2"], expected["motion"]["lattice_l2"])
 
@@ -125,7 +125,9 @@ class Accident(WorkerPlugin):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("what", ["killed", "out of memory", "lost for good"])
-def test_a_worker_that_is_lost(recording: Path, tmp_path: Path, expected: xr.DataTree, what: str) -> None:
+def test_results_are_the_same_after_losing_a_worker(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, what: str
+) -> None:
     with cluster(memory_limit="900MB" if what == "out of memory" else "auto") as client:
         before = set(client.run(os.getpid).values())
         client.register_plugin(Accident(tmp_path / "happened", what))
@@ -136,7 +138,7 @@ def test_a_worker_that_is_lost(recording: Path, tmp_path: Path, expected: xr.Dat
     assert_same(tree, expected)
 
 
-def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_sent_to_the_scheduler_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph has a few tasks per row, and its size does not depend on the number of tokens times that of rows."""
     sizes, made = [], save.write_all
 
@@ -156,7 +158,7 @@ def test_little_goes_to_the_scheduler(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sum(large) < sum(small) + 10 * 5000 * 8  # one list of the tokens, not one for each row
 
 
-def test_results_are_written_where_they_are_found(recording: Path, tmp_path: Path) -> None:
+def test_results_are_written_by_the_tasks_that_compute_them(recording: Path, tmp_path: Path) -> None:
     """What a task of a row passes on is nothing beside what it writes."""
     passed: dict[str, int] = {}
 
@@ -177,7 +179,7 @@ def deadtok(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int
     return status, capsys.readouterr().err
 
 
-def test_workers_of_the_command(
+def test_command_with_workers(
     recording: Path, tmp_path: Path, expected: xr.DataTree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["analyze", recording, "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", ",".join(SOME)]
@@ -195,7 +197,7 @@ def test_workers_of_the_command(
         (["--workers", "two"], "'two' is not a valid int"),
     ],
 )
-def test_odd_workers(
+def test_invalid_numbers_of_workers_are_refused(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
     status, err = deadtok(capsys, "analyze", recording, "-o", tmp_path / "r", *options)
@@ -251,7 +253,7 @@ def _wait(ready: Any, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_workers_that_do_not_fit_are_refused(
+def test_workers_with_other_versions_are_refused(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """None at all; those with another version of the package; one that does not have it."""
@@ -288,7 +290,7 @@ def can_hide() -> bool:
 
 @pytest.mark.skipif(shutil.which("unshare") is None or not can_hide(), reason="needs a file system of its own")
 @pytest.mark.parametrize("hidden", ["recording", "results"])
-def test_workers_that_do_not_see_the_store(
+def test_workers_without_access_to_the_store_are_refused(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: str
 ) -> None:
     (tmp_path / "results").mkdir()
@@ -307,7 +309,9 @@ def test_workers_that_do_not_see_the_store(
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None or not can_hide(), reason="needs a file system of its own")
-def test_workers_that_may_not_write(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workers_without_write_permission_are_refused(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     script = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}" && exec "$@"'
@@ -321,7 +325,7 @@ def test_workers_that_may_not_write(recording: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
-def test_workers_without_room_and_then_with_some(
+def test_resumes_after_the_disk_of_a_worker_was_full(
     recording: Path, tmp_path: Path, expected: xr.DataTree, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No file of a worker may grow beyond a size, as on a full disk; the same command resumes when it may."""
@@ -333,7 +337,7 @@ def test_workers_without_room_and_then_with_some(
     finally:
         client.run(_limit, None)
     assert status == 1
-    assert f"deadtok: {where} cannot be written by a worker: File too large; make room, or choose another" in err
+    assert f"deadtok: {where} cannot be written by a worker: File too large; free disk space, or choose another" in err
     assert f"{where} is left incomplete and will not open: the same command" in err
     assert len(err.splitlines()) == 1
     with pytest.raises(IncompleteStoreError, match="the same command, .* resumes"):

@@ -1,4 +1,4 @@
-"""The choice of a device: the same results on it, one kernel at a time, and an error where there is none."""
+"""The choice of a device: the same results on each, one kernel at a time, and an error if it does not exist."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def agree(found: xr.DataTree, expected: xr.DataTree) -> None:
 
 
 @pytest.mark.parametrize("batch_bytes", [2**14, devices.DEVICE_BATCH_BYTES])
-def test_kernels_for_gpus_find_the_same(recording: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_kernels_give_the_same_results(
+    recording: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", batch_bytes)
     found, expected = (dx.analyze(recording, analyses=DENSE, device=name).compute() for name in ("torch-cpu", "cpu"))
     agree(found, expected)
 
 
-def test_of_float32_in_memory_too(atom: Path) -> None:
+def test_torch_kernels_give_the_same_results_for_float32_in_memory(atom: Path) -> None:
     ds = dx.open_recording(atom).isel(step=slice(0, 40)).load()
     found, expected = (
         dx.analyze(ds, analyses=["motion", "kinematics", "topology", "census"], device=name).compute()
@@ -138,7 +140,7 @@ def test_graph_and_census_of_a_real_recording_are_identical(recording: Path, tok
     xr.testing.assert_identical(found, expected)
 
 
-def test_what_a_device_does_not_find_stays_with_numba(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analyses_without_torch_kernels_stay_with_numba(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other spacings, and float64, which is derived."""
     from deadtok_xr import kernels
 
@@ -162,13 +164,13 @@ def deadtok(*words: str | Path) -> None:
     cli([str(word) for word in words], prog_name="deadtok", standalone_mode=False)
 
 
-def test_lazy(recording: Path, lazily: Any) -> None:
+def test_analyses_with_a_device_are_lazy(recording: Path, lazily: Any) -> None:
     with lazily():
         dx.analyze(recording, device="torch-cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
-def test_derived_values_are_refused_alike(recording: Path, device: str) -> None:
+def test_derived_values_are_refused_by_both_engines(recording: Path, device: str) -> None:
     ds = dx.open_recording(recording).isel(step=slice(0, 4))
     wide = ds.assign(W=ds.W.astype("f8").assign_attrs(precision="bfloat16"))
     with pytest.raises(InputError, match="the values have the dtype float64; expected: bfloat16, float16 or float32"):
@@ -188,7 +190,7 @@ class TestNames:
     @WITHOUT_CUDA
     def test_missing_is_found_where_the_task_runs(self, recording: Path) -> None:
         tree = dx.analyze(recording, analyses=["motion"], device="cuda")
-        with pytest.raises(InputError, match=r"device='cuda' .* finds none on this machine; say cpu or auto"):
+        with pytest.raises(InputError, match=r"device='cuda' .* finds none on this machine; choose cpu or auto"):
             tree["motion"].n_invalid.compute()
 
     @WITHOUT_CUDA
@@ -352,7 +354,7 @@ class TestPrefetch:
         assert not set(threading.enumerate()) - before
 
 
-def test_a_tensor_is_made_once_and_has_the_bits(recording: Path) -> None:
+def test_batch_tensor_is_created_once_with_the_same_bits(recording: Path) -> None:
     values = dx.open_recording(recording, raw=True).W.isel(step=slice(0, 3)).values
     batch = Batch(StepBlock(0, 3, 2, *values.shape[1:], devices.resolve("torch-cpu", 0)), 0, {"W": values}, 3)
     tensor = batch.tensor("W")

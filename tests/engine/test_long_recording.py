@@ -1,4 +1,4 @@
-"""A long recording on a laptop, in small: made, converted, verified and analysed within a limit of memory."""
+"""A scaled-down long recording: created, converted, verified and analysed within a memory limit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def peak(job: str, *words: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_the_whole_way_within_a_limit_of_memory(folder: Path) -> None:
+def test_conversion_verification_and_analysis_within_a_memory_limit(folder: Path) -> None:
     source, store, results = folder / "recording.h5", folder / "recording.zarr", folder / "results.zarr"
     values = 4 * (STEPS + 1) * TOKENS * DIMS * 2
     peaks = {

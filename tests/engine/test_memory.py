@@ -1,4 +1,4 @@
-"""Memory is bounded by blocks and threads, whatever the length of the recording."""
+"""Memory is bounded by blocks and threads, for any length of the recording."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path_factory: pytest.TempPa
     assert long["peak"] < 1.15 * short["peak"]  # tasks, and what is kept for each step
 
 
-def test_the_promise_depends_on_blocks_and_threads(tmp_path: Path) -> None:
+def test_memory_bound_depends_on_blocks_and_threads(tmp_path: Path) -> None:
     path = testing.synthetic_recording(tmp_path / "run.zarr", steps=300, tokens=200, dims=16)
     group, _ = store.open_group(path)
     all_tokens = describe.memory_bound(group, threads=2)

@@ -1,4 +1,4 @@
-"""Recorded values are read directly through every selection, and derived values never pass for them."""
+"""Recorded values are read directly through every selection; derived values are never read as recorded ones."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def in_memory(ds: xr.Dataset) -> xr.Dataset:
 
 @pytest.mark.parametrize("name", SELECTIONS)
 @pytest.mark.parametrize("tokens", ["all", "dead"])
-def test_a_selection_is_read_directly_and_right(path: Path, name: str, tokens: Any, lazily: Any) -> None:
+def test_selections_are_read_directly_with_the_right_values(path: Path, name: str, tokens: Any, lazily: Any) -> None:
     with lazily():
         ds = SELECTIONS[name](dx.open_recording(path, tokens=tokens))
         assert stored_array(ds.W.transpose("step", "token", "dim").data) is not None
@@ -90,7 +90,7 @@ def test_a_selection_is_read_directly_and_right(path: Path, name: str, tokens: A
 
 
 @pytest.mark.parametrize("chunks", [None, {}, {"step": 50}])
-def test_what_xarray_opened_is_read_directly(path: Path, chunks: Any, decoded: Counter[Any]) -> None:
+def test_datasets_opened_by_xarray_are_read_directly(path: Path, chunks: Any, decoded: Counter[Any]) -> None:
     ds = xr.open_dataset(path, engine="deadtok", chunks=chunks).isel(token=slice(0, TOKENS))
     found = dx.motion(ds).compute()
     assert set(decoded.values()) == {128, 129, 44 + 1}  # each step once, and the first of each chunk for the one before
@@ -98,7 +98,7 @@ def test_what_xarray_opened_is_read_directly(path: Path, chunks: Any, decoded: C
 
 
 @pytest.mark.parametrize("name", DERIVED)
-def test_derived_values_are_not_taken_for_recorded_ones(path: Path, name: str) -> None:
+def test_derived_arrays_are_not_read_from_the_store(path: Path, name: str) -> None:
     W = DERIVED[name](dx.open_recording(path).W)
     assert stored_array(W.data) is None
     ds = W.rename("W").to_dataset()
@@ -106,7 +106,7 @@ def test_derived_values_are_not_taken_for_recorded_ones(path: Path, name: str) -
         same(dx.census(ds).compute(), dx.census(ds.compute()).compute())
 
 
-def test_what_was_changed_in_place_is_not_recorded(path: Path) -> None:
+def test_arrays_changed_in_place_are_not_read_from_the_store(path: Path) -> None:
     x = dx.open_recording(path).W.data
     if not hasattr(x, "dask"):
         pytest.skip("Dask's expressions cannot be changed in place")
@@ -128,7 +128,7 @@ def test_a_fresh_process_reads_an_unpickled_recording_directly(path: Path, tmp_p
     same(pickle.loads((tmp_path / "out.pickle").read_bytes()), dx.motion(ds).compute())
 
 
-def test_the_logger_names_what_takes_the_slower_way(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_read_through_the_graph_are_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ds = dx.open_recording(path)
     with caplog.at_level(logging.INFO, logger="deadtok_xr"):
         dx.motion(ds.isel(step=slice(3, 100), token=[1, 2]))
@@ -139,7 +139,7 @@ def test_the_logger_names_what_takes_the_slower_way(path: Path, caplog: pytest.L
 
 
 @given(data=st.data())
-def test_any_selection(path: Path, data: st.DataObject) -> None:
+def test_any_selection_has_the_right_values(path: Path, data: st.DataObject) -> None:
     """Steps and tokens in any ascending selection, in blocks that begin anywhere in a chunk."""
     ds = dx.open_recording(path)
     steps = data.draw(st.lists(st.integers(0, STEPS - 1), min_size=2, unique=True).map(sorted))
@@ -154,7 +154,7 @@ def test_any_selection(path: Path, data: st.DataObject) -> None:
     assert len({*dx.motion(part, allow_gaps=True).displacement.data.chunks[0][:-1]}) <= 1
 
 
-def test_a_damaged_chunk_is_found_where_a_part_of_it_is_used(path: Path, tmp_path: Path) -> None:
+def test_damaged_chunk_is_an_error_if_a_part_of_it_is_used(path: Path, tmp_path: Path) -> None:
     import shutil
 
     copied = tmp_path / "damaged.zarr"

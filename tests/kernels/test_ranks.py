@@ -50,7 +50,7 @@ def test_every_token_has_the_counts_of_the_definition(tokens: list[tuple[int, bo
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_whole_vocabulary_takes_no_time() -> None:
+def test_large_vocabulary_is_fast() -> None:
     rng = np.random.default_rng(0)
     n = 50_000
     time, censored, x = rng.integers(1, 2400, n), rng.random(n) < 0.2, rng.standard_normal(n)

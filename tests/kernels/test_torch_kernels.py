@@ -1,4 +1,4 @@
-"""The kernels in torch beside those in numba, on the CPU: integers the same, floats within 1e-6."""
+"""The kernels in torch compared with those in numba, on the CPU: integers are equal, floats agree within 1e-6."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from benchmarks.gpu import graph_of_all_pairs, graph_room
+from benchmarks.gpu import graph_arrays, graph_of_all_pairs
 from deadtok_xr import kernels
 from deadtok_xr.analyses.common.transitions import MAGNITUDES, OUTPUTS
 from deadtok_xr.bfloat16 import decode
@@ -102,7 +102,7 @@ def test_motion_of_wide_rows_in_several_tiles(grid: str, monkeypatch: pytest.Mon
 
 @given(x=blocks())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_rows_are_finite_and_on_the_grid_or_not(x: NDArray[Any]) -> None:
+def test_row_status_of_finite_and_off_grid_rows(x: NDArray[Any]) -> None:
     lattice = kernels.lattice("bfloat16")
     status = motion_file.row_status(bits(from_numpy(x)), lattice).numpy()
     np.testing.assert_array_equal(status == motion_file.NOT_FINITE, ~np.isfinite(x.astype(np.float64)).all(-1))
@@ -117,7 +117,7 @@ def test_values_off_the_grid_are_refused(value: float) -> None:
         moved(x, "float16")
 
 
-def test_every_bfloat16_leaves_and_reaches_every_kind_of_number() -> None:
+def test_motion_between_every_bfloat16_and_every_kind_of_number() -> None:
     every = np.arange(65536, dtype=np.uint16).reshape(-1, 1)
     for other in EDGES:
         x = np.stack([every, np.full_like(every, other), every]).view(ml_dtypes.bfloat16)
@@ -130,7 +130,7 @@ class TestWithoutFloat64:
     @settings(max_examples=150)
     @given(x=blocks(finite=True))
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-    def test_rows_agree(self, x: NDArray[Any]) -> None:
+    def test_row_sums_in_float32_agree_with_float64(self, x: NDArray[Any]) -> None:
         words = torch.from_numpy(decode(x).view(np.int32))
         a, b = words[:-1].flatten(0, 1), words[1:].flatten(0, 1)
         lattice = kernels.lattice("bfloat16")
@@ -138,7 +138,7 @@ class TestWithoutFloat64:
         for name, expected in motion_file.row_sums(a, b, lattice).items():
             np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
 
-    def test_ordinary_rows_stay_in_float32_and_odd_ones_do_not(self) -> None:
+    def test_only_rows_with_extreme_values_leave_float32(self) -> None:
         rows = [[0.02, 0.5, -0.1], [0.02, 0.0, 0.1], [0.02, 1e-30, 0.1], [3e38, 1.0, 1.0]]
         a = torch.tensor(rows).view(torch.int32)
         b = torch.full((4, 3), 0.25).view(torch.int32)
@@ -196,7 +196,7 @@ def clouds(draw: st.DrawFn) -> NDArray[np.float32]:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_topology(x: NDArray[Any], linked: bool, tile: int) -> None:
     threshold = np.full(len(x), 2.0**-8)
-    found = graph_room(*x.shape[:2])
+    found = graph_arrays(*x.shape[:2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology_file, "TILE", tile)
         ours.topology(from_numpy(x), changed(x), threshold, linked, found)
@@ -204,10 +204,10 @@ def test_topology(x: NDArray[Any], linked: bool, tile: int) -> None:
 
 
 @given(x=clouds(), linked=st.booleans())
-def test_topology_of_positions_that_are_held(x: NDArray[np.float32], linked: bool) -> None:
+def test_topology_with_held_positions(x: NDArray[np.float32], linked: bool) -> None:
     x[1] = np.nan_to_num(x[1])
     threshold = np.array([0, 1, 1, np.nan, np.nan, 3, 8]) * 2.0**-8
-    found = graph_room(len(threshold), x.shape[1])
+    found = graph_arrays(len(threshold), x.shape[1])
     expected = graph_of_all_pairs(x[[1] * len(threshold)], threshold, linked)
     for name in found:
         found[name][0] = expected[name][0]  # known from an earlier call
@@ -216,7 +216,7 @@ def test_topology_of_positions_that_are_held(x: NDArray[np.float32], linked: boo
     agree(found, expected)
 
 
-def test_components_that_meet_late_are_one() -> None:
+def test_components_joined_by_late_edges_are_merged() -> None:
     """A chain whose links come in the worst order, and two that stay apart."""
     order = np.random.default_rng(3).permutation(200)
     a, b = (torch.from_numpy(order[i : 199 + i]) for i in (0, 1))
@@ -261,13 +261,13 @@ def test_census(collide: bool, x: NDArray[Any]) -> None:
 
 @given(x=blocks())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_places_that_are_known_are_not_looked_for(x: NDArray[Any]) -> None:
+def test_census_reuses_known_labels(x: NDArray[Any]) -> None:
     expected = ours.census(from_numpy(x), changed(x))
     found = ours.census(from_numpy(x[1:]), changed(x)[1:], expected[1])
     np.testing.assert_array_equal(found, expected[1:])
 
 
-def test_signed_zeros_are_one_place_unless_told_apart() -> None:
+def test_signed_zeros_are_one_place_unless_distinct() -> None:
     x = np.array([[[0.0], [-0.0]]], np.float32)
     assert [figures_of(x, signed)["n_unique"][0] for signed in (False, True)] == [1, 2]
 
@@ -317,7 +317,7 @@ class TestMemory:
         assert [i for part in done for i in range(part.start, part.stop)] == list(range(20))
         assert max(part.stop - part.start for part in done) == 2
 
-    def test_a_kernel_gives_the_same_when_it_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_results_are_the_same_with_halved_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         row_sums, sizes = motion_file.row_sums, []
 
         def small(a: torch.Tensor, *args: Any) -> Any:
@@ -335,11 +335,11 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("file", "name", "which", "limit"), [("topology", "_joined", 1, 9), ("census", "_hashed", 0, 2)]
     )
-    def test_the_graph_is_the_same(
+    def test_topology_is_the_same_with_halved_parts(
         self, file: str, name: str, which: int, limit: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         x = (np.random.default_rng(2).integers(-3, 4, (5, 60, 3)) * 2.0**-8).astype(np.float32)
-        threshold, expected, found = np.full(5, 2.0**-8), graph_room(5, 60), graph_room(5, 60)
+        threshold, expected, found = np.full(5, 2.0**-8), graph_arrays(5, 60), graph_arrays(5, 60)
         ours.topology(from_numpy(x), changed(x), threshold, False, expected)
         work, sizes = getattr(kernels.engine(file, True), name), []
 
@@ -355,14 +355,14 @@ class TestMemory:
         agree(found, expected)
         assert max(sizes) > limit >= min(sizes)
 
-    def test_none_at_all_is_an_error(self) -> None:
+    def test_too_little_memory_for_one_item_is_an_error(self) -> None:
         def work(part: slice) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         with pytest.raises(MemoryError, match="device='cpu'"):
             run_in_parts(4, 4, work)
 
-    def test_other_errors_pass(self) -> None:
+    def test_other_errors_are_not_caught(self) -> None:
         def work(part: slice) -> None:
             raise RuntimeError("an index is out of bounds")
 
@@ -379,4 +379,4 @@ def test_real_recording(recording: Path, tokens: str) -> None:
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch for CUDA")
 def test_one_pass_in_tritons_interpreter() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-m", "tests.one_pass"], env=env, check=True, timeout=600)
+    subprocess.run([sys.executable, "-m", "tests.triton_motion"], env=env, check=True, timeout=600)

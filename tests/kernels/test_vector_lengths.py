@@ -1,4 +1,4 @@
-"""The compiled kernels on rows long enough for vector units, which take other paths than short ones."""
+"""The compiled kernels on rows long enough for vector units, which use other code paths than short rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_motion_of_long_rows(bits: Words) -> None:
 
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
-def test_motion_is_the_same_to_the_bit_however_the_values_are_held(bits: Words) -> None:
+def test_motion_is_bitwise_equal_for_every_word_type(bits: Words) -> None:
     xr.testing.assert_equal(motion(bits), motion(bits, held=np.float32))
 
 
@@ -102,7 +102,7 @@ def test_a_row_has_changed_if_any_bit_has(dims: int, dtype: type, seed: int) -> 
 
 
 @given(bits=walks())
-def test_the_last_motion(bits: Words) -> None:
+def test_last_motion_of_long_rows(bits: Words) -> None:
     W = bits.view(ml_dtypes.bfloat16).astype(np.float32)
     moved = (W[1:] != W[:-1]).any(axis=2)
     labels = 10 + 3 * np.arange(len(moved))
@@ -116,7 +116,7 @@ def test_the_last_motion(bits: Words) -> None:
 
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
-def test_kinematics_of_long_rows_however_they_are_held(bits: Words) -> None:
+def test_kinematics_of_long_rows_for_every_word_type(bits: Words) -> None:
     W = bits.view(ml_dtypes.bfloat16).astype(np.float32)
     expected = reference.kinematics(W)
     for steps in (bits, W):

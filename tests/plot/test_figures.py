@@ -1,4 +1,4 @@
-"""Pictures: what is drawn equals the results, and says what it is."""
+"""Figures show the results, with correct labels."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_invalid_tokens_are_left_out_and_counted(ax: Axes) -> None:
     assert "5 of 9 values are invalid" in ax.get_title(loc="left")
 
 
-def test_a_lonely_step_leaves_a_dot(ax: Axes) -> None:
+def test_isolated_step_is_drawn_as_a_dot(ax: Axes) -> None:
     plot.displacement(made([[1, 1], [0, 0], [2, 2], [0, 0], [1, 1], [1, 1]]), ax=ax)
     dots = next(line for line in ax.lines if line.get_marker() == ".")
     np.testing.assert_array_equal(dots.get_xydata(), [[1, 1], [3, 2]])
@@ -208,7 +208,7 @@ def test_mean_is_on_top_and_within_the_axis(ax: Axes, n_tokens: int) -> None:
     assert mean.get_zorder() > max(c.get_zorder() for c in ax.collections)
 
 
-def test_one_token_is_not_hidden_by_its_mean(ax: Axes) -> None:
+def test_mean_does_not_hide_a_single_token(ax: Axes) -> None:
     plot.trajectories(made([[1], [2], [0]]), ax=ax)
     assert not [line for line in ax.lines if line.get_label() == "mean"]
 
@@ -240,7 +240,7 @@ def test_transitions_are_marked_and_written(results: xr.DataTree, ax: Axes) -> N
     assert f"first at step {int(ds['transition_step'].sel(phase='frozen')):,}" in words[-1]
 
 
-def test_a_phase_never_reached(ax: Axes) -> None:
+def test_phase_that_is_never_reached(ax: Axes) -> None:
     fraction = [[0.0, 1.0], [np.nan, np.nan], [0.25, 0.75]]
     ds = xr.Dataset(
         {"fraction": (("step", "phase"), fraction), "transition_step": ("phase", [-1, 1])},
@@ -278,7 +278,7 @@ def test_topology_panels_hold_the_results(results: xr.DataTree) -> None:
         np.testing.assert_array_equal(data(labelled(panels[2], label)), ds[name])
 
 
-def test_words_at_neighbouring_changes_of_the_topology_stand_apart(results: xr.DataTree) -> None:
+def test_labels_of_close_topology_changes_do_not_overlap(results: xr.DataTree) -> None:
     ds = results["topology"].to_dataset()
     panels = plot.topology(ds.assign(evaporation_step=((), 4), crystallization_step=((), 5)))
     panels[0].figure.canvas.draw()
@@ -345,7 +345,7 @@ def test_labels_have_quantity_unit_and_tokens(results: xr.DataTree, ax: Axes) ->
     assert f"{motion.sizes['token']:,} dead tokens" in ax.get_title(loc="left")
 
 
-def test_tokens_are_called_what_they_are(ax: Axes) -> None:
+def test_titles_name_the_kind_of_tokens(ax: Axes) -> None:
     for dead, words in {(False, False): "2 live tokens", (True, False): "over 2 tokens"}.items():
         ax.clear()
         plot.displacement(made([[1, 2], [1, 2]]).assign_coords(dead=("token", list(dead))), ax=ax)
@@ -446,7 +446,7 @@ def test_save_figures_skips_absent_groups(results: xr.DataTree, tmp_path: Path) 
         plot.save_figures(part, tmp_path)
 
 
-def test_saving_leaves_pyplot_alone(results: xr.DataTree, tmp_path: Path) -> None:
+def test_saving_does_not_use_pyplot(results: xr.DataTree, tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
@@ -456,7 +456,7 @@ def test_saving_leaves_pyplot_alone(results: xr.DataTree, tmp_path: Path) -> Non
     assert dict(matplotlib.rcParams) == before
 
 
-def test_importing_is_free() -> None:
+def test_importing_plot_does_not_import_pyplot() -> None:
     code = (
         "import sys, deadtok_xr; assert 'matplotlib' not in sys.modules; "
         "deadtok_xr.plot.displacement; assert 'matplotlib.pyplot' not in sys.modules"
@@ -467,7 +467,7 @@ def test_importing_is_free() -> None:
 # --- two runs ----------------------------------------------------------------------------------------------
 
 
-def test_two_runs_are_drawn_as_they_diverge(recording: Path) -> None:
+def test_figure_of_diverging_runs(recording: Path) -> None:
     a = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 60), token=slice(0, 8))
     W = a.W.values.copy()
     W[20:, :3] += 0.25 * np.arange(1, 41)[:, None, None]
@@ -482,7 +482,7 @@ def test_two_runs_are_drawn_as_they_diverge(recording: Path) -> None:
     assert zero_spans(far, _style.VERMILLION) == [(-0.5, 19.5)]
 
 
-def test_two_runs_that_are_the_same(recording: Path) -> None:
+def test_figure_of_equal_runs(recording: Path) -> None:
     a = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 5))
     share, far = plot.compare_runs(dx.compare_runs(a, a))
     assert "equal to the bit" in share.get_title(loc="left")

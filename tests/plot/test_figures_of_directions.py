@@ -14,7 +14,7 @@ from deadtok_xr.errors import InputError
 Array = np.ndarray
 
 
-def test_pictures_hold_the_results(results: xr.DataTree) -> None:
+def test_figures_show_the_results(results: xr.DataTree) -> None:
     from matplotlib.figure import Figure
 
     def axes(**layout: Any) -> Array:

@@ -38,7 +38,7 @@ def test_percentiles_are_those_of_the_valid_tokens(recording: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(2, 2), (3, 2), (2500, 1203)])
-def test_every_cell_is_the_largest_of_its_steps(steps: int, tokens: int) -> None:
+def test_heat_map_cells_are_maxima_over_steps(steps: int, tokens: int) -> None:
     values = np.random.default_rng(0).lognormal(size=(steps, tokens)).astype(np.float32)
     values[:, 0] = 0
     values[-1, -1] = np.nan
@@ -102,7 +102,7 @@ def test_gradient_and_moments_are_root_mean_squares(recording: Path) -> None:
         plot.gradient_and_moments(rec[["W"]])
 
 
-def test_what_cannot_be_drawn_is_refused(recording: Path) -> None:
+def test_invalid_input_is_refused(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     with pytest.raises(InputError, match="step 999 is not in this dataset"):
         plot.sky_map(rec, step=999)

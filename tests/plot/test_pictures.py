@@ -1,6 +1,6 @@
-"""The most used pictures beside those that somebody has looked at, in tests/pictures/.
+"""The most used pictures equal the reviewed reference images in tests/plot/pictures/.
 
-python -m tests.plot.test_pictures    # draws them anew; look at them before they are committed
+python -m tests.plot.test_pictures    # draws them again; review them before they are committed
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_picture_is_as_it_was_looked_at(figures: Path, file: str) -> None:
+def test_pictures_equal_the_reference_images(figures: Path, file: str) -> None:
     assert compare_images(str(KEPT / file), str(figures / file), TOLERANCE) is None
 
 
-def test_another_picture_is_told_apart(figures: Path, tmp_path: Path) -> None:
+def test_different_picture_is_detected(figures: Path, tmp_path: Path) -> None:
     tree = dx.analyze(testing.synthetic_recording(tmp_path / "b.zarr", steps=120, tokens=30, dims=8, frozen_at=0.4))
     part = xr.DataTree.from_dict({"phases": tree["phases"].to_dataset()})
     (other,) = plot.save_figures(part, tmp_path, dpi=50)

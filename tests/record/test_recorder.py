@@ -246,7 +246,7 @@ class TestBadInput:
         with recorder, pytest.raises(InputError, match="SGD keeps no 'exp_avg'"):
             update(embedding, sgd, 0)
 
-    def test_existing_store(self, tmp_path: Path) -> None:
+    def test_existing_store_is_not_replaced(self, tmp_path: Path) -> None:
         embedding, optimizer = tiny()
         with dx.Recorder(embedding.weight, optimizer, tmp_path / "r.zarr"):
             update(embedding, optimizer, 0)

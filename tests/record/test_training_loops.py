@@ -214,7 +214,7 @@ class TestTrainerLoops:
 
 
 class TestRecordedValues:
-    def test_rows(self, tmp_path: Path) -> None:
+    def test_recording_selected_rows(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         weight, text = model.embedding.weight, [f"<{i}>" for i in range(12)]
@@ -301,7 +301,7 @@ class TestRecordedValues:
 class TestSelfCheck:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     @pytest.mark.parametrize("kind", ["single", "fused"])
-    def test_gradient_that_belongs_to_its_update(self, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
+    def test_self_check_accepts_a_gradient_of_its_update(self, tmp_path: Path, dtype: torch.dtype, kind: str) -> None:
         model = Tied(dtype)
         optimizer = OPTIMIZERS[kind](model.parameters())
         with warnings.catch_warnings():
@@ -619,7 +619,7 @@ class TestBadInput:
             dx.open_recording(tmp_path / "r.zarr")
         assert dx.open_recording(tmp_path / "r.zarr", partial=True).sizes["step"] == 3
 
-    def test_entered_twice_and_not_at_all(self, tmp_path: Path) -> None:
+    def test_recorders_not_entered_or_entered_twice_are_refused(self, tmp_path: Path) -> None:
         model = Tied()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         recorder = dx.Recorder(model.embedding.weight, optimizer, tmp_path / "r.zarr")

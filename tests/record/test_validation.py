@@ -97,7 +97,7 @@ def test_dtypes_that_cannot_be_stored_are_refused(tmp_path: Path, dtype: torch.d
         dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr")
 
 
-def test_log_after_leaving_is_refused(tmp_path: Path) -> None:
+def test_log_after_the_with_block_is_refused(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 4))
     with dx.Recorder(weight, torch.optim.SGD([weight]), tmp_path / "r.zarr") as recorder:
         pass

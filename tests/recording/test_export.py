@@ -1,4 +1,4 @@
-"""Plain files: the store's bits and labels, there and back, whole or not at all, in bounded memory."""
+"""Exported files: the bits and labels of the store, complete or absent, in bounded memory."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_memory_is_bounded_by_a_block_of_steps(tmp_path: Path) -> None:
         assert grown < 6 * block + 8 * 2**20 < 6000 * 300 * 32 * 2 / 3, suffix
 
 
-def test_command(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deadtok_xr import cli
 
     def run(*words: object) -> int:

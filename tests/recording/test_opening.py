@@ -1,4 +1,4 @@
-"""The dataset: lazy, labelled, ascending, and behaving as an xarray user expects."""
+"""Opened datasets: lazy, labelled, ascending, and as an xarray user expects them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TestXarrayBehaviour:
         ds = dx.open_recording(recording)
         xr.testing.assert_equal(ds.W.isel(token=ds.dead.values), dx.open_recording(recording, tokens="dead").W)
 
-    def test_plot(self, recording: Path) -> None:
+    def test_xarray_plots_a_selection(self, recording: Path) -> None:
         import matplotlib as mpl
 
         mpl.use("Agg")

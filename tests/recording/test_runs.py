@@ -1,4 +1,4 @@
-"""Several runs: in one store, or several stores as one dataset; each analysed as if it were alone."""
+"""Several runs, in one store or in several stores as one dataset; each gives the same results as if analysed alone."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_labels_and_dimensions_are_checked(tmp_path: Path) -> None:
         writer.add_variable("W", ("run", *schema.MATRIX), (2, 2), np.float32)
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_command_for_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deadtok_xr import cli
 
     path, _ = write_runs(tmp_path / "runs.zarr")
@@ -179,7 +179,7 @@ def test_selecting_one_run_reads_only_its_store(sweep: list[Path], reads: list[s
     assert len(chunk_reads(reads, "W")) == zarr.open_array(str(sweep[0] / "W"), mode="r").cdata_shape[1]
 
 
-def test_attributes(sweep: list[Path]) -> None:
+def test_differing_attributes_become_coordinates(sweep: list[Path]) -> None:
     ds = dx.concat_runs(sweep, run=[42, 7])
     assert ds.attrs["optimizer"] == "AdamW"
     assert ds.attrs["model"]["steps"] == 140
@@ -218,7 +218,7 @@ def uneven(tmp_path: Path) -> list[Path]:
     return [one, tmp_path / "two.zarr"]
 
 
-def test_exact_join_names_the_difference(uneven: list[Path], tmp_path: Path) -> None:
+def test_exact_join_error_names_the_difference(uneven: list[Path], tmp_path: Path) -> None:
     match = r"two\.zarr has other steps than .*one\.zarr: it has 2 \(6, 7\) more and lacks 2 \(0, 1\); say join='inner'"
     with pytest.raises(InputError, match=match):
         dx.concat_runs(uneven)

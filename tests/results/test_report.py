@@ -1,4 +1,4 @@
-"""The report: one page, from any results, that asks nothing of anybody and says what the results say."""
+"""The report: one page for any results, which loads nothing from elsewhere and agrees with the results."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def page(results: xr.DataTree, tmp_path_factory: pytest.TempPathFactory) -> Path
     return dx.report(results, tmp_path_factory.mktemp("report") / "report.html")
 
 
-def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
+def test_page_is_complete_and_loads_nothing(page: Path) -> None:
     text = page.read_text("utf-8")
     found = Page(text)
     for tag, attrs in found.elements:
@@ -64,7 +64,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     assert {a["href"].removeprefix("#") for a in found.of("a") if a["href"]} <= ids
 
 
-def test_every_picture_is_there_with_words_for_who_cannot_see_it(page: Path, results: xr.DataTree) -> None:
+def test_every_picture_has_alternative_text(page: Path, results: xr.DataTree) -> None:
     images = [i for i in Page(page.read_text("utf-8")).of("img") if i.get("src")]
     assert len(images) == sum(len(ANALYSES[name].pictures or ()) for name in results.children)
     assert all(len(i["alt"] or "") > 60 for i in images)
@@ -78,14 +78,14 @@ def test_every_picture_has_a_title_and_two_lines() -> None:
             assert len(picture.reading) > 60
 
 
-def test_headings_descend_one_at_a_time(page: Path) -> None:
+def test_heading_levels_are_not_skipped(page: Path) -> None:
     levels = [int(tag[1]) for tag, _ in Page(page.read_text("utf-8")).elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
 
 
-def test_the_sentences_are_of_these_results(page: Path, results: xr.DataTree) -> None:
+def test_findings_match_the_results(page: Path, results: xr.DataTree) -> None:
     text = page.read_text("utf-8")
     moved = (results["motion"].moved_dims > 0).sum("token")
     last = int(moved.step[moved > 0][-1])
@@ -97,7 +97,7 @@ def test_the_sentences_are_of_these_results(page: Path, results: xr.DataTree) ->
         assert f"<code>{name}</code>" in text
 
 
-def test_the_series_are_of_these_results(page: Path, results: xr.DataTree) -> None:
+def test_series_match_the_results(page: Path, results: xr.DataTree) -> None:
     text = page.read_text("utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     found = {s["name"]: s for s in json.loads(data)}
@@ -155,7 +155,7 @@ def test_results_without_groups_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [375, 1440])
-def test_in_a_browser_nothing_fails_and_nothing_overflows(page: Path, tmp_path: Path, width: int) -> None:
+def test_page_in_a_browser_has_no_errors_and_no_overflow(page: Path, tmp_path: Path, width: int) -> None:
     probe = (
         "<script>addEventListener('error', e => document.title = 'failed: ' + e.message);"
         "addEventListener('load', () => { const d = document.documentElement;"

@@ -1,4 +1,4 @@
-"""Interrupted analyses resume: finished rows are not computed again, and the results are as without interruption."""
+"""Interrupted analyses resume: finished blocks are not computed again, and results are as without interruption."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_killed_then_interrupted_then_done(
+def test_analysis_resumes_after_a_kill_and_an_interrupt(
     recording: Path, tmp_path: Path, decoded: Counter[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A real recording of three rows: one is done before kill -9, the second before Ctrl-C, the third in the end."""
@@ -200,7 +200,7 @@ def some_of_all(recording: Path) -> xr.DataTree:
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **some})
 
 
-def test_rows_that_are_done_are_not_looked_at_again(
+def test_finished_blocks_are_not_computed_again(
     small: Path, tmp_path: Path, looked: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, whole = tmp_path / "r.zarr", tmp_path / "whole" / "r.zarr"
@@ -216,7 +216,7 @@ def test_rows_that_are_done_are_not_looked_at_again(
     check_whole(path, whole)
 
 
-def test_all_rows_were_done(small: Path, undisturbed: Path, tmp_path: Path, looked: list[int]) -> None:
+def test_resuming_with_all_blocks_finished(small: Path, undisturbed: Path, tmp_path: Path, looked: list[int]) -> None:
     with interrupted(5):
         save(small, tmp_path / "r.zarr")
     looked.clear()
@@ -226,7 +226,9 @@ def test_all_rows_were_done(small: Path, undisturbed: Path, tmp_path: Path, look
     check_whole(tmp_path / "r.zarr", undisturbed)
 
 
-def test_what_is_not_whole_is_done_again(small: Path, undisturbed: Path, tmp_path: Path, looked: list[int]) -> None:
+def test_incomplete_blocks_are_computed_again(
+    small: Path, undisturbed: Path, tmp_path: Path, looked: list[int]
+) -> None:
     path = tmp_path / "r.zarr"
     with interrupted(5):
         save(small, path)
@@ -241,7 +243,7 @@ def test_what_is_not_whole_is_done_again(small: Path, undisturbed: Path, tmp_pat
     check_whole(path, undisturbed)
 
 
-def test_a_chunk_of_the_recording_that_was_damaged(
+def test_resumes_after_a_damaged_chunk_was_restored(
     small: Path, undisturbed: Path, tmp_path: Path, looked: list[int]
 ) -> None:
     """Rows that were made of it are done again when it is mended: that of its first step as well."""
@@ -261,7 +263,7 @@ def test_a_chunk_of_the_recording_that_was_damaged(
     check_whole(path, undisturbed)
 
 
-def test_results_of_what_comes_through_the_graph(small: Path, tmp_path: Path, reads: list[str]) -> None:
+def test_results_of_derived_arrays_resume(small: Path, tmp_path: Path, reads: list[str]) -> None:
     """Rows that are done ask for nothing."""
 
     def tree() -> Any:
@@ -296,7 +298,7 @@ ASKED = "differs in the analyses, their options or the tokens: repeat the comman
         ("label", "differs in the recording: repeat"),
     ],
 )
-def test_other_work_is_refused(
+def test_resuming_with_another_analysis_is_refused(
     small: Path, begun: Path, monkeypatch: pytest.MonkeyPatch, other: Any, sentence: str
 ) -> None:
     label = small / "dead" / "c" / "0"
@@ -313,7 +315,7 @@ def test_other_work_is_refused(
     assert len(notes(begun)) == 3
 
 
-def test_overwrite_begins_anew(small: Path, undisturbed: Path, begun: Path, looked: list[int]) -> None:
+def test_overwrite_starts_again(small: Path, undisturbed: Path, begun: Path, looked: list[int]) -> None:
     with interrupted(1):
         save(small, begun, overwrite=True)
     assert len(notes(begun)) == 1
@@ -325,7 +327,7 @@ def test_overwrite_begins_anew(small: Path, undisturbed: Path, begun: Path, look
 
 
 @pytest.mark.parametrize("lost", ["the results", "the job", "before the first row"])
-def test_without_notes_all_is_done_again(
+def test_without_notes_everything_is_computed_again(
     small: Path, undisturbed: Path, begun: Path, looked: list[int], lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lost == "before the first row":
@@ -346,14 +348,14 @@ def _interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_rows_that_write_nothing_are_not_looked_at_again(small: Path, tmp_path: Path, looked: list[int]) -> None:
+def test_finished_blocks_without_outputs_are_not_computed_again(small: Path, tmp_path: Path, looked: list[int]) -> None:
     with interrupted(2):
         save(small, tmp_path / "r.zarr", "connectivity")
     save(small, tmp_path / "r.zarr", "connectivity")
     assert sorted(looked) == [0, 1, 2, 3, 4]
 
 
-def test_of_two_at_once_the_second_is_refused(small: Path, tmp_path: Path) -> None:
+def test_second_of_two_simultaneous_analyses_is_refused(small: Path, tmp_path: Path) -> None:
     class Second:
         def __enter__(self) -> None:
             for overwrite in (False, True):
@@ -381,13 +383,13 @@ PARTS = st.recursive(
 
 
 @given(PARTS)
-def test_plain_parts_come_back(x: Any) -> None:
+def test_journal_restores_plain_values(x: Any) -> None:
     assert repr(from_bytes(to_bytes(x))) == repr(x)  # NaN, too
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", BFLOAT16, "i8", "u2", "i1", "?", "U3", ">i4"])
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
-def test_arrays_come_back_as_they_were(dtype: Any, shape: tuple[int, ...]) -> None:
+def test_journal_restores_arrays(dtype: Any, shape: tuple[int, ...]) -> None:
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     found = from_bytes(to_bytes({3: (x, x.T[()])}))[3]
     for ours, theirs in zip(found, (x, x.T[()]), strict=True):
@@ -399,7 +401,7 @@ def test_arrays_come_back_as_they_were(dtype: Any, shape: tuple[int, ...]) -> No
         assert found[0].flags.aligned
 
 
-def test_what_is_not_plain_is_not_kept(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_refuses_other_objects(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that would have to be run when it is read; a row that passes such things on is done again."""
     for odd in (object(), {1, 2}, np.array([None]), np.zeros(1, "i4,f4"), type("Mine", (dict,), {})()):
         with pytest.raises(NotPlain):

@@ -1,4 +1,4 @@
-"""Results: one read of the data, saved whole with provenance, reopened as they were."""
+"""Saved results: one read of the data, complete with provenance, and unchanged when reopened."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_datasets_can_be_computed_together(recording: Path, results: xr.DataTree
         xr.testing.assert_equal(found, results[name].to_dataset())
 
 
-def test_the_graph_has_a_task_per_row_and_two_per_result(recording: Path) -> None:
+def test_graph_has_one_task_per_block_and_two_per_result(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     n_rows = len(rec.W.chunks[0])
     tree = dx.analyze(rec)
@@ -81,7 +81,7 @@ def test_the_graph_has_a_task_per_row_and_two_per_result(recording: Path) -> Non
     assert len(keys) < 6 * n_variables * n_rows
 
 
-def test_provenance(saved: xr.DataTree, recording: Path) -> None:
+def test_provenance_is_stored_with_results(saved: xr.DataTree, recording: Path) -> None:
     attrs = saved.attrs
     assert attrs["source"] == str(recording)
     assert attrs["tokens"] == "dead"
@@ -98,7 +98,7 @@ def test_large_variables_only_on_request(recording: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(full["position"], dx.open_recording(recording, tokens="dead").W)
 
 
-def test_what_the_recording_does_not_allow_is_left_out_with_the_reason(recording: Path, tmp_path: Path) -> None:
+def test_impossible_analyses_are_left_out_with_the_reason(recording: Path, tmp_path: Path) -> None:
     one = dx.open_recording(recording, tokens="dead").isel(step=[7])
     tree = dx.save_results(dx.analyze(one), tmp_path / "r.zarr")
     assert list(tree.children) == ["kinematics", "topology", "census", "exponents", "spectrum", "connectivity"]
@@ -128,7 +128,7 @@ def test_one_analysis_may_be_a_plain_name(recording: Path) -> None:
     assert list(dx.analyze(recording, analyses="motion").children) == ["motion"]  # type: ignore[arg-type]
 
 
-def test_another_precision_is_said_and_kept(recording: Path) -> None:
+def test_another_precision_is_warned_of_and_stored(recording: Path) -> None:
     with pytest.warns(
         UserWarning, match="precision 'bfloat16' in the recording; it is measured on the grid of float32"
     ):
@@ -137,14 +137,14 @@ def test_another_precision_is_said_and_kept(recording: Path) -> None:
 
 
 class TestBadInput:
-    def test_unknown_keywords_are_not_swallowed(self, recording: Path) -> None:
+    def test_unknown_keywords_are_refused(self, recording: Path) -> None:
         rec = dx.open_recording(recording)
         with pytest.raises(InputError, match="analyze does not know only=, tokens= for an open dataset"):
             dx.analyze(rec, only=["motion"], tokens="live")
         with pytest.raises(TypeError, match="only"):
             dx.analyze(recording, only=["motion"])
 
-    def test_other_objects_are_named(self, recording: Path, tmp_path: Path) -> None:
+    def test_other_objects_are_refused_by_type(self, recording: Path, tmp_path: Path) -> None:
         rec = dx.open_recording(recording)
         with pytest.raises(InputError, match="analyze takes a recording's dataset or path, not a DataArray"):
             dx.analyze(rec.W)
@@ -159,7 +159,7 @@ class TestBadInput:
         with pytest.raises(InputError, match="unknown analysis 'entropy': choose from motion, phases"):
             dx.analyze(recording, analyses=["entropy"])
 
-    def test_existing_destination(self, saved: xr.DataTree, recording: Path, tmp_path: Path) -> None:
+    def test_existing_destination_is_not_replaced(self, saved: xr.DataTree, recording: Path, tmp_path: Path) -> None:
         (tmp_path / "x").mkdir()
         with pytest.raises(DestinationExistsError):
             dx.save_results(dx.analyze(recording), tmp_path / "x")
@@ -175,7 +175,7 @@ class TestBadInput:
         with pytest.raises(InputError, match="not a recording"):
             dx.open_recording(tmp_path / "r.zarr")
 
-    def test_interrupted_saving_does_not_pass_for_whole(self, recording: Path, tmp_path: Path) -> None:
+    def test_interrupted_results_do_not_open(self, recording: Path, tmp_path: Path) -> None:
         copy = tmp_path / "copy.zarr"
         shutil.copytree(recording, copy)
         tree = dx.analyze(copy)

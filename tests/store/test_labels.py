@@ -1,4 +1,4 @@
-"""Labels after the fact: right in any order on disk, whole at every moment, and no data chunk touched."""
+"""Labels added to an existing store: correct in any order on disk, complete at every moment; data stay untouched."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def test_store_opens_after_an_interruption_at_every_file_operation(
     raise AssertionError("never done")
 
 
-def test_command(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_command(unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deadtok_xr import cli
 
     def run(*words: object) -> int:

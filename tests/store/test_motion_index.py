@@ -1,4 +1,4 @@
-"""The motion that a store keeps of each chunk: right, of that chunk, and never needed."""
+"""The motion index of a store: correct for each chunk, recognised if out of date, and never required."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_verify_finds_a_wrong_entry(recording: Path, tmp_path: Path) -> None:
     data = motion_index.encode(still, (path / "W/c/0/0/0").read_bytes())
     (path / "motion/W/c/0/0/0").write_bytes(data)
     (problem,) = dx.verify(path).problems
-    assert "the motion that is kept of the chunk (0, 0, 0)" in problem
+    assert "the motion index of the chunk (0, 0, 0) does not agree" in problem
 
 
 def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
@@ -114,7 +114,7 @@ def still_at_the_end(recording: Path, path: Path, steps: int) -> Path:
 
 
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
-def test_resting_steps_are_not_decoded_and_results_are_the_same(
+def test_steps_after_the_last_motion_are_not_decoded(
     recording: Path, tmp_path: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = still_at_the_end(recording, tmp_path / "run.zarr", 50)

@@ -1,4 +1,4 @@
-"""Recordings and results on S3: a real server on loopback, and everything that goes wrong with one."""
+"""Recordings and results on S3: a real server on loopback, and its failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deadtok_xr.errors import (
     StorageError,
 )
 from deadtok_xr.store import location, reading
-from tests.objects import BUCKET, KEYS, Proxy, server
+from tests.s3_server import BUCKET, KEYS, Proxy, server
 
 boto3 = pytest.importorskip("boto3")
 obstore = pytest.importorskip("obstore")
@@ -71,7 +71,7 @@ def keys(place: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("shard", [None, "1.5MB"])
-def test_round_trip(here: str, source: Path, recording: Path, shard: str | None) -> None:
+def test_store_on_s3_round_trips(here: str, source: Path, recording: Path, shard: str | None) -> None:
     """Converted, opened, verified, analysed, results saved and opened: all behind an address."""
     place = f"{here}/run.zarr"
     assert dx.convert(source, place, shard=shard, dead_ids=_dead(recording)) == place
@@ -341,17 +341,17 @@ class TestConnectionFailures:
             dx.open_recording(place)
 
     @pytest.mark.parametrize("command", ["open", "convert", "save"])
-    def test_missing_bucket(self, here: str, source: Path, recording: Path, command: str) -> None:
+    def test_missing_bucket_is_reported(self, here: str, source: Path, recording: Path, command: str) -> None:
         do(command, "s3://no-such-bucket/run.zarr", source, recording, "the bucket does not exist: create it")
 
     @pytest.mark.parametrize("command", ["open", "convert", "save"])
-    def test_server_that_cannot_be_reached(
+    def test_unreachable_server_is_reported(
         self, proxy: Proxy, here: str, source: Path, recording: Path, command: str
     ) -> None:
         proxy.dead = True
         do(command, f"{here}/run.zarr", source, recording, "cannot connect: check the network")
 
-    def test_denied_access(
+    def test_denied_access_is_reported(
         self, tmp_path: Path, source: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with server(tmp_path / "log", INITIAL_NO_AUTH_ACTION_COUNT="3") as address:

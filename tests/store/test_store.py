@@ -1,4 +1,4 @@
-"""The store: layout on disk, and that nothing partial or damaged passes for whole."""
+"""The store: its layout on disk; partial or damaged stores are never taken for complete ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_pattern_and_order_round_trips(tmp_path_factory, data, steps, n, d
     shutil.rmtree(path)
 
 
-def test_dead_tokens_lie_together_on_disk(recording: Path) -> None:
+def test_dead_tokens_are_contiguous_on_disk(recording: Path) -> None:
     group = zarr.open_group(str(recording), mode="r")
     dead = group["dead"][:]
     assert dead[: dead.sum()].all()
@@ -124,7 +124,7 @@ def test_unfinished_store_is_refused_and_opens_partially(tmp_path: Path) -> None
     assert dx.open_recording(path, partial=True).sizes["step"] == 260
 
 
-def test_lost_chunk_is_named(tmp_path: Path) -> None:
+def test_error_names_the_lost_chunk(tmp_path: Path) -> None:
     W = np.ones((300, 4, 2), ml_dtypes.bfloat16)
     path = write_store(tmp_path / "l.zarr", W, np.arange(4), None)
     (path / "W" / "c" / "1" / "0" / "0").unlink()
@@ -152,7 +152,7 @@ def test_provenance_attributes(recording: Path) -> None:
     assert "after t optimizer updates" in attrs["index_convention"]
 
 
-def test_existing_destination_is_left_alone(tmp_path: Path) -> None:
+def test_existing_destination_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("ten years")
     rows = store.TokenTable(np.arange(2))

@@ -1,4 +1,4 @@
-"""Blocks written by whole chunks are what zarr would have written, chunk file by chunk file."""
+"""Blocks written as whole chunks equal the files that zarr writes, byte for byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Zarr data type: found by itself everywhere, and read and written alike by others."""
+"""The Zarr data type: found automatically in every process, and compatible with other libraries."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_metadata_is_the_registered_one(store: Path) -> None:
     assert metadata["codecs"][0] == {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def test_registering_twice_is_harmless() -> None:
+def test_registering_twice_has_no_effect() -> None:
     zarr_dtype.register()
     zarr_dtype.register()
     assert zarr.dtype.parse_dtype(np.dtype(ml_dtypes.bfloat16), zarr_format=3) == zarr_dtype.BFloat16()

@@ -1,4 +1,4 @@
-"""An S3 server of our own on loopback, and a proxy before it that breaks connections."""
+"""An S3 server on loopback for the tests, and a proxy in front of it that breaks connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The analyses beside the one pass once more, from their definitions in plain numpy float64."""
+"""References in plain numpy float64 for analyses that are not part of `analyze`: lags, gaps, clusters, neighbours."""
 
 from __future__ import annotations
 

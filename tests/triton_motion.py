@@ -1,4 +1,7 @@
-"""The kernel of one pass beside numba's, where Triton interprets it: `TRITON_INTERPRET=1 python -m tests.one_pass`."""
+"""Compare the one-pass motion kernel, in Triton's interpreter, with numba's.
+
+TRITON_INTERPRET=1 python -m tests.triton_motion
+"""
 
 from __future__ import annotations
 
