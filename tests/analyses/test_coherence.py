@@ -263,7 +263,7 @@ def test_the_law_of_dead_gradients_holds_under_autograd() -> None:
     np.testing.assert_allclose(logs["p_h_dead"], gradient[20:].mean(0), rtol=1e-4, atol=1e-9)  # logged in float32
 
 
-def test_the_recorded_run_obeys_the_law(logged: Path) -> None:
+def test_recorded_run_obeys_the_law_of_dead_gradients(logged: Path) -> None:
     for tokens in ("dead", "all"):
         result = dx.coherence(dx.open_recording(logged, tokens=tokens)).compute()  # type: ignore[arg-type]
         assert result.gradient_p_h_alignment.min() > 0.9999
@@ -271,7 +271,7 @@ def test_the_recorded_run_obeys_the_law(logged: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_the_law_of_the_first_step(tmp_path: Path, decay: float) -> None:
+def test_law_of_the_first_step_holds_for_adam(tmp_path: Path, decay: float) -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(20, 6))
     optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=decay, eps=1e-3)

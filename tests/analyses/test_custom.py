@@ -785,7 +785,7 @@ def _run(*command: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
-def test_a_function_of_a_script_goes_to_processes(stored: Path, tmp_path: Path) -> None:
+def test_functions_of_a_script_are_sent_to_processes(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(MAIN)
     (tmp_path / "moved.py").write_text("\n\n" + MAIN)
     names = {_run(name, str(stored), cwd=tmp_path) for name in ("script.py", "moved.py")}

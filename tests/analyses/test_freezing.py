@@ -15,7 +15,7 @@ from tests import reference_lifecycle as expected_of
 from tests.strategies import dataset, hostile
 
 
-def test_the_runs_of_thimble_5() -> None:
+def test_published_runs_of_thimble_5() -> None:
     """Catalogue 4.3: 55 runs of global freezes, 674 steps, mean 12.3, median 4, longest 82."""
     text = """1143-1145 1383-1384 1632-1633 1639-1640 1700-1701 1736-1738 1747-1751 1823-1824 1908 1917-1923 1929-1933
         2011-2013 2030 2050-2053 2097 2100-2110 2118-2122 2127-2128 2141-2147 2156-2159 2161-2164 2169-2177 2198-2201

@@ -174,7 +174,7 @@ def test_one_token_and_tokens_that_never_move(steps: int) -> None:
     assert int(dx.epochs(ds).freeze_step) == 1
 
 
-def test_without_a_lattice(recording: Path) -> None:
+def test_lifecycle_without_a_lattice(recording: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 30))
     none = rec.assign(W=rec.W.assign_attrs(precision="none"))
     with pytest.raises(InputError, match="unknown precision"):

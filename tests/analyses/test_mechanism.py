@@ -174,7 +174,7 @@ def test_errors_name_what_is_missing(recording: Path, atom: Path) -> None:
     assert "exp_avg" in dx.analyze(without).attrs["left_out"]["mechanism"]
 
 
-def test_without_gradients_standing_still_is_explained_by_the_moments(recording: Path) -> None:
+def test_tokens_at_rest_without_gradients_are_explained_by_the_moments(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
     found, whole = dx.mechanism(ds.drop_vars("grad")).compute(), dx.mechanism(ds).compute()
     assert found.attrs["missing"] == ["grad"]

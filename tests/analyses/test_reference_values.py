@@ -196,7 +196,7 @@ class TestGaps:
 
 
 @pytest.mark.parametrize("analysis", ["motion", "phases"])
-def test_a_single_step(recording: Path, analysis: str) -> None:
+def test_analyses_of_a_single_step(recording: Path, analysis: str) -> None:
     with pytest.raises(InputError, match=f"{analysis} needs at least two steps; this dataset has one"):
         ANALYSES[analysis](dx.open_recording(recording).isel(step=[4]))
 

@@ -421,7 +421,7 @@ def test_results_and_recordings_are_not_mistaken_for_each_other(
 
 
 @pytest.mark.parametrize("results", ["copy.zarr", "copy.zarr/results", "other.zarr", "link.zarr", "notes"])
-def test_results_never_replace_anything_else(deadtok: Deadtok, copy: Path, tmp_path: Path, results: str) -> None:
+def test_results_never_replace_other_files(deadtok: Deadtok, copy: Path, tmp_path: Path, results: str) -> None:
     other = shutil.copytree(copy, tmp_path / "other.zarr")
     (tmp_path / "link.zarr").symlink_to(copy)
     (tmp_path / "notes").mkdir()

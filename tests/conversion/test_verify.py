@@ -57,7 +57,7 @@ def test_every_flipped_bit_is_found_with_its_chunk(converted: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("W", 0x8000), ("losses", None)])
-def test_a_source_that_differs_in_one_value(converted: Path, source: Path, name: str, value: int | None) -> None:
+def test_source_that_differs_in_one_value_is_found(converted: Path, source: Path, name: str, value: int | None) -> None:
     with h5py.File(source, "r+") as file:
         if value is None:
             file[name][7] += 1
@@ -77,7 +77,7 @@ def test_changed_values_with_valid_checksums(converted: Path, source: Path) -> N
     assert dx.verify(converted).problems == []
 
 
-def test_a_source_of_another_store(converted: Path, source: Path, recording: Path, tmp_path: Path) -> None:
+def test_source_of_another_store_is_refused(converted: Path, source: Path, recording: Path, tmp_path: Path) -> None:
     with h5py.File(source) as old, h5py.File(tmp_path / "short.h5", "w") as new:
         new["W"] = old["W"][:100]
         new["dead_mask"] = old["dead_mask"][:]

@@ -60,7 +60,7 @@ def test_torch_kernels_give_the_same_results_for_float32_in_memory(atom: Path) -
     agree(found, expected)
 
 
-def test_the_kernels_in_torch_are_the_ones_that_run(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_option_runs_the_torch_kernels(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deadtok_xr import kernels
 
     asked: list[tuple[str, bool]] = []
@@ -183,23 +183,23 @@ def test_derived_values_are_refused_by_both_engines(recording: Path, device: str
 
 
 class TestNames:
-    def test_unknown(self, recording: Path) -> None:
+    def test_unknown_device_is_refused(self, recording: Path) -> None:
         with pytest.raises(InputError, match="device='abacus': choose one of auto, cpu, cuda, mps, torch-cpu"):
             dx.analyze(recording, device="abacus")
 
     @WITHOUT_CUDA
-    def test_missing_is_found_where_the_task_runs(self, recording: Path) -> None:
+    def test_missing_device_is_found_where_the_task_runs(self, recording: Path) -> None:
         tree = dx.analyze(recording, analyses=["motion"], device="cuda")
         with pytest.raises(InputError, match=r"device='cuda' .* finds none on this machine; choose cpu or auto"):
             tree["motion"].n_invalid.compute()
 
     @WITHOUT_CUDA
-    def test_missing_is_a_sentence_before_any_work(self, recording: Path, tmp_path: Path) -> None:
+    def test_missing_device_is_reported_before_any_work(self, recording: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="finds none on this machine"):
             deadtok("analyze", recording, "-o", tmp_path / "r.zarr", "--device", "cuda")
         assert not (tmp_path / "r.zarr").exists()
 
-    def test_command_line(self, recording: Path, tmp_path: Path) -> None:
+    def test_command_line_option_device(self, recording: Path, tmp_path: Path) -> None:
         path = tmp_path / "r.zarr"
         deadtok("analyze", recording, "-o", path, "--only", "motion", "--device", "torch-cpu", "-q")
         expected = dx.analyze(recording, analyses=["motion"], device="cpu").compute()
@@ -207,14 +207,14 @@ class TestNames:
 
 
 class TestAuto:
-    def test_small_rows_stay_on_the_cpu_wherever_they_are(self) -> None:
+    def test_auto_keeps_small_blocks_on_the_cpu(self) -> None:
         assert devices.resolve("auto", devices.DEVICE_BATCH_BYTES - 1) == devices.CPU
 
     @WITHOUT_CUDA
-    def test_without_a_gpu_it_is_the_cpu(self) -> None:
+    def test_auto_without_a_gpu_is_the_cpu(self) -> None:
         assert devices.resolve("auto", 2**40) == devices.CPU
 
-    def test_with_one_it_takes_what_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_auto_with_a_gpu_uses_it_for_motion_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices, "_has_driver", lambda: True)
         monkeypatch.setattr(devices, "_has_device", lambda name: name == "cuda")
         device = devices.resolve("auto", devices.DEVICE_BATCH_BYTES)
@@ -230,17 +230,17 @@ class TestCluster:
         graph = tree["motion"].displacement.data.__dask_graph__()
         return {name: layer.annotations for name, layer in graph.layers.items()}
 
-    def test_sweeps_on_cuda_ask_for_a_worker_with_one(self, recording: Path) -> None:
+    def test_passes_on_cuda_request_workers_with_a_gpu(self, recording: Path) -> None:
         said = self.sweeps(dx.analyze(recording, analyses=["motion"], device="cuda"))
         of_sweep = [a for name, a in said.items() if name.startswith("pass-")]
         assert of_sweep == [{"resources": {"GPU": 1}}]
         assert not any(a for name, a in said.items() if not name.startswith("pass-"))
 
     @pytest.mark.parametrize("device", ["auto", "cpu", "torch-cpu"])
-    def test_others_do_not(self, recording: Path, device: str) -> None:
+    def test_other_devices_request_no_resource(self, recording: Path, device: str) -> None:
         assert not any(self.sweeps(dx.analyze(recording, analyses=["motion"], device=device)).values())
 
-    def test_one_device_at_a_time_and_only_where_there_is_one(
+    def test_only_one_kernel_uses_a_device_at_a_time(
         self, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The annotation outlives xarray, the merging of graphs and their optimization, and keeps tasks apart."""
@@ -256,7 +256,7 @@ class TestCluster:
             saved = dx.save_results(tree, tmp_path / "r.zarr")
         agree(saved.compute(), dx.analyze(recording, analyses=["motion", "phases"], device="cpu").compute())
 
-    def test_waiting_for_ever_is_refused(self, recording: Path, tmp_path: Path) -> None:
+    def test_cluster_without_the_resource_is_refused(self, recording: Path, tmp_path: Path) -> None:
         from distributed import LocalCluster
 
         with LocalCluster(**QUIET) as cluster:  # type: ignore[no-untyped-call]
@@ -283,7 +283,7 @@ class TestLock:
             thread.join()
         assert most == [1]
 
-    def test_an_error_gives_the_device_back(self) -> None:
+    def test_device_lock_is_released_after_an_error(self) -> None:
         @with_device_lock
         def broken(steps: torch.Tensor) -> None:
             raise ValueError("no")
@@ -297,7 +297,7 @@ class TestLock:
         assert done == [2]
 
     @pytest.mark.parametrize("workers", [1, 8])
-    def test_many_rows_at_once(self, recording: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_blocks_at_once(self, recording: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices, "DEVICE_BATCH_BYTES", 2**15)
         ds, names = dx.open_recording(recording, tokens="dead", chunks={"step": 16}), ["motion", "topology", "census"]
         with dask.config.set(scheduler="threads", num_workers=workers):
@@ -309,17 +309,17 @@ class TestLargeTensors:
     """MPS gives zeros for tensors of 2^31 elements and more: they are refused before any is made."""
 
     @pytest.mark.parametrize(("shape", "fits"), [((2, 2**20, 2**10), False), ((2, 2**20, 2**10 - 1), True)])
-    def test_refused(self, shape: tuple[int, ...], fits: bool) -> None:
+    def test_tensors_too_large_for_mps_are_refused(self, shape: tuple[int, ...], fits: bool) -> None:
         if fits:
             devices.check_size(shape, "mps")
         else:
             with pytest.raises(InputError, match=r"2147483648 elements .* fewer than 2\^31 .*--device cpu"):
                 devices.check_size(shape, "mps")
 
-    def test_elsewhere_they_are_not(self) -> None:
+    def test_other_devices_accept_large_tensors(self) -> None:
         devices.check_size((2, 2**20, 2**10), "cuda")
 
-    def test_before_anything_is_copied(self) -> None:
+    def test_tensors_too_large_for_mps_are_not_copied(self) -> None:
         huge = np.broadcast_to(np.float32(1), (2, 2**20, 2**10))
         with pytest.raises(InputError, match="2147483648 elements"):
             to_device(huge, "mps")
@@ -341,7 +341,7 @@ class TestPrefetch:
             assert (batch.values["W"] == i).all()
             assert (batch.tensor("W") == i).all()
 
-    def test_an_error_of_the_reader_arrives(self) -> None:
+    def test_errors_of_the_reader_are_raised(self) -> None:
         with pytest.raises(OSError, match="damaged"):
             list(prefetch(self.batches(error=True)))
 

@@ -55,7 +55,7 @@ def test_heat_map_cells_are_maxima_over_steps(steps: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("values", [[[0.0, 0.0]], [[np.nan, np.nan]]])
-def test_nothing_moved_or_nothing_is_valid(values: list[list[float]]) -> None:
+def test_figures_without_motion_or_valid_values(values: list[list[float]]) -> None:
     for draw in (plot.cooling, plot.heat_map):
         draw(made(values), measure="displacement_ulp", ax=axes()).figure.canvas.draw()
 
