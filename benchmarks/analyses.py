@@ -1,10 +1,10 @@
-"""What each analysis costs beside decoding, all in one pass, as a table of CPU seconds.
+"""Measure the cost of each analysis and of decoding, all in one pass, as a table of CPU seconds.
 
     python -m benchmarks.analyses RECORDING [--only motion,phases] [--tokens all]
 
-Two passes with results written, of which the second is measured: the first loads the kernels. A probe that several
-analyses share is counted once, and what it decodes or compares first for others as well is its own. The rest is the
-graph, compressing and writing results, second readings, and opening what was written.
+Runs two passes that write results, and measures the second: the first one loads the kernels. A reduction that several
+analyses share is counted once. Work that several reductions use, such as comparing steps, is counted for the first that
+needs it. The rest is the graph, compressing and writing results, second readings, and opening the results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _timed(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Timed:
-    """A reduction whose time is taken."""
+    """A reduction whose time is measured."""
 
     reduction: Reduction
 

@@ -1,8 +1,8 @@
-"""How many elements of a recording `coherence` turns into cosines of all pairs in a second.
+"""Measure the throughput of `coherence`: elements per second, for the cosines of all pairs.
 
     python -m benchmarks.coherence [--steps 64] [--tokens 4000] [--dims 64]
 
-By moments, in O(N·D²) per step; beside it the N x N matrix of cosines that it takes the place of, for as many tokens.
+Compares the computation by moments, O(N·D²) per step, with the N x N matrix of cosines for the same number of tokens.
 """
 
 from __future__ import annotations

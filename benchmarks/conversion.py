@@ -1,12 +1,12 @@
-"""Converting a recording beside compressing its chunks and nothing else, in one run, as a ratio.
+"""Compare converting a recording with only compressing its chunks, in one run, as a ratio.
 
     python -m benchmarks.recording DIR          # once, about 10 minutes on one core
     python -m benchmarks.conversion DIR/recording.h5
 
 `encode` compresses every chunk that the store will have, from memory, on as many threads as conversion uses; no
 conversion can be faster. `store` also writes them to files, and waits for the disk as a conversion does. `convert`
-is `dx.convert`: `work` its call, imports left out, `process` everything from start to exit. Each runs in processes
-of its own, in turn; the table gives medians, the peak of the memory, and what the plan promised of it.
+is `dx.convert`: `work` is the call without imports, `process` everything from start to exit. Each runs in separate
+processes, alternately; the table gives medians, the peak memory, and the peak that the plan predicted.
 """
 
 from __future__ import annotations

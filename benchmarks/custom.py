@@ -1,4 +1,4 @@
-"""What an analysis of a user's own costs beside the same NumPy in memory plus one decoding, and beside `motion`.
+"""Compare an analysis of a user's own with the same NumPy in memory plus one decoding, and with `motion`.
 
     python -m benchmarks.custom [DIR] [--runs 5]
 

@@ -1,10 +1,10 @@
-"""What reads the chunks of our layout best: zarr-python, the zarrs codec pipeline, TensorStore, or reading directly.
+"""Compare readers of our chunks: zarr-python, the zarrs codec pipeline, TensorStore, and direct reading.
 
     python -m benchmarks.engines DIR            # DIR/recording.zarr, as benchmarks.recording leaves it
 
-Each way reads the dead tokens' W, a row of chunks at a time, in turn; the table gives medians. `CPU` is of all
-threads; `cold` has the files dropped from the page cache before (by advice to the kernel, which may be declined).
-zarrs and tensorstore are left out where they are not installed.
+Each reads W of the dead tokens, all chunks of the same steps at a time, alternately; the table gives medians. `CPU` is
+that of all threads; for `cold` the files are dropped from the page cache before (by advice to the operating system,
+which may ignore it). zarrs and tensorstore are left out if they are not installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Blocks = Iterator[NDArray[Any]]
 
 
 class Engines:
-    """Ways to read the rows of chunks of a recording, each an iterator over the decoded blocks."""
+    """Ways to read a recording, each an iterator over the decoded blocks of steps."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "recording.zarr"
@@ -46,7 +46,7 @@ class Engines:
             yield slice(first, min(first + self.place.chunk_steps, self.n_steps)), slice(len(self.place.tokens))
 
     def zarr_python(self) -> Blocks:
-        """zarr-python as it comes."""
+        """Read with zarr-python and its default settings."""
         array: Any = zarr.open_array(self.path / "W", mode="r")
         for at in self._slices():
             yield array[at]
@@ -66,14 +66,14 @@ class Engines:
             yield array[at].read().result()
 
     def direct(self) -> Blocks:
-        """Each chunk decompressed at once, where it is asked for: what lazy arrays do."""
+        """Decompress each whole chunk within its task, as lazy arrays do."""
         reader, height = chunk_reader(self.place.array), self.place.array.chunks[1]
         for i in range(len(self.rows)):
             for j in range(-(-len(self.place.tokens) // height)):
                 yield reader((i, j, 0))
 
     def batches(self, ahead: bool = False) -> Blocks:
-        """A few steps of all chunks of a row at a time, contiguous: what analyses do."""
+        """Decompress a few steps of all chunks of a block at a time, as analyses do."""
         for first in self.rows:
             if ahead:
                 self._announce(first + self.place.chunk_steps)
@@ -85,7 +85,7 @@ class Engines:
             source.close()
 
     def batches_prefetched(self) -> Blocks:
-        """The same, with the kernel told of the next row's files."""
+        """Read as `batches`, and announce the next files to the operating system."""
         return self.batches(ahead=True)
 
     def _announce(self, first: int) -> None:

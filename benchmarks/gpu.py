@@ -1,4 +1,4 @@
-"""Kernels for GPUs beside those for CPUs: whether they agree, how near to a copy's speed they are, and end to end.
+"""Compare the kernels for GPUs with those for CPUs, and with the time of a copy; and measure analyses end to end.
 
     python -m benchmarks.gpu                                   # on the GPU; about a minute
     python -m benchmarks.gpu --device torch-cpu --steps 9 --tokens 50 --dims 8 --repeats 1

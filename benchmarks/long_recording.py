@@ -1,4 +1,4 @@
-"""Make a recording as long as the longest that people hold, with the statistics of a real run.
+"""Make a recording as long as the longest known ones, with the statistics of a real run.
 
     python -m benchmarks.long_recording DIR [--steps 6000] [--tokens 10000] [--dims 64]
 

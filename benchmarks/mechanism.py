@@ -1,4 +1,4 @@
-"""How many elements of updates `mechanism` replays and classes in a second, and the ways around it.
+"""Measure the throughput of `mechanism` and `replay_open_loop`: elements of updates per second.
 
     python -m benchmarks.mechanism [--steps 64] [--tokens 4000] [--dims 64]
 

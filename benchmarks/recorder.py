@@ -1,4 +1,4 @@
-"""What recording costs a training loop, beside the same loop without it and the notebooks' ways.
+"""Measure the cost of recording in a training loop, compared with no recording and with the notebooks' methods.
 
     python -m benchmarks.recorder [--steps 24] [--batch 128] [--length 128] [--ways "none,W,all four"]
 
@@ -14,8 +14,8 @@ else a machine does:
   that holds the true median with 95%.
 
 Blocks hold 8 steps instead of 128, so that writing falls into the measured steps; that is dearer than real blocks.
-`apart` is the same work with nothing else to do and in real blocks, in milliseconds: with it, the share at any other
-step time can be told.
+`apart` is the same work on an idle machine with real blocks, in milliseconds: from it, the share at any other step time
+can be computed.
 
 Ways: `none`; `W` and `all four` with `dx.Recorder`; `RAM list`, W cloned into a list; `HDF5` and `HDF5 gzip-1`, all
 four appended to an HDF5 file, one step per chunk.

@@ -1,4 +1,4 @@
-"""How time, memory, tasks and bytes grow with steps, tokens, dims and workers, as tables.
+"""Measure how time, memory, tasks and bytes grow with steps, tokens, dims and workers, as tables.
 
     python -m benchmarks.scaling DIR [--only motion,phases] [--times 1,4,16]
 

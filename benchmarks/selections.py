@@ -1,4 +1,4 @@
-"""What `motion` costs on a selection of a recording beside the same on the untouched dataset.
+"""Compare the cost of `motion` on selections of a recording with that on the untouched dataset.
 
     python -m benchmarks.selections [DIR]
 

@@ -1,4 +1,4 @@
-"""Our way beside the notebooks' way, plain xarray with Dask, and the cost of decoding alone, in one run, as ratios.
+"""Compare this package with the notebooks, with plain xarray and Dask, and with only decoding, in one run, as ratios.
 
     python -m benchmarks.recording DIR          # once, about 10 minutes on one core
     python -m benchmarks.side_by_side DIR

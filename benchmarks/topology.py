@@ -1,4 +1,4 @@
-"""The adjacency graph of 51 tokens at every step: ours beside the notebook's loop, in one run.
+"""Compare the adjacency graph of 51 tokens at every step with the notebook's loop, in one run.
 
     python -m benchmarks.topology [--tokens 51] [--steps 2400]
 

@@ -1,4 +1,4 @@
-"""The analyses once more, written from their definitions in plain numpy float64, without the package.
+"""The analyses, computed from their definitions in plain numpy float64, without the package.
 
 Everything here takes whole arrays and shares no code with `deadtok_xr`.
 """

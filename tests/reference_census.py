@@ -1,4 +1,4 @@
-"""The census once more, in Python sets and dicts from its definitions, one step at a time, without the package."""
+"""A reference of the census, in Python sets and dicts from its definitions, one step at a time, without the package."""
 
 from __future__ import annotations
 

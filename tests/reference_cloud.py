@@ -1,4 +1,4 @@
-"""The cloud and pairs of runs once more, from their definitions in plain numpy float64, one token at a time."""
+"""References of the cloud and of pairs of runs, from their definitions in plain numpy float64, one token at a time."""
 
 from __future__ import annotations
 

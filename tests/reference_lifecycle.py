@@ -1,4 +1,4 @@
-"""Life cycles, freezing and epochs once more, token by token in plain Python from their definitions."""
+"""References of life cycles, freezing and epochs, token by token in plain Python from their definitions."""
 
 from __future__ import annotations
 

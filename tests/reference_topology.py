@@ -1,4 +1,4 @@
-"""The graph of neighbours once more, dense, in plain numpy float64 and scipy, without the package."""
+"""A reference of the graph of neighbours, dense, in plain numpy float64 and scipy, without the package."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class TestCluster:
     def test_other_devices_request_no_resource(self, recording: Path, device: str) -> None:
         assert not any(self.sweeps(dx.analyze(recording, analyses=["motion"], device=device)).values())
 
-    def test_only_one_kernel_uses_a_device_at_a_time(
+    def test_tasks_run_only_on_workers_with_the_resource(
         self, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The annotation outlives xarray, the merging of graphs and their optimization, and keeps tasks apart."""
