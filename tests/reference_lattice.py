@@ -1,4 +1,4 @@
-"""References of lattice, cloud and runs, from their definitions in plain numpy float64, one step and one token at a time.
+"""References of lattice, cloud and runs, from their definitions in plain numpy float64, one step and token at a time.
 
 Shares no code with `deadtok_xr`; formats are described by their mantissa bits and smallest exponent.
 """
