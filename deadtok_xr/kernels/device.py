@@ -151,6 +151,6 @@ def check_size(shape: tuple[int, ...], name: str) -> None:
         elements *= n
     if name == "mps" and elements >= MPS_ELEMENTS:
         raise InputError(
-            f"two steps together have {elements} elements {shape}; expected fewer than 2^31, because MPS returns zeros "
-            "for larger tensors: use device='cpu' (--device cpu), or select fewer tokens"
+            f"two steps together have {elements} elements {shape}; expected fewer than 2^31 in a tensor, because "
+            "MPS returns zeros for larger ones: use device='cpu' (--device cpu), or select fewer tokens"
         )
