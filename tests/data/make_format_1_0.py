@@ -66,7 +66,7 @@ def _convert(temporary: Path) -> None:
 
 
 def _beside(w: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    return {k: v for k, v in recordings.beside(w, seed).items() if k in ("grad", "loss", "lr", "h_mean")}
+    return {k: v for k, v in recordings.other_variables(w, seed).items() if k in ("grad", "loss", "lr", "h_mean")}
 
 
 def _copy_in_the_middle(path: Path) -> None:
