@@ -63,7 +63,7 @@ def with_invalid(w: Array) -> Array:
     return w
 
 
-def other_variables(w: Array, seed: int) -> Arrays:
+def extras(w: Array, seed: int) -> Arrays:
     """Return the variables that are recorded with the weights: a gradient, moments that follow from it, and series."""
     rng = np.random.default_rng(seed)
     n_steps, n_tokens, n_dims = w.shape
@@ -147,14 +147,14 @@ def sources(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     tight = 0.5 + walk(np.float32, 40, 8, size=5e-3).astype(np.float32) / 8
     initial = save_npz(folder / "initial.npz", {"W": w[0]})
     return {
-        "bfloat16": (save_h5(folder / "bfloat16.h5", {"W": w, **other_variables(w, 11), **labels}, **adam), {}),
-        "invalid": (save_h5(folder / "invalid.h5", {"W": invalid, **other_variables(invalid, 12), **labels}, **adam), {}),
-        "float16": (save_npz(folder / "float16.npz", {"W": half, **other_variables(half, 13), **labels}), {}),
-        "float32": (save_npz(folder / "float32.npz", {"W": single, **other_variables(single, 14), **labels}), {}),
+        "bfloat16": (save_h5(folder / "bfloat16.h5", {"W": w, **extras(w, 11), **labels}, **adam), {}),
+        "invalid": (save_h5(folder / "invalid.h5", {"W": invalid, **extras(invalid, 12), **labels}, **adam), {}),
+        "float16": (save_npz(folder / "float16.npz", {"W": half, **extras(half, 13), **labels}), {}),
+        "float32": (save_npz(folder / "float32.npz", {"W": single, **extras(single, 14), **labels}), {}),
         "gaps": (save_npz(folder / "gaps.npz", {"W": w[gaps], "steps": gaps, **labels}), {}),
         "tight": (save_npz(folder / "tight.npz", {"W": tight.astype(BFLOAT16), **labels}), {}),
         "runs": (save_npz(folder / "runs.npz", {"W": several, "n_runs": np.array(2), **labels}), {"axis": "run"}),
-        "delta": (save_npz(folder / "delta.npz", {"delta": deltas, "grad": other_variables(w, 11)["grad"][:50], **labels}), {}),
+        "delta": (save_npz(folder / "delta.npz", {"delta": deltas, "grad": extras(w, 11)["grad"][:50], **labels}), {}),
         "delta_initial": (folder / "delta.npz", {"initial": initial}),
         "upcast": (save_npz(folder / "upcast.npz", upcast), {}),
         "upcast_kept": (folder / "upcast.npz", {"keep_dtype": True}),

@@ -55,7 +55,7 @@ def _convert(temporary: Path) -> None:
     labels = {"dead_ids": recordings.DEAD_IDS}
     for seed, (name, (dtype, n_steps)) in enumerate(dtypes.items()):
         w = recordings.with_edges(recordings.walk(dtype, n_steps, seed))
-        source = recordings.save_npz(temporary / f"{name}.npz", {"W": w, **_beside(w, seed), **labels})
+        source = recordings.save_npz(temporary / f"{name}.npz", {"W": w, **_extras(w, seed), **labels})
         dx.convert(source, f"{name}.zarr")
     dx.convert(temporary / "bfloat16.npz", "sharded.zarr", shard="64kB", drop=["grad"])
     several = np.stack([recordings.walk(recordings.BFLOAT16, 20, seed) for seed in (5, 6)])
@@ -65,8 +65,8 @@ def _convert(temporary: Path) -> None:
     dx.convert(recordings.save_npz(temporary / "invalid.npz", {"W": invalid}), "invalid.zarr")
 
 
-def _beside(w: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    return {k: v for k, v in recordings.other_variables(w, seed).items() if k in ("grad", "loss", "lr", "h_mean")}
+def _extras(w: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    return {k: v for k, v in recordings.extras(w, seed).items() if k in ("grad", "loss", "lr", "h_mean")}
 
 
 def _copy_in_the_middle(path: Path) -> None:
