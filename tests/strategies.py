@@ -10,10 +10,12 @@ import numpy as np
 import xarray as xr
 from hypothesis import strategies as st
 
+from deadtok_xr.dask_arrays import with_all_functions
+
 
 def dataset(W: np.ndarray, chunks: Any = None, *, first: int = 0, **attrs: Any) -> xr.Dataset:
-    """A recording in memory, or in Dask chunks."""
-    data = W if chunks is None else da.from_array(W, chunks)
+    """A recording in memory, or in Dask chunks of the class that recordings have."""
+    data = W if chunks is None else with_all_functions(da.from_array(W, chunks))
     steps, tokens = np.arange(first, first + len(W)), np.arange(W.shape[1]) * 3
     return xr.Dataset({"W": (("step", "token", "dim"), data, attrs)}, {"step": steps, "token": tokens})
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
 from deadtok_xr.analyses.common import checks
+from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine.block_pass import step_before
 from deadtok_xr.errors import OffGridError
 
@@ -78,7 +79,15 @@ def elements(
     for name, attrs in ATTRS.items():
         pairs = (now, "tnd", before, "tnd") if name in _TRANSITIONS else (now, "tnd")
         data = da.blockwise(
-            _measure, "tnd", *pairs, quantity=name, grid=grid, variable=variable, dtype=np.float64, align_arrays=False
+            _measure,
+            "tnd",
+            *pairs,
+            quantity=name,
+            grid=grid,
+            variable=variable,
+            dtype=np.float64,
+            align_arrays=False,
+            meta=empty_meta(3, np.float64),
         )
         values[name] = xr.Variable(("step", "token", "dim"), data, attrs)
     attrs = checks.result_attrs(ds, variable=variable, precision=grid)

@@ -15,7 +15,7 @@ from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import OUTPUTS, CentreOfMass
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.dask_arrays import Tasks, empty_meta, from_tasks
 from deadtok_xr.engine import (
     AnalysisSpec,
     ReductionResults,
@@ -162,7 +162,17 @@ def _thermal(x: da.Array, bulk: da.Array) -> xr.Variable:
     before = step_before(x)
     bulk = bulk.rechunk((x.chunks[0], x.chunks[2]))
     data = da.blockwise(
-        _thermal_block, "tnd", x, "tnd", before, "tnd", bulk, "td", dtype=np.float64, align_arrays=False
+        _thermal_block,
+        "tnd",
+        x,
+        "tnd",
+        before,
+        "tnd",
+        bulk,
+        "td",
+        dtype=np.float64,
+        align_arrays=False,
+        meta=empty_meta(3, np.float64),
     )
     return xr.Variable(("step", "token", "dim"), uniform(data), ATTRS["thermal_velocity"])
 

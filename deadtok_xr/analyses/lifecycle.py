@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
 from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, folded
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -335,7 +336,7 @@ def _stratigraphy(paths: da.Array, like: da.Array, phases: tuple[str, ...]) -> x
     position = da.arange(like.shape[0], chunks=(like.chunks[0],))
     data = da.blockwise(
         _hottest_to_come, "tn", paths, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
-        dtype=np.int8, meta=np.empty((0, 0), np.int8),
+        dtype=np.int8, meta=empty_meta(2, np.int8),
     )  # fmt: skip
     flags = {"flag_values": list(range(-1, len(phases))), "flag_meanings": " ".join(("unknown", *phases))}
     return xr.Variable(("step", "token"), data, {**STRATIGRAPHY, **flags})

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
 from deadtok_xr.analyses.common.recorded_updates import as_grid, read_updates
+from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.small_results import field_variables, scan_blocks
 from deadtok_xr.errors import InputError
@@ -101,7 +102,7 @@ def replay_open_loop(
     grids = {n: grid for n, grid in u.grids.items() if n in names}
     filled = scan_blocks(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
     steps = da.blockwise(
-        _step_fields, "t", filled, "tn", dtype=_STEP_FIELDS, meta=np.empty(0, _STEP_FIELDS), concatenate=None
+        _step_fields, "t", filled, "tn", dtype=_STEP_FIELDS, meta=empty_meta(1, _STEP_FIELDS), concatenate=None
     )
     values = {**field_variables(filled, ("step", "token"), PER_TOKEN), **field_variables(steps, ("step",), PER_STEP)}
     values = {name: v[1:].copy(data=uniform(v[1:].data)) for name, v in values.items()}

@@ -278,7 +278,7 @@ def _merge(merge: Callable[[Any, Any], Any], state: list[Any], other: list[Any])
 
 def prepend_first_step(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:
     """Return an output of transitions over all steps, with a value at the first one, in the given blocks of steps."""
-    first = da.full((1, *x.shape[1:]), value, dtype=x.dtype, chunks=(1, *x.chunks[1:]))
+    first = with_all_functions(da.full((1, *x.shape[1:]), value, dtype=x.dtype, chunks=(1, *x.chunks[1:])))
     return da.concatenate([first, x]).rechunk({0: like})
 
 

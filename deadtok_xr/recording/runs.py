@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
 from deadtok_xr.schema import RUN
@@ -170,6 +171,7 @@ def _stacked(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable:
         k: v for k, v in like.attrs.items() if all(name not in ds or ds[name].attrs.get(k) == v for ds in aligned)
     }
     none = xr.full_like(like.variable, np.nan, dtype=like.dtype if like.dtype.kind in "fV" else np.float64)
+    none = none.copy(data=with_all_functions(none.data))
     parts = [ds[name].variable if name in ds else none for ds in aligned]
     together = xr.Variable.concat(parts, RUN, combine_attrs="drop")
     together.attrs = shared

@@ -17,6 +17,7 @@ import deadtok_xr as dx
 from deadtok_xr import kernels
 from deadtok_xr.analyses.topology import VERDICTS
 from deadtok_xr.analyses.topology import verdict as verdict_of
+from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError, OffGridError
 from deadtok_xr.kernels.numba import changed_rows
 from deadtok_xr.kernels.numba import topology as kernel
@@ -27,7 +28,7 @@ SPACINGS = ["centroid", "pair", "element", "ordinal"]
 
 
 def dataset(W: np.ndarray, chunks: Any = None, first: int = 0) -> xr.Dataset:
-    data = W if chunks is None else da.from_array(W, chunks)
+    data = W if chunks is None else with_all_functions(da.from_array(W, chunks))
     return xr.Dataset(
         {"W": (("step", "token", "dim"), data, {"precision": "bfloat16"})}, {"step": np.arange(len(W)) + first}
     )

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 import deadtok_xr as dx
+from deadtok_xr.dask_arrays import EXPRESSIONS
 from deadtok_xr.errors import InputError, OffGridError
 
 
@@ -116,8 +117,10 @@ class TestXarrayBehaviour:
 
     def test_derived_arrays_are_saved_unrounded(self, recording: Path, tmp_path: Path) -> None:
         mean = dx.open_recording(recording).W.isel(step=slice(0, 3)).mean("token")
+        if EXPRESSIONS:  # dask.array.store, with which xarray saves, does not exist for them
+            mean = mean.compute()
         mean.to_dataset(name="m").to_zarr(tmp_path / "m.zarr", consolidated=False)
-        np.testing.assert_array_equal(xr.open_zarr(tmp_path / "m.zarr", consolidated=False).m, mean)
+        np.testing.assert_array_equal(xr.open_zarr(tmp_path / "m.zarr", consolidated=False).m.compute(), mean)
 
     def test_chunks_option(self, recording: Path) -> None:
         ds = dx.open_recording(recording, tokens="dead", chunks={"step": 50})
@@ -126,7 +129,8 @@ class TestXarrayBehaviour:
 
 def test_derived_arrays_are_refused_where_the_grid_is_needed(recording: Path) -> None:
     ds = dx.open_recording(recording, tokens="dead")
-    smooth = ds.assign(W=ds.W.rolling(step=2).mean().isel(step=slice(1, None)).assign_attrs(ds.W.attrs))
+    mean = (ds.W + ds.W.shift(step=1)) / 2
+    smooth = ds.assign(W=mean.isel(step=slice(1, None)).assign_attrs(ds.W.attrs))
     with pytest.raises(OffGridError, match="W: .* rows of a block hold values that are not on the grid of bfloat16"):
         dx.motion(smooth).compute()
     with pytest.raises(InputError, match="dtype float64; expected: bfloat16, float16 or float32"):
