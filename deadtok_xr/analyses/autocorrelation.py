@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.engine.scan import scan
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -99,19 +99,7 @@ def velocity_autocorrelation(
 
 def _sums(x: da.Array, lags: int) -> da.Array:
     """Return the sums over all steps: one object per block of tokens."""
-    name = f"lagged-{tokenize(x.name, lags)}"
-
-    def tasks(names: list[str]) -> Tasks:
-        graph: Tasks = {}
-        for j in range(x.numblocks[1]):
-            state: Any = None
-            for i in range(x.numblocks[0]):
-                key = (name, j) if i == x.numblocks[0] - 1 else (f"{name}-part", i, j)
-                graph[key] = (_add_block, state, (names[0], i, j, 0), lags)
-                state = key
-        return graph
-
-    return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x])
+    return scan([x], partial(_add_block, lags=lags))
 
 
 def _add_block(state: list[Any] | None, block: NDArray[Any], lags: int) -> list[Any]:

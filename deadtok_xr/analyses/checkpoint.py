@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection
 from deadtok_xr.analyses.common.lattice_counts import MANTISSAS
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.dask_arrays import Tasks, from_tasks
 from deadtok_xr.engine.series import Series
-from deadtok_xr.engine.small_results import Arrays, compute_together
+from deadtok_xr.engine.small_results import Arrays, compute_together, gather
 from deadtok_xr.errors import InputError, OffGridError
 
 _NEAREST = "of the nearest reference token; -1 or NaN for a token with NaN or infinity, or without a reference"
@@ -139,7 +138,7 @@ def checkpoint(
     parts = _by_block(rows, _describe, variable, grid, dead, named is None)
     references = _read_reference(parts, rows, named)
     distances = _by_block(rows, _measure_distances, grid, references)
-    inputs = {"parts": _as_one_block(parts), "references": references, "distances": _as_one_block(distances)}
+    inputs = {"parts": parts, "references": references, "distances": distances}
     shapes = _shapes(rows.shape, grid, len(kinds), norm_bins, 1 if named is None else len(named))
     values = compute_together(inputs, _combine, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
     coords = {
@@ -164,34 +163,17 @@ def _token_positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[i
 
 def _by_block(x: da.Array, work: Any, *options: Any) -> da.Array:
     """Return one object per block of tokens: ``work(rows, first, *options)``; lazy options are computed first."""
-    name = f"{work.__name__.strip('_')}-{tokenize(x.name, options)}"
-    first = np.concatenate([[0], np.cumsum(x.chunks[1])]).tolist()
-    lazy = [o for o in options if isinstance(o, da.Array)]
-
-    def tasks(names: list[str]) -> Tasks:
-        lazy_names = iter(names[1:])
-        keys = [(next(lazy_names), 0) if isinstance(o, da.Array) else o for o in options]
-        return {(name, j): (_work, work, (names[0], 0, j, 0), first[j], *keys) for j in range(x.numblocks[1])}
-
-    return from_tasks(name, tasks, ((1,) * x.numblocks[1],), np.empty(0, object), [x, *lazy])
-
-
-def _work(work: Any, block: Any, first: int, *options: Any) -> list[Any]:
-    return [work(block[0], first, *(o[0] if isinstance(o, list) else o for o in options))]
-
-
-def _as_one_block(parts: da.Array) -> da.Array:
-    """Return the objects of all blocks in one block."""
-    name = f"collected-{tokenize(parts.name)}"
-    n = parts.numblocks[0]
-    return from_tasks(
-        name, lambda names: {(name, 0): (_as_tuple, [(names[0], j) for j in range(n)])}, ((1,),), np.empty(0, object),
-        [parts],
+    first = da.from_array(np.concatenate([[0], np.cumsum(x.chunks[1])[:-1]]), chunks=1)
+    lazy = [part for o in options for part in ((o, "o") if isinstance(o, da.Array) else (o, None))]
+    return da.blockwise(
+        _work, "t", work, None, x, "std", first, "t", *lazy,
+        adjust_chunks={"t": 1}, concatenate=False, align_arrays=False, dtype=object, meta=np.empty(0, object),
     )  # fmt: skip
 
 
-def _as_tuple(blocks: list[Any]) -> list[Any]:
-    return [tuple(part for (part,) in blocks)]  # compute_together would take a list apart
+def _work(work: Any, blocks: Any, first: NDArray[np.int64], *options: Any) -> list[Any]:
+    rows = blocks[0][0][0]
+    return [work(rows, int(first[0]), *(o[0][0] if isinstance(o, list) else o for o in options))]
 
 
 def _describe(
@@ -232,14 +214,7 @@ def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
 
 def _read_reference(parts: da.Array, x: da.Array, named: tuple[int, ...] | None) -> da.Array:
     """Return the reference tokens, their positions and values, by one task that waits for the digests if needed."""
-    name = f"reference-{tokenize(parts.name, named)}"
-    needed = [parts] if named is None else []
-
-    def task(names: list[str]) -> Tasks:
-        keys = [(n, j) for n in names for j in range(parts.numblocks[0])]
-        return {(name, 0): (_gather, keys, _TokenReader(x), named)}
-
-    return from_tasks(name, task, ((1,),), np.empty(0, object), needed)
+    return gather([parts] if named is None else [], partial(_find_reference, read=_TokenReader(x), named=named))
 
 
 class _TokenReader:
@@ -256,15 +231,15 @@ class _TokenReader:
         return np.stack(rows) if rows else np.empty((0, self._x.shape[2]), self._x.dtype)
 
 
-def _gather(parts: list[Any], read: _TokenReader, named: tuple[int, ...] | None) -> list[Any]:
-    at = list(named) if named is not None else _largest_black_hole(parts)
-    return [{"at": at, "rows": read(at)}]
+def _find_reference(*parts: list[Any], read: _TokenReader, named: tuple[int, ...] | None) -> dict[str, Any]:
+    at = list(named) if named is not None else _largest_black_hole(parts[0])
+    return {"at": at, "rows": read(at)}
 
 
 def _largest_black_hole(parts: list[Any]) -> list[int]:
     """Return the position of the first token of the largest black hole, if there is one."""
-    digests = np.frombuffer(b"".join(d for (part,) in parts for d in part["digests"]), "V16")
-    valid = np.flatnonzero(np.concatenate([part["valid"] for (part,) in parts]))
+    digests = np.frombuffer(b"".join(d for part in parts for d in part["digests"]), "V16")
+    valid = np.flatnonzero(np.concatenate([part["valid"] for part in parts]))
     if not valid.size:
         return []
     _, first, counts = np.unique(digests[valid], return_index=True, return_counts=True)
@@ -301,7 +276,7 @@ def _shapes(shape: tuple[int, ...], grid: str, k: int, bins: int, n_reference: i
 def _combine(
     inputs: dict[str, list[Any]], *, dead: NDArray[np.bool_] | None, tokens: NDArray[Any], bins: int
 ) -> Arrays:
-    ((parts,), (references,), (distances,)) = (inputs[name] for name in ("parts", "references", "distances"))
+    parts, (references,), distances = (inputs[name] for name in ("parts", "references", "distances"))
     out = {f"reference_{name}": np.concatenate([part[name] for part in distances]) for name in _DISTANCES}
     for name in ("exponent", "ordinal"):
         distance = out[f"reference_{name}"]

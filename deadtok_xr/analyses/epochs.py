@@ -23,7 +23,7 @@ from deadtok_xr.engine import (
     SingleVariable,
     StepBlock,
     allocate_outputs,
-    folded,
+    fold,
 )
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -134,7 +134,7 @@ def epochs(
 
     def finish(results: ReductionResults) -> xr.Dataset:
         wanted = {"radius": tuple(OUTPUTS)} if radius == "origin" else {"cloud": ("radius",), "radius": COUNTS}
-        inputs = {r: folded(results.per_block(r, _pick, names=names), _append) for r, names in wanted.items()}
+        inputs = {r: fold(results.per_block(r, _pick, names=names), _append) for r, names in wanted.items()}
         options = {"steps": ds["step"].values, "n_tokens": ds.sizes["token"], "frozen_above": frozen_above}
         attrs = {**ATTRS, "radius": {**ATTRS["radius"], "formula": _FORMULA[radius]}}
         values = compute_together(inputs, _describe, shapes, attrs, smooth=smooth, **options)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
 from deadtok_xr.analyses.common import checks, coordinates, step_selection
-from deadtok_xr.engine import folded
+from deadtok_xr.engine import fold
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError, OffGridError
 
@@ -117,7 +117,7 @@ def _patterns(x: da.Array, variable: str, grid: str) -> da.Array:
     objects = x.map_blocks(
         _mark, variable, grid, drop_axis=[0, 2], chunks=((1,) * x.numblocks[1],), dtype=object, meta=np.empty(0, object)
     )
-    return folded(objects, _merge)
+    return fold(objects, _merge)
 
 
 def _mark(block: NDArray[Any], variable: str, grid: str) -> list[Any]:

@@ -8,19 +8,19 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import OUTPUTS, CentreOfMass
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.bfloat16 import decode
-from deadtok_xr.dask_arrays import Tasks, empty_meta, from_tasks
+from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine import (
     AnalysisSpec,
     ReductionResults,
 )
 from deadtok_xr.engine.block_pass import prepend_first_step, step_before, uniform
+from deadtok_xr.engine.scan import scan
 from deadtok_xr.errors import InputError
 
 ATTRS: dict[str, dict[str, Any]] = {
@@ -130,23 +130,11 @@ def _step_variables(results: ReductionResults) -> dict[str, xr.Variable]:
 
 def _cumulative_sum(x: da.Array) -> da.Array:
     """Return the cumulative sum over steps; a block waits for the total of the blocks before it."""
-    name = f"cumulative-{tokenize(x.name)}"
-
-    def tasks(names: list[str]) -> Tasks:
-        graph: Tasks = {}
-        for j in range(x.numblocks[1]):
-            total: Any = 0.0
-            for i in range(x.numblocks[0]):
-                graph[name, i, j, 0] = (_summed, (names[0], i, j, 0), total)
-                total = (f"{name}-total", i, j)
-                graph[total] = (_last, (name, i, j, 0))
-        return graph
-
-    return from_tasks(name, tasks, x.chunks, np.empty((0, 0, 0)), [x])
+    return scan([x], _cumulate, _last, x.chunks, np.empty((0, 0, 0)))
 
 
-def _summed(block: NDArray[np.float64], before: Any) -> NDArray[np.float64]:
-    return before + np.cumsum(block, axis=0)
+def _cumulate(before: NDArray[np.float64] | None, block: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (0.0 if before is None else before) + np.cumsum(block, axis=0)
 
 
 def _last(block: NDArray[np.float64]) -> NDArray[np.float64]:

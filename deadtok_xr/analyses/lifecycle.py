@@ -15,7 +15,7 @@ from deadtok_xr.analyses.common import checks, coordinates, summary_text, transi
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.dask_arrays import empty_meta
-from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, folded
+from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, fold
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -166,7 +166,7 @@ def lifecycle(
 
     def finish(results: ReductionResults) -> xr.Dataset:
         blocks = results.per_block("transitions", _classify, scheme=scheme, n_dims=ds.sizes["dim"])
-        paths = folded(blocks, _follow, _begin)
+        paths = fold(blocks, _follow, _begin)
         values = compute_together({"paths": paths}, _describe, shapes, ATTRS, steps=steps)
         values["stratigraphy"] = _stratigraphy(paths, results.array("transitions", "displacement"), phases)
         labels = {"phase": list(phases), "from_phase": list(phases), "order": list(ORDER)}

@@ -14,7 +14,8 @@ from deadtok_xr.analyses.common import checks, coordinates
 from deadtok_xr.analyses.common.recorded_updates import as_grid, read_updates
 from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine.block_pass import uniform
-from deadtok_xr.engine.small_results import field_variables, scan_blocks
+from deadtok_xr.engine.scan import scan_fields
+from deadtok_xr.engine.small_results import field_variables
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
@@ -100,7 +101,7 @@ def replay_open_loop(
     tokens = da.from_array(ds["token"].values.astype(np.int64), chunks=(u.arrays["W"].chunks[1],))
     arrays = {**{n: u.arrays[n] for n in names}, "token": tokens[None, :, None]}
     grids = {n: grid for n, grid in u.grids.items() if n in names}
-    filled = scan_blocks(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
+    filled = scan_fields(arrays, _block, _FIELDS, settings=u.settings, scheme=scheme, seed=seed, grids=grids)
     steps = da.blockwise(
         _step_fields, "t", filled, "tn", dtype=_STEP_FIELDS, meta=empty_meta(1, _STEP_FIELDS), concatenate=None
     )

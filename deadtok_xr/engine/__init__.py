@@ -9,12 +9,13 @@ them. It imports `store`, `kernels` and what lies below these; analyses import i
 """
 
 from deadtok_xr.engine.batches import Batch, StepBlock
-from deadtok_xr.engine.block_pass import ReductionResults, folded
+from deadtok_xr.engine.block_pass import ReductionResults
 from deadtok_xr.engine.output import Output
 from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction, SingleVariable, allocate_outputs
+from deadtok_xr.engine.scan import fold
 from deadtok_xr.engine.spec import AnalysisSpec, run
 
 __all__ = [
     "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Output", "Reduction", "ReductionResults",
-    "SingleVariable", "StepBlock", "allocate_outputs", "folded", "run",
+    "SingleVariable", "StepBlock", "allocate_outputs", "fold", "run",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deadtok_xr.dask_arrays import Index, Tasks, from_tasks, origin_of, traced, with_all_functions
 from deadtok_xr.engine.block_task import BlockLayout, BlockTask, Pick
 from deadtok_xr.engine.reduction import BlockResult, Reduction
+from deadtok_xr.engine.scan import fold
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.store.stored_array import StoredArray, stored_array
 
@@ -237,43 +238,13 @@ class ReductionResults:
 
     def merged(self, reduction: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
         """Return an output that each block has one of, merged block by block: one object, (1,)."""
-        return folded(self.array(reduction, name), merge)
+        return fold(self.array(reduction, name), merge)
 
 
 def _taken(block_pass: BlockPass, pick: Pick, chunks: tuple[tuple[int, ...], ...], meta: NDArray[Any]) -> da.Array:
+    inner = list(range(1, len(chunks))) or None
     name = f"pick-{tokenize(block_pass.name, pick.key, chunks)}"
-    inner = (0,) * (len(chunks) - 1)
-
-    def tasks(names: list[str]) -> Tasks:
-        return {(name, i, *inner): (pick, (names[0], i)) for i in range(len(chunks[0]))}
-
-    return from_tasks(name, tasks, chunks, meta, [block_pass.blocks])
-
-
-def folded(objects: da.Array, merge: Callable[[Any, Any], Any], start: Callable[[Any], Any] | None = None) -> da.Array:
-    """Return ``merge(state, object)`` over the objects in turn: one object, (1,).
-
-    The state is the first object, or what ``start`` makes of it. Each is merged as soon as it is there, so that few are
-    kept.
-    """
-    name = f"folded-{tokenize(objects.name, merge, start)}"
-    n = objects.numblocks[0]
-
-    def tasks(names: list[str]) -> Tasks:
-        states = [(f"{name}-part", i) for i in range(n - 1)] + [(name, 0)]
-        first = (_start, start, (names[0], 0))
-        later = [(_merge, merge, states[i - 1], (names[0], i)) for i in range(1, n)]
-        return dict(zip(states, [first, *later], strict=True))
-
-    return from_tasks(name, tasks, ((1,),), np.empty(0, object), [objects])
-
-
-def _start(start: Callable[[Any], Any] | None, first: list[Any]) -> list[Any]:
-    return first if start is None else [start(first[0])]
-
-
-def _merge(merge: Callable[[Any, Any], Any], state: list[Any], other: list[Any]) -> list[Any]:
-    return [merge(state[0], other[0])]
+    return block_pass.blocks.map_blocks(pick, name=name, chunks=chunks, new_axis=inner, dtype=meta.dtype, meta=meta)
 
 
 def prepend_first_step(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import GRIDS, get_grid, to_bits
 from deadtok_xr.dask_arrays import with_all_functions
-from deadtok_xr.engine.small_results import scan_blocks
+from deadtok_xr.engine.scan import scan_fields
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings, read_settings
@@ -188,7 +188,7 @@ def _with_running_state(u: Updates, steps: NDArray[np.int64]) -> Updates:
     fields = np.dtype([("state", get_grid(grid).dtype)])
     parts = {n: u.arrays[n] for n in (*needed, "lr", "t")}
     x = u.arrays["W"]
-    filled = scan_blocks(parts, _running_state, np.dtype([]), settings=s, grids=u.grids, name=name)
+    filled = scan_fields(parts, _running_state, np.dtype([]), settings=s, grids=u.grids, name=name)
     data = filled.map_blocks(
         _pick, name, dtype=fields["state"], chunks=x.chunks, new_axis=2, meta=np.empty((0, 0, 0), fields["state"])
     )
