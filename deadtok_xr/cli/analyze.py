@@ -160,6 +160,7 @@ def _plan_text(
 ) -> str:
     """Return a sentence about the work and its peak memory."""
     from dask.system import CPU_COUNT
+    from dask.utils import format_bytes
 
     from deadtok_xr.cli import describe
     from deadtok_xr.store import open_group
@@ -167,7 +168,7 @@ def _plan_text(
     here = workers is None and scheduler == "threads"
     threads = CPU_COUNT if here else 1
     group, _ = open_group(store, partial=partial)
-    bound = describe.size(describe.memory_bound(group, recording.sizes["token"], threads=threads))
+    bound = format_bytes(describe.memory_bound(group, recording.sizes["token"], threads=threads))
     sizes = " x ".join(f"{recording.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
     where = f"with {threads} threads" if here else "for each thread of a worker"
     analyses = "1 analysis" if n_analyses == 1 else f"{n_analyses} analyses"

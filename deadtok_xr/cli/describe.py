@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.system import CPU_COUNT
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from deadtok_xr import store
 from deadtok_xr.engine.batches import BATCH_BYTES
 from deadtok_xr.schema import MATRIX, without_run
+from deadtok_xr.text import table
 
 _BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
 _TORCH_BYTES = 250 * 10**6  # torch, which replays updates
@@ -24,6 +26,7 @@ _NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gra
 _COPIES = 5  # of a batch: as recorded, as float32 twice as large, and as the words of float32
 _KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
 _TASKS_BYTES = 500_000  # the tasks of a block and what they return
+_HEAD = ("variable", "dims", "shape", "dtype", "chunk", "stored", "ratio")
 _TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
 
 
@@ -46,10 +49,10 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     arrays = dict(group.arrays())
     lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
     lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
-    lines.append(f"  {'variable':20s}{'dims':20s}{'shape':22s}{'dtype':10s}{'chunk':18s}{'stored':>10s}{'ratio':>7s}")
-    for name in sorted(arrays, key=lambda n: (-arrays[n].nbytes, n)):  # zarr lists in no order
-        lines.append("  " + _row(name, arrays[name]))
-    lines.append(f"  memory to analyse all tokens with {CPU_COUNT} threads: about {size(memory_bound(group))}")
+    names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
+    rows = [_HEAD, *(_row(name, arrays[name]) for name in names)]
+    lines += ["  " + line for line in table(rows, align="<<<<<>>")]
+    lines.append(f"  memory to analyse all tokens with {CPU_COUNT} threads: about {format_bytes(memory_bound(group))}")
     return "\n".join(lines)
 
 
@@ -160,16 +163,10 @@ def _rates(rates: NDArray[np.float64]) -> str:
     return f"{rates[0]:.6g} first, {rates[-1]:.6g} last, [{rates.min():.6g}, {rates.max():.6g}]"
 
 
-def _row(name: str, array: zarr.Array) -> str:  # type: ignore[type-arg]
+def _row(name: str, array: zarr.Array) -> tuple[str, ...]:  # type: ignore[type-arg]
     dims = ", ".join(d or "?" for d in store.dimensions(array))
     stored = array.nbytes_stored()
     dtype = array.dtype.name if array.dtype.kind not in "OT" else "string"
     ratio = f"{array.nbytes / stored:.1f}x" if stored else ""
     shape, chunk = (" x ".join(map(str, sizes)) for sizes in (array.shape, array.chunks))
-    return f"{name:20s}{dims:20s} {shape:21s} {dtype:9s} {chunk:17s}{size(stored):>10s}{ratio:>7s}"
-
-
-def size(n: float) -> str:
-    """Format bytes with three digits and a unit."""
-    power = min(4, int(math.log10(n) // 3)) if n >= 1 else 0
-    return f"{n / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+    return name, dims, shape, dtype, chunk, format_bytes(stored), ratio

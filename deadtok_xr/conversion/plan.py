@@ -20,6 +20,7 @@ from deadtok_xr._version import __version__
 from deadtok_xr.conversion.readers.source import Entry
 from deadtok_xr.errors import InputError
 from deadtok_xr.store.in_progress import VERSION
+from deadtok_xr.text import table
 
 PART_BYTES = 8 * 2**20
 """How many bytes of an array are checked at a time."""
@@ -222,7 +223,7 @@ class ConversionPlan:
         runs = "" if self.runs is None else f"{len(self.runs)} runs x "
         lines = [f"{self.path}: {self.format}, {runs}{_count(self.steps)} x {len(self.rows.tokens)} tokens"]
         lines.append(f"  steps: {_span(self.steps)}; rows: {self.rows_reason}")
-        lines += _table([_HEAD, *(_cells(v) for v in self.variables)])
+        lines += ["  " + line for line in table([_HEAD, *map(_cells, self.variables)])]
         remarks: dict[str, list[str]] = {}
         for v in self.variables:
             for remark in _remarks(v):
@@ -263,11 +264,6 @@ def _cells(v: PlannedVariable) -> tuple[str, ...]:
     shape, chunk = (" x ".join(map(str, sizes)) for sizes in (v.shape, v.chunks))
     size = format_bytes(math.prod(v.shape) * v.dtype.itemsize)
     return v.name, v.key, ", ".join(v.dims), shape, v.dtype.name, chunk, size
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(f"{c:{w}s}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _remarks(v: PlannedVariable) -> list[str]:
