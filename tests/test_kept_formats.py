@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
-from deadtok_xr.errors import IncompleteStoreError
+from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError
 
 KEPT = Path(__file__).parent / "data" / "format-1.0"
 EXPECTED: dict[str, Any] = json.loads((KEPT / "expected.json").read_text())
@@ -101,3 +102,18 @@ def test_saved_results_are_read(kept: Path) -> None:
     for name, node in tree.children.items():
         check_arrays(node.to_dataset(), EXPECTED["results"][name])
     assert len(dx.summary(tree).splitlines()) >= len(tree.children)
+
+
+def test_an_unfinished_conversion_of_an_earlier_release_is_refused_or_started_again(kept: Path) -> None:
+    folder = kept / "interrupted"  # killed by a signal when one of three chunks was written
+    ((_, _, changed),) = json.loads((folder / ".run.zarr.progress/plan.json").read_text())["facts"]["the source"]
+    os.utime(folder / "run.npz", ns=(changed, changed))
+    with pytest.raises(
+        DestinationExistsError, match=r"unfinished conversion that differs in the version of deadtok_xr"
+    ):
+        dx.convert(folder / "run.npz", folder / "run.zarr")
+    dx.convert(folder / "run.npz", folder / "run.zarr", overwrite=True)
+    with np.load(folder / "run.npz") as source:
+        recorded = dx.open_recording(folder / "run.zarr", raw=True).W.values
+        np.testing.assert_array_equal(recorded.view("u2"), source["W"])
+    assert not (folder / ".run.zarr.progress").exists()
