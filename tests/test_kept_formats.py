@@ -108,9 +108,7 @@ def test_an_unfinished_conversion_of_an_earlier_release_is_refused_or_started_ag
     folder = kept / "interrupted"  # killed by a signal when one of three chunks was written
     ((_, _, changed),) = json.loads((folder / ".run.zarr.progress/plan.json").read_text())["facts"]["the source"]
     os.utime(folder / "run.npz", ns=(changed, changed))
-    with pytest.raises(
-        DestinationExistsError, match="differs in the version of deadtok_xr"
-    ):
+    with pytest.raises(DestinationExistsError, match="differs in the version of deadtok_xr"):
         dx.convert(folder / "run.npz", folder / "run.zarr")
     dx.convert(folder / "run.npz", folder / "run.zarr", overwrite=True)
     with np.load(folder / "run.npz") as source:

@@ -151,7 +151,7 @@ def _append(a: list[Any], b: list[Any]) -> list[Any]:
 
 
 def _tabulate(inputs: dict[str, list[Any]], *, n_edges: int) -> Arrays:
-    trees = inputs["trees"]
+    (trees,) = inputs["trees"]
     merge = np.stack([np.broadcast_to(tree["merge_threshold"], (n_edges,)) for tree in trees])
     mean_ulp = np.array([tree["mean_ulp"] for tree in trees])
     n_invalid = np.array([tree["n_invalid"] for tree in trees])

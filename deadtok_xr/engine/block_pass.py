@@ -242,9 +242,13 @@ class ReductionResults:
 
 
 def _taken(block_pass: BlockPass, pick: Pick, chunks: tuple[tuple[int, ...], ...], meta: NDArray[Any]) -> da.Array:
-    inner = list(range(1, len(chunks))) or None
     name = f"pick-{tokenize(block_pass.name, pick.key, chunks)}"
-    return block_pass.blocks.map_blocks(pick, name=name, chunks=chunks, new_axis=inner, dtype=meta.dtype, meta=meta)
+    inner = (0,) * (len(chunks) - 1)
+
+    def tasks(names: list[str]) -> Tasks:  # not map_blocks: saving looks for the picks among the tasks
+        return {(name, i, *inner): (pick, (names[0], i)) for i in range(len(chunks[0]))}
+
+    return from_tasks(name, tasks, chunks, meta, [block_pass.blocks])
 
 
 def prepend_first_step(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:

@@ -69,7 +69,7 @@ def missing_chunks(
     prefix = f"{array.path}/" if array.path else ""
     if keys is None:
         keys = location.key_sizes(group.store, prefix)
-    grid = [math.ceil(n / c) for n, c in zip(array.shape, file_shape(array), strict=True)]
+    grid = [math.ceil(n / max(c, 1)) for n, c in zip(array.shape, file_shape(array), strict=True)]
     encode = array.metadata.encode_chunk_key
     return [i for i in itertools.product(*map(range, grid)) if prefix + encode(i) not in keys]
 

@@ -331,6 +331,27 @@ def test_impossible_custom_analysis_is_left_out(rec: xr.Dataset) -> None:
     assert "needy" in dx.analyze(rec, analyses=["needy"], options={"needy": {"power": 2}})
 
 
+def test_a_state_may_be_a_list(rec: xr.Dataset) -> None:
+    @dx.analysis(outputs={"total": Output(dtype="f8"), "n": Output(dtype="i8")})
+    class Total:
+        def start(self, n_tokens: int, n_dims: int) -> Any:
+            return [0.0, 0]
+
+        def update(self, state: Any, batch: Any) -> Any:
+            state[0] += batch.W.sum(dtype=np.float64)
+            state[1] += len(batch.steps)
+
+        def merge(self, state: Any, later: Any) -> Any:
+            return [state[0] + later[0], state[1] + later[1]]
+
+        def result(self, state: Any) -> Any:
+            return {"total": state[0], "n": state[1]}
+
+    found = Total(rec).compute()
+    assert int(found.n) == STEPS
+    np.testing.assert_allclose(found.total, rec.W.values.sum(dtype=np.float64), rtol=1e-9)
+
+
 def test_a_new_definition_replaces_the_old_one(rec: xr.Dataset) -> None:
     values = []
     for power in (1, 2):
