@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
@@ -561,7 +562,10 @@ def working(larger: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """An analysis in the middle of its work."""
     command = [sys.executable, "-m", "deadtok_xr", "analyze", larger, "-o", tmp_path / "r.zarr", "--tokens", "all"]
     pipe = subprocess.PIPE
-    with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True) as running:
+    with subprocess.Popen(
+        [*map(str, command)], stdout=pipe, stderr=pipe, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    ) as running:  # fmt: skip
         assert running.stderr is not None
         assert any("analysing: " in line for line in running.stderr)
         yield running
@@ -572,7 +576,7 @@ def test_memory_is_printed_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp
     plan = said.err.splitlines()[0]
     assert plan.startswith("analysing 200 steps x 14 tokens x 8 dims: 1 analysis, about ")
     group, _ = store.open_group(run_zarr)
-    assert describe.size(describe.memory_bound(group, 14)) in plan
+    assert format_bytes(describe.memory_bound(group, 14)) in plan
 
 
 def test_compilation_of_kernels_is_announced(
