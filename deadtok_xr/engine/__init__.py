@@ -1,11 +1,11 @@
-"""One pass over a recording: everything that is asked of it together, at one decoding of each chunk.
+"""One pass over a recording: all requested reductions are computed together, and each chunk is decoded once.
 
-A block is mostly all chunks of the same steps. One task goes through it in batches of a few steps, which stay in the
-cache while the accumulator of every reduction takes them. What these keep is small; decoded values are never held
-whole.
+A block is usually all chunks of the same steps. One task processes it in batches of a few steps, which stay in the
+cache while the accumulator of every reduction takes them. Accumulators keep little, and the decoded values of a block
+are never all in memory.
 
-In: lazy arrays (step, token, dim) and reductions. Out: lazy arrays of what the reductions find, and tasks that write
-them. It imports `store`, `kernels` and what lies below these; analyses import it.
+In: lazy arrays (step, token, dim) and reductions. Out: lazy arrays of the outputs of the reductions, and tasks that
+write them. It imports `store`, `kernels` and the packages below these; analyses import it.
 """
 
 from deadtok_xr.engine.batches import Batch, StepBlock

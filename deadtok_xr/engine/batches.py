@@ -1,4 +1,4 @@
-"""A block of steps, a few of them at a time."""
+"""Iterate over a block of steps, a few steps at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from deadtok_xr.engine.output import Output
 from deadtok_xr.kernels.device import CPU, Device
 
 BATCH_BYTES = 2**22
-"""Bytes of a batch: enough that decompressors, which take turns, are seldom pushed out of a core's cache by each other,
-few enough to stay in the shared one."""
+"""Bytes of a batch: large enough that decompressors, which take turns, rarely evict each other from a core's cache, and
+small enough for the shared cache."""
 
 
 class Steps(Protocol):
@@ -28,22 +28,22 @@ class Steps(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open files."""
         ...
 
 
 @dataclass(frozen=True)
 class StepBlock:
-    """Consecutive steps of a recording, which one task goes through: mostly those of one row of chunks.
+    """Consecutive steps of a recording, which one task processes: usually those of one chunk along `step`.
 
     Attributes
     ----------
     first
-        Position of the first one among those of the recording.
+        Position of its first step in the recording.
     n_states
-        How many there are.
+        The number of its steps.
     n_transitions
-        How many transitions begin in it: as many, or one fewer at the end of the recording.
+        The number of transitions that begin in it: the same, or one fewer at the end of the recording.
     n_tokens, n_dims
         The size of a step.
     device
@@ -59,18 +59,18 @@ class StepBlock:
 
     @property
     def states(self) -> slice:
-        """Positions of its steps."""
+        """Positions of its steps in the recording."""
         return slice(self.first, self.first + self.n_states)
 
     @property
     def later(self) -> slice:
-        """Positions of the steps that its transitions lead to, and are labelled with."""
+        """Positions of the steps at which its transitions end, whose labels they have."""
         return slice(self.first + 1, self.first + 1 + self.n_transitions)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some steps of a block, and the one after them where there is one. The arrays are reused: copy what you keep.
+    """Some steps of a block, and the next step if there is one. The arrays are reused: copy values that you keep.
 
     Attributes
     ----------
@@ -79,9 +79,9 @@ class Batch:
     start
         Position of the first step within the block.
     values
-        Per variable (t, n, d), as recorded.
+        For each variable its values (t, n, d), as recorded.
     n_states
-        How many of the steps belong to the batch: all but the last, which begins the next batch, or all at the end.
+        The number of steps that belong to the batch: all but the last, which begins the next batch, or all at the end.
     """
 
     block: StepBlock
@@ -94,7 +94,7 @@ class Batch:
 
     @property
     def n_transitions(self) -> int:
-        """Transitions between its steps."""
+        """The number of transitions between its steps."""
         return len(next(iter(self.values.values()))) - 1
 
     def slices(self, out: Mapping[str, NDArray[Any]], outputs: Mapping[str, Output]) -> dict[str, NDArray[Any]]:
@@ -110,14 +110,14 @@ class Batch:
         return self._decoded[name]
 
     def kept_floats(self, name: str) -> NDArray[Any]:
-        """Return `floats` in memory that the next batch does not use again."""
+        """Return `floats` in memory that the next batch does not reuse."""
         values = self.floats(name)
         if np.may_share_memory(values, self.values[name]):
             values = self._decoded[name] = values.copy()
         return values
 
     def readable(self, name: str) -> NDArray[Any]:
-        """Return what kernels read as floats: bfloat16 as its 16-bit words, which need no copy, others as floats."""
+        """Return values as kernels read them: bfloat16 as 16-bit words, which need no copy, others as floats."""
         values = self.values[name]
         return values.view(np.uint16) if values.dtype == BFLOAT16 else self.floats(name)
 
@@ -147,7 +147,7 @@ class Batch:
 
 
 def batches(block: StepBlock, sources: Mapping[str, Steps], n_steps: int) -> Generator[Batch, None, None]:
-    """Yield the steps of a block, ``n_steps`` at a time, each batch beginning with the last step of the one before."""
+    """Yield the steps of a block, ``n_steps`` at a time; each batch begins with the last step of the one before."""
     total = block.n_transitions + 1 if block.n_transitions == block.n_states else block.n_states
     shape = (min(n_steps + 1, total), block.n_tokens, block.n_dims)
     buffers = {name: np.empty(shape, source.dtype) for name, source in sources.items()}

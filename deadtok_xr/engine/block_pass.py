@@ -1,4 +1,4 @@
-"""One pass over a recording as Dask arrays: a task per block of steps, and an array for each output."""
+"""Build one pass over a recording as Dask arrays: a task per block of steps, and an array for each output."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from deadtok_xr.store.stored_array import StoredArray, stored_array
 
 _logger = logging.getLogger("deadtok_xr")
 _ROWS_AT_ONCE = 2
-"""Rows of chunks to a block where steps do not begin with a chunk. Chunks that two blocks share are decoded twice."""
+"""Chunks along `step` per block if the steps do not begin with a chunk. Chunks of two blocks are decoded twice."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlockPass:
-    """The tasks of a pass: an array of objects, for each block the results of all reductions.
+    """The tasks of a pass: for each block an object with the results of all reductions.
 
     Attributes
     ----------
     name
-        What tells it from any other pass.
+        The unique name of the pass.
     task
-        What a task does.
+        The work of its tasks.
     dependencies
-        For each held variable, its values and the step after each block.
+        For each variable that is read through Dask's graph, its values and the step after each block.
     """
 
     name: str
@@ -63,20 +63,20 @@ class BlockPass:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """The origin of an array that holds an output of a pass as the tasks find it: they can write it themselves."""
+    """The origin of an array that is an unchanged output of a pass, which the tasks can write themselves."""
 
     block_pass: BlockPass
     pick: Pick
 
     def select(self, index: tuple[Index, ...]) -> None:
-        """Return None: no selection is written by the tasks."""
+        """Return None: the tasks do not write selections."""
 
     def transpose(self, axes: tuple[int, ...]) -> None:
-        """Return None."""
+        """Return None: the tasks do not write transposed arrays."""
 
 
 def pass_output(x: Any) -> PassOutput | None:
-    """Return which output of a pass a lazy array is, if it is one as the tasks find it."""
+    """Return which output of a pass a lazy array is; None if it is not an unchanged output."""
     origin = origin_of(x)
     return origin if isinstance(origin, PassOutput) else None
 
@@ -84,7 +84,7 @@ def pass_output(x: Any) -> PassOutput | None:
 def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reduction], device: str) -> BlockPass:
     """Plan a pass over the variables that reductions read.
 
-    A variable that holds a selection of a store is read from there. What was computed comes through Dask's graph.
+    A selection of a store is read from the store; computed values are read through Dask's graph.
     """
     used = {name for reduction in reductions.values() for name in reduction.matrices}
     arrays = {name: x for name, x in matrices.items() if name in used}
@@ -103,7 +103,7 @@ def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reducti
 
 
 def _block_lengths(x: da.Array) -> tuple[int, ...]:
-    """Return how many steps each block has: all as many, but for the last, as the chunks of a Zarr array have."""
+    """Return the number of steps of each block: equal except for the last, as the chunks of a Zarr array are."""
     stored = stored_array(x)
     length = max(x.chunks[0]) if stored is None else _stored_length(stored)
     n = x.shape[0]
@@ -127,7 +127,7 @@ def _cut(x: da.Array, steps: tuple[int, ...]) -> da.Array:
 def step_after(x: da.Array) -> da.Array:
     """Return for each block of an array (step, token, dim) the step that follows it; the last block has none.
 
-    One step per block, so that nothing else of a neighbour is read or kept.
+    It has one step per block, so that nothing else of the next block is read or kept.
     """
     return _neighbours(x, 1)
 
@@ -159,7 +159,7 @@ def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:
 
 
 def task_key(name: str) -> str:
-    """Return the key of what the tasks of a pass do."""
+    """Return the key of the work that the tasks of a pass share."""
     return f"{name}-task"
 
 
@@ -168,7 +168,7 @@ def _call(task: BlockTask, i: int, held: list[Any]) -> dict[str, BlockResult]:
 
 
 def replaced_tasks(name: str, task: BlockTask, done: frozenset[int], tasks: Tasks) -> Tasks:
-    """Return the tasks of a pass that do something else, and return what was kept of blocks that are done."""
+    """Return the tasks of a pass with other work; those of finished blocks return what the journal holds."""
     resumed = {(name, i): (_resumed, task_key(name), i) for i in done}
     own = {(name, i): tasks[name, i] for i in range(len(task.layout.n_states)) if i not in done}
     return {**own, **resumed, task_key(name): task}
@@ -180,14 +180,14 @@ def _resumed(task: BlockTask, i: int) -> dict[str, BlockResult]:
 
 @dataclass(frozen=True)
 class ReductionResults:
-    """What the reductions of one analysis found, lazily.
+    """The lazy results of the reductions of one analysis.
 
     Attributes
     ----------
     block_pass
-        The pass, None without reductions.
+        The pass; None without reductions.
     names
-        For the name that the analysis gave to each of its reductions, the name that it has in the pass.
+        The name that the analysis gave to a reduction -> its name in the pass.
     """
 
     block_pass: BlockPass | None
@@ -200,7 +200,7 @@ class ReductionResults:
 
     @property
     def n_states(self) -> tuple[int, ...]:
-        """The steps of each block."""
+        """The number of steps of each block."""
         return self._pass.task.layout.n_states
 
     def array(self, reduction: str, name: str) -> da.Array:
@@ -229,7 +229,7 @@ class ReductionResults:
         }
 
     def per_block(self, reduction: str, make: Callable[..., Any], **options: Any) -> da.Array:
-        """Return what ``make(result, **options)`` makes of all outputs of a reduction: one object per block."""
+        """Return ``make(result, **options)``, given all outputs of a reduction, as one object per block."""
         pick = Pick(self.names[reduction], make=make, options=options, is_object=True, token=tokenize(make, options))
         return self._objects(pick)
 
@@ -237,7 +237,7 @@ class ReductionResults:
         return _taken(self._pass, pick, ((1,) * len(self.n_states),), np.empty(0, object))
 
     def merged(self, reduction: str, name: str, merge: Callable[[Any, Any], Any]) -> da.Array:
-        """Return an output that each block has one of, merged block by block: one object, (1,)."""
+        """Return an output with one object per block, merged block by block into one object, (1,)."""
         return fold(self.array(reduction, name), merge)
 
 
@@ -252,12 +252,12 @@ def _taken(block_pass: BlockPass, pick: Pick, chunks: tuple[tuple[int, ...], ...
 
 
 def prepend_first_step(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:
-    """Return an output of transitions over all steps, with a value at the first one, in the given blocks of steps."""
+    """Return an output of transitions over all steps, with ``value`` at the first one, in the chunks ``like``."""
     first = with_all_functions(da.full((1, *x.shape[1:]), value, dtype=x.dtype, chunks=(1, *x.chunks[1:])))
     return da.concatenate([first, x]).rechunk({0: like})
 
 
 def uniform(x: da.Array) -> da.Array:
-    """Return an array in chunks that a Zarr array can have: equal, but for a smaller last one."""
+    """Return an array in chunks that a Zarr array can have: equal, except for a smaller last one."""
     chunks = {k: max(sizes) for k, sizes in enumerate(x.chunks) if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]}
     return x.rechunk(chunks) if chunks else x

@@ -1,4 +1,4 @@
-"""What the task of a block does, and what it is told to write and to pass on."""
+"""The task of a block: what it reads, computes, writes and returns."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from deadtok_xr.store import writing
 from deadtok_xr.store.stored_array import StepReader, StoredArray
 
 PASSED_ON = "passed on"
-"""Where a task that writes its outputs itself returns what others still need of them, by `Pick.key`."""
+"""The key of what a task that writes its outputs itself returns for other tasks, by `Pick.key`."""
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How the steps of a pass are cut into blocks.
+    """How the steps of a pass are divided into blocks.
 
     Attributes
     ----------
     n_states
-        The steps of each block.
+        The number of steps of each block.
     shape
-        Steps, tokens, dims.
+        The numbers of steps, tokens and dims.
     """
 
     n_states: tuple[int, ...]
@@ -41,7 +41,7 @@ class BlockLayout:
 
     @property
     def n_transitions(self) -> tuple[int, ...]:
-        """The transitions that begin in each block."""
+        """The number of transitions that begin in each block."""
         return (*self.n_states[:-1], self.n_states[-1] - 1)
 
     @cached_property
@@ -56,9 +56,9 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class Pick:
-    """What is taken of the result of a block: an output of a reduction, or what a function makes of all its outputs.
+    """A part of the result of a block: an output of a reduction, or a function of all its outputs.
 
-    Called with the result of a block. Objects come in a list, as the only element of a block of an array of objects.
+    It is called with the result of a block. Objects are returned in a list, the only element of a block of objects.
     """
 
     reduction: str
@@ -70,7 +70,7 @@ class Pick:
 
     @property
     def key(self) -> str:
-        """What tells it from other picks of a pass."""
+        """A key that identifies it among the picks of a pass."""
         return f"{self.reduction}/{self.output}{self.token}"
 
     def __call__(self, result: dict[str, BlockResult]) -> Any:
@@ -83,7 +83,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class WriteTarget:
-    """An output that the tasks of a pass write themselves, and the array that it goes to."""
+    """An output that the tasks of a pass write themselves, and the array that they write."""
 
     reduction: str
     output: str
@@ -92,26 +92,26 @@ class WriteTarget:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What the tasks of a pass do: go through a block once for all reductions, write outputs, return the rest.
+    """The work of the tasks of a pass: process a block once for all reductions, write outputs, return the rest.
 
     Attributes
     ----------
     stored
         The variables that are read from a store.
     reductions
-        The reductions, by names that tell their options apart.
+        The reductions, by names that differ if their options do.
     layout
         The blocks.
     held
-        The variables that come as values of Dask's tasks.
+        The variables that are read through Dask's graph.
     device
         The name of a device, see `deadtok_xr.kernels.device`.
     targets
-        What is written.
+        The outputs that are written.
     picks
-        What is returned, where outputs are written; None: all outputs of all reductions.
+        The parts that are returned if outputs are written; None: all outputs of all reductions.
     journal
-        Where what is returned is kept for a later call that resumes.
+        Keeps the returned values for a later call that resumes; None to keep nothing.
     """
 
     stored: Mapping[str, StoredArray]
@@ -132,17 +132,17 @@ class BlockTask:
         if self.picks is None:
             return result
         passed_on = {pick.key: pick(result) for pick in self.picks}
-        if self.journal is not None:  # last: from now on the block is done
+        if self.journal is not None:  # last, because this marks the block as finished
             self.journal.note(i, passed_on)
         return {PASSED_ON: passed_on}
 
     def resumed(self, i: int) -> dict[str, BlockResult]:
-        """Return what the task of a block returned when it was done, in an earlier call."""
+        """Return what the task of a finished block returned in an earlier call."""
         assert self.journal is not None
         passed_on = self.journal.passed_on(i)
         if passed_on is None:
             raise OSError(
-                f"{self.journal.place}: what was kept of block {i} is gone; leave the folder there while work resumes"
+                f"{self.journal.place}: the journal entry of block {i} is missing; keep the folder while work resumes"
             )
         return {PASSED_ON: passed_on}
 
@@ -169,7 +169,7 @@ class BlockTask:
 
 
 def _in_batches(block: StepBlock, sources: Mapping[str, Steps]) -> Generator[Batch, None, None]:
-    """Yield small batches that stay in a core's cache, or large ones for a device, each decoded ahead."""
+    """Yield small batches that stay in a core's cache, or large ones for a device, each decoded in advance."""
     step = block.n_tokens * block.n_dims * sum(source.dtype.itemsize for source in sources.values())
     size = devices.DEVICE_BATCH_BYTES if block.device.kernels else BATCH_BYTES
     parts = batches(block, sources, max(1, size // max(1, step)))

@@ -19,7 +19,7 @@ class Output:
     dims
         Its dimensions, ``step`` first where it has one value or more per step.
     dtype
-        Of an element; with a shape of its own for dims other than step, token and dim.
+        The dtype of an element; it has a shape for dims other than step, token and dim.
     at
         Which steps it belongs to: ``"states"``, all of them; or ``"transitions"``, the updates that lead to all steps
         but the first, with their labels. ``"block"``: one object of any kind per block, which
@@ -50,7 +50,7 @@ class Output:
 
     @property
     def inner(self) -> tuple[str, ...]:
-        """The dims but step."""
+        """The dims except step."""
         return tuple(dim for dim in self.all_dims if dim != "step")
 
     @property
@@ -59,6 +59,6 @@ class Output:
         return np.dtype(self.dtype).base
 
     def inner_shape(self, n_tokens: int, n_dims: int) -> tuple[int, ...]:
-        """Return the lengths of the dims but step."""
+        """Return the lengths of the dims except step."""
         sizes = {"token": n_tokens, "dim": n_dims, **self.sizes}
         return (*(sizes[dim] for dim in self.inner if dim in sizes), *np.dtype(self.dtype).shape)

@@ -1,4 +1,4 @@
-"""The next batch is decoded while a device works on this one."""
+"""Decode the next batch while a device works on the current one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from deadtok_xr.engine.batches import Batch
 
 
 def prefetch(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """Yield the same batches with arrays of their own, each while a thread decodes the one after it.
+    """Yield copies of batches, while a thread decodes the next one.
 
-    Close it before what the batches are read from: closing waits for the thread.
+    Close it before the readers of the batches: closing waits for the thread.
     """
     from deadtok_xr.kernels.torch import pinned_copy
 

@@ -1,4 +1,4 @@
-"""What is asked of a recording: a reduction, which finds outputs in one block of steps after the other."""
+"""The protocol of reductions, which compute outputs from a recording, block of steps by block of steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deadtok_xr.engine.batches import Batch, StepBlock
 from deadtok_xr.engine.output import Output
 
 BlockResult = dict[str, Any]
-"""What a reduction found in a block, by output."""
+"""The results of a reduction for a block, by output."""
 
 
 class Accumulator(Protocol):
-    """A reduction at work in one block."""
+    """The state of a reduction while it processes one block."""
 
     def update(self, batch: Batch) -> None:
         """Take the next steps; called for all batches of the block in order."""
@@ -29,7 +29,7 @@ class Accumulator(Protocol):
 
 
 class Reduction(Protocol):
-    """A question to a recording, answered block by block. A frozen dataclass: its options tell it from another."""
+    """A computation on a recording, block by block. A frozen dataclass: reductions with equal options are equal."""
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class SingleVariable:
 
 
 def allocate_outputs(outputs: Mapping[str, Output], block: StepBlock) -> dict[str, NDArray[Any]]:
-    """Return arrays of zeros for the states and transitions of a block; memory is taken where something is written."""
+    """Return arrays of zeros for the states and transitions of a block; memory is used only where values are set."""
     lengths = {"states": block.n_states, "transitions": block.n_transitions}
     return {
         name: np.zeros((lengths[o.at], *o.inner_shape(block.n_tokens, block.n_dims)), o.base)

@@ -1,6 +1,6 @@
-"""Results written by the tasks that find them: the task of a block writes its steps, and returns what others need.
+"""Write results by the tasks that compute them: the task of a block writes its steps, and returns what others need.
 
-Nothing large then waits in memory or goes from worker to worker. Writing a block again gives the same files, so a task
+No large results then wait in memory or are sent between workers. Writing a block again gives the same files, so a task
 may be lost and repeated.
 """
 
@@ -25,7 +25,7 @@ from deadtok_xr.store import writing
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
 Targets = Sequence["zarr.Array[Any]"]
 Resume = Callable[[str, BlockTask, Targets], tuple[ResumeJournal, Collection[int]]]
-"""Given the name of a pass, its task, and the arrays that it writes: where to note blocks, and which are done."""
+"""Given the name of a pass, its task and the arrays that it writes, returns its journal and its finished blocks."""
 
 
 def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
@@ -36,7 +36,7 @@ def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
     pairs
         Lazy arrays, and arrays of a store with the same chunks.
     resume
-        Which blocks are done already and are left as they are, and where to note others. None: all are done.
+        Returns the finished blocks, which are not computed again, and the journal. None: all blocks are computed.
     """
     direct = [(found, target) for x, target in pairs if (found := pass_output(x)) is not None]
     others = [(x, target) for x, target in pairs if pass_output(x) is None]
@@ -57,7 +57,7 @@ def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
 
 
 def passes_in(arrays: Sequence[da.Array]) -> dict[str, BlockTask]:
-    """Return what the tasks do of every pass that writes one of the arrays."""
+    """Return the work of every pass that writes one of the arrays."""
     found: list[BlockPass] = [output.block_pass for x in arrays if (output := pass_output(x)) is not None]
     return {block_pass.name: block_pass.task for block_pass in found}
 
@@ -84,7 +84,7 @@ def _write_blocks(tasks: Tasks, pairs: Pairs) -> list[Any]:
 def _write_in_pass(
     tasks: Tasks, name: str, task: BlockTask, targets: list[WriteTarget], resume: Resume | None
 ) -> list[Any]:
-    """Have the tasks of a pass write their blocks, and return no more than others take of them."""
+    """Let the tasks of a pass write their blocks, and return only what other tasks take from them."""
     picks = {pick.key: pick for pick in _picks(tasks, name)}
     journal, done = resume(name, task, [t.array for t in targets]) if resume else (None, ())
     writing_task = replace(task, targets=tuple(targets), picks=tuple(picks.values()), journal=journal)
@@ -96,13 +96,13 @@ def _write_in_pass(
 
 
 def _picks(tasks: Tasks, name: str) -> list[Pick]:
-    """Return what other tasks take of the blocks of a pass."""
+    """Return what other tasks take from the blocks of a pass."""
     taken = [task for task in tasks.values() if type(task) is tuple and len(task) == 2 and isinstance(task[0], Pick)]
     return [pick for pick, key in taken if key[0] == name]
 
 
 class _Write:
-    """A block of an array, written."""
+    """Writes a block of an array."""
 
     def __init__(self, target: zarr.Array[Any], start: tuple[int, ...]) -> None:
         self.target, self.start = target, start

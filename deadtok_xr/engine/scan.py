@@ -1,4 +1,4 @@
-"""Results that are computed block by block in the order of steps, each from the one before it."""
+"""Scans and folds: results computed block by block in the order of the steps, each from the one before."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def scan(
     chunks: tuple[tuple[int, ...], ...] | None = None,
     meta: NDArray[Any] | None = None,
 ) -> da.Array:
-    """Return ``work(state, *blocks)`` for the blocks of arrays (step, ...) or (step, token, ...) in the order of steps.
+    """Compute ``work(state, *blocks)`` for the blocks of arrays (step, ...) or (step, token, ...) in the order of steps.
 
-    The state is what ``state_of`` made of the result before, None at first. Without it, the result itself is the state,
-    and only the last one is returned: an object per block of tokens, (block,). Blocks of tokens are computed side by
-    side. An array may have a single block along an axis, which then belongs to all.
+    The state is ``state_of(previous result)``, None for the first block. Without ``state_of``, the previous result
+    itself is the state, and only the last result is returned: an object per block of tokens, (block,). Blocks of tokens
+    are computed in parallel. An array with a single block along an axis is used for all blocks of the others.
     """
     n_rows, n_columns = (*arrays[0].numblocks, 1)[:2]
     chunks = chunks or ((1,) * n_columns,)
@@ -60,10 +60,10 @@ def _position(x: da.Array, i: int, j: int) -> tuple[int, ...]:
 
 
 def fold(objects: da.Array, merge: Callable[[Any, Any], Any], start: Callable[[Any], Any] | None = None) -> da.Array:
-    """Return ``merge(state, object)`` over objects (block,) in turn: one object, (1,).
+    """Reduce objects, (block,), to one, (1,), by ``merge(state, object)`` in order.
 
-    The state is the first object, or what ``start`` makes of it. Each is merged as soon as it is there, so that few are
-    kept.
+    The first state is the first object, or ``start(object)``. Each object is merged as soon as it is computed, so that
+    few are kept in memory.
     """
     return scan([objects], partial(_merge, merge, start))
 
@@ -79,10 +79,10 @@ def _merge(
 def scan_fields(
     arrays: dict[str, da.Array], kernel: Callable[..., Any], dtype: np.dtype[Any], **options: Any
 ) -> da.Array:
-    """Return per step and token, (step, token), the fields of ``dtype``, where each step builds on the one before.
+    """Compute the fields of ``dtype`` per step and token, (step, token), where each step depends on the one before.
 
-    ``kernel(parts, state, out, **options)`` gets a dict of blocks, what it returned for the block of steps before, None
-    at first, and arrays to fill. Arrays may have one value along an axis.
+    ``kernel(parts, state, out, **options)`` gets a dict of blocks, the value that it returned for the block of steps
+    before, None at first, and the arrays to fill. Arrays may have one value along an axis.
     """
     first = next(iter(arrays.values()))
     same = [_in_chunks_of(x, first) for x in arrays.values()]
@@ -91,14 +91,14 @@ def scan_fields(
 
 
 def _in_chunks_of(x: da.Array, first: da.Array) -> da.Array:
-    """Return an array in the chunks of another one, but for the axes along which there is one value alone."""
+    """Return an array in the chunks of another one, except along axes of length 1."""
     return x.rechunk({k: c for k, c in enumerate(first.chunks) if x.shape[k] == first.shape[k]})
 
 
 def _fill_block(
     kernel: Callable[..., Any], names: tuple[str, ...], dtype: Any, options: Any, state: Any, *blocks: Any
 ) -> Any:
-    # an array for each field instead of a structured one: what uses one field reads no other
+    # an array for each field instead of a structured array, so that a task that uses one field reads no other
     shape = blocks[0].shape[:2]
     out = {name: np.empty(shape + dtype[name].shape, dtype[name].base) for name in dtype.names or ()}
     out["state"] = kernel(dict(zip(names, blocks, strict=True)), state, out, **options)

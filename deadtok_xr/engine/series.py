@@ -1,8 +1,8 @@
 """Short series that every block of a pass needs, without an edge from one task to all blocks.
 
-Dask orders a graph by what waits for what. A task that all others wait for makes it read far ahead, and keep what it
-read: a store twenty times larger than memory allows was held whole. A `Series` is computed inside the task that needs a
-part of it, and that part is small.
+Dask orders a graph by its dependencies. If all tasks depend on one, it reads far ahead and keeps the values: a store
+twenty times larger than the memory limit was completely loaded. A `Series` is therefore computed within each task that
+needs a part of it, and that part is small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class Series:
-    """A lazy array of (step) or (step, ...) that travels with tasks. No dataclass: Dask would look inside."""
+    """A lazy array of (step) or (step, ...) that is sent with tasks. No dataclass, because Dask would traverse it."""
 
     def __init__(self, data: da.Array) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Results that are small: made by one task of all blocks of its inputs, or fields of what a task found."""
+"""Small results: computed by one task from all blocks of its inputs, and the fields of structured results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], str]]
 
 
 def gather(arrays: Sequence[da.Array], work: Callable[..., Any]) -> da.Array:
-    """Return what ``work`` makes of a list of all blocks, or objects, of each array: one object, (1,)."""
+    """Compute one object, (1,), by ``work(*lists)``: a list of all blocks, or of all objects, for each array."""
     name = f"gathered-{tokenize([x.name for x in arrays], work)}"
 
     def task(names: list[str]) -> Tasks:
@@ -41,7 +41,7 @@ def compute_together(
     inputs: dict[str, da.Array], kernel: Callable[..., Arrays], shapes: Shapes, attrs: dict[str, dict[str, Any]],
     **options: Any,
 ) -> dict[str, xr.Variable]:  # fmt: skip
-    """Make variables of what is small, all by one task from all blocks of its inputs.
+    """Compute small variables together, by one task from all blocks of the inputs.
 
     ``kernel(blocks, **options)`` gets a list of the blocks of each input, and returns an array for each of ``shapes``.
     """

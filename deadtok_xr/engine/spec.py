@@ -1,4 +1,4 @@
-"""An analysis before it runs: what it asks of the common pass, and how its dataset is made of the answers."""
+"""An analysis before it runs: its reductions in the common pass, and the function that makes its dataset."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class AnalysisSpec:
     matrices
         The lazy arrays that its reductions name.
     reductions
-        Its reductions, by names of its own.
+        Its reductions, by names that the analysis chooses.
     finish
-        Makes its dataset of what they find, lazily.
+        Makes its dataset from their results, lazily.
     """
 
     matrices: Mapping[str, da.Array]

@@ -60,9 +60,7 @@ def peak(job: str, *words: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_conversion_verification_and_analysis_within_a_memory_limit(
-    folder: Path, recording: Path
-) -> None:
+def test_conversion_verification_and_analysis_within_a_memory_limit(folder: Path, recording: Path) -> None:
     peak("analyze", recording, folder / "compiled.zarr")  # compiles kernels, which takes memory of its own
     source, store, results = folder / "recording.h5", folder / "recording.zarr", folder / "results.zarr"
     values = 4 * (STEPS + 1) * TOKENS * DIMS * 2
