@@ -93,9 +93,7 @@ def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reducti
     stored = {name: found for name, x in arrays.items() if (found := stored_array(x)) is not None}
     held = {name: _cut(x, layout.n_states) for name, x in arrays.items() if name not in stored}
     for name in held:
-        _logger.info(
-            "%s holds no recorded values as they are: it is read through Dask's graph, which takes longer", name
-        )
+        _logger.info("%s does not hold recorded values: it is read through Dask's graph, which is slower", name)
     contents = {name: x.name for name, x in arrays.items()}
     task = BlockTask(stored, dict(reductions), layout, tuple(held), device)
     pairs = tuple((x, step_after(x)) for x in held.values())

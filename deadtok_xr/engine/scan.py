@@ -23,7 +23,7 @@ def scan(
     chunks: tuple[tuple[int, ...], ...] | None = None,
     meta: NDArray[Any] | None = None,
 ) -> da.Array:
-    """Compute ``work(state, *blocks)`` for the blocks of arrays (step, ...) or (step, token, ...) in the order of steps.
+    """Compute ``work(state, *blocks)`` for the blocks of arrays (step, ...) or (step, token, ...), in order of steps.
 
     The state is ``state_of(previous result)``, None for the first block. Without ``state_of``, the previous result
     itself is the state, and only the last result is returned: an object per block of tokens, (block,). Blocks of tokens

@@ -135,7 +135,7 @@ def test_variables_read_through_the_graph_are_logged(path: Path, caplog: pytest.
         assert not caplog.records
         dx.census(ds.assign(W=ds.W * 2))
     (record,) = caplog.records
-    assert record.getMessage().startswith("W holds no recorded values")
+    assert record.getMessage().startswith("W does not hold recorded values")
 
 
 @given(data=st.data())
