@@ -12,7 +12,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.dask_arrays import Tasks, empty_meta, from_tasks
 from deadtok_xr.engine.block_pass import uniform
 
 Arrays = dict[str, NDArray[Any]]
@@ -58,7 +58,7 @@ def _one_of(made: da.Array, key: str, shape: tuple[int, ...], dtype: str) -> da.
     return da.blockwise(
         _take, dims, made, (len(shape),), key, None, dtype, None, name=f"one-{tokenize(made.name, key)}",
         new_axes=dict(zip(dims, shape, strict=True)), concatenate=False,
-        dtype=dtype, meta=np.empty((0,) * len(shape), dtype),
+        dtype=dtype, meta=empty_meta(len(shape), dtype),
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def field_variables(x: da.Array, dims: tuple[str, ...], attrs: dict[str, dict[st
             dtype=base,
             chunks=x.chunks + tuple((n,) for n in inner),
             new_axis=list(range(x.ndim, x.ndim + len(inner))) or None,
-            meta=np.empty((0,) * (x.ndim + len(inner)), base),
+            meta=empty_meta(x.ndim + len(inner), base),
         )
         variables[name] = xr.Variable((*dims, "dim") if inner else dims, uniform(data), attrs[name])
     return variables
