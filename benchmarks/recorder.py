@@ -41,7 +41,7 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr import demo
-from deadtok_xr.record.host_buffers import to_numpy
+from deadtok_xr.recorder.host_buffers import to_numpy
 
 ALL = ("W", "grad", "exp_avg", "exp_avg_sq")
 BLOCK = 8  # steps

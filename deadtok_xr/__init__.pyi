@@ -36,7 +36,7 @@ from .analyses.topology import topology
 from .conversion import convert
 from .conversion.verify import verify
 from .engine.output import Output
-from .record.recorder import Recorder
+from .recorder.recorder import Recorder
 from .recording.export import export
 from .recording.opening import open_recording
 from .recording.runs import concat_runs

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deadtok_xr.record.recorder import Recorder
+from deadtok_xr.recorder.recorder import Recorder
 
 
 @dataclass(frozen=True)

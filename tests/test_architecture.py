@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "deadtok_xr"
 MAX_ROOT_MODULES = 14
 PACKAGES = (
     "_version", "errors", "text", "bfloat16", "schema", "kernels", "dask_arrays", "store", "recording", "replay",
-    "record", "engine", "conversion", "analyses", "plot", "results", "testing", "demo", "cli", "__main__",
+    "recorder", "engine", "conversion", "analyses", "plot", "results", "testing", "demo", "cli", "__main__",
 )  # fmt: skip
 """The packages and modules in the import order: each may import those before it."""
 HEAVY = {"torch", "h5py", "matplotlib", "numba", "scipy", "zarr", "xarray", "dask"}

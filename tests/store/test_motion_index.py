@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import deadtok_xr as dx
 from deadtok_xr import store
-from deadtok_xr.record.appender import create_appender
+from deadtok_xr.recorder.appender import create_appender
 from deadtok_xr.store import motion_index, stored_array, zarr_dtype
 
 

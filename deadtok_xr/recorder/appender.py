@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
-from deadtok_xr.record.host_buffers import Column
+from deadtok_xr.recorder.host_buffers import Column
 from deadtok_xr.store import chunk_bytes, location, motion_index, writing
 from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deadtok_xr.errors import InputError, WriteError
-from deadtok_xr.record import self_check
-from deadtok_xr.record.attributes import optimizer_attributes, scheduled_settings
-from deadtok_xr.record.host_buffers import Column, Copier, HostBuffer, default_value, to_numpy
-from deadtok_xr.record.writer_thread import N_BUFFERS, WriterThread
+from deadtok_xr.recorder import self_check
+from deadtok_xr.recorder.attributes import optimizer_attributes, scheduled_settings
+from deadtok_xr.recorder.host_buffers import Column, Copier, HostBuffer, default_value, to_numpy
+from deadtok_xr.recorder.writer_thread import N_BUFFERS, WriterThread
 
 if TYPE_CHECKING:
-    from deadtok_xr.record.appender import Appender
-    from deadtok_xr.record.recorded_parameter import RecordedParameter
+    from deadtok_xr.recorder.appender import Appender
+    from deadtok_xr.recorder.recorded_parameter import RecordedParameter
 
 
 def buffer_steps(recorded: list[RecordedParameter], n_rows: int, most: int, memory: int) -> int:

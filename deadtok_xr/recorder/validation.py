@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
-from deadtok_xr.record.host_buffers import to_numpy
-from deadtok_xr.record.recorded_parameter import RECORDABLE, RecordedParameter
-from deadtok_xr.record.schedule import is_integer
+from deadtok_xr.recorder.host_buffers import to_numpy
+from deadtok_xr.recorder.recorded_parameter import RECORDABLE, RecordedParameter
+from deadtok_xr.recorder.schedule import is_integer
 
 if TYPE_CHECKING:
     import torch

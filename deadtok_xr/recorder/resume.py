@@ -8,9 +8,9 @@ import numpy as np
 
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
-from deadtok_xr.record.appender import Appender
-from deadtok_xr.record.host_buffers import to_numpy
-from deadtok_xr.record.recorded_parameter import RecordedParameter
+from deadtok_xr.recorder.appender import Appender
+from deadtok_xr.recorder.host_buffers import to_numpy
+from deadtok_xr.recorder.recorded_parameter import RecordedParameter
 
 
 def resume_position(

@@ -16,6 +16,6 @@ self_check            whether gradients belong to their updates, and whether upd
 attributes            attributes of the store about optimizer and machine
 """
 
-from deadtok_xr.record.recorder import Recorder
+from deadtok_xr.recorder.recorder import Recorder
 
 __all__ = ["Recorder"]

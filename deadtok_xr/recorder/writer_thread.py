@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from deadtok_xr.record.host_buffers import HostBuffer
+from deadtok_xr.recorder.host_buffers import HostBuffer
 
 N_BUFFERS = 2  # one is filled while the other is written: memory is bounded, and a loop that is faster waits
 

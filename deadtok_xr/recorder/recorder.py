@@ -13,13 +13,13 @@ import numpy as np
 
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
-from deadtok_xr.record import validation
-from deadtok_xr.record.appender import Appender, create_appender, open_appender
-from deadtok_xr.record.attributes import machine_attributes, optimizer_attributes, scheduled_settings
-from deadtok_xr.record.host_buffers import Column, copier_for
-from deadtok_xr.record.resume import resume_position
-from deadtok_xr.record.schedule import Schedule
-from deadtok_xr.record.session import Session, buffer_steps
+from deadtok_xr.recorder import validation
+from deadtok_xr.recorder.appender import Appender, create_appender, open_appender
+from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes, scheduled_settings
+from deadtok_xr.recorder.host_buffers import Column, copier_for
+from deadtok_xr.recorder.resume import resume_position
+from deadtok_xr.recorder.schedule import Schedule
+from deadtok_xr.recorder.session import Session, buffer_steps
 from deadtok_xr.store.chunk_layout import chunk_shape
 
 if TYPE_CHECKING:

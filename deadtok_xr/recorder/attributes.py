@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from deadtok_xr.record.recorded_parameter import RecordedParameter
+    from deadtok_xr.recorder.recorded_parameter import RecordedParameter
 
 
 def optimizer_attributes(recorded: RecordedParameter) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError
-from deadtok_xr.record.host_buffers import to_numpy
+from deadtok_xr.recorder.host_buffers import to_numpy
 
 
 def tiny(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Embedding, torch.optim.Optimizer]:

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr.errors import IncompleteStoreError, InputError, WriteError
-from deadtok_xr.record import host_buffers
-from deadtok_xr.record.host_buffers import to_numpy
+from deadtok_xr.recorder import host_buffers
+from deadtok_xr.recorder.host_buffers import to_numpy
 from deadtok_xr.store import chunk_bytes
 
 ALL = ("W", "grad", "exp_avg", "exp_avg_sq")
@@ -503,7 +503,7 @@ import resource, sys, warnings
 import torch
 import deadtok_xr as dx
 from deadtok_xr.store import chunk_bytes
-from tests.record.test_training_loops import Wide
+from tests.recorder.test_training_loops import Wide
 
 path, on_error = sys.argv[1:]
 torch.set_num_threads(1)
