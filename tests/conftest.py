@@ -24,6 +24,7 @@ from deadtok_xr.store.reading import ChunkReader
 
 settings.register_profile("default", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)  # pytest --hypothesis-profile thorough
+settings.register_profile("few", deadline=None, max_examples=6)  # .ci/run, with Dask's expressions
 settings.load_profile("default")
 torch.set_num_threads(1)  # two test processes with two threads each spend their time waiting
 
