@@ -28,6 +28,13 @@ settings.register_profile("few", deadline=None, max_examples=6)  # .ci/run, with
 settings.load_profile("default")
 torch.set_num_threads(1)  # two test processes with two threads each spend their time waiting
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out what is slow, unless files, tests or marks are named."""
+    if config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.markexpr:
+        config.option.markexpr = "not slow"
+
+
 RUN = demo.Run(
     steps=300, batch=4, length=16, dims=16, layers=1, lr=3e-3, decay=True,
     variables=("W", "grad", "exp_avg", "exp_avg_sq"),

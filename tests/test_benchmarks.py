@@ -18,6 +18,8 @@ from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
 from tests.strategies import dataset
 
+pytestmark = pytest.mark.slow
+
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}  # the notebook sums in float32
 
 

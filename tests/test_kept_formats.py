@@ -79,6 +79,7 @@ def test_every_chunk_fits_its_checksum(kept: Path, name: str) -> None:
     assert found.n_chunks > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORES)
 def test_analyses_give_the_same_numbers(kept: Path, name: str) -> None:
     ds = opened(kept / f"{name}.zarr")

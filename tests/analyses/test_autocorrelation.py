@@ -35,6 +35,7 @@ class TestLags:
             first = [next((k for k, r in enumerate(row) if r <= limit), -1) for row in found.autocorrelation.values]
             np.testing.assert_array_equal(found[name], first)
 
+    @pytest.mark.slow
     def test_single_token_agrees_with_the_centroid(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead").isel(token=[5])
         found, cloud = dx.velocity_autocorrelation(rec).compute(), dx.cloud(rec).compute()

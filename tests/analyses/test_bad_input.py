@@ -62,6 +62,7 @@ def small(ds: xr.Dataset) -> xr.Dataset:
     return ds.drop_vars(["position", "thermal_velocity"], errors="ignore").compute()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_W)
 def test_gaps_in_the_steps(name: str) -> None:
     ds = walk().isel(step=[0, 1, 4])
@@ -82,6 +83,7 @@ def test_recording_of_one_step(name: str) -> None:
         OF_W[name](ds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_W)
 def test_one_token_and_all_frozen_from_the_start(name: str) -> None:
     assert small(OF_W[name](walk(tokens=1)))
@@ -103,6 +105,7 @@ def test_tokens_with_nan_have_no_results(name: str) -> None:
         assert found.verdict.attrs["flag_meanings"].split()[int(found.verdict)] == "unknown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_W)
 def test_float32_without_a_lattice_is_refused(name: str) -> None:
     """Named so, or not: what does not ask for a lattice works all the same."""

@@ -70,6 +70,7 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
     return dataset(values, draw(st.sampled_from([None, chunks])), labels)
 
 
+@pytest.mark.slow
 @given(ds=crowds(), data=st.data())
 @pytest.mark.parametrize("signed_zero", ["equal", "distinct"])
 def test_census_of_few_places(signed_zero: str, ds: xr.Dataset, data: st.DataObject) -> None:
@@ -77,6 +78,7 @@ def test_census_of_few_places(signed_zero: str, ds: xr.Dataset, data: st.DataObj
     check(ds, at, signed_zero=signed_zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["dead", "all"])
 def test_census_of_real_recordings(recording: Path, atom: Path, tokens: Any) -> None:
     for path in (recording, atom):

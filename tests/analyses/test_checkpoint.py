@@ -38,6 +38,7 @@ def expected(W: np.ndarray, few: list[int]) -> dict[str, Any]:
     return out
 
 
+@pytest.mark.slow
 @given(ds=hostile(), data=st.data())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_hostile_bits(ds: xr.Dataset, data: st.DataObject) -> None:

@@ -169,6 +169,7 @@ def check(ds: xr.Dataset) -> xr.Dataset:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
 def test_real_recording(logged: Path, tokens: str) -> None:
     found = check(dx.open_recording(logged, tokens=tokens))  # type: ignore[arg-type]
@@ -183,6 +184,7 @@ def test_tight_cluster(atom: Path) -> None:
     check(dx.open_recording(atom, tokens="dead").isel(step=slice(0, 60)))
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1), steps=st.integers(2, 9), n=st.integers(1, 7), dims=st.integers(1, 5), data=st.data()
 )

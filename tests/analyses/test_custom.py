@@ -162,6 +162,7 @@ def check_values(ds: xr.Dataset) -> None:
 # --- values -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_values_of_any_shape_and_chunking(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.integers(1, most), label="size") for most in (9, 6, 4))
@@ -575,6 +576,7 @@ def boom(batch: Any) -> Any:
     return {"x": batch.W.max((1, 2))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_an_error_of_the_function_says_where(rec: xr.Dataset, scheduler: str) -> None:
     bad = dx.analysis(name="bad", outputs=STEP)(boom)
@@ -589,6 +591,7 @@ def test_an_error_of_the_function_says_where(rec: xr.Dataset, scheduler: str) ->
 # --- results ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_adding_one_touches_no_other_file(rec: xr.Dataset, stored: Path, tmp_path: Path) -> None:
     """All that this test knows of the new analysis is in this function."""
 
@@ -758,6 +761,7 @@ def test_changed_function_starts_again(rec: xr.Dataset, tmp_path: Path) -> None:
 # --- elsewhere --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_and_a_cluster_give_the_same(rec: xr.Dataset, tmp_path: Path) -> None:
     define_all()
     tree = dx.analyze(rec, analyses=["motion", "largest", "hops", "mixed", "Mean"])

@@ -105,6 +105,7 @@ def test_concordance_is_that_of_the_definition(data: st.DataObject, n: int) -> N
     assert np.isnan([low, high]).all() or -1 <= low <= D <= high <= 1
 
 
+@pytest.mark.slow
 def test_confidence_intervals_cover_the_true_value() -> None:
     """Of 300 samples with a known correlation, about 95% of the intervals contain it."""
     rng = np.random.default_rng(1)

@@ -37,6 +37,7 @@ def test_published_runs_of_thimble_5() -> None:
     assert int(found.final_motion) == 2918
 
 
+@pytest.mark.slow
 @given(ds=hostile())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_freezing_of_hostile_bits(ds: xr.Dataset) -> None:

@@ -37,6 +37,7 @@ def test_real_recording(recording: Path, name: str, steps: slice) -> None:
     check(name, dx.open_recording(recording, tokens="dead").isel(step=steps, token=slice(0, 40)))
 
 
+@pytest.mark.slow
 @given(ds=hostile())
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")

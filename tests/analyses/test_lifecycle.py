@@ -38,6 +38,7 @@ def test_lifecycle_of_real_runs(recording: Path, atom: Path, scheme: str) -> Non
     check_lifecycle(dx.open_recording(atom, tokens="dead").isel(token=slice(0, 40)), scheme)
 
 
+@pytest.mark.slow
 @given(ds=hostile())
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")

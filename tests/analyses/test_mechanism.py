@@ -194,6 +194,7 @@ def test_updates_across_a_gap_are_not_replayed(recording: Path) -> None:
         dx.replay_open_loop(ds)
 
 
+@pytest.mark.slow
 def test_missing_schedule_is_reported(tmp_path: Path) -> None:
     ds = train(tmp_path / "r.zarr", *with_flags(RUNS["AdamW"], FLAGS["single"]), torch.bfloat16, schedule=True)
     assert dx.mechanism(ds).compute().n_missed.sum() == 0

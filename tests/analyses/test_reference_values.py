@@ -63,6 +63,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["dead", "live", "all"])
 @pytest.mark.parametrize("analysis", CHECKS)
 def test_analyses_of_a_real_recording(recording: Path, analysis: str, tokens: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import deadtok_xr as dx
 
 
+@pytest.mark.slow
 def test_the_tidal_toy_has_its_published_numbers() -> None:
     """Catalogue R9: np.random.seed(42), 100 x 2, 500 steps."""
     start = np.random.RandomState(42).normal(0, 0.02, (100, 2))

@@ -77,11 +77,13 @@ def walks(draw: st.DrawFn) -> xr.Dataset:
     return dataset(signed.view(ml_dtypes.bfloat16), draw(st.sampled_from([None, chunks])))
 
 
+@pytest.mark.slow
 @given(ds=walks(), k=st.sampled_from([0.5, 1.0, 2.0, 7.3]), spacing=st.sampled_from(SPACINGS), linked=st.booleans())
 def test_every_adjacency_rule_along_random_walks(ds: xr.Dataset, k: float, spacing: str, linked: bool) -> None:
     check(ds, k=k, spacing=spacing, coincident="linked" if linked else "separate")
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(ds=walks(), held=st.sampled_from(["threshold", "positions"]), k=st.sampled_from([1.0, 3.0]))
 def test_counterfactuals_along_random_walks(ds: xr.Dataset, held: str, k: float) -> None:
@@ -201,6 +203,7 @@ def test_topology_is_lazy(recording: Path, lazily: Any, options: dict[str, Any])
     assert all(v.chunks is not None for v in found.data_vars.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(ds=walks())
 def test_connectivity_is_the_longest_edge_of_the_minimum_spanning_tree(ds: xr.Dataset) -> None:
@@ -249,6 +252,7 @@ def test_connectivity_of_one_token() -> None:
     assert found.merge_threshold.shape == (2, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(ds=walks(), linked=st.booleans())
 def test_components_along_random_walks(ds: xr.Dataset, linked: bool) -> None:

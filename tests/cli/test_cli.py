@@ -112,6 +112,7 @@ def groups(path: Path) -> list[str]:
 # --- what each command does ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path: Path) -> None:
     source = thimble(tmp_path / "thimble 7 ü.h5", weights)
     converted = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
@@ -164,12 +165,14 @@ def test_options_only_tokens_and_overwrite(deadtok: Deadtok, run_zarr: Path, tmp
     assert groups(results) == ["motion", "phases"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 def test_schedulers_of_one_machine(deadtok: Deadtok, run_zarr: Path, tmp_path: Path, scheduler: str) -> None:
     said = deadtok("analyze", run_zarr, "-o", tmp_path / "r", "--only", "phases", "--scheduler", scheduler)
     assert said.status == 0, said.err
 
 
+@pytest.mark.slow
 def test_scheduler_at_an_address(
     deadtok: Deadtok, run_zarr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +208,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "QUICK", dataclasses.replace(demo.QUICK, steps=30))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_demo")
 def test_demo_writes_recording_results_and_figures(
     deadtok: Deadtok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +306,7 @@ def test_files_that_cannot_be_converted(
 # --- recordings with something odd in them -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nan_and_infinity_are_kept_and_reported(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     w = weights.copy()
     w[5, 3, 2], w[100, :, 0] = NAN, INF
@@ -317,6 +322,7 @@ def test_nan_and_infinity_are_kept_and_reported(deadtok: Deadtok, weights: NDArr
     assert "-1" not in said.out.split("Topology")[1].partition("results:")[0]
 
 
+@pytest.mark.slow
 def test_recording_of_only_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     deadtok("convert", thimble(tmp_path / "a.h5", np.full_like(weights, NAN)), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
@@ -324,6 +330,7 @@ def test_recording_of_only_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tm
     assert "no token moved in 0 of 199 steps" in said.out
 
 
+@pytest.mark.slow
 def test_recording_of_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
     deadtok("convert", thimble(tmp_path / "a.h5", weights[:1]), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
@@ -336,6 +343,7 @@ def test_recording_of_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16
     assert not (tmp_path / "m.zarr").exists()
 
 
+@pytest.mark.slow
 def test_float32_training_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_path: Path) -> None:
     w = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
     source = thimble(tmp_path / "f.h5", None, W=w, dead_mask=np.arange(8) < 4, live_mask=None, losses=None)
@@ -541,6 +549,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return testing.synthetic_recording(path, steps=1000, tokens=400, dims=8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 def test_full_disk_is_reported(larger: Path, tmp_path: Path) -> None:
     w = dx.open_recording(larger, raw=True)["W"].values.view("u2")

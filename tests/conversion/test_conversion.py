@@ -414,6 +414,7 @@ with open_source(large) as source:
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """A file of 300 MB, in two chunks without compression as Thimble 7 has them, in less than 100 MB."""
     block = np.random.default_rng(0).integers(0, 0x7F80, (100, 1000, 64), dtype=np.uint16)
@@ -431,6 +432,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bits(rec["W"][2300:].values), block)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_option_bounds_the_peak(tmp_path: Path) -> None:
     """128 steps of all tokens are 330 MB, more than the memory limit: tokens are read in groups."""

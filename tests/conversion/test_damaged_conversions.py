@@ -95,6 +95,7 @@ def _structure(data: bytes) -> np.ndarray:
     return np.flatnonzero(~inside)
 
 
+@pytest.mark.slow
 def test_flipped_bits_of_the_structure(whole: Path, tmp_path: Path) -> None:
     """Flip a bit of the structure: names, shapes, offsets, checksums. Some files remain valid, with other contents."""
     data = whole.read_bytes()

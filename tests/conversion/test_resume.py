@@ -156,6 +156,7 @@ def options_of(kind: str) -> dict[str, Any]:
 # --- interrupted at every point ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_only_unfinished_chunks_are_written_again(tmp_path: Path, whole: Any, watch: Watch, kind: str) -> None:
     source, undisturbed, n_chunks = whole(kind)
@@ -617,6 +618,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 DTYPES = {"uint16": np.uint16, "float16": np.float16, "float32": np.float32}
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_recording_interrupted_anywhere(

@@ -17,6 +17,8 @@ import pytest
 import deadtok_xr as dx
 from tests.s3_server import BUCKET, free_port, server
 
+pytestmark = pytest.mark.slow
+
 boto3 = pytest.importorskip("boto3")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")

@@ -14,6 +14,8 @@ import pytest
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -210,7 +212,6 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
     manager.shutdown_kernel(now=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_notebook_runs_with_the_described_results(name: str, tmp_path: Path, kernel: KernelManager) -> None:
     notebook = read(name)

@@ -15,6 +15,8 @@ from matplotlib import pyplot
 import deadtok_xr as dx
 from deadtok_xr.cli import cli
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
     "design.md": "no block",

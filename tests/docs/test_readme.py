@@ -17,6 +17,8 @@ from matplotlib import pyplot
 import deadtok_xr as dx
 from deadtok_xr.analyses.registry import ANALYSES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SET_UP = (

@@ -14,6 +14,8 @@ import torch
 
 import deadtok_xr as dx
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "recording.md").read_text(encoding="utf-8")
 TRAINERS = {"Accelerate": "accelerate", "Lightning": "lightning", "Hugging Face": "transformers"}

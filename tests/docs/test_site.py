@@ -20,6 +20,8 @@ import deadtok_xr as dx
 from deadtok_xr import schema
 from deadtok_xr.cli import cli
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("mkdocs")
 ROOT = Path(__file__).parents[2]
 ROOMS = {"how-to", "reference", "explanation"}

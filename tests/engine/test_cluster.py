@@ -29,6 +29,8 @@ from deadtok_xr import cli, testing
 from deadtok_xr.errors import IncompleteStoreError
 from deadtok_xr.results import save
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(dx.__file__).parents[1]
 SOME = ("motion", "phases", "kinematics", "mechanism", "freeze_predictors")
 """Analyses of every kind: per token, per step, of several matrices, merged from row to row."""

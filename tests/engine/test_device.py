@@ -42,6 +42,7 @@ def agree(found: xr.DataTree, expected: xr.DataTree) -> None:
                 np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-14, err_msg=f"{group} {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_bytes", [2**14, devices.DEVICE_BATCH_BYTES])
 def test_torch_kernels_give_the_same_results(
     recording: Path, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +111,7 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
     return xr.Dataset({"W": (("step", "token", "dim"), data, {"precision": grid})}, coords)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     ds=crowds(),

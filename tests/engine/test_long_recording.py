@@ -17,6 +17,8 @@ from benchmarks import long_recording
 from deadtok_xr import demo
 from deadtok_xr.bfloat16 import BFLOAT16
 
+pytestmark = pytest.mark.slow
+
 STEPS, TOKENS, DIMS = 1000, 600, 64
 LIMIT = 600 * 10**6
 """Of each process, Python and the libraries included; the values are 0.3 GB."""
@@ -58,7 +60,6 @@ def peak(job: str, *words: Path) -> int:
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_conversion_verification_and_analysis_within_a_memory_limit(folder: Path, recording: Path) -> None:
     peak("analyze", recording, folder / "compiled.zarr")  # compiles kernels, which takes memory of its own

@@ -12,6 +12,8 @@ import pytest
 from deadtok_xr import store, testing
 from deadtok_xr.cli import describe
 
+pytestmark = pytest.mark.slow
+
 THREADS = 2
 TOKENS, DIMS = 300, 64
 PEAK = """
@@ -46,7 +48,6 @@ def analysed(folder: Path, steps: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_recording(tmp_path_factory: pytest.TempPathFactory) -> None:
     short = analysed(tmp_path_factory.mktemp("short"), 3000)

@@ -114,6 +114,7 @@ def test_arrays_changed_in_place_are_not_read_from_the_store(path: Path) -> None
     assert stored_array(x) is None
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_an_unpickled_recording_directly(path: Path, tmp_path: Path) -> None:
     ds = dx.open_recording(path).isel(token=slice(2, 30), step=slice(100, 200))
     (tmp_path / "ds.pickle").write_bytes(pickle.dumps(ds))
@@ -138,6 +139,7 @@ def test_variables_read_through_the_graph_are_logged(path: Path, caplog: pytest.
     assert record.getMessage().startswith("W does not hold recorded values")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_selection_has_the_right_values(path: Path, data: st.DataObject) -> None:
     """Steps and tokens in any ascending selection, in blocks that begin anywhere in a chunk."""

@@ -47,6 +47,7 @@ def motion(bits: Words, *, held: type = ml_dtypes.bfloat16) -> xr.Dataset:
     )).compute()  # fmt: skip
 
 
+@pytest.mark.slow
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_motion_of_long_rows(bits: Words) -> None:
@@ -58,6 +59,7 @@ def test_motion_of_long_rows(bits: Words) -> None:
     np.testing.assert_array_equal(found.moved_dims, expected["moved_dims"])
 
 
+@pytest.mark.slow
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid|Mean of empty).*:RuntimeWarning")
 def test_motion_is_bitwise_equal_for_every_word_type(bits: Words) -> None:
@@ -101,6 +103,7 @@ def test_a_row_has_changed_if_any_bit_has(dims: int, dtype: type, seed: int) -> 
     np.testing.assert_array_equal(changed_rows(steps), (steps[1:] != steps[:-1]).any(axis=2))
 
 
+@pytest.mark.slow
 @given(bits=walks())
 def test_last_motion_of_long_rows(bits: Words) -> None:
     W = bits.view(ml_dtypes.bfloat16).astype(np.float32)
@@ -114,6 +117,7 @@ def test_last_motion_of_long_rows(bits: Words) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.slow
 @given(bits=walks())
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_kinematics_of_long_rows_for_every_word_type(bits: Words) -> None:

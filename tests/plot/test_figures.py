@@ -414,6 +414,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
     assert said == expected
 
 
+@pytest.mark.slow
 def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     for part in (rec.isel(step=slice(0, 2)), rec.isel(token=[0], step=slice(0, 50))):
@@ -423,6 +424,7 @@ def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) 
 # --- files and imports -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     paths = plot.save_figures(dx.analyze(recording), tmp_path / "new" / "figures")  # lazy
     names = ("displacement", "trajectories", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing",

@@ -381,6 +381,7 @@ class TestResume:
                     saved = self.checkpoint(model, optimizer)
         return saved
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("save_at", [140, 150])
     def test_resumed_recording_equals_an_uninterrupted_one(self, tmp_path: Path, save_at: int) -> None:
         self.begun(tmp_path / "whole.zarr", 300, 300, dead=[9, 10])
@@ -533,6 +534,7 @@ class Wide:
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["raise", "continue"])
 def test_full_disk_during_training(tmp_path: Path, on_error: str) -> None:
     command = [sys.executable, "-c", FULL, str(tmp_path / "r.zarr"), on_error]
@@ -636,6 +638,7 @@ class TestBadInput:
 # --- copies from an accelerator -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.cpu, "Event"), reason="this torch has no streams for CPUs")
 @pytest.mark.parametrize("rows", [None, [1, 8, 11]])
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -62,6 +62,7 @@ def test_file_has_the_bits_and_labels_of_the_store(recording: Path, tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*left out of the store")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("tokens", ["all", "dead", "live"])
@@ -76,6 +77,7 @@ def test_round_trip(recording: Path, tmp_path: Path, suffix: str, tokens: Any) -
         np.testing.assert_array_equal(back[name], rec[name])
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(data=st.data(), steps=st.integers(1, 140), n=st.integers(1, 20), suffix=st.sampled_from(SUFFIXES))
 def test_every_bit_pattern_is_exported(tmp_path_factory: Any, data: Any, steps: int, n: int, suffix: str) -> None:
@@ -193,6 +195,7 @@ def test_failed_export_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.zarr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_full_disk_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     path = testing.synthetic_recording(tmp_path / "x.zarr", steps=300, tokens=60, dims=16)

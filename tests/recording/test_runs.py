@@ -56,6 +56,7 @@ def test_all_runs_of_a_store(tmp_path: Path, reads: list[str], lazily: Any) -> N
     assert xr.open_zarr(path, consolidated=False).W.dims == ds.W.dims
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [(5, 7), ("5", "7")])
 def test_one_run_of_a_store(tmp_path: Path, reads: list[str], labels: Any) -> None:
     path, W = write_runs(tmp_path / "runs.zarr", labels)
@@ -146,6 +147,7 @@ def same_values(found: xr.Dataset, expected: xr.Dataset) -> None:
         np.testing.assert_array_equal(found.step, expected.step)
 
 
+@pytest.mark.slow
 def test_concatenated_runs_equal_the_single_runs(
     sweep: list[Path], reads: list[str], lazily: Any, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_a_report_of_one_group(results: xr.DataTree, tmp_path: Path, group: str)
     Page(dx.report(tree, tmp_path / "r.html").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_left_out_analyses_and_warnings_are_listed_and_escaped(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead").drop_vars(["exp_avg", "exp_avg_sq"])
     rec.attrs["source"] = "<script>alert(1)</script>.zarr"

@@ -32,6 +32,8 @@ from deadtok_xr.results import save as results
 from deadtok_xr.store.in_progress import progress_path
 from tests.conftest import once
 
+pytestmark = pytest.mark.slow
+
 STEPS = 513
 """Five rows of chunks, the last of which is a single step."""
 FEW = ("freezing", "census")

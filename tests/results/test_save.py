@@ -55,6 +55,7 @@ def test_labels_work_after_reopening(saved: xr.DataTree, results: xr.DataTree) -
     assert "dead" in saved["motion"].to_dataset().coords
 
 
+@pytest.mark.slow
 def test_everything_together_decodes_each_step_once(recording: Path, tmp_path: Path, decoded: Counter[Any]) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     dx.save_results(dx.analyze(rec), tmp_path / "r.zarr")
@@ -108,6 +109,7 @@ def test_impossible_analyses_are_left_out_with_the_reason(recording: Path, tmp_p
         dx.analyze(one, analyses=["motion"])
 
 
+@pytest.mark.slow
 def test_any_tokens_can_be_analysed(recording: Path, tmp_path: Path) -> None:
     tree = dx.save_results(dx.analyze(recording, tokens="all"), tmp_path / "r.zarr")
     motion = tree["motion"].to_dataset()

@@ -36,6 +36,7 @@ def unlabelled(tmp_path: Path) -> Path:
     return write_store(tmp_path / "run.zarr", bits.view(ml_dtypes.bfloat16), np.arange(50), None)
 
 
+@pytest.mark.slow
 def test_dead_tokens_labelled_afterwards_are_scattered_on_disk(recording: Path, tmp_path: Path) -> None:
     """Analyses of a labelled store give what they give where dead tokens lie first."""
     rec = dx.open_recording(recording, raw=True).isel(step=slice(0, 150))

@@ -26,6 +26,8 @@ from deadtok_xr.errors import (
 from deadtok_xr.store import location, reading
 from tests.s3_server import BUCKET, KEYS, Proxy, server
 
+pytestmark = pytest.mark.slow
+
 boto3 = pytest.importorskip("boto3")
 obstore = pytest.importorskip("obstore")
 

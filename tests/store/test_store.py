@@ -38,6 +38,7 @@ def write_store(path: Path, W: np.ndarray, tokens: np.ndarray, dead: np.ndarray 
     return path
 
 
+@pytest.mark.slow
 @given(data=st.data(), steps=st.integers(1, 300), n=st.integers(1, 30), dims=st.integers(1, 5))
 def test_every_pattern_and_order_round_trips(tmp_path_factory, data, steps, n, dims) -> None:  # type: ignore[no-untyped-def]
     seed = data.draw(st.integers(0, 2**32 - 1))

@@ -38,6 +38,7 @@ def test_every_bit_pattern_round_trips(store: Path) -> None:
     np.testing.assert_array_equal(np.asarray(found).view(np.uint16), BITS)
 
 
+@pytest.mark.slow
 def test_plain_xarray_in_a_fresh_process_finds_the_type(store: Path) -> None:
     code = """
 import sys, numpy as np, xarray as xr
@@ -48,6 +49,7 @@ print(int(W.values.view("u2").astype("i8").sum()), "deadtok_xr.recording.opening
     assert run(code, store) == f"{BITS.astype(np.int64).sum()} False"
 
 
+@pytest.mark.slow
 def test_dask_workers_in_other_processes_find_the_type(store: Path) -> None:
     code = """
 import sys, xarray as xr
