@@ -18,10 +18,12 @@ from deadtok_xr.conversion.inspect.extra_arrays import (
     check_written,
     describe_extra_arrays,
     settings_of,
+    unused_labels,
 )
 from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, KeyMap, variable_keys
 from deadtok_xr.conversion.inspect.matrices import describe_matrices, precision_warnings
-from deadtok_xr.conversion.inspect.models import model_keys
+from deadtok_xr.conversion.inspect.models import find_matrices
+from deadtok_xr.conversion.inspect.moments import find_moments
 from deadtok_xr.conversion.inspect.sidecars import find_dead_token_files
 from deadtok_xr.conversion.inspect.steps import find_steps
 from deadtok_xr.conversion.inspect.tokens import RowTokens, find_row_tokens
@@ -74,8 +76,11 @@ def make_plan(
         hyperparameters=_hyperparameters(source, options, others),
         attributes=_root_attributes(options, others),
         dropped={**others.dropped, **{key: DROPPED_ON_REQUEST for key in options.drop if key in source.entries}},
-        notes=(*context.steps.notes, *others.notes, *_option_notes(options), *_hints(source, tokens, options)),
-        warnings=tuple(precision_warnings(variables)),
+        notes=(
+            *source.notes, *context.steps.notes, *others.notes, *_option_notes(options),
+            *_hints(source, tokens, options),
+        ),
+        warnings=(*context.warnings, *unused_labels(context, used), *precision_warnings(variables)),
         runs=None if n_runs is None else np.arange(n_runs),
     )  # fmt: skip
 
@@ -84,8 +89,9 @@ def _inspect(source: Source, options: Options, key_map: KeyMap) -> Context:
     """Find the keys, sizes and steps of a recording."""
     keys = variable_keys(source, key_map, options)
     is_model = not any(name in keys for name in WEIGHTS) or "W" in options.keys
+    warnings: list[str] = []
     if is_model:
-        keys = {**model_keys(source, options), **{name: key for name, key in keys.items() if name != "E"}}
+        keys, warnings = _model_keys(source, options, keys)
     if options.initial is not None:
         keys["W"] = ABSOLUTE
     keys |= _only_candidate(source, keys)
@@ -93,7 +99,19 @@ def _inspect(source: Source, options: Options, key_map: KeyMap) -> Context:
     if "W" in keys and not axes.static:
         check_written(source, "W", keys["W"], 0)
     steps = find_steps(source, key_map, options, keys, axes)
-    return Context(source, key_map, options, keys, replace(axes, n_steps=len(steps.labels)), steps, is_model)
+    return Context(
+        source, key_map, options, keys, replace(axes, n_steps=len(steps.labels)), steps, is_model, tuple(warnings)
+    )
+
+
+def _model_keys(source: Source, options: Options, keys: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the keys of a model's matrices and moments beside those already known, and warnings."""
+    matrices = find_matrices(source, options)
+    found, warnings = dict(matrices.keys), list(matrices.warnings)
+    if "W" in found:
+        moments, left_out = find_moments(source, matrices, options)
+        found, warnings = {**moments, **found}, [*warnings, *left_out]
+    return {**found, **{name: key for name, key in keys.items() if name != "E" or "E" in options.keys}}, warnings
 
 
 def _only_candidate(source: Source, keys: dict[str, str]) -> dict[str, str]:
@@ -102,7 +120,7 @@ def _only_candidate(source: Source, keys: dict[str, str]) -> dict[str, str]:
         return {}
     found = [key for key, e in source.entries.items() if e.dtype is not None and len(e.shape) in (2, 3, 4)]
     by_name = [key for key in found if key.rpartition("/")[2] in ("W", *KNOWN_KEYS.variables["W"])]
-    candidates = by_name or (found if len(source.entries) == 1 else [])
+    candidates = by_name or (found if {*source.entries} <= {*found, *KNOWN_KEYS.steps} else [])
     return {"W": candidates[0]} if len(candidates) == 1 else {}
 
 

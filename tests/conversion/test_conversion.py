@@ -609,7 +609,7 @@ W = small()["W"]
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (
         lambda folder: folder / "bad",
-        "no such file; expected: an HDF5, safetensors, .npz or torch file, or a folder",
+        "no such file; expected: an HDF5, NetCDF-4, safetensors, .npz or torch file, a Zarr array",
     ),
     "directory": (directory, "is a folder without a recording; expected: one recording, checkpoints"),
     "empty file": (written(b""), "looks like an empty file"),

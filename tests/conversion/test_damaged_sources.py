@@ -155,7 +155,6 @@ NPY = {
     "no dict": b"\x93NUMPY\x01\0\x04\0[1]\n" + bytes(40),
     "header beyond the end": b"\x93NUMPY\x01\0\xff\xff{",
     "structured": header(descr="[('a', '<f4')]") + bytes(40),
-    "bytes of bfloat16": header("(20,)", "'<V2'") + bytes(40),
 }
 
 
@@ -463,7 +462,7 @@ GOOD = {"W": torch.zeros(3, 2)}
 CASES |= {
     "folder: empty": (folder_of({}), "without a recording"),
     "folder: other files": (folder_of({"a.txt": b"x"}), "without a recording"),
-    "folder: Zarr": (folder_of({"zarr.json": b"{}"}), "a Zarr store"),
+    "folder: Zarr": (folder_of({"zarr.json": b"{}"}), "a Zarr group without arrays"),
     "folder: two recordings": (folder_of({"a.pt": GOOD, "b.pt": GOOD}), "not clear what to open: a.pt, b.pt"),
     "folder: two runs": (folder_of({f"{r}_{i}.pt": GOOD for r in "ab" for i in (1, 2)}), r"a_\*.pt, b_\*.pt"),
     "folder: two formats": (

@@ -67,11 +67,22 @@ def test_a_virtual_dataset_with_a_gap_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "v.h5", tmp_path / "o.zarr")
 
 
-@pytest.mark.parametrize("dims", [("token", "step", "dim"), ("step",), ("a", "b", "c")])
-def test_dims_of_the_weights_are_used_or_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("dims", [("step",), ("a", "b", "c"), ("step", "step", "dim")])
+def test_dims_that_the_weights_cannot_have_are_refused(tmp_path: Path, dims: tuple[str, ...]) -> None:
     path = saved(tmp_path / "a.safetensors", W=W)
-    with pytest.raises(InputError, match=r"'W' is read as \(step, token, dim\); its axes cannot be reordered"):
+    with pytest.raises(InputError, match=r"'W' .* cannot have the dimensions .*; expected: step, token, dim, in the"):
         convert(path, tmp_path / "o.zarr", dims={"W": dims})
+
+
+@pytest.mark.parametrize("dims", [("token", "step", "dim"), ("dim", "token", "step"), ("step", "dim", "token")])
+def test_dims_of_the_weights_turn_them(tmp_path: Path, dims: tuple[str, ...]) -> None:
+    there = W.transpose([("step", "token", "dim").index(dim) for dim in dims])
+    path = saved(tmp_path / "a.safetensors", W=there, grad=W, odd=np.arange(6))
+    store = convert(path, tmp_path / "o.zarr", dims={"W": dims}, include="odd")
+    rec = dx.open_recording(store)
+    np.testing.assert_array_equal(rec["W"], W)
+    np.testing.assert_array_equal(rec["grad"], W)
+    assert not dx.verify(store, path).problems
 
 
 def test_displacements_that_begin_with_update_1_are_labelled_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deadtok_xr import schema
-from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, numeric_entry
+from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, weights_entry
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.readers.source import Source, list_entries
 from deadtok_xr.errors import InputError
@@ -55,9 +55,9 @@ def find_axes(source: Source, keys: Mapping[str, str], options: Options) -> Axes
         known = ", ".join(k for w in WEIGHTS for k in (w, *KNOWN_KEYS.variables[w]))
         raise InputError(
             f"{source.path} holds no weights: expected: one of {known}, or a model's embedding; there is "
-            f"{list_entries(source)}; name the array that holds the weights with --key W=NAME (keys={{'W': NAME}})"
+            f"{list_entries(source)}{_what_to_do(source)}"
         )
-    shape = numeric_entry(source, keys[name]).shape
+    shape = weights_entry(source, keys[name]).shape
     if len(shape) not in (2, 3, 4):
         raise InputError(
             f"{source.path}: variable {keys[name]!r} has the shape {shape}; expected: three axes, (step, token, dim), "
@@ -72,6 +72,19 @@ def find_axes(source: Source, keys: Mapping[str, str], options: Options) -> Axes
     if len(shape) == 3 and options.axis == "run":
         return Axes(shape[0], 1, shape[1], shape[2], static=True)
     return Axes(shape[0] if len(shape) == 4 else None, shape[-3], shape[-2], shape[-1])
+
+
+def _what_to_do(source: Source) -> str:
+    """Return advice for a source without weights, the largest array that could be them first."""
+    if any("pickled" in entry.type_name for entry in source.entries.values()):
+        return ""
+    matrices = [key for key, e in source.entries.items() if len(e.shape) in (2, 3, 4) and e.dtype is not None]
+    if not matrices:
+        return "; convert the file that holds the weights"
+    numbered = [key for key in matrices if any(c.isdigit() for c in key) and len(source.entries[key].shape) == 2]
+    stack = "; if each holds one step, stack them first, with numpy.stack" if len(numbered) > 1 else ""
+    largest = max(matrices, key=lambda key: source.entries[key].nbytes)
+    return f"{stack}; name the array that holds the weights, such as --key W={largest} (keys={{'W': {largest!r}}})"
 
 
 def full_dims(dims: tuple[str, ...], axes: Axes) -> tuple[str, ...]:

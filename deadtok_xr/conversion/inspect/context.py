@@ -26,6 +26,8 @@ class Context:
         The sizes and step labels of the recording.
     is_model
         Whether the source is a checkpoint of a model, or several of them.
+    warnings
+        What was left out because nothing proves what it is.
     """
 
     source: Source
@@ -35,3 +37,4 @@ class Context:
     axes: Axes
     steps: StepLabels
     is_model: bool
+    warnings: tuple[str, ...] = ()

@@ -14,33 +14,11 @@ from numpy.typing import NDArray
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS, decode, on_grid
 from deadtok_xr.conversion.inspect.keys import KeyMap, single_key, variable_keys
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.readers.source import Entry, Source, list_entries, read_all
+from deadtok_xr.conversion.readers.source import Entry, Source, Wrapped, list_entries, read_all
 from deadtok_xr.errors import InputError
 
 ABSOLUTE = "initial + deltas"
 """The key of weights that are computed."""
-
-
-class Wrapped(Source):
-    """A source that delegates to another one; its subclasses change some entries."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.path, self.format = source.path, source.format
-        self.attributes = source.attributes
-        self.entries: Mapping[str, Entry] = source.entries
-
-    def read(self, name: str, *where: slice) -> NDArray[Any]:
-        return self.source.read(name, *where)
-
-    def unwritten(self, name: str) -> list[range]:
-        return self.source.unwritten(name)
-
-    def files(self) -> list[Path]:
-        return self.source.files()
-
-    def close(self) -> None:
-        self.source.close()
 
 
 class Joined(Wrapped):

@@ -13,6 +13,7 @@ import numpy as np
 
 from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.conversion.inspect.arrangement import standard_order
 from deadtok_xr.conversion.inspect.axes import Axes, first_row, full_dims
 from deadtok_xr.conversion.inspect.context import Context
 from deadtok_xr.conversion.options import Options
@@ -22,7 +23,7 @@ from deadtok_xr.errors import InputError
 
 ATTRIBUTE_SIZE = 64
 _LONGEST_NAME = 200
-_STATE = re.compile(r"(^|\.)state\.\d+\.")
+_STATE = re.compile(r"(^|\.)state\.(\d+\.|.+\.(step|exp_avg|exp_avg_sq|momentum_buffer)$)")
 KEPT_BYTES = 16 * 2**20
 """Larger arrays without a step axis are kept only if an option names them."""
 
@@ -81,7 +82,7 @@ def describe_extra_arrays(context: Context, used: Container[str | None]) -> Othe
         if _is_setting(entry) and key not in options.dims and not is_state:
             others.settings[key] = as_json(read_all(source, key))
             float32_settings += [key] if entry.dtype == np.float32 else []
-        elif context.is_model and "param_groups." in key and (value := _constant(source, key, entry)) is not None:
+        elif context.is_model and "param_groups." in key and (value := _constant(context, key, entry)) is not None:
             others.settings[key] = value
         elif context.is_model and _is_other_parameter(context, array):
             parameters.append(key)
@@ -96,12 +97,16 @@ def describe_extra_arrays(context: Context, used: Container[str | None]) -> Othe
     return others
 
 
-def _constant(source: Source, key: str, entry: Entry) -> Any:
-    """Return the value that a setting has in every checkpoint; None if it changes, or is not one number per step."""
-    if entry.dtype is None or len(entry.shape) != 1 or not entry.shape[0]:
+def _constant(context: Context, key: str, entry: Entry) -> Any:
+    """Return the number, or the short list, that a setting is in every checkpoint; None if it changes."""
+    n_lead = 0 if context.axes.static else 1
+    inner = entry.shape[n_lead:]
+    if entry.dtype is None or len(entry.shape) not in (n_lead, n_lead + 1) or math.prod(inner) > ATTRIBUTE_SIZE:
         return None
-    values = read_all(source, key)
-    return as_json(values[0]) if (values == values[0]).all() else None
+    values = read_all(context.source, key)
+    if context.axes.static:
+        return as_json(values)
+    return as_json(values[0]) if len(values) and (values == values[:1]).all() else None
 
 
 def _check_options(source: Source, options: Options) -> None:
@@ -184,7 +189,8 @@ def _token_dims(context: Context, key: str, dims: tuple[str, ...], shape: tuple[
     axes, key_map = context.axes, context.key_map
     if shape[:2] == (axes.n_rows, axes.n_dims):
         return ("token", "dim")
-    alone = not dims and len(shape) == 1 and shape[0] == axes.n_rows and shape[0] > ATTRIBUTE_SIZE
+    n_settings = 1 if _is_list_of_tokens(context, key) else ATTRIBUTE_SIZE
+    alone = not dims and len(shape) == 1 and shape[0] == axes.n_rows and shape[0] > n_settings
     if shape[:1] == (axes.n_rows,) and (key in (*key_map.per_token, *key_map.static) or alone):
         return ("token",)
     if shape == (axes.n_dims,) and key in (*key_map.per_dim, "h_mean", "p_h_dead"):
@@ -202,8 +208,46 @@ def _check_unambiguous(context: Context, array: _Array, shape: tuple[int, ...]) 
         )
 
 
+def _is_list_of_tokens(context: Context, key: str) -> bool:
+    """Return whether a list has a whole number, or a bool, per token: it is no setting, however short."""
+    entry, axes = context.source.entries[key], context.axes
+    whole = entry.dtype is not None and entry.dtype.kind in "biu"
+    return whole and not context.is_model and entry.shape == (axes.n_rows,) and axes.n_rows != axes.n_steps
+
+
+def unused_labels(context: Context, used: Container[str | None]) -> list[str]:
+    """Warn of lists that can be the labels of an axis, and are not used as such because of their names."""
+    warnings = []
+    for key, entry in context.source.entries.items():
+        one = entry.dtype is not None and entry.dtype.kind in "iu" and len(entry.shape) == 1 and not context.is_model
+        if not one or key in used or key in (*context.key_map.static, *context.options.dims):
+            continue
+        n_steps = context.axes.n_steps + context.steps.skip
+        if entry.shape[0] == context.axes.n_rows > 1 and entry.shape[0] != n_steps and _distinct(context.source, key):
+            warnings.append(
+                f"{key!r} holds a different whole number for each row, and is not used as the token ids: if it is, say "
+                f"--key token={key} (keys={{'token': {key!r}}}), or --token-ids FILE with these numbers"
+            )
+        elif entry.shape[0] == n_steps > 1 and context.steps.key is None and _ascends(context.source, key):
+            warnings.append(
+                f"{key!r} ascends, with a whole number for each state, and is not used as the step labels: if it is, "
+                f"say --key step={key} (keys={{'step': {key!r}}})"
+            )
+    return warnings
+
+
+def _distinct(source: Source, key: str) -> bool:
+    values = read_all(source, key)
+    return len(np.unique(values)) == len(values) and bool((values >= 0).all())
+
+
+def _ascends(source: Source, key: str) -> bool:
+    return bool((np.diff(read_all(source, key)) > 0).all())
+
+
 def _given_dims(context: Context, array: _Array) -> tuple[str, ...]:
-    key, entry, axes, dims = array.key, array.entry, context.axes, context.options.dims[array.key]
+    key, entry, axes = array.key, array.entry, context.axes
+    dims = standard_order(context.options.dims[key])
     sizes = [
         axes.size(d) if d in ("run", "step", "token", "dim") else n for d, n in zip(dims, entry.shape, strict=False)
     ]
@@ -292,7 +336,7 @@ def as_json(value: Any) -> Any:
     """Convert a setting to a value for JSON: numbers exactly; NaN, infinities and all other objects as text."""
     value = value.astype(np.float64) if getattr(value, "dtype", None) == BFLOAT16 else value
     value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     if isinstance(value, dict):
         return {str(k): as_json(v) for k, v in value.items()}

@@ -14,6 +14,8 @@ from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.readers.source import Entry, Source, list_entries
 from deadtok_xr.errors import InputError
 
+LABELS = ("step", "token", "dead")
+"""Coordinates whose key a caller can name as well."""
 WEIGHTS = ("W", "delta")
 """A recording holds at least one of these; the first one present determines the steps and the rows."""
 
@@ -28,6 +30,8 @@ class KeyMap:
         Variable of the schema -> its keys, besides its own name.
     steps
         Keys of the step labels.
+    dead
+        Keys of a bool per row, as in a recording, or of a list of the ids of the dead tokens.
     dead_mask, live_mask
         Keys of a bool per vocabulary id.
     dead_ids, live_ids, token_ids
@@ -45,6 +49,7 @@ class KeyMap:
 
     variables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
     dead_mask: tuple[str, ...] = ()
     live_mask: tuple[str, ...] = ()
     dead_ids: tuple[str, ...] = ()
@@ -71,11 +76,12 @@ KNOWN_KEYS = KeyMap(
         "loss": ("losses",),
     },
     steps=("recorded_steps", "steps", "step"),
+    dead=("dead", "is_dead"),
     dead_mask=("dead_mask", "untrained_mask"),
     live_mask=("live_mask", "trained_mask"),
     dead_ids=("dead_ids", "dead_token_ids", "dead_indices", "untrained_indices"),
     live_ids=("live_ids", "live_token_ids", "live_indices", "trained_indices"),
-    token_ids=("token_ids", "sampled_ids", "sampled_token_ids", "sampled_dead_ids", "row_ids"),
+    token_ids=("token", "token_ids", "sampled_ids", "sampled_token_ids", "sampled_dead_ids", "row_ids"),
     per_token=("logits",),
     per_dim=("centroid", "bulk_velocity"),
     static=(
@@ -97,15 +103,16 @@ def variable_keys(source: Source, key_map: KeyMap, options: Options) -> dict[str
     """
     found = {}
     for name, key in options.keys.items():
-        if name not in schema.VARIABLES:
+        if name not in (*schema.VARIABLES, *LABELS):
             raise InputError(
-                f"keys: {name!r} is not a variable of a recording: choose {', '.join(schema.VARIABLES)}; other arrays "
-                "keep their own names"
+                f"keys: {name!r} is not a variable of a recording: choose {', '.join((*schema.VARIABLES, *LABELS))}; "
+                "other arrays keep their own names"
             )
         if key not in source.entries:
             there = list_entries(source)
             raise InputError(f"{source.path} has no {key!r}, given for {name!r}; expected: one of {there}")
-        found[name] = key
+        if name not in LABELS:
+            found[name] = key
     for name in schema.VARIABLES:
         if name not in found:
             wanted = (name, *key_map.variables.get(name, ()))
@@ -113,6 +120,11 @@ def variable_keys(source: Source, key_map: KeyMap, options: Options) -> dict[str
             if key_ is not None:
                 found[name] = key_
     return found
+
+
+def label_key(source: Source, name: str, keys: tuple[str, ...], meaning: str, options: Options) -> str | None:
+    """Return the key of labels: the one that the caller names, else the one of several that the source has."""
+    return options.keys.get(name) or single_key(source, keys, meaning, options)
 
 
 def single_key(
@@ -136,5 +148,16 @@ def numeric_entry(source: Source, key: str) -> Entry:
         raise InputError(
             f"{source.path}: variable {key!r} has the type {entry.type_name}; expected: numbers; leave it out with "
             f"--drop {key} (drop=[{key!r}])"
+        )
+    return entry
+
+
+def weights_entry(source: Source, key: str) -> Entry:
+    """Return the entry of the weights, or raise an InputError that says in which types they are read."""
+    entry = source.entries[key]
+    if entry.dtype is None:
+        raise InputError(
+            f"{source.path}: variable {key!r} has the type {entry.type_name}; expected: numbers, as bfloat16, float16 "
+            "or float32; convert the weights where they were made, and save them in one of these"
         )
     return entry

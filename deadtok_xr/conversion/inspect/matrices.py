@@ -10,10 +10,11 @@ import numpy as np
 
 from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16, GRIDS
+from deadtok_xr.conversion.inspect.arrangement import check_axis_names, standard_order
 from deadtok_xr.conversion.inspect.axes import first_row, full_dims
 from deadtok_xr.conversion.inspect.context import Context
 from deadtok_xr.conversion.inspect.extra_arrays import check_written
-from deadtok_xr.conversion.inspect.keys import numeric_entry
+from deadtok_xr.conversion.inspect.keys import numeric_entry, weights_entry
 from deadtok_xr.conversion.inspect.proofs import all_on_bfloat16_grid
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import PlannedVariable, Progress
@@ -40,7 +41,8 @@ def _is_matrix(name: str) -> bool:
 
 def _describe(context: Context, name: str, key: str) -> PlannedVariable:
     source, axes, options = context.source, context.axes, context.options
-    entry, spec = numeric_entry(source, key), schema.VARIABLES[name]
+    entry = weights_entry(source, key) if name in ("W", "E", "delta") else numeric_entry(source, key)
+    spec = schema.VARIABLES[name]
     dtype = stored_dtype(entry, options)
     if dtype.name not in spec.dtypes:
         raise InputError(
@@ -50,11 +52,13 @@ def _describe(context: Context, name: str, key: str) -> PlannedVariable:
     dims = full_dims(spec.dims, axes)
     first = _first_position(context, name, key, dtype)
     check_written(source, name, key, first)
-    if options.dims.get(key, dims) != dims:
+    given = options.dims.get(key)
+    if given is not None and standard_order(given) not in (dims, *([dims[1:]] if axes.static else [])):
         raise InputError(
-            f"{source.path}: {key!r} is read as ({', '.join(dims)}); its axes cannot be reordered: save it in this "
-            "order"
+            f"{source.path}: {key!r} {entry} cannot have the dimensions ({', '.join(given)}); expected: "
+            f"{', '.join(dims[1:] if axes.static else dims)}, in the order of the file"
         )
+    check_axis_names(source, options, key)
     attributes: dict[str, Any] = {"source_key": key, "source_dtype": entry.type_name}
     if name == "delta":
         attributes["precision"] = "none"

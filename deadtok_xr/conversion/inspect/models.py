@@ -1,68 +1,187 @@
-"""Find the embedding in the state dict of a model, and its moments in that of an optimizer.
+"""Find the output layer and the input embedding among the tensors of a model.
 
-State dicts name tensors by module, and the names differ by model. The end of the name shows which tensor is the
-embedding; shapes show which of the optimizer's numbered states belongs to it.
+In the order of proof: names that only an output layer has; names that other layers have too, if the matrix has the
+shape of the input embedding and lies outside the numbered layers; a bias of the size of the vocabulary beside it; what
+config.json says. A matrix that could be the output layer, and that nothing proves to be one, stops the conversion.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import PART_BYTES
-from deadtok_xr.conversion.readers.source import Entry, Source, slabs
+from deadtok_xr.conversion.readers.source import Source, slabs
 from deadtok_xr.errors import InputError
 
-_OUTPUT = ("lm_head.weight", "embed_out.weight", "unembed.weight", "output_projection.weight", "W_unembed")
-_INPUT = (
-    "wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embedding.weight",
-    "token_embeddings.weight", "embedding.weight", "embeddings.weight", "embed.weight", "emb.weight",
+_OUTPUT = (
+    "lm_head", "embed_out", "unembed", "unembedding", "output_projection", "predictions.decoder", "lm_head.decoder",
+    "generator_lm_head", "vocab_projector", "pred_layer.proj", "to_logits", "output_embedding", "output_embeddings",
+    "lm_head.linear", "generator.proj", "logits_dense", "W_unembed", "W_U", "unembed.W_U", "lm_head_w",
 )  # fmt: skip
-_STATE = re.compile(r"(?P<before>(?:.*\.)?)state\.(?P<index>\d+)\.(?P<name>exp_avg|exp_avg_sq)$")
-_POSITION = re.compile(r"(^|[._])(pos|position|positional|wpe)", re.IGNORECASE)
+"""Names of output layers alone."""
+_AMBIGUOUS = (
+    "head", "output", "out", "ff_out", "lm_loss", "decoder", "final_linear", "output_layer", "proj_out", "out_proj",
+    "logits", "classifier", "fc", "fc_out", "linear", "generator", "readout", "predictions", "final", "to_vocab",
+    "vocab_proj", "final_proj", "output_proj", "projection", "proj", "mlm_head", "cls", "softmax",
+)  # fmt: skip
+"""Names of output layers that other layers have too."""
+_INPUT = (
+    "wte", "embed_tokens", "word_embeddings", "word_embedding", "tok_embeddings", "tok_embedding", "token_embedding",
+    "token_embeddings", "token_embedder", "embedding", "embeddings", "embed", "emb", "tok_emb", "token_emb", "shared",
+    "embed_in", "tokens_embed", "tok_embed", "token_embed", "vocab_embed", "embedder", "W_E", "embed.W_E", "W_embed",
+    "input_embedding", "input_embeddings", "lookup", "embedding_table",
+)  # fmt: skip
+_INPUT_IF_PAIRED = ("encoder",)
+"""Names of input embeddings beside a ``decoder`` of the same shape."""
+_LEAVES = (".weight", ".kernel", ".embedding", "")
+_OPTIMIZER = re.compile(
+    r"(^|[./])(state[./](\d+[./]\w+|.+[./](step|(max_)?exp_\w+|momentum_buffer|square_avg|sum|state\d))$"
+    r"|param_states?[./]|param_groups[./]|optimi[sz]ers?([._/]|$)|optim[./]|optimizer_states?[./])"
+)
+_OTHER = re.compile(
+    r"(^|[._/])(pos|position|positional|wpe|token_type|type|segment|seg|patch|time|speaker|task)", re.IGNORECASE
+)
+_LAYER = re.compile(r"(^|[./])(?:\d+|[a-z_]*(?:layers?|blocks?|h)_?\d+)[./]", re.IGNORECASE)
 
 
-def model_keys(source: Source, options: Options) -> dict[str, str]:
-    """Return the keys of W, E and Adam's moments in a checkpoint, or in stacked checkpoints; {} if there are none.
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of a model.
+
+    Attributes
+    ----------
+    keys
+        W and E -> their keys.
+    same
+        Other names of W: tied weights, and copies with the same bits.
+    warnings
+        What a user should know.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    same: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def find_matrices(source: Source, options: Options) -> Matrices:
+    """Find W, and E if the model is untied; nothing if no name shows a model.
 
     Raises
     ------
     InputError
-        If several tensors could be the embedding, or several states belong to it.
+        If several matrices could be W. The message names them, the largest first.
     """
-    found = dict(options.keys)
-    if "W" not in found:
-        found |= _weights(source)
-    if "W" in found:
-        found |= {k: v for k, v in _moments(source, found["W"]).items() if k not in found}
+    given = {name: key for name, key in options.keys.items() if name in ("W", "E")}
+    if "W" in given:
+        return Matrices(given, tuple(_copies(source, given["W"])))
+    inputs = _unique(source, _inputs(source))
+    outputs = _unique(source, _outputs(source, inputs))
+    inputs = [key for key in inputs if key not in outputs]
+    if len(outputs) > 1:
+        raise _unclear(source, outputs, inputs)
+    if not outputs:
+        return Matrices({**_without_output(source, inputs), **given})
+    return _with_output(source, outputs[0], inputs, given)
+
+
+def is_matrix(source: Source, key: str) -> bool:
+    """Return whether an entry can be a parameter of a model with two axes, perhaps behind an axis of steps."""
+    entry = source.entries[key]
+    floats = entry.dtype is None or entry.dtype.kind in "fV"
+    return floats and len(entry.shape) in (2, 3) and not is_of_optimizer(key)
+
+
+def is_of_optimizer(key: str) -> bool:
+    """Return whether a name is one of an optimizer's state or settings."""
+    return bool(_OPTIMIZER.search(key))
+
+
+def is_named(key: str, names: Iterable[str]) -> bool:
+    """Return whether a key ends in one of several names of a module."""
+    key = key.replace("/", ".")
+    for leaf in _LEAVES:
+        module = key.removesuffix(leaf) if leaf and key.endswith(leaf) else key if not leaf else None
+        if module and any(module == n or module.endswith((f".{n}", f"_{n}")) for n in names):
+            return True
+    return False
+
+
+def named_output(key: str) -> bool:
+    """Return whether only an output layer has this name."""
+    return is_named(key, _OUTPUT) and not _OTHER.search(key)
+
+
+def is_named_like_output(key: str) -> bool:
+    """Return whether an output layer has this name, perhaps with other layers."""
+    return named_output(key) or (is_named(key, _AMBIGUOUS) and not _LAYER.search(key) and not _OTHER.search(key))
+
+
+def named_input(key: str) -> bool:
+    """Return whether an input embedding has this name."""
+    return is_named(key, _INPUT) and not _OTHER.search(key)
+
+
+def _inputs(source: Source) -> list[str]:
+    """Return the matrices with the name of an input embedding; those in numbered layers if there are no others."""
+    keys = [key for key in source.entries if is_matrix(source, key)]
+    found = [key for key in keys if named_input(key) and not named_output(key)]
+    decoders = {source.entries[key].shape for key in keys if is_named(key, ("decoder",))}
+    paired = [key for key in keys if is_named(key, _INPUT_IF_PAIRED) and source.entries[key].shape in decoders]
+    found = found or paired
+    outside = [key for key in found if not _LAYER.search(key)]
+    return outside or found
+
+
+def _outputs(source: Source, inputs: Sequence[str]) -> list[str]:
+    """Return the matrices that are proven to be the output layer, by the strongest proof that there is."""
+    keys = [key for key in source.entries if is_matrix(source, key) and not _LAYER.search(key)]
+    if named := [key for key in keys if named_output(key)]:
+        return named
+    alike = [key for key in keys if key not in inputs and any(_alike(source, key, one) for one in inputs)]
+    alike = [key for key in alike if not _OTHER.search(key)]
+    named = [key for key in alike if is_named(key, _AMBIGUOUS)]
+    return [key for key in named or alike if len(named) == 1 or has_vocabulary_bias(source, key)] or named
+
+
+def _alike(source: Source, one: str, other: str) -> bool:
+    """Return whether two matrices have the same sizes along token and dim, in either order."""
+    a, b = source.entries[one].shape[-2:], source.entries[other].shape[-2:]
+    return a == b or a == b[::-1]
+
+
+def has_vocabulary_bias(source: Source, key: str) -> bool:
+    """Return whether a bias of one number per token lies beside a matrix."""
+    return bias_size(source, key) in source.entries[key].shape[-2:]
+
+
+def bias_size(source: Source, key: str) -> int | None:
+    """Return the size of the bias beside a matrix, None if there is none."""
+    stem, _, leaf = key.rpartition(".")
+    names = [f"{stem}.bias"] if leaf in ("weight", "kernel") else []
+    if leaf.startswith("W_"):
+        names.append(f"{stem}.b_{leaf[2:]}" if stem else f"b_{leaf[2:]}")
+    for name in names:
+        entry = source.entries.get(name)
+        if entry is not None and entry.shape:
+            return entry.shape[-1]
+    return None
+
+
+def _unique(source: Source, keys: Sequence[str]) -> list[str]:
+    """Return one name of each matrix: aliases and copies with the same bits are left out."""
+    found: list[str] = []
+    for key in keys:
+        if not any(_same(source, key, other) for other in found):
+            found.append(key)
     return found
 
 
-def _weights(source: Source) -> dict[str, str]:
-    outputs, inputs = _ending(source, _OUTPUT), _ending(source, _INPUT)
-    for kind, keys in (("output", outputs), ("input", inputs)):
-        if len(keys) > 1:
-            raise InputError(
-                f"{source.path}: {' and '.join(map(repr, keys))} could each be the {kind} embedding; name the one with "
-                f"--key W={keys[0]} (keys={{'W': {keys[0]!r}}})"
-            )
-    if not outputs or not inputs:
-        return {} if not outputs + inputs else {"W": (outputs + inputs)[0]}
-    output, input_ = outputs[0], inputs[0]
-    aliases: Mapping[str, str] = getattr(source, "aliases", {})
-    if aliases.get(output, output) == aliases.get(input_, input_) or _equal(source, output, input_):
-        return {"W": output}  # tied: one matrix under two names
-    return {"W": output, "E": input_}
-
-
-def _ending(source: Source, endings: tuple[str, ...]) -> list[str]:
-    keys = [k for k in source.entries if _is_one_of(k, endings) and not _POSITION.search(k)]
-    return [k for k in keys if len(source.entries[k].shape) in (2, 3) and ".state." not in k]
-
-
-def _is_one_of(key: str, endings: tuple[str, ...]) -> bool:
-    return any(key == ending or key.endswith((f".{ending}", f"_{ending}")) for ending in endings)
+def _same(source: Source, one: str, other: str) -> bool:
+    aliases: Mapping[str, str] = source.aliases
+    return aliases.get(one, one) == aliases.get(other, other) or _equal(source, one, other)
 
 
 def _equal(source: Source, one: str, other: str) -> bool:
@@ -73,52 +192,59 @@ def _equal(source: Source, one: str, other: str) -> bool:
     return all(source.read(one, *where).tobytes() == source.read(other, *where).tobytes() for where in parts)
 
 
-def _moments(source: Source, weights: str) -> dict[str, str]:
-    """Return the optimizer's states of the weights: the only ones of their shape, or those at their position."""
-    states: dict[tuple[str, int], dict[str, str]] = {}
-    for key in source.entries:
-        if match := _STATE.match(key):
-            states.setdefault((match["before"], int(match["index"])), {})[match["name"]] = key
-    if not states:
+def _copies(source: Source, key: str) -> list[str]:
+    """Return the other names under which a matrix is known to be shared."""
+    first = source.aliases.get(key, key)
+    return [other for other in source.entries if other != key and source.aliases.get(other, other) == first]
+
+
+def _with_output(source: Source, output: str, inputs: list[str], given: Mapping[str, str]) -> Matrices:
+    tied = [key for key in inputs if _same(source, output, key)]
+    others = [key for key in inputs if key not in tied]
+    same = tuple({*_copies(source, output), *tied} - {output})
+    if "E" in given:
+        return Matrices({"W": output, **given}, same)
+    if tied or not others:
+        return Matrices({"W": output}, same)
+    if len(others) > 1:
+        others = [key for key in others if _alike(source, key, output)] or others
+    if len(others) == 1:
+        return Matrices({"W": output, "E": others[0]}, same)
+    named = _listed(source, others)
+    return Matrices(
+        {"W": output}, same, (f"{named} could each be the input embedding, and none is stored as E: name it with "
+                              f"--key E={others[0]} (keys={{'E': {others[0]!r}}})",)
+    )  # fmt: skip
+
+
+def _without_output(source: Source, inputs: list[str]) -> dict[str, str]:
+    """Return W for a model without an output layer: its input embedding, if it is tied or nothing else can be W."""
+    if len(inputs) > 1:
+        raise _unclear(source, inputs, [])
+    if not inputs:
         return {}
-    shape = _whole_shape(source.entries[weights])
-    fitting = [keys for keys in states.values() if all(_whole_shape(source.entries[k]) == shape for k in keys.values())]
-    if len(fitting) == 1:
-        return fitting[0]
-    by_position = _by_position(source, weights, states)
-    if by_position is None and fitting:
-        first = next(iter(fitting[0].values()))
-        raise InputError(
-            f"{source.path}: {len(fitting)} states of the optimizer have the shape of {weights!r}, and it is not "
-            f"clear which belongs to it; name them with --key exp_avg={first} (keys={{'exp_avg': ...}})"
-        )
-    return by_position or {}
+    tied = source.attributes.get("config.tie_word_embeddings")
+    rivals = [
+        key for key in source.entries
+        if is_matrix(source, key) and not _LAYER.search(key) and not _OTHER.search(key)
+        and key not in inputs and _alike(source, key, inputs[0]) and not _same(source, key, inputs[0])
+    ]  # fmt: skip
+    if tied is not True and (rivals or tied is False):
+        raise _unclear(source, [*inputs, *rivals], [])
+    return {"W": inputs[0]}
 
 
-def _whole_shape(entry: Entry) -> tuple[int, ...]:
-    """Return the shape that an array would have if it began at the first step."""
-    return (entry.shape[0] + entry.late, *entry.shape[1:]) if entry.late else entry.shape
+def _listed(source: Source, keys: Sequence[str]) -> str:
+    """Name matrices with their shapes, the largest first."""
+    ordered = sorted(keys, key=lambda k: -source.entries[k].nbytes)
+    return " and ".join(f"{key!r} {source.entries[key]}" for key in ordered)
 
 
-def _by_position(
-    source: Source, weights: str, states: Mapping[tuple[str, int], dict[str, str]]
-) -> dict[str, str] | None:
-    """Return the states at the weights' position among the parameters, if every parameter has its state's shape."""
-    aliases: Mapping[str, str] = getattr(source, "aliases", {})
-    prefix = weights[: weights.rindex(".")].rpartition(".")[0]
-    root = prefix.partition(".")[0]
-    parameters = [k for k in source.entries if k.partition(".")[0] == root and k not in aliases and ".state." not in k]
-    parameters = [k for k in parameters if _is_parameter(source.entries[k], weights, source)]
-    ordered = [states[k] for k in sorted(states)]
-    if len(ordered) != len(parameters):
-        return None
-    shapes = [{_whole_shape(source.entries[k]) for k in keys.values()} for keys in ordered]
-    if any(found != {_whole_shape(source.entries[key])} for key, found in zip(parameters, shapes, strict=True)):
-        return None
-    return ordered[parameters.index(aliases.get(weights, weights))]
-
-
-def _is_parameter(entry: Entry, weights: str, source: Source) -> bool:
-    # a buffer would be a tensor without a state: then the counts differ, and the order proves nothing
-    stacked = len(source.entries[weights].shape) - 2
-    return entry.dtype is not None and entry.dtype.kind in "fV" and len(entry.shape) > stacked
+def _unclear(source: Source, candidates: Sequence[str], inputs: Sequence[str]) -> InputError:
+    ordered = sorted(candidates, key=lambda k: -source.entries[k].nbytes)
+    beside = f"; the input embedding is {' or '.join(map(repr, inputs))}" if inputs else ""
+    return InputError(
+        f"{source.path}: nothing proves which matrix is the output embedding, W: {_listed(source, ordered)} could be "
+        f"it{beside}; name it with --key W={ordered[0]} (keys={{'W': {ordered[0]!r}}}), and the input embedding of an "
+        "untied model with --key E=NAME"
+    )

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deadtok_xr.conversion.inspect.derived import Wrapped
-from deadtok_xr.conversion.readers.source import Source
+from deadtok_xr.conversion.readers.source import Source, Wrapped
 from deadtok_xr.errors import InputError
 
 _RECORDINGS = (".safetensors", ".h5", ".hdf5", ".npz", ".pt", ".pth")

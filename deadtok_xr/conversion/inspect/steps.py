@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.conversion.inspect.axes import Axes
 from deadtok_xr.conversion.inspect.derived import ABSOLUTE
-from deadtok_xr.conversion.inspect.keys import KeyMap, numeric_entry, single_key
+from deadtok_xr.conversion.inspect.keys import KeyMap, label_key, numeric_entry
 from deadtok_xr.conversion.inspect.proofs import repeats_its_first_step
 from deadtok_xr.conversion.options import Options
+from deadtok_xr.conversion.readers.names import named_step, stem
 from deadtok_xr.conversion.readers.source import Source, read_all
+from deadtok_xr.conversion.readers.stated_steps import stated_steps, whole_number
 from deadtok_xr.errors import InputError
 
 _DRIFT = 0.9
@@ -63,9 +66,11 @@ def find_steps(source: Source, key_map: KeyMap, options: Options, keys: Mapping[
 
 def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> StepLabels:
     n = axes.n_steps
-    key = single_key(source, key_map.steps, "the step labels", options)
+    key = label_key(source, "step", key_map.steps, "the step labels", options)
     if axes.static:
-        return StepLabels(np.array([_checkpoint_step(source, axes)]))
+        if "step" in options.keys and key is not None:
+            return StepLabels(np.array([_one_step(source, key)]))
+        return _of_one_checkpoint(source, axes, options)
     if key is None:
         if options.steps == "recorded" and options.recipe is None:
             raise InputError(f"{source.path} holds no step labels: leave out --steps recorded (steps='recorded')")
@@ -76,9 +81,10 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
     if source.entries.get(ABSOLUTE) is not None and entry.shape == (n - 1,):
         labels = read_all(source, key).astype(np.int64)  # those of the updates; the initial state precedes them
         return StepLabels(np.concatenate([labels[:1] - 1, labels]), key)
-    if entry.shape != (n,) or entry.dtype is None or entry.dtype.kind not in "iu":
+    values = read_all(source, key) if entry.shape == (n,) else None
+    if values is None or not _whole(values):
         raise InputError(f"{source.path}: {key!r} is {entry}; expected: {n} integers, one per step")
-    labels = read_all(source, key).astype(np.int64)
+    labels = values.astype(np.int64)
     _check_ascending(source, key, labels)
     if options.steps is None and _drift(labels):
         raise InputError(
@@ -90,14 +96,42 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
     return StepLabels(labels, key)
 
 
-def _checkpoint_step(source: Source, axes: Axes) -> int:
-    """Return the number of updates before a checkpoint as it says itself; 0 if it does not."""
-    for key in ("step", "global_step"):
-        entry = source.entries.get(key)
-        if axes.n_runs is None and entry is not None and not entry.shape and entry.dtype and entry.dtype.kind in "iu":
-            return int(read_all(source, key))
-    step = source.attributes.get("trainer_state.global_step", 0)
-    return step if axes.n_runs is None and isinstance(step, int) else 0
+def _one_step(source: Source, key: str) -> int:
+    step = whole_number(read_all(source, key))
+    if step is None:
+        raise InputError(f"{source.path}: {key!r} is {source.entries[key]}; expected: the step, a whole number")
+    return step
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    """Return whether all values are whole numbers, in whatever type."""
+    if values.dtype.kind == "f":
+        return bool((np.abs(values) < 2**53).all() and (values == np.floor(values)).all())
+    return values.dtype.kind in "iu"
+
+
+def _of_one_checkpoint(source: Source, axes: Axes, options: Options) -> StepLabels:
+    """Return the number of updates before a checkpoint: as its contents state it, else as its name does, else 0.
+
+    A name states a step only with a word for it; its last number alone may count anything.
+    """
+    if axes.n_runs is not None or options.axis == "run":
+        return StepLabels(np.zeros(1, np.int64))
+    stated, named = stated_steps(source), named_step(stem(source.path))
+    by_name = named.number if named is not None and (named.stated or options.steps == "names") else None
+    values = {*stated.values()}
+    if by_name is not None and (not values or by_name in values or options.steps == "names"):
+        return StepLabels(np.array([by_name]), notes=() if values else ("the step is that of its name",))
+    if len(values) > 1 or (by_name is not None and options.steps != "content"):
+        said = " and ".join(f"{name!r} says {step}" for name, step in stated.items())
+        by = f"its name says {by_name}, but " if by_name is not None else ""
+        ways = ["--steps names (steps='names')"] * (by_name is not None)
+        ways += ["--steps content (steps='content')"] * (len(values) == 1)
+        ways += [f"--key step={name} (keys={{'step': {name!r}}})" for name in [*stated][:1] if len(values) > 1]
+        raise InputError(f"{source.path}: {by}{said}; choose with {' or '.join(ways)}")
+    if not values and options.steps in ("names", "content"):
+        raise InputError(f"{source.path} does not say its step: leave out --steps {options.steps} (steps=)")
+    return StepLabels(np.array([*values] or [0]))
 
 
 def _drift(labels: NDArray[np.int64]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.inspect.keys import KeyMap, numeric_entry, single_key
+from deadtok_xr.conversion.inspect.keys import KeyMap, label_key, numeric_entry, single_key
 from deadtok_xr.conversion.options import Options, same_ids
 from deadtok_xr.conversion.readers.source import TEXTS, Source, read_all
 from deadtok_xr.errors import InputError
@@ -46,9 +46,14 @@ def find_row_tokens(source: Source, key_map: KeyMap, n_rows: int, variable: str,
         If the file or the options contradict each other, or are impossible.
     """
     mask, mask_keys = _mask(source, key_map, options)
-    ids = _ids(source, key_map.dead_ids, "the dead ids", options)
-    live = _ids(source, key_map.live_ids, "the live ids", options)
-    tokens = _ids(source, key_map.token_ids, "the token ids of the rows", options)
+    ids = _ids(source, single_key(source, key_map.dead_ids, "the dead ids", options))
+    live = _ids(source, single_key(source, key_map.live_ids, "the live ids", options))
+    known = tuple(key for key in key_map.token_ids if key != "token" or _is_of_rows(source, key, n_rows))
+    tokens = _ids(source, label_key(source, "token", known, "the token ids of the rows", options))
+    dead = label_key(source, "dead", key_map.dead, "which rows are dead", options)
+    if dead is not None:
+        mask, ids = _of_rows(source, dead, n_rows, tokens, mask, ids)
+        mask_keys = (*mask_keys, dead)
     keys = (*mask_keys, *(x.name for x in (ids, live, tokens) if x is not None))
     if options.dead_ids is not None:
         ids = _from_option(source, options.dead_ids, mask, ids)
@@ -64,6 +69,39 @@ def find_row_tokens(source: Source, key_map: KeyMap, n_rows: int, variable: str,
     if live is not None and not _is_redundant(rows, live):
         keys = tuple(k for k in keys if k != live.name)  # it is not the complement of `dead`: kept as an array
     return RowTokens(_with_texts(source, rows), reason, keys)
+
+
+def _is_of_rows(source: Source, key: str, n_rows: int) -> bool:
+    """Return whether an array has one entry per row: ``token`` may also be something else."""
+    return key in source.entries and source.entries[key].shape == (n_rows,)
+
+
+def _of_rows(
+    source: Source, key: str, n_rows: int, tokens: Named | None, mask: Named | None, ids: Named | None
+) -> tuple[Named | None, Named | None]:
+    """Return the dead mask and the dead ids, completed by what ``dead`` says: a bool per row, or a list of ids."""
+    entry = numeric_entry(source, key)
+    values = read_all(source, key) if len(entry.shape) == 1 else np.zeros(0)
+    if values.shape == (n_rows,) and values.dtype.kind in "biu" and np.isin(values, (0, 1)).all():
+        labels = np.arange(n_rows) if tokens is None else tokens.values
+        found = Named(key, labels[: len(values)][values.astype(bool)].astype(np.int64))
+        if mask is None and ids is None and tokens is None:
+            return Named(key, values.astype(bool)), None
+    elif len(entry.shape) == 1 and values.dtype.kind in "iu":
+        found = _checked_ids(source, Named(key, values))
+    else:
+        raise InputError(
+            f"{source.path}: {key!r} is {entry}; expected: one bool per row ({n_rows}), or a list of the ids of dead "
+            "tokens"
+        )
+    if mask is not None:
+        _check_equal(source, mask, found)
+    if ids is not None and not same_ids(ids.values, found.values):
+        raise InputError(
+            f"{source.path}: {key!r} and {ids.name!r} name different dead tokens; expected: the same; write a file "
+            "with the right one alone"
+        )
+    return mask, ids or found
 
 
 def _with_texts(source: Source, rows: TokenTable) -> TokenTable:
@@ -159,8 +197,7 @@ def _read_mask(source: Source, keys: tuple[str, ...], meaning: str, options: Opt
     return Named(key, values.astype(bool))
 
 
-def _ids(source: Source, keys: tuple[str, ...], meaning: str, options: Options) -> Named | None:
-    key = single_key(source, keys, meaning, options)
+def _ids(source: Source, key: str | None) -> Named | None:
     if key is None:
         return None
     numeric_entry(source, key)

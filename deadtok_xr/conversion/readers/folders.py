@@ -1,22 +1,42 @@
-"""Open a folder: a Hugging Face folder, checkpoints of a run, or one recording beside small files."""
+"""Open a folder: one checkpoint, checkpoints of a run, or one recording beside small files."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from deadtok_xr.conversion.readers.merged import OpenFile, model_file, open_model_folder
+from deadtok_xr.conversion.readers.names import NamedStep, named_step, stem, unread_number
+from deadtok_xr.conversion.readers.parts import refuse_formats, refuse_parts
 from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.readers.stacked import Stacked, Steps
 from deadtok_xr.errors import InputError
 
-SUFFIXES = (".safetensors", ".h5", ".hdf5", ".npz", ".npy", ".pt", ".pth", ".bin")
-_NUMBERED = re.compile(r"(.*?)(\d{1,18})", re.DOTALL)
+SUFFIXES = (".safetensors", ".h5", ".hdf5", ".nc", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt")
 _SHARD = re.compile(r".*-\d+-of-\d+", re.DOTALL)
+_CHECKPOINT = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|snapshot|save)s?[ =_.-]?\d+", re.IGNORECASE)
 NEEDED = (
     "expected: one recording, checkpoints whose names end in their step, such as step_100.pt, or a Hugging Face folder"
 )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Items of a folder whose names differ in their steps alone."""
+
+    members: dict[Path, NamedStep]
+
+    @property
+    def numbers(self) -> dict[Path, int]:
+        return {path: step.number for path, step in self.members.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if all(step.epoch for step in self.members.values()):
+            return ("the names count epochs: the labels of the steps are epochs, unless --steps content says more",)
+        return ()
 
 
 def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -> Source:
@@ -25,8 +45,8 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     Parameters
     ----------
     folder
-        A folder of files whose names end in a number, or of Hugging Face folders that do; one Hugging Face folder; or
-        a folder with one recording in it.
+        A folder of files or of checkpoint folders with their steps in their names; one checkpoint folder; or a folder
+        with one recording in it.
     open_file
         Opens a file.
     steps
@@ -37,19 +57,65 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     InputError
         If it is none of these, or it is not clear which.
     """
+    refuse_formats(folder)
     items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     files = [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
-    runs = _numbered([item for item in items if item.is_dir() and model_file(item) is not None])
+    folders = [item for item in items if item.is_dir()]
+    if model_file(folder) is None:
+        refuse_parts(folder, [*files, *folders], told=steps == "names")
+        for item in folders:
+            if model_file(item) is None and _counts(item):
+                refuse_parts(
+                    item, [f for f in sorted(item.iterdir()) if f.is_dir() or f.suffix in SUFFIXES], told=False
+                )
+    runs = _runs([item for item in folders if _is_checkpoint(item)])
     if len(runs) > 1:
         raise InputError(
             f"{folder} holds the checkpoints of several runs: {_names(list(runs))}; open one run at a time"
         )
     if runs:
-        members = next(iter(runs.values()))
-        return Stacked(folder, members, lambda path: open_model_folder(path, open_file), steps, _left_out(files))
+        run = next(iter(runs.values()))
+        return Stacked(
+            folder, run.numbers, lambda path: _open_checkpoint(path, open_file), steps, _left_out(files), run.notes
+        )
     if model_file(folder) is not None:
         return open_model_folder(folder, open_file)
+    if not files and _zarr_arrays(folder):
+        return _open_checkpoint(folder, open_file)
     return _open_files(folder, files, open_file, steps)
+
+
+def _counts(folder: Path) -> bool:
+    """Return whether the name of a folder says that it is one of several checkpoints."""
+    step = named_step(folder.name)
+    return step is not None and (step.stated or bool(_CHECKPOINT.search(folder.name)))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    if named_step(folder.name) is None:
+        return False
+    if model_file(folder) is not None:
+        return True
+    return _counts(folder) and (_zarr_arrays(folder) or len(_recordings(folder)) == 1)
+
+
+def _recordings(folder: Path) -> list[Path]:
+    return [item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file()]
+
+
+def _zarr_arrays(folder: Path) -> bool:
+    from deadtok_xr.conversion.readers.zarr_store import holds_arrays
+
+    return holds_arrays(folder)
+
+
+def _open_checkpoint(folder: Path, open_file: OpenFile) -> Source:
+    """Open a folder that is one checkpoint."""
+    from deadtok_xr.conversion.readers.zarr_store import ZarrSource
+
+    if model_file(folder) is not None:
+        return open_model_folder(folder, open_file)
+    return ZarrSource(folder) if _zarr_arrays(folder) else open_file(_recordings(folder)[0])
 
 
 def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Steps | None) -> Source:
@@ -63,23 +129,25 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
         )
     if len(files) == 1:
         return open_file(files[0])
-    runs = {name: members for name, members in _numbered(files).items() if len(members) > 1}
+    runs = {name: run for name, run in _runs(files).items() if len(run.members) > 1}
     if len(runs) != 1:
+        unread = next((found for file in files if (found := unread_number(file.stem))), None)
+        why = f" ({unread} is not read as a number, since it may be rounded: rename the files)" if unread else ""
         candidates = list(runs) or [file.name for file in files]
-        raise InputError(f"{folder}: it is not clear what to open: {_names(candidates)}; {NEEDED}; name one file")
-    members = next(iter(runs.values()))
-    return Stacked(folder, members, open_file, steps, _left_out([file for file in files if file not in members]))
+        raise InputError(f"{folder}: it is not clear what to open: {_names(candidates)}{why}; {NEEDED}; name one file")
+    run = next(iter(runs.values()))
+    left_out = _left_out([file for file in files if file not in run.members])
+    return Stacked(folder, run.numbers, open_file, steps, left_out, run.notes)
 
 
-def _numbered(paths: list[Path]) -> dict[str, dict[Path, int]]:
-    """Group paths whose names end in a number by the rest of their names; with the number of each."""
-    runs: dict[str, dict[Path, int]] = defaultdict(dict)
+def _runs(paths: list[Path]) -> dict[str, _Run]:
+    """Group paths with a step in their names by the rest of their names."""
+    runs: dict[str, dict[Path, NamedStep]] = defaultdict(dict)
     for path in paths:
-        suffix = path.suffix if path.is_file() else ""
-        match = _NUMBERED.fullmatch(path.name.removesuffix(suffix))
-        if match:
-            runs[f"{match[1]}*{suffix}"][path] = int(match[2])
-    return dict(runs)
+        step = named_step(stem(path))
+        if step is not None:
+            runs[step.template + (path.suffix if path.is_file() else "")][path] = step
+    return {name: _Run(members) for name, members in runs.items()}
 
 
 def _left_out(files: list[Path]) -> dict[str, str]:

@@ -8,16 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from deadtok_xr.conversion.readers.parts import refuse_lone_part
 from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.errors import InputError, MissingFileError
 
-NEEDED = "expected: an HDF5, safetensors, .npz or torch file, or a folder of checkpoints"
+NEEDED = (
+    "expected: an HDF5, NetCDF-4, safetensors, .npz or torch file, a Zarr array or group, or a folder of checkpoints"
+)
 _HEAD = 16
 _ZIP = b"PK\x03\x04"
 _LOOKS_LIKE = {
     _ZIP: "a zip archive that holds neither .npy arrays nor a torch checkpoint; unpack it first",
-    b"\x80": "a pickle that is not a torch checkpoint; save its arrays as safetensors where it was made",
+    b"\x80": "a pickle that is not a torch checkpoint, and is not loaded; save one stacked array where it was made, "
+    "with numpy.save or as safetensors",
     b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"GGUF": "a GGUF file, which is not read; convert the safetensors or torch files that it was made from",
     b"version https://": "a Git LFS pointer instead of the file itself; fetch it with `git lfs pull`",
 }
 
@@ -104,7 +109,7 @@ def open_source(path: str | Path, *, steps: Literal["names", "content"] | None =
     path
         A file, or a folder as `deadtok_xr.conversion.readers.folders.open_folder` reads it.
     steps
-        For a folder of checkpoints whose names and contents contradict each other: which of them gives the steps.
+        For checkpoints whose names and contents contradict each other: which of them gives the steps.
 
     Raises
     ------
@@ -117,11 +122,12 @@ def open_source(path: str | Path, *, steps: Literal["names", "content"] | None =
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; {NEEDED}")
     if not path.is_dir():
-        if steps is not None:
-            raise InputError(f"{path} is one file: steps={steps!r} is for folders of checkpoints; leave it out")
+        refuse_lone_part(path, told=steps == "names")
         return open_file(path)
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
-        raise InputError(f"{path} is a Zarr store: open it with open_recording; {NEEDED}")
+        from deadtok_xr.conversion.readers.zarr_store import ZarrSource
+
+        return ZarrSource(path)
     from deadtok_xr.conversion.readers.folders import open_folder
 
     return open_folder(path, open_file, steps)

@@ -12,7 +12,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, describe_part, explaining_damage, read_slab
+from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.conversion.readers.source import (
+    PACKED,
+    TEXTS,
+    Entry,
+    Source,
+    describe_part,
+    explaining_damage,
+    read_slab,
+    unreadable_type,
+)
 from deadtok_xr.errors import InputError
 
 _DEFAULT_CACHE = 2**20
@@ -41,9 +51,10 @@ class Hdf5Source(Source):
         try:
             with explaining_damage(path, "its table of contents", self.format):
                 found: dict[str, Entry] = {}
-                self._file.visititems(lambda name, item: _note(found, name, item))
-                self.entries = found
-                self.attributes = {**self._file.attrs, **_texts(self._file)}
+                dims: dict[str, tuple[str, ...]] = {}
+                self._file.visititems(lambda name, item: _note(found, dims, name, item))
+                self.entries, self.dims = found, dims
+                self.attributes = {**_own_attributes(self._file), **_texts(self._file)}
         except BaseException:
             self.close()
             raise
@@ -55,6 +66,8 @@ class Hdf5Source(Source):
             if self._bytes is not None and entry.shape:
                 return self._from_bytes(self._bytes, entry, where)
             values = np.asarray(dataset[where])
+        if values.dtype.kind == "V" and entry.dtype == BFLOAT16:
+            return values.view(BFLOAT16)
         return values if values.dtype == entry.dtype else values.astype(entry.dtype)  # changes only the byte order
 
     def _from_bytes(self, blocks: _Blocks, entry: Entry, where: tuple[slice, ...]) -> NDArray[Any]:
@@ -113,6 +126,10 @@ class Hdf5Source(Source):
         self._plain.close()
 
 
+def _own_attributes(file: h5py.File) -> dict[str, Any]:
+    return {name: value for name, value in file.attrs.items() if name != "_NCProperties"}
+
+
 def _texts(file: h5py.File) -> dict[str, list[str]]:
     """Read the texts of the tokens, if they are a dataset of the file."""
     item = file.get(TEXTS)
@@ -121,13 +138,44 @@ def _texts(file: h5py.File) -> dict[str, list[str]]:
     return {TEXTS: [str(text) for text in item.asstr()[...]]}
 
 
-def _note(found: dict[str, Entry], name: str, item: Any) -> None:
+def _note(found: dict[str, Entry], dims: dict[str, tuple[str, ...]], name: str, item: Any) -> None:
     if isinstance(name, bytes):  # h5py gives names that are not UTF-8 as bytes
         raise ValueError(f"the name {name!r} is not UTF-8")
-    if isinstance(item, h5py.Dataset) and item.shape is not None and not (name == TEXTS and item.dtype.kind == "O"):
-        numeric = item.dtype.kind in "biuf"
-        dtype = item.dtype.newbyteorder("=") if numeric else None
-        found[name] = Entry(tuple(item.shape), dtype, item.dtype.name, _buffer_bytes(item))
+    if not isinstance(item, h5py.Dataset) or item.shape is None or (name == TEXTS and item.dtype.kind == "O"):
+        return
+    if _text(item.attrs.get("NAME")).startswith(_DIMENSION_ALONE):
+        return
+    names = tuple(_scale(axis) for axis in item.dims)
+    if item.is_scale and len(item.shape) == 1:
+        names = (name,)  # the coordinate of its own dimension
+    if any(names):
+        dims[name] = names
+    found[name] = Entry(tuple(item.shape), *_types(item), _buffer_bytes(item))
+
+
+_DIMENSION_ALONE = "This is a netCDF dimension but not a netCDF variable"
+
+
+def _types(item: h5py.Dataset) -> tuple[np.dtype[Any] | None, str]:
+    """Return the dtype of the values that are read, and the name of the type in the file."""
+    if PACKED & {*item.attrs}:
+        return None, f"{item.dtype.name}, packed with a scale or an offset"
+    if item.dtype.kind in "biuf":
+        return item.dtype.newbyteorder("="), item.dtype.name
+    if item.dtype.kind == "V" and item.dtype.names is None and item.dtype.subdtype is None:
+        if item.dtype.itemsize == 2:
+            return BFLOAT16, "void of two bytes"
+        return None, unreadable_type(_text(item.attrs.get("dtype")) or item.dtype.name)
+    return None, item.dtype.name
+
+
+def _scale(axis: Any) -> str:
+    """Return the name of an axis: that of its dimension scale, or its label."""
+    return str(axis[0].name).removeprefix("/") if len(axis) else str(axis.label)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value if value is not None else "")
 
 
 def _buffer_bytes(dataset: h5py.Dataset) -> int:
@@ -142,7 +190,11 @@ def _plain_blocks(file: h5py.File, dataset: h5py.Dataset, entry: Entry) -> _Bloc
     """Return where the values lie if they can be read as plain bytes; None if they need decoding."""
     plist = dataset.id.get_create_plist()
     # bool is an enumeration in HDF5; after a user block, offsets are relative to its end
-    as_read = entry.dtype is not None and dataset.id.get_type().equal(h5py.h5t.py_create(entry.dtype))
+    as_read = (
+        entry.dtype is not None
+        and entry.dtype != BFLOAT16
+        and dataset.id.get_type().equal(h5py.h5t.py_create(entry.dtype))
+    )
     if file.userblock_size or not as_read or dataset.dtype == bool or not dataset.size:
         return None
     if plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count() and dataset.shape:

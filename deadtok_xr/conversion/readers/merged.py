@@ -14,8 +14,13 @@ from deadtok_xr.conversion.readers.source import Entry, Source, explaining_damag
 from deadtok_xr.errors import InputError
 
 OpenFile = Callable[[Path], Source]
-MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MODELS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 """Names of the weights in a Hugging Face folder, in order of preference."""
+_PLAIN_MODELS = ("model.pt", "model.pth")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optim.pt", "optimizer.pth", "optim.pth")
+_STATES = ("train.pt", "training_state.pt", "train_state.pt", "trainer_state.pt")
 _TEXT = 64 * 2**20
 _AGAIN = "copy the folder again from the original"
 
@@ -62,6 +67,7 @@ class Merged(Source):
             found |= {prefix + name: value for name, value in part.attributes.items()}
             aliases |= {prefix + later: prefix + first_ for later, first_ in part.aliases.items()}
         self.entries, self.attributes, self.aliases = entries, {**found, **(attributes or {})}, aliases
+        self.ordered = len([prefix for prefix, _ in parts if not prefix]) == 1 and parts[0][1].ordered
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         part, inner = self._places[name]
@@ -121,7 +127,8 @@ def _inside(index: Path, file: str) -> Path:
     shard = index.parent / file.replace("\0", "")
     with explaining_damage(index, f"the shard {file!r}", "a path"):
         folder, real = index.parent.resolve(), shard.resolve()
-        outside = pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or folder not in real.parents
+        strange = pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file
+        outside = strange or not (folder in real.parents or real.parent == _blobs(index))
         if outside:
             raise InputError(
                 f"{index} names the shard {file!r}, which is not in its own folder; expected: plain files beside it; "
@@ -130,6 +137,12 @@ def _inside(index: Path, file: str) -> Path:
         if not real.is_file():
             raise InputError(f"{index} names the shard {file!r}, which is not there; {_AGAIN}")
     return shard
+
+
+def _blobs(index: Path) -> Path:
+    """Return where a Hugging Face cache keeps the files that snapshots/REVISION links to."""
+    snapshot = index.absolute().parent
+    return (snapshot.parent.parent / "blobs").resolve() if snapshot.parent.name == "snapshots" else snapshot
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -143,21 +156,25 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def model_file(folder: Path) -> Path | None:
-    """Return the file with the weights of a Hugging Face folder; None if it is not such a folder."""
-    return next((folder / name for name in MODELS if (folder / name).is_file()), None)
+    """Return the file with the weights of a checkpoint folder; None if it is not such a folder."""
+    beside = any((folder / name).is_file() for name in (*_OPTIMIZERS, *_STATES))
+    names = (*MODELS, *_PLAIN_MODELS) if beside else MODELS
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def open_model_folder(folder: Path, open_file: OpenFile) -> Source:
-    """Open a Hugging Face folder: weights, optimizer with the prefix ``optimizer.``, and settings as attributes."""
-    model, optimizer = model_file(folder), folder / "optimizer.pt"
+    """Open a checkpoint folder: weights, optimizer with the prefix ``optimizer.``, and settings as attributes."""
+    model = model_file(folder)
     assert model is not None
     with ExitStack() as opened:
         sharded = model.suffix == ".json"
         parts = [("", opened.enter_context(open_sharded(model, open_file) if sharded else open_file(model)))]
-        if optimizer.is_file():
-            parts.append(("optimizer.", opened.enter_context(open_file(optimizer))))
-        texts = [file for file in (folder / "trainer_state.json", folder / "config.json") if file.is_file()]
-        attributes = {name: value for file in texts for name, value in _plain(file)}
+        for prefix, names in (("optimizer.", _OPTIMIZERS), ("train.", _STATES)):
+            file = next((folder / name for name in names if (folder / name).is_file()), None)
+            if file is not None:
+                parts.append((prefix, opened.enter_context(open_file(file))))
+        texts = [path for path in (folder / "trainer_state.json", folder / "config.json") if path.is_file()]
+        attributes = {name: value for path in texts for name, value in _plain(path)}
         merged = Merged(folder, parts[0][1].format, parts, attributes, texts)
         opened.pop_all()
         return merged

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.readers.source import (
     TEXTS,
     Entry,
@@ -28,6 +30,7 @@ from deadtok_xr.conversion.readers.source import (
     dtype_of,
     explaining_damage,
     read_slab,
+    unreadable_type,
 )
 from deadtok_xr.errors import InputError
 
@@ -115,15 +118,19 @@ class NpzSource(Source):
         return True
 
     def _entry(self, name: str, info: zipfile.ZipInfo | None) -> Entry:
-        member = self._member(info)
+        try:
+            member = self._member(info)
+        except _UnknownTypeError as error:
+            return Entry((), None, unreadable_type(str(error)))
         kind = _unreadable(member)
         if not member.dtype.hasobject:
             self._check_size(name, member)
         if kind is not None:
             return Entry(member.shape, None, kind)
         self._members[name] = member
-        dtype = member.dtype.newbyteorder("=")
-        return Entry(member.shape, dtype, dtype.name, member.nbytes if member.fortran else 0, member.compressed)
+        dtype = BFLOAT16 if _is_bfloat16(member.dtype) else member.dtype.newbyteorder("=")
+        type_name = "void of two bytes" if member.dtype.kind == "V" and member.dtype != BFLOAT16 else dtype.name
+        return Entry(member.shape, dtype, type_name, member.nbytes if member.fortran else 0, member.compressed)
 
     def _member(self, info: zipfile.ZipInfo | None) -> _Member:
         if info is None:
@@ -167,9 +174,12 @@ class NpzSource(Source):
             file = self._decompressed(name, member) if member.compressed else cast(BinaryIO, self._file)
             if member.fortran:
                 transposed = read_slab(file, member.begin, member.dtype, member.shape[::-1], ())
-                return transposed.T[where].astype(dtype, order="C")
+                turned = np.ascontiguousarray(transposed.T[where])
+                return turned.view(BFLOAT16) if dtype == BFLOAT16 else turned.astype(dtype)
             values = read_slab(file, member.begin, member.dtype, member.shape, where)
             self._check_sum(member, where, values)
+        if dtype == BFLOAT16:
+            return values.view(BFLOAT16)
         return values if values.dtype == dtype else values.astype(dtype)  # changes only the byte order
 
     def _decompressed(self, name: str, member: _Member) -> BinaryIO:
@@ -215,6 +225,15 @@ class NpzSource(Source):
         self._file.close()
 
 
+class _UnknownTypeError(Exception):
+    """A type that NumPy does not know, by its name."""
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Return whether a type is bfloat16, or void of two bytes, as which NumPy saves bfloat16 and no other type."""
+    return dtype == BFLOAT16 or dtype == np.dtype("V2")
+
+
 def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, int]:
     """Return where the numbers begin, their dtype, shape and order, and the checksum of the header."""
     counting = _Counting(file)
@@ -224,6 +243,10 @@ def _header(file: BinaryIO) -> tuple[int, np.dtype[Any], tuple[int, ...], bool, 
         raise ValueError(f"version {version} of the format, which only structured types need")
     try:
         shape, fortran, dtype = read(counting)
+    except ValueError as error:
+        if match := re.search(r"descr is not a valid dtype descriptor: '([<|>]f1)'", str(error)):
+            raise _UnknownTypeError(match[1]) from error
+        raise
     except (SyntaxError, tokenize.TokenError) as error:  # NumPy parses headers of Python 2 in a second attempt
         raise ValueError("its header does not describe an array") from error
     if any(isinstance(n, bool) or n < 0 for n in shape):
@@ -247,10 +270,11 @@ class _Counting:
 def _unreadable(member: _Member) -> str | None:
     """Describe an array that cannot be read; None if it can."""
     if member.dtype.hasobject:
-        return "Python objects"
-    if member.dtype.kind not in "biuf":
-        hint = " (bfloat16 must be saved as .view('uint16'))" if member.dtype == "V2" else ""
-        return f"{member.dtype.name}{hint}"
+        return (
+            "Python objects, pickled, which are not loaded (save one stacked array: numpy.save(FILE, numpy.stack(...)))"
+        )
+    if member.dtype.kind not in "biuf" and not _is_bfloat16(member.dtype):
+        return unreadable_type(member.dtype.name)
     if member.fortran and member.nbytes > _MAX_FORTRAN:
         return f"{member.dtype.name} in Fortran order (save it with numpy.ascontiguousarray)"
     return None

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import Entry, Source, describe_part, explaining_damage, read_slab
+from deadtok_xr.conversion.readers.source import (
+    Entry,
+    Source,
+    describe_part,
+    explaining_damage,
+    read_slab,
+    unreadable_type,
+)
 from deadtok_xr.errors import InputError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -93,4 +100,4 @@ def _entry(fields: dict[str, Any]) -> Entry:
     if any(n < 0 for n in shape):
         raise ValueError(f"a tensor of the shape {shape}")
     dtype = _DTYPES.get(fields["dtype"])
-    return Entry(shape, dtype, fields["dtype"] if dtype is None else dtype.name)
+    return Entry(shape, dtype, unreadable_type(fields["dtype"]) if dtype is None else dtype.name)

@@ -25,6 +25,9 @@ _DAMAGE = (
 )  # fmt: skip
 """Exceptions that readers raise for a damaged file."""
 
+PACKED = {"scale_factor", "add_offset"}
+"""Attributes of an array whose numbers are not its values (CF conventions)."""
+
 TEXTS = "token_text"
 """The attribute of a source that holds the text of each row's token."""
 
@@ -73,6 +76,12 @@ class Source(Protocol):
     attributes: Mapping[str, Any]
     aliases: Mapping[str, str] = MappingProxyType({})
     """Entries that share their memory with another (tied weights): the later name -> the first."""
+    dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """The names that the file gives to the axes of an entry."""
+    ordered: bool = False
+    """Whether the entries of a model are in the order of its parameters; many formats sort them by name."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about how the source was read."""
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         """Read a part of an array: a slice (with a start and a stop, inside the array) for each leading axis."""
@@ -97,6 +106,47 @@ class Source(Protocol):
         self.close()
 
 
+class Wrapped(Source):
+    """A source that delegates to another one; its subclasses change some entries."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.path, self.format = source.path, source.format
+        self.attributes, self.aliases = source.attributes, source.aliases
+        self.dims, self.ordered, self.notes = source.dims, source.ordered, source.notes
+        self.entries: Mapping[str, Entry] = source.entries
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        return self.source.read(name, *where)
+
+    def unwritten(self, name: str) -> list[range]:
+        return self.source.unwritten(name)
+
+    def files(self) -> list[Path]:
+        return self.source.files()
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class Renamed(Wrapped):
+    """A source with other names for some entries: the new name -> that of the source."""
+
+    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+        super().__init__(source)
+        self._names = names
+        new = {old: name for name, old in names.items()}
+        self.entries = {new.get(key, key): entry for key, entry in source.entries.items()}
+        self.dims = {new.get(key, key): dims for key, dims in source.dims.items()}
+        self.aliases = {new.get(a, a): new.get(b, b) for a, b in source.aliases.items()}
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        return self.source.read(self._names.get(name, name), *where)
+
+    def unwritten(self, name: str) -> list[range]:
+        return self.source.unwritten(self._names.get(name, name))
+
+
 def read_all(source: Source, name: str) -> NDArray[Any]:
     """Read all of a small array."""
     return source.read(name, *(slice(0, n) for n in source.entries[name].shape[:1]))
@@ -110,6 +160,15 @@ def dtype_of(source: Source, name: str) -> np.dtype[Any]:
             f"{source.path}: variable {name!r} cannot be read: it is {entry}; expected: plain numbers; save it as such"
         )
     return entry.dtype
+
+
+def unreadable_type(name: str) -> str:
+    """Describe a type whose values cannot be read as weights, with what can be done."""
+    lower = name.lower().replace("_", "")
+    if "float8" in lower or lower.startswith("f8e") or lower in ("void8", "v1", "|v1", "<f1", "|f1", "f1"):
+        said = name if "8" in name else f"{name}, one byte an element, as float8 has"
+        return f"{said} (float8: cast it where it was made, with its scale, and save bfloat16 or float32)"
+    return name
 
 
 def describe_part(name: str, where: tuple[slice, ...]) -> str:

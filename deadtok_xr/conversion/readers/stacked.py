@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.readers.source import Entry, Source, dtype_of
+from deadtok_xr.conversion.readers.names import named_step
+from deadtok_xr.conversion.readers.source import Entry, Renamed, Source, dtype_of
+from deadtok_xr.conversion.readers.stated_steps import stated_steps
 from deadtok_xr.errors import InputError
 
 Steps = Literal["names", "content"]
 STEP = "step"
 _OPEN = 2
 _STEP_KEYS = ("step", "global_step")
-_STEP_ATTRIBUTES = ("trainer_state.global_step",)
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,14 @@ class _Member:
     path: Path
     number: int
     """The step in its name."""
-    content: int | None
-    """The step in its content."""
+    stated: Mapping[str, int]
+    """The steps in its content, by name; several if they contradict each other."""
+
+    @property
+    def content(self) -> int | None:
+        """The step in its content: of several, the one that its name confirms."""
+        values = set(self.stated.values())
+        return self.number if self.number in values else next(iter(values)) if len(values) == 1 else None
 
 
 class Stacked(Source):
@@ -48,6 +55,8 @@ class Stacked(Source):
         Which labels to use if names and contents of the checkpoints contradict each other.
     left_out
         Files of the folder that are not among the checkpoints -> why they are left out.
+    notes
+        What a user should know about their names.
 
     Raises
     ------
@@ -62,10 +71,11 @@ class Stacked(Source):
         open_member: Callable[[Path], Source],
         steps: Steps | None = None,
         left_out: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if steps not in (None, "names", "content"):
             raise InputError(f"steps={steps!r} is not known; expected: 'names' or 'content'")
-        self.path = path
+        self.path, self.notes = path, tuple(notes)
         self._open_member = open_member
         self._opened: dict[Path, Source] = {}
         self._files: list[Path] = []
@@ -97,19 +107,19 @@ class Stacked(Source):
             attributes = {k: v for k, v in attributes.items() if k in member.attributes and member.attributes[k] == v}
             aliases = {k: v for k, v in aliases.items() if member.aliases.get(k) == v}
             self._files += member.files()
-            self._found.append(_Member(path, numbers[path], _own_step(member)))
+            self._found.append(_Member(path, numbers[path], stated_steps(member)))
         n = len(paths)
         stacked = {name: _with_steps(entry, n) for name, entry in entries.items() if name not in _STEP_KEYS}
         labels = Entry((n,), np.dtype(np.int64), "int64")
         self.entries = {**stacked, STEP: labels, **{k: Entry((), None, why) for k, why in left_out.items()}}
-        self.attributes, self.aliases = attributes, aliases
+        self.attributes, self.aliases, self.ordered, self.dims = attributes, aliases, first.ordered, first.dims
 
     def _member(self, path: Path) -> Source:
         """Return an open checkpoint; the least recently opened ones are closed."""
         if path not in self._opened:
             while len(self._opened) >= _OPEN:
                 self._opened.pop(next(iter(self._opened))).close()
-            self._opened[path] = self._open_member(path)
+            self._opened[path] = _without_number(self._open_member(path), path)
         return self._opened[path]
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
@@ -140,6 +150,15 @@ class Stacked(Source):
     def close(self) -> None:
         while self._opened:
             self._opened.popitem()[1].close()
+
+
+def _without_number(source: Source, path: Path) -> Source:
+    """Give the only array of a file that is named after the file a name that is the same in every checkpoint."""
+    if [*source.entries] != [path.stem]:
+        return source
+    step = named_step(path.stem)
+    name = "W" if step is None else step.template.replace("*", "").strip("_-. =#") or "W"
+    return Renamed(source, {name: path.stem})
 
 
 def _with_steps(entry: Entry, n: int) -> Entry:
@@ -173,34 +192,34 @@ def _check_same(source: Source, name: str, dtype: np.dtype[Any], shape: tuple[in
         raise InputError(f"{source.path} changed while it was read; convert it when nothing writes to it")
 
 
-def _own_step(member: Source) -> int | None:
-    """Return the step in the content of a checkpoint, None if there is none."""
-    for key in _STEP_KEYS:
-        entry = member.entries.get(key)
-        if entry is not None and entry.dtype is not None and entry.dtype.kind in "iu" and not entry.shape:
-            return int(member.read(key)[()])
-    values = (member.attributes.get(key) for key in _STEP_ATTRIBUTES)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
-
-
 def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_Member]:
     """Sort the checkpoints by their steps, after determining which labels to use."""
     silent = next((m for m in members if m.content is None), None)
     if steps == "content":
         if silent is not None:
             raise InputError(
-                f"{silent.path} does not say its step; needed with steps='content': a scalar named step or "
-                "global_step in every checkpoint; choose steps='names'"
+                f"{silent.path} {_why_silent(silent)}; needed with steps='content': a scalar named step or "
+                "global_step in every checkpoint; choose steps='names' (--steps names)"
             )
         return _ascending(path, members)
-    contradiction = next((m for m in members if m.content != m.number), None)
-    if steps is None and silent is None and contradiction is not None:
+    contradiction = next((m for m in members if m.stated and m.content != m.number), None)
+    if steps is None and contradiction is not None:
+        said = _few([m.content if m.content is not None else "?" for m in members])
+        also = "" if silent is not None else " or steps='content' (--steps names, --steps content)"
         raise InputError(
-            f"{path}: by the names, the steps are {_few([m.number for m in members])}, but the checkpoints say "
-            f"{_few([m.content for m in members])} ({contradiction.path.name} says {contradiction.content}); choose "
-            "with steps='names' or steps='content' (--steps names|content)"
+            f"{path}: by the names, the steps are {_few([m.number for m in members])}, but the checkpoints say {said} "
+            f"({contradiction.path.name} says {_statement(contradiction)}); choose with steps='names'"
+            f"{also or ' (--steps names)'}"
         )
     return members
+
+
+def _why_silent(member: _Member) -> str:
+    return f"says {_statement(member)}" if member.stated else "does not say its step"
+
+
+def _statement(member: _Member) -> str:
+    return " and ".join(f"{name} {step}" for name, step in list(member.stated.items())[:3])
 
 
 def _ascending(path: Path, members: list[_Member]) -> list[_Member]:
@@ -209,7 +228,7 @@ def _ascending(path: Path, members: list[_Member]) -> list[_Member]:
         if one.content == other.content:
             raise InputError(
                 f"{path}: {one.path.name} and {other.path.name} both say that they are of step {one.content}; "
-                "expected: one checkpoint per step; choose steps='names', or move one of them away"
+                "expected: one checkpoint per step; choose steps='names' (--steps names), or move one of them away"
             )
     return members
 

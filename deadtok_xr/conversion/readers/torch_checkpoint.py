@@ -20,7 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import Entry, Source, describe_part, dtype_of, explaining_damage
+from deadtok_xr.conversion.readers.source import (
+    Entry,
+    Source,
+    describe_part,
+    dtype_of,
+    explaining_damage,
+    unreadable_type,
+)
 from deadtok_xr.errors import InputError
 
 TOUCHED = 64 * 2**20
@@ -44,6 +51,7 @@ class TorchSource(Source):
     """The tensors and numbers of a torch checkpoint by their dotted names; its texts as attributes."""
 
     format = "torch"
+    ordered = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +87,7 @@ class TorchSource(Source):
         if kind is not None:
             return Entry(shape, None, f"{name}, {kind}")
         if value.dtype not in _DTYPES:
-            return Entry(shape, None, name)
+            return Entry(shape, None, unreadable_type(name))
         return Entry(shape, _DTYPES[value.dtype], name, TOUCHED if self._mapped else self._state[0])
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
@@ -186,6 +194,11 @@ def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
 def _refusal(path: Path, message: str) -> str:
     """Turn a message of torch into one sentence."""
     code = re.search(r"GLOBAL (\S{1,80})", message)
+    if code is not None and "DTensor" in code[1]:
+        return (
+            f"{path} holds DTensors, each with the rows of one device alone, which are not read; where the file was "
+            "made, save tensor.full_tensor() of each, or the full state_dict of torch.distributed.checkpoint.state_dict"
+        )
     if code is not None:
         return (
             f"{path} holds {code[1]}, which could run code and was not loaded; expected: tensors, numbers and texts, "
