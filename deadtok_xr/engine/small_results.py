@@ -12,7 +12,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Tasks, empty_meta, from_tasks
+from deadtok_xr.dask_arrays import Tasks, empty_meta, from_tasks, with_all_functions
 from deadtok_xr.engine.block_pass import uniform
 
 Arrays = dict[str, NDArray[Any]]
@@ -55,11 +55,12 @@ def _compute(kernel: Callable[..., Arrays], names: tuple[str, ...], options: Any
 
 def _one_of(made: da.Array, key: str, shape: tuple[int, ...], dtype: str) -> da.Array:
     dims = tuple(range(len(shape)))
-    return da.blockwise(
+    x = da.blockwise(
         _take, dims, made, (len(shape),), key, None, dtype, None, name=f"one-{tokenize(made.name, key)}",
         new_axes=dict(zip(dims, shape, strict=True)), concatenate=False,
         dtype=dtype, meta=empty_meta(len(shape), dtype),
     )  # fmt: skip
+    return with_all_functions(x)  # arrays without dims have no meta that says so
 
 
 def _take(blocks: list[list[Arrays]], key: str, dtype: str) -> NDArray[Any]:
