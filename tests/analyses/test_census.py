@@ -30,7 +30,7 @@ def dataset(W: np.ndarray, chunks: Any = None, steps: Any = None) -> xr.Dataset:
 
 
 def check(ds: xr.Dataset, at: Any, **options: Any) -> xr.Dataset:
-    W = np.asarray(ds.W.values)
+    W = ds.W.compute().values  # plain arrays of expressions cannot be made one of numpy otherwise
     labels = ds.step.values[at]
     found = dx.census(ds, at=labels, **options).compute()
     distinct = options.get("signed_zero") == "distinct"
