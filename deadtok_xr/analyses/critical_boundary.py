@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr import kernels
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
-from deadtok_xr.analyses.common.recorded_updates import read_updates
+from deadtok_xr.analyses.common.read_updates import read_updates
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,

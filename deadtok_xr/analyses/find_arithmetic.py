@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from deadtok_xr.analyses.common.recorded_updates import ELEMENTS_PER_CALL, Updates, as_grid, read_updates
+from deadtok_xr.analyses.common.compared_updates import compare_updates
+from deadtok_xr.analyses.common.read_updates import read_updates
+from deadtok_xr.analyses.common.recorded_updates import Updates
 from deadtok_xr.analyses.common.step_selection import select_steps
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
@@ -60,17 +61,7 @@ def find_arithmetic(
     )  # fmt: skip
     if not any(_possible(u, name) for name in arithmetics.candidates(u.settings)):
         u.require(u.settings.arithmetic, "find_arithmetic")
-    comparison = Comparison()
-    rates: list[float] = []
-    for i in _positions(ds["step"].values, steps):
-        (parts,) = dask.compute({name: x[i - 1 : i + 1] for name, x in u.arrays.items()})
-        t, rate = int(parts["t"][1, 0, 0]), float(parts["lr"][1, 0, 0])
-        if np.isnan(rate) or t != parts["t"][0, 0, 0] + 1:  # unknown, or the update skipped the parameter
-            continue
-        rates.append(rate)
-        for rows in _token_ranges(parts["W"].shape):
-            before, after = (_tensors(u, parts, k, rows) for k in (0, 1))
-            comparison.add(u.settings, t, rate, before, after)
+    comparison, rates = compare_updates(u, _positions(ds["step"].values, steps))
     return _result(ds, u, comparison, float(np.mean(rates)) if rates else float("nan"))
 
 
@@ -94,15 +85,6 @@ def _positions(labels: NDArray[np.int64], steps: Sequence[int] | None) -> list[i
     elif not single.size:
         raise InputError("find_arithmetic: no two consecutive steps are recorded; record every step, or pairs of steps")
     return single[list(select_steps(labels[single], steps, "find_arithmetic", N_STEPS))].tolist()
-
-
-def _token_ranges(shape: tuple[int, ...]) -> list[slice]:
-    height = max(1, ELEMENTS_PER_CALL // shape[2])
-    return [slice(n, n + height) for n in range(0, shape[1], height)]
-
-
-def _tensors(u: Updates, parts: dict[str, NDArray[Any]], k: int, rows: slice) -> arithmetics.Tensors:
-    return {name: arithmetics.to_tensor(as_grid(parts[name][k, rows], grid)) for name, grid in u.grids.items()}
 
 
 def _result(ds: xr.Dataset, u: Updates, comparison: Comparison, lr: float) -> xr.Dataset:

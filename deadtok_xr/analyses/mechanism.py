@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from deadtok_xr.analyses.common import checks, coordinates, replayed_updates, summary_text
-from deadtok_xr.analyses.common.recorded_updates import read_updates
+from deadtok_xr.analyses.common.read_updates import read_updates
 from deadtok_xr.analyses.registry import Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.series import Series
@@ -171,10 +171,10 @@ def mechanism(
             ds, hyperparameters=hyperparameters, lr=lr, variable=variable, precision=precision,
             updates_before=updates_before,
         )  # fmt: skip
-        arithmetic = comparison.attrs["best"] or u.settings.arithmetic
+        arithmetic = comparison.attrs["best"] or u.arithmetic
         notes |= {k: comparison.attrs[k] for k in ("verdict", "candidates", "report")}
     elif arithmetic == "auto":
-        arithmetic = u.settings.arithmetic
+        arithmetic = u.arithmetic
     u.require(arithmetic, "mechanism")
     notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.unconfirmed}
 
@@ -238,6 +238,8 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     compared, missed = ds["n_compared"].values.sum(), ds["n_missed"].values.sum()
     baseline, moved = ds["baseline_agreement"].values, ds["replay_agreement_moved"].values
     yield f"Mechanism, why tokens move or not: {ds.attrs.get('optimizer')} replayed ({ds.attrs.get('arithmetic')})"
+    if "optimizer_from" in ds.attrs:
+        yield f"  optimizer: {ds.attrs['optimizer_from']}"
     share = 1 - missed / compared if compared else np.nan
     yield (
         f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (baseline, nothing moves: "

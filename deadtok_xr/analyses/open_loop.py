@@ -11,7 +11,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
-from deadtok_xr.analyses.common.recorded_updates import as_grid, read_updates
+from deadtok_xr.analyses.common.read_updates import read_updates
+from deadtok_xr.analyses.common.recorded_updates import as_grid
 from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.scan import scan_fields

@@ -86,6 +86,7 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
         raise InputError(f"{where}: hyperparameters is a {type(given).__name__}; expected: a mapping of torch's names")
     recorded = known.get("hyperparameters")
     recorded = recorded if isinstance(recorded, Mapping) else {}
+    recorded = {**respelled(recorded), **recorded}
     values = {**recorded, **given}
     rule = _rule(given.get("optimizer") or known.get("optimizer") or recorded.get("optimizer"), values, where)
     if rule in ADAM and not {"betas", "eps"} <= values.keys():
@@ -105,6 +106,48 @@ def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: 
     fields |= {name: bool(fields[name]) for name in _FLAGS if fields.get(name) is not None}
     fields |= {"betas": tuple(map(float, fields["betas"]))} if "betas" in fields else {}
     return Settings(rule, **fields)
+
+
+_SPELLINGS = {
+    "beta1": ("beta1", "beta_1", "b1", "adam_beta1", "adam_beta_1", "opt_beta1"),
+    "beta2": ("beta2", "beta_2", "b2", "adam_beta2", "adam_beta_2", "opt_beta2"),
+    "betas": ("betas", "adam_betas", "opt_betas"),
+    "eps": ("eps", "epsilon", "adam_eps", "adam_epsilon", "opt_eps"),
+    "lr": ("lr", "learning_rate", "adam_lr"),
+    "weight_decay": ("weight_decay", "adam_weight_decay", "wd", "opt_weight_decay"),
+    "amsgrad": ("amsgrad", "adam_amsgrad"),
+    "maximize": ("maximize",),
+}
+
+
+def spelled(recorded: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the different values of a hyperparameter in a recording, under all its spellings, also nested."""
+    found: list[Any] = []
+    for key, value in recorded.items():
+        if key.rpartition(".")[2].lower() in _SPELLINGS[name] and value is not None and value not in found:
+            found.append(value)
+    return found
+
+
+def respelled(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters that a recording holds under other spellings, by torch's names.
+
+    One that has several values, such as the weight decay of two parameter groups, is left out.
+    """
+    found = {name: values[0] for name in _SPELLINGS if len(values := spelled(recorded, name)) == 1}
+    first, second = found.pop("beta1", None), found.pop("beta2", None)
+    if "betas" not in found and first is not None and second is not None:
+        found["betas"] = [first, second]
+    return found
+
+
+def names_optimizer(known: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Return whether a recording, or the caller, names the optimizer."""
+    recorded = known.get("hyperparameters")
+    recorded = recorded if isinstance(recorded, Mapping) else {}
+    if not isinstance(given, Mapping):
+        return True  # read_settings refuses it
+    return bool(given.get("optimizer") or known.get("optimizer") or recorded.get("optimizer"))
 
 
 _FLAGS = ("amsgrad", "maximize", "nesterov", "foreach", "fused", "capturable", "on_accelerator")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.bfloat16 import GRIDS, get_grid, to_bits
@@ -17,7 +16,7 @@ from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.engine.scan import scan_fields
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay import arithmetic as arithmetics
-from deadtok_xr.replay.settings import Settings, read_settings
+from deadtok_xr.replay.settings import Settings
 from deadtok_xr.store.stored_array import stored_dtype
 
 TENSORS = ("grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -46,6 +45,13 @@ class Updates:
     arrays: dict[str, da.Array]
     grids: dict[str, str]
     notes: dict[str, Any]
+    found: str | None = None
+    """The arithmetic that replay found, if the recording does not say which optimizer made it."""
+
+    @property
+    def arithmetic(self) -> str:
+        """The arithmetic that made the updates: the one that replay found, or that the recording's flags select."""
+        return self.found or self.settings.arithmetic
 
     @property
     def unconfirmed(self) -> tuple[str, ...]:
@@ -87,27 +93,11 @@ class Updates:
         return f", from step 0 and without gaps, from which {derived[0]} is computed" if derived else ""
 
 
-def read_updates(
-    ds: xr.Dataset,
-    purpose: str,
-    *,
-    variable: str = "W",
-    hyperparameters: Mapping[str, Any] | None = None,
-    lr: float | ArrayLike | None = None,
-    precision: str | None = None,
-    updates_before: int = 0,
-) -> Updates:
-    """Collect the updates of a recording, lazily.
-
-    Raises
-    ------
-    InputError
-        If weights, hyperparameters or the learning rate are missing.
-    """
-    x = checks.require(ds, variable, purpose)
-    if not isinstance(updates_before, (int, np.integer)) or updates_before < 0:
-        raise InputError(f"{purpose}: updates_before={updates_before!r}; expected a number of updates, 0 or more")
-    settings = read_settings(ds.attrs, hyperparameters or {}, where=purpose)
+def collect_updates(
+    ds: xr.Dataset, purpose: str, x: xr.DataArray, variable: str, settings: Settings, lr: Any, precision: str | None,
+    updates_before: int,
+) -> Updates:  # fmt: skip
+    """Collect the tensors and rates of updates with these settings."""
     if "cuda" in str(ds.attrs.get("device", "")):
         settings = replace(settings, on_accelerator=True)
     suffix = "" if variable == "W" else f"_{variable}"
