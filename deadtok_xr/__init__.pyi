@@ -40,6 +40,7 @@ from .recorder.recorder import Recorder
 from .recording.export import export
 from .recording.opening import open_recording
 from .recording.runs import concat_runs
+from .results.combine import combine
 from .results.report import report
 from .results.save import open_results, save_results
 from .results.summary import summary
@@ -59,6 +60,7 @@ __all__ = [
     "cloud",
     "clusters",
     "coherence",
+    "combine",
     "compare_runs",
     "component_events",
     "components",

@@ -2,17 +2,20 @@
 
 Weights that were trained in bfloat16 sit on a grid: the representable numbers. This module measures on
 that grid, for bfloat16 itself and for the two other formats that recordings are stored in. Everything
-takes and returns numpy arrays and works element by element, so that `xarray.apply_ufunc(ulp, rec.W,
-dask="parallelized", output_dtypes=["f8"])` works as well.
+works element by element. NumPy arrays give NumPy arrays, Dask arrays give lazy Dask arrays, and xarray's arrays give
+labelled arrays, lazy where theirs are: `ulp(rec.W)`.
 
 A *grid* is named by the format: ``"bfloat16"``, ``"float16"`` or ``"float32"``. Values may be held in the
-format itself or, exactly, in float32; the grid of an array is its own dtype unless it is named.
+format itself or, exactly, in float32. The grid of a labelled array is its attribute `precision`, that of any other
+array is its own dtype, unless it is named.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -81,6 +84,62 @@ def grid_of(x: NDArray[Any], grid: str | None = None) -> Grid:
     return get_grid(x.dtype.name if grid is None else grid)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _for_all_arrays(func: F) -> F:
+    """Let a function of NumPy arrays, the last argument of which is the grid, also take Dask's and xarray's arrays."""
+    *names, grid_name = func.__code__.co_varnames[: func.__code__.co_argcount]
+    default = (func.__defaults__ or (None,))[-1]
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = {grid_name: default, **dict(zip((*names, grid_name), args, strict=False)), **kwargs}
+        arrays = [given.get(name) for name in names]
+        labelled = [x for x in arrays if hasattr(x, "dims")]
+        if not labelled and not any(hasattr(x, "dask") for x in arrays):
+            return func(*args, **kwargs)
+        if not labelled:
+            return _blockwise(func, given[grid_name], *arrays)
+        import xarray as xr
+
+        grid = _precision(labelled, given[grid_name])
+        return xr.apply_ufunc(functools.partial(_blockwise, func, grid), *arrays, dask="allowed", keep_attrs=False)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _blockwise(func: Callable[..., Any], grid: str | None, *arrays: Any) -> Any:
+    """Apply a function to NumPy arrays, or lazily to each block of Dask arrays."""
+    arrays = tuple(x if hasattr(x, "ndim") else np.asarray(x) for x in arrays)
+    if not any(hasattr(x, "dask") for x in arrays):
+        return func(*arrays, grid)
+    import dask.array as da
+
+    largest = max(arrays, key=lambda x: x.ndim)
+    dtype = func(*(np.zeros(1, x.dtype) for x in arrays), grid).dtype
+    meta = getattr(largest, "_meta", np.empty((0,) * largest.ndim)).astype(dtype)
+    pairs = [part for x in arrays for part in (x, tuple(reversed(range(x.ndim))))]
+    return da.blockwise(func, tuple(reversed(range(largest.ndim))), *pairs, grid, None, dtype=dtype, meta=meta)
+
+
+def _precision(arrays: list[Any], grid: str | None) -> str | None:
+    """Return the grid of labelled arrays: as named, or their attribute `precision`, or that of their dtype."""
+    if grid is not None:
+        return grid
+    found = {x.attrs.get("precision", "" if x.dtype == np.float32 else x.dtype.name) for x in arrays}
+    if len(found) > 1:
+        raise InputError(f"the arrays have the precisions {', '.join(sorted(map(repr, found)))}: name one with grid=")
+    name = str(found.pop())
+    if name not in GRIDS:
+        raise InputError(
+            f"the array has {f'the precision {name!r}' if name else 'no attribute precision, as computed values'}, so "
+            "its grid is not known: name the number format with grid='bfloat16', 'float16' or 'float32'"
+        )
+    return name
+
+
+@_for_all_arrays
 def to_bits(x: ArrayLike, grid: str | None = None) -> NDArray[Any]:
     """Return the bit patterns of values on a grid.
 
@@ -134,6 +193,7 @@ def decode(x: ArrayLike) -> NDArray[np.float32]:
         return np.asarray(x).astype(np.float32)
 
 
+@_for_all_arrays
 def exponent(x: ArrayLike, grid: str | None = None) -> NDArray[np.int32]:
     """Return the exponent field E of each value: 0 for zeros and subnormals, all ones for NaN and infinity."""
     x = np.asarray(x)
@@ -141,6 +201,7 @@ def exponent(x: ArrayLike, grid: str | None = None) -> NDArray[np.int32]:
     return ((to_bits(x, g.name) >> g.mantissa_bits) & g.max_exponent).astype(np.int32)
 
 
+@_for_all_arrays
 def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
     """Compute the gap from ``|x|`` to the next larger representable number (unit in the last place).
 
@@ -165,6 +226,7 @@ def ulp(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
     return np.where(e == g.max_exponent, np.nan, gap)
 
 
+@_for_all_arrays
 def ordinal(x: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
     """Return the position of each value on the grid, counted from zero: monotone, one apart for neighbours.
 
@@ -178,11 +240,13 @@ def ordinal(x: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
     return np.where(bits & sign, -(bits & (sign - 1)), bits)
 
 
+@_for_all_arrays
 def ordinal_distance(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.int64]:
     """Count the representable steps from one value to another, signed."""
     return ordinal(after, grid) - ordinal(before, grid)
 
 
+@_for_all_arrays
 def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
     """Compute the lattice displacement ΔW' = (after - before) / ULP(before), signed, in float64.
 
@@ -195,6 +259,7 @@ def lattice_step(after: ArrayLike, before: ArrayLike, grid: str | None = None) -
         return (after.astype(np.float64) - before.astype(np.float64)) / ulp(before, grid)
 
 
+@_for_all_arrays
 def lattice_coordinate(x: ArrayLike, grid: str | None = None) -> NDArray[np.float64]:
     """Compute the lattice coordinate U = x / ULP(x), signed: ±(2^m + mantissa) for normal numbers of m mantissa bits.
 
@@ -211,6 +276,7 @@ def lattice_coordinate(x: ArrayLike, grid: str | None = None) -> NDArray[np.floa
         return x.astype(np.float64) / ulp(x, grid)
 
 
+@_for_all_arrays
 def on_grid(x: ArrayLike, grid: str = "bfloat16") -> NDArray[np.bool_]:
     """Return which values the format represents exactly; NaN and infinity count as representable."""
     x = np.asarray(x)

@@ -28,6 +28,7 @@ from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
+from deadtok_xr.attributes import plain, portable
 from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError
 
@@ -112,12 +113,12 @@ def analyze(
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
     attrs = {
         **checks.result_attrs(ds, left_out=left_out),
-        "recording": {k: v for k, v in ds.attrs.items() if k not in ("source", "tokens")},
+        "recording": {k: v for k, v in plain(ds.attrs).items() if k not in ("source", "tokens")},
     }
     results: dict[str, xr.Dataset] = {}
     for group in _groups(specs):
         results |= zip(group, run(list(group.values()), device), strict=True)
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{name: results[name] for name in specs}})
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **{name: results[name] for name in specs}})
 
 
 def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr import attributes
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
 from deadtok_xr.analyses.registry import Picture, built_in
@@ -208,7 +209,7 @@ def _left_out(ds: xr.Dataset, no_first_update: bool) -> dict[str, str]:
 
 def _first_update(ds: xr.Dataset) -> dict[str, float] | str:
     """Return the settings for the law of the first step, or the reason why it does not apply."""
-    optimizer, settings = str(ds.attrs.get("optimizer", "unknown")), ds.attrs.get("hyperparameters", {})
+    optimizer, settings = str(ds.attrs.get("optimizer", "unknown")), attributes.read(ds.attrs, "hyperparameters") or {}
     if ds["step"].values[:2].tolist() != [0, 1]:
         return "the dataset does not begin with the first update (steps 0 and 1)"
     if optimizer not in ("Adam", "AdamW") or "eps" not in settings or not {"lr"} & {*settings, *map(str, ds)}:

@@ -103,6 +103,11 @@ OTHER: dict[str, dict[str, Any]] = {
     "n_frozen": {"long_name": "tokens that moved, but not at the last step", **_COUNT},
 }  # fmt: skip
 ATTRS = {**TOKEN, **TOKEN_PHASE, **STEP, **OTHER}
+_OF_PHASES = (
+    *TOKEN_PHASE, "reheats", "cools", "first_stumble", "last_thrust", "thrust_period", "n_reheats", "n_cools",
+    "stumble_cohort", "passages", "duration_mean", "duration_median", "last_step_range",
+)  # fmt: skip
+"""What weights without a lattice do not have."""
 STRATIGRAPHY = {
     "long_name": "phase in retrospect: the hottest that the token was in at this step or later",
     "comment": "-1 where unknown, because the token holds NaN or infinity at this step or later",
@@ -143,7 +148,8 @@ def lifecycle(
         `last_motion_range`.
 
         A transition with NaN or infinity counts neither as motion nor as rest. A token that never moved has no freeze,
-        and one that still moves at the last step is `censored`.
+        and one that still moves at the last step is `censored`. Weights with unknown precision have no lattice, and
+        so no phases: variables of phases and cells are left out.
 
     Raises
     ------
@@ -160,17 +166,22 @@ def lifecycle(
         raise InputError(f"scheme={scheme!r}: choose one of {', '.join(SCHEMES)}")
     x = checks.require(ds, variable, "lifecycle")
     extra = checks.check_steps(ds, "lifecycle", allow_gaps=allow_gaps)
-    grid = checks.grid_name(x, precision)
+    grid = checks.grid_or_none(x, precision)
     phases, steps = SCHEMES[scheme], ds["step"].values
     shapes = _shapes(len(steps) - 1, ds.sizes["token"], len(phases))
+    if grid == "none":
+        shapes = {name: shape for name, shape in shapes.items() if name not in _OF_PHASES}
 
     def finish(results: ReductionResults) -> xr.Dataset:
         blocks = results.per_block("transitions", _classify, scheme=scheme, n_dims=ds.sizes["dim"])
         paths = fold(blocks, _follow, _begin)
         values = compute_together({"paths": paths}, _describe, shapes, ATTRS, steps=steps)
-        values["stratigraphy"] = _stratigraphy(paths, results.array("transitions", "displacement"), phases)
-        labels = {"phase": list(phases), "from_phase": list(phases), "order": list(ORDER)}
-        attrs = checks.result_attrs(ds, variable=variable, scheme=scheme, definition=DEFINITION[scheme], precision=grid)
+        labels: dict[str, Any] = {"order": list(ORDER)}
+        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
+        if grid != "none":
+            values["stratigraphy"] = _stratigraphy(paths, results.array("transitions", "displacement"), phases)
+            labels |= {"phase": list(phases), "from_phase": list(phases)}
+            attrs |= {"scheme": scheme, "definition": DEFINITION[scheme]}
         return xr.Dataset({**values, **extra}, {**coordinates.of_transitions(ds), **labels}, attrs)
 
     return transitions.specify(x, grid, finish)

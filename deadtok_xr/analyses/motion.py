@@ -53,6 +53,9 @@ ATTRS: dict[str, dict[str, Any]] = {
     "n_invalid": {"long_name": "tokens with NaN or infinity at t - 1 or t", "units": "1"},
 }  # fmt: skip
 
+WITHOUT_LATTICE = ("displacement", "moved_dims", "n_invalid")
+"""What is measured of weights whose number format is unknown."""
+
 
 @built_in
 def motion(
@@ -78,7 +81,8 @@ def motion(
         `displacement_ulp`, the norm ULP of notebook 1.31b, float32; `lattice_l1`, `lattice_l2`, `lattice_linf` of ΔW' =
         ΔW / ULP(W[t-1]), float64 since |ΔW'| reaches 1e37 at W = 0; `moved_dims`, int64. Per step:
         `displacement_ulp_mean` and `_std` (ddof 1) over valid tokens, `n_invalid`. Tokens with NaN or infinity give
-        NaN. `skipped`, if recorded: whether the update skipped the variable.
+        NaN. `skipped`, if recorded: whether the update skipped the variable. Of weights with unknown precision, which
+        have no lattice, only `displacement`, `moved_dims` and `n_invalid`.
 
     Raises
     ------
@@ -89,26 +93,25 @@ def motion(
     """
     x = checks.require(ds, variable, "motion")
     extra = checks.check_steps(ds, "motion", allow_gaps=allow_gaps)
-    grid = checks.grid_name(x, precision)
+    grid = checks.grid_or_none(x, precision)
+    attrs = ATTRS if grid != "none" else {name: ATTRS[name] for name in WITHOUT_LATTICE}
 
     def finish(results: ReductionResults) -> xr.Dataset:
-        attrs = checks.result_attrs(ds, variable=variable, precision=grid)
-        values = {**results.variables("transitions", ATTRS), **extra}
+        values = {**results.variables("transitions", attrs), **extra}
         if (skipped := transitions.skipped_updates(ds, variable)) is not None:
             values["skipped"] = skipped
-        return xr.Dataset(values, coordinates.of_transitions(ds), attrs)
+        result_attrs = checks.result_attrs(ds, variable=variable, precision=grid)
+        return xr.Dataset(values, coordinates.of_transitions(ds), result_attrs)
 
     return transitions.specify(x, grid, finish)
 
 
 @motion.summarize
 def _summary(ds: xr.Dataset) -> Iterator[str]:
-    mean, std = ds["displacement_ulp_mean"].values, ds["displacement_ulp_std"].values
+    measured = _summary_in_ulp(ds) if "displacement_ulp" in ds else _summary_without_lattice(ds)
     moved = np.asarray((ds["moved_dims"].data > 0).sum(axis=1))
     steps = ds["step"].values
-    yield "Motion, |ΔW| in norm ULP (1.31b)"
-    yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
-    yield f"  std over tokens   {summary_text.span(std)}"
+    yield from measured
     n_invalid = ds["n_invalid"].values
     skipped = ds["skipped"].values.astype(bool) if "skipped" in ds else np.zeros(len(steps), bool)
     still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~skipped]
@@ -118,6 +121,19 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
     )
     yield from summary_text.invalid_steps(ds, "which are left out of the means")
+
+
+def _summary_in_ulp(ds: xr.Dataset) -> Iterator[str]:
+    mean, std = ds["displacement_ulp_mean"].values, ds["displacement_ulp_std"].values
+    yield "Motion, |ΔW| in norm ULP (1.31b)"
+    yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
+    yield f"  std over tokens   {summary_text.span(std)}"
+
+
+def _summary_without_lattice(ds: xr.Dataset) -> Iterator[str]:
+    mean = ds["displacement"].mean("token").values
+    yield "Motion, |ΔW| (the precision of the weights is unknown, so they have no ULP)"
+    yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
 
 
 motion.pictures = (

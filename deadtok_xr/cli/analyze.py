@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deadtok_xr.attributes import plain
 from deadtok_xr.cli.options import (
     JSON,
     OVERWRITE,
@@ -119,7 +120,7 @@ def analyze(
         click.echo(summary(saved))
     drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
     if as_json:
-        left_out = saved.attrs.get("left_out", {})
+        left_out = plain(saved.attrs.get("left_out", {}))
         print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
         return
     click.echo(f"results: {results}")

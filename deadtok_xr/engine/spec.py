@@ -9,6 +9,7 @@ import dask.array as da
 import xarray as xr
 from dask.base import tokenize
 
+from deadtok_xr.attributes import portable
 from deadtok_xr.engine.block_pass import ReductionResults, make_pass
 from deadtok_xr.engine.reduction import Reduction
 from deadtok_xr.kernels import device as devices
@@ -47,7 +48,8 @@ def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]
     names = [{key: _name(reduction) for key, reduction in spec.reductions.items()} for spec in specs]
     reductions = {named[key]: spec.reductions[key] for spec, named in zip(specs, names, strict=True) for key in named}
     block_pass = make_pass(matrices, reductions, device) if reductions else None
-    return [spec.finish(ReductionResults(block_pass, named)) for spec, named in zip(specs, names, strict=True)]
+    found = [spec.finish(ReductionResults(block_pass, named)) for spec, named in zip(specs, names, strict=True)]
+    return [ds.assign_attrs(portable(ds.attrs)) for ds in found]
 
 
 def _name(reduction: Reduction) -> str:

@@ -67,6 +67,8 @@ def figures(tree: xr.DataTree) -> Iterator[tuple[Picture, Figure]]:
 def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:
     """Return the pictures of a group of results: its own, or one by the dims of its variables."""
     own = ANALYSES[group].pictures if group in ANALYSES else None
+    if own is not None and ds.attrs.get("precision") == "none":  # without a lattice some variables do not exist
+        own = tuple(picture for picture in own if {*_shows(picture, ds).needed} <= {*ds.data_vars}) or None
     if own is not None:
         return own
     taken = {picture.name for analysis in ANALYSES.values() for picture in analysis.pictures or ()}

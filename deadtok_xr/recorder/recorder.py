@@ -73,6 +73,10 @@ class Recorder:
         and raise on exit.
     memory
         Maximum size of the buffers in bytes; if they fill faster than they are written, the loop waits.
+    flush_every
+        Seconds after which recorded steps are written at the latest, before the next update, so that they can be read
+        while the training runs. None: when a chunk is full, which is up to 128 steps. Steps that were written
+        before their chunk was full are written again with it.
 
     Attributes
     ----------
@@ -94,8 +98,9 @@ class Recorder:
     -----
     `log` describes the update just made. A gradient is read before the optimizer's step, so it is the one that
     the optimizer used: accumulated, unscaled and clipped. With a closure, or a fused step that unscales, it is read
-    after the step. A thread writes whole chunks as they fill. While the store grows it can be opened with
-    ``partial=True``; if the loop raises, everything recorded so far is kept and can be opened in the same way.
+    after the step. A thread writes chunks as they fill, or by time (``flush_every``). While the store grows it can be
+    opened with ``partial=True``; if the loop raises, everything recorded so far is kept and can be opened in the same
+    way.
 
     Examples
     --------
@@ -142,6 +147,7 @@ class Recorder:
         first_step: int | None = None,
         on_error: str = "raise",
         memory: int = MEMORY,
+        flush_every: float | None = None,
     ) -> None:
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")
@@ -157,6 +163,7 @@ class Recorder:
         self._first_step = validation.check_first_step(first_step)
         self._scaler, self._attrs = validation.check_scaler(scaler), validation.json_attributes(attrs)
         self._memory = validation.check_memory(memory)
+        self._flush_every = validation.check_flush_every(flush_every)
         self._overwrite, self._resume, self._on_error = overwrite, resume, on_error
         self._session: Session | None = None
         self._entered = self._left = self._failed = self._attempt_skipped = self._warned_of_repeat = False
@@ -185,7 +192,9 @@ class Recorder:
         device = self.parameter.device
         tokens = self.token_table.tokens
         rows = None if np.array_equal(tokens, np.arange(self.parameter.shape[0])) else tokens
-        self._session = Session(appender, self.recorded, copier_for(device, rows), on_error=self._on_error)
+        self._session = Session(
+            appender, self.recorded, copier_for(device, rows), on_error=self._on_error, flush_every=self._flush_every
+        )
         self._entered = True
         if initial:
             values = {name: np.nan for name in self._session.settings() if name.startswith("lr")}
@@ -352,6 +361,8 @@ class Recorder:
             "recorded_variables": [name for r in self.recorded for name in r.variables],
             "parameter_dtype": str(self.parameter.dtype).removeprefix("torch."),
             "parameter_shape": list(self.parameter.shape),
+            "written_every_steps": self._buffer_steps(),
+            **({} if self._flush_every is None else {"written_every_seconds": self._flush_every}),
             **self._attrs,
         }
         return create_appender(self.path, self.token_table, attrs, self._buffer_steps(), overwrite=self._overwrite)

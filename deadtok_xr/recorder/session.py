@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,15 @@ class Session:
         True once a write has failed and the error was raised or warned of.
     """
 
-    def __init__(self, appender: Appender, recorded: list[RecordedParameter], copier: Copier, *, on_error: str) -> None:
+    def __init__(
+        self,
+        appender: Appender,
+        recorded: list[RecordedParameter],
+        copier: Copier,
+        *,
+        on_error: str,
+        flush_every: float | None = None,
+    ) -> None:
         self.appender, self.recorded, self.on_error = appender, recorded, on_error
         self.columns: dict[str, Column] = {}
         self.report = ""
@@ -52,13 +61,25 @@ class Session:
         self._copier = copier
         self._writer = WriterThread(lambda: HostBuffer(appender.buffer_steps, copier), self._write)
         self._buffer = self._writer.free_buffer()
+        self._flush_every, self._written_at = flush_every, time.monotonic()
+        self._n_submitted = appender.n_steps
 
     # ---- called from the training loop
 
     def ensure_space(self) -> None:
-        """Submit a full buffer; only before the next update, because `Recorder.log` may still add to its last step."""
-        if self._buffer.is_full:
+        """Submit a buffer that is full, fills a chunk, or has waited for ``flush_every``.
+
+        Only before the next update, because `Recorder.log` may still add to its last step.
+        """
+        n = len(self._buffer)
+        fills_chunk = (self._n_submitted + n) % self._buffer.capacity == 0
+        if n and (self._buffer.is_full or fills_chunk or self._must_flush()):
             self._submit()
+
+    def _must_flush(self) -> bool:
+        if self._flush_every is None or not self._writer.has_free_buffer:  # the loop never waits for this
+            return False
+        return time.monotonic() - self._written_at >= self._flush_every
 
     def copy_gradients(self) -> None:
         """Copy the current gradients."""
@@ -155,6 +176,8 @@ class Session:
         return self._writer.error
 
     def _submit(self) -> None:
+        self._n_submitted += len(self._buffer)
+        self._written_at = time.monotonic()
         self._writer.submit(self._buffer)
         self._buffer = self._writer.free_buffer()
 

@@ -46,6 +46,15 @@ def check_memory(memory: int) -> int:
     return memory
 
 
+def check_flush_every(seconds: float | None) -> float | None:
+    """Check ``flush_every``."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise InputError(f"flush_every={seconds!r}; expected a number of seconds, such as 60, or None")
+    return float(seconds)
+
+
 def check_variables(variables: Any) -> tuple[str, ...]:
     """Return the kinds of variables to record, without repetitions."""
     found = (variables,) if isinstance(variables, str) else tuple(variables or ())

@@ -34,6 +34,11 @@ class WriterThread:
         """Return an empty buffer; wait while all are full."""
         return self._free.get()
 
+    @property
+    def has_free_buffer(self) -> bool:
+        """Whether `free_buffer` would return immediately."""
+        return not self._free.empty()
+
     def submit(self, job: HostBuffer | Callable[[], None]) -> None:
         """Queue a buffer to be written, or a function to be called between two writes."""
         self._jobs.put(job)

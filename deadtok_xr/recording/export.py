@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import store
 from deadtok_xr._version import __version__
+from deadtok_xr.attributes import plain
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
@@ -201,6 +202,7 @@ def _labels(ds: Any) -> dict[str, NDArray[Any]]:
 
 
 def _metadata(attrs: dict[str, Any], members: list[Member]) -> dict[str, str]:
+    attrs = plain(attrs)
     notes = {m.name: m.attrs for m in members if m.attrs}
     return {
         "deadtok_xr": __version__,

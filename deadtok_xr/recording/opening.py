@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +13,16 @@ import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import schema, store
+from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import traced
 from deadtok_xr.errors import InputError
+from deadtok_xr.recording.recorded_variable import RecordedVariable
 from deadtok_xr.store import reading
 from deadtok_xr.store.stored_array import StoredArray
 
-Tokens = Literal["all", "dead", "live"]
+Kind = Literal["all", "dead", "live"]
+Tokens = Kind | Sequence[int] | Sequence[str] | NDArray[np.integer[Any]]
+"""Which tokens to open: a kind, or vocabulary ids, or texts of tokens."""
 
 
 def open_recording(
@@ -38,7 +43,8 @@ def open_recording(
     path
         The store.
     tokens
-        ``"all"``, or only the ``"dead"`` or ``"live"`` ones. If the dead tokens were known when the store was
+        ``"all"``, or only the ``"dead"`` or ``"live"`` ones; or a list of vocabulary ids, ``[1, 2, 131]``, or of the
+        texts of tokens, ``[" the", " a"]``, in any order. If the dead tokens were known when the store was
         written, they are contiguous on disk, and no other tokens are read. If they were named later (`label`),
         they lie among the live ones, and every chunk that holds one is read: in the worst case all chunks.
     raw
@@ -64,14 +70,14 @@ def open_recording(
     ------
     MissingFileError, InputError, IncompleteStoreError
         See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` if it is not known
-        which tokens are dead, and for a run that the store does not have.
+        which tokens are dead, and for tokens or a run that the store does not have.
     """
     group, n_steps = store.open_group(path, partial=partial)
     ds = _dataset(group, n_steps)
     ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)
     if not raw:
         ds = ds.map(_decoded, keep_attrs=True)
-    ds.attrs.update(source=str(path), tokens=tokens)
+    ds.attrs.update(source=str(path), tokens=tokens if isinstance(tokens, str) else "selected")
     return ds if chunks is None else ds.chunk(chunks)
 
 
@@ -82,7 +88,7 @@ def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
     identity = (str(group.store), group.attrs.asdict())
     coords = {n: _variable(arrays[n], np.asarray(arrays[n][...]), n_steps) for n in schema.COORDINATES if n in arrays}
     data = {n: _variable(arrays[n], _lazy(arrays[n], identity), n_steps) for n in names}
-    return xr.Dataset(data, coords, group.attrs.asdict())
+    return xr.Dataset(data, coords, portable(group.attrs.asdict()))
 
 
 def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
@@ -93,17 +99,18 @@ def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:
 
 
 def _variable(array: zarr.Array[Any], data: Any, n_steps: int) -> xr.Variable:
-    attrs = {k: v for k, v in array.attrs.items() if k != "coordinates"}
-    variable = xr.Variable(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
+    attrs = portable({k: v for k, v in array.attrs.items() if k != "coordinates"})
+    if data.dtype.kind == "T":
+        data = data.astype(object)  # NetCDF and other libraries do not take numpy's new dtype for text
+    kind = xr.Variable if array.basename in schema.COORDINATES else RecordedVariable
+    variable = kind(array.metadata.dimension_names, data, attrs)  # type: ignore[union-attr]
     if variable.sizes.get("step", n_steps) == n_steps:
         return variable
     return variable.isel(step=slice(0, n_steps))  # each variable by itself: in a growing store, lengths may differ
 
 
 def _decoded(v: xr.DataArray) -> xr.DataArray:
-    if v.dtype.name not in ("bfloat16", "float16"):
-        return v
-    return v.copy(data=reading.decoded(v.data))
+    return v.copy(data=reading.decoded(v.data)) if v.dtype.name in ("bfloat16", "float16") else v
 
 
 def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
@@ -117,7 +124,7 @@ def _one_run(ds: xr.Dataset, run: int | str, path: str | Path) -> xr.Dataset:
     return ds.isel(run=k)
 
 
-def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
+def _select(ds: xr.Dataset, tokens: Tokens, path: str | Path) -> xr.Dataset:
     """Select the requested tokens, in ascending order of their ids."""
     if "token" not in ds.dims:
         return ds
@@ -129,11 +136,15 @@ def _select(ds: xr.Dataset, tokens: str, path: str | Path) -> xr.Dataset:
     return ds.isel(token=slice(int(rows[0]), int(rows[-1]) + 1) if together else rows)
 
 
-def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:
+def _wanted(ds: xr.Dataset, tokens: Tokens, path: str | Path) -> NDArray[np.bool_]:
+    if not isinstance(tokens, str):
+        return _listed(ds, np.asarray(list(tokens)), path)
     if tokens == "all":
         return np.ones(ds.sizes["token"], bool)
     if tokens not in ("dead", "live"):
-        raise InputError(f"tokens={tokens!r}: choose 'all', 'dead' or 'live'")
+        raise InputError(
+            f"tokens={tokens!r}: choose 'all', 'dead' or 'live', or give a list of ids, or of texts: [{tokens!r}]"
+        )
     if "dead" not in ds.coords:
         raise InputError(
             f"{path} does not say which tokens are dead: open it with tokens='all', or name the dead tokens with "
@@ -141,3 +152,26 @@ def _wanted(ds: xr.Dataset, tokens: str, path: str | Path) -> NDArray[np.bool_]:
         )
     dead: NDArray[np.bool_] = ds["dead"].values
     return dead if tokens == "dead" else ~dead
+
+
+def _listed(ds: xr.Dataset, wanted: NDArray[Any], path: str | Path) -> NDArray[np.bool_]:
+    """Return which tokens are in a list of ids or texts, all of which must exist."""
+    if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iuUT":
+        raise InputError(
+            f"tokens= is a list of {wanted.dtype}, of the shape {wanted.shape}; expected 'all', 'dead' or 'live', or a "
+            "list of one or more vocabulary ids, or of texts; of a mask, numpy.flatnonzero(mask)"
+        )
+    by_text = wanted.dtype.kind in "UT"
+    if by_text and "token_text" not in ds.coords:
+        raise InputError(
+            f"{path} does not know the texts of its tokens: give their ids, or add the texts with "
+            "`deadtok label --token-text FILE`"
+        )
+    have = ds["token_text" if by_text else "token"].values
+    values = wanted.astype(object) if by_text else wanted
+    missing = values[~np.isin(values, have)].tolist()
+    if missing:
+        others = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
+        there = "" if by_text else f"; it has {len(have)} tokens, {have.min()} to {have.max()}"
+        raise InputError(f"{path} has no token {', '.join(map(repr, missing[:3]))}{others}{there}")
+    return np.isin(have, values)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.attributes import plain, portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
@@ -89,8 +90,8 @@ def concat_runs(
     variables = {name: _stacked(name, aligned) for name in names}
     coords: dict[str, Any] = {RUN: _along_run(labels), **{dim: _variable(opened[0], dim, index[dim]) for dim in index}}
     coords |= {name: v for name in ("dead", "token_text") if (v := _label_of_tokens(name, aligned)) is not None}
-    attrs, differing = _attributes(labels, [ds.attrs for ds in opened], {*variables, *coords, "dim"})
-    return xr.Dataset(variables, coords | differing, attrs)
+    attrs, differing = _attributes(labels, [plain(ds.attrs) for ds in opened], {*variables, *coords, "dim"})
+    return xr.Dataset(variables, coords | differing, portable(attrs))
 
 
 def _labels(paths: Sequence[str | Path], run: Sequence[Any] | None) -> list[Any]:

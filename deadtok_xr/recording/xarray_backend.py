@@ -74,7 +74,7 @@ def _lazy(x: xr.DataArray) -> xr.Variable:
     """Return a variable as xarray expects it from a backend: lazily indexed; xarray chunks it if the user asks."""
     if x.chunks is None:
         return x.variable
-    variable = xr.Variable(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
+    variable = type(x.variable)(x.dims, indexing.LazilyIndexedArray(_Array(x.data)), x.attrs)
     variable.encoding["preferred_chunks"] = dict(zip(x.dims, chunk_sizes(x.data), strict=True))
     return variable
 

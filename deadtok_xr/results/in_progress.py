@@ -26,6 +26,7 @@ import zarr
 from dask.base import tokenize
 
 from deadtok_xr import store
+from deadtok_xr.attributes import plain
 from deadtok_xr.engine.block_task import BlockTask
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
@@ -204,4 +205,4 @@ def _determinants(tree: xr.DataTree) -> list[Any]:
 
 
 def _attributes_text(attrs: Mapping[Any, Any]) -> str:
-    return json.dumps({str(k): v for k, v in attrs.items() if k != "source"}, default=str, sort_keys=True)
+    return json.dumps({str(k): v for k, v in plain(attrs).items() if k != "source"}, default=str, sort_keys=True)

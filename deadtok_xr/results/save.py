@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import dask.array as da
-import numpy as np
 import xarray as xr
 import zarr
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
-from deadtok_xr.dask_arrays import EXPRESSIONS, chunk_sizes, with_all_functions
+from deadtok_xr.attributes import plain, portable
+from deadtok_xr.dask_arrays import chunk_sizes, with_all_functions
 from deadtok_xr.engine import cluster
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
@@ -30,6 +30,8 @@ from deadtok_xr.store import destination, location, zarr_dtype
 
 Arrays = dict[str, "zarr.Array[Any]"]
 RESULTS_VERSION = "1.0"
+LOADED_AS_A_WHOLE = 2**26
+"""Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +116,7 @@ def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zar
         return zarr.open_group(location.zarr_store(work.path), mode="r+"), {}
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
-    attributes = {**_plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
+    attributes = {**plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
     created: Arrays = {}
     for name, node in tree.children.items():
@@ -189,7 +191,7 @@ def _provenance() -> dict[str, Any]:
 
 def _create_group(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
     """Create a group and its arrays, write those in memory, and return the others by path."""
-    group = root.create_group(name, attributes={**_plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
+    group = root.create_group(name, attributes={**plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
     created = {}
     for key, variable in ds.variables.items():
         lazy = variable.chunks is not None
@@ -197,7 +199,7 @@ def _create_group(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
         text = source.dtype.kind in "UOT"
         array = store.create_array(
             group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
-            chunk_sizes(source) if lazy else "auto", attrs={**_plain(variable.attrs), **_coordinates(ds, str(key))},
+            chunk_sizes(source) if lazy else "auto", attrs={**plain(variable.attrs), **_coordinates(ds, str(key))},
         )  # fmt: skip
         if lazy:
             created[f"{name}/{key}"] = array
@@ -226,17 +228,23 @@ def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
     return {"coordinates": " ".join(other)} if other else {}
 
 
-def _plain(attrs: Any) -> Any:
-    """Return attributes as values of JSON."""
-    if isinstance(attrs, dict):
-        return {str(k): _plain(v) for k, v in attrs.items()}
-    if isinstance(attrs, (list, tuple)):
-        return [_plain(v) for v in attrs]
-    return attrs.tolist() if isinstance(attrs, (np.generic, np.ndarray)) else attrs
+def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
+    """Open saved results as a tree.
 
+    Coordinates and variables without the dimension `step` are loaded now. Variables up to 64 MiB are loaded when they
+    are first used, and then kept; larger ones are Dask arrays in the chunks of the store.
 
-def open_results(path: str | Path) -> xr.DataTree:
-    """Open saved results as a lazy tree.
+    Parameters
+    ----------
+    path
+        The results.
+    load
+        Load everything now.
+
+    Returns
+    -------
+    xarray.DataTree
+        A group per analysis, in the order in which they were computed.
 
     Raises
     ------
@@ -251,19 +259,34 @@ def open_results(path: str | Path) -> xr.DataTree:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a Zarr group; expected results that `deadtok analyze` wrote") from error
     attrs = root.attrs
+    if destination.RECORDING in attrs:
+        raise InputError(
+            f"{path} holds no results, but a recording: open it with open_recording, or `deadtok analyze` it"
+        )
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not attrs.get("complete"):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
     _check_complete(path, root)
-    tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks={})
+    tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks=None)
     groups: Any = attrs["groups"]  # Zarr lists groups in no order
-    ordered = {name: _with_all_functions(tree[name].to_dataset()[tree[name].attrs["variables"]]) for name in groups}
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **ordered})
+    ordered = {name: _opened_group(tree[name].to_dataset(), load) for name in groups}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(tree.attrs)), **ordered})
 
 
-def _with_all_functions(ds: xr.Dataset) -> xr.Dataset:
-    if not EXPRESSIONS:
-        return ds
-    lazy = {name: v.copy(data=with_all_functions(v.data)) for name, v in ds.variables.items() if v.chunks is not None}
-    return ds.assign(lazy)
+def _opened_group(ds: xr.Dataset, load: bool) -> xr.Dataset:
+    """Return a group with its variables in their order, in memory as far as `open_results` says."""
+    ds = ds[ds.attrs["variables"]]
+    # without the order of the variables: scipy cannot write NetCDF with an attribute of this name
+    ds.attrs = portable({k: v for k, v in ds.attrs.items() if k != "variables"})
+    replaced: dict[Any, xr.Variable] = {}
+    for name, v in ds.variables.items():
+        v.attrs = portable(v.attrs)
+        if load or name in ds.coords or "step" not in v.dims:
+            v.load()
+        elif v.nbytes > LOADED_AS_A_WHOLE:
+            chunked = v.chunk(v.encoding["preferred_chunks"])
+            replaced[name] = chunked.copy(data=with_all_functions(chunked.data))
+        if v.dtype.kind == "T":  # NetCDF and other libraries do not take numpy's new dtype for text
+            replaced[name] = xr.Variable(v.dims, v.values.astype(object), v.attrs)
+    return ds.assign(replaced)

@@ -25,7 +25,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
         return
     if not overwrite:
         raise DestinationExistsError(
-            f"{path} exists already and is left as it is: choose another destination, or say --overwrite "
+            f"{path} {_what_is_there(path)}: choose another destination, or say --overwrite "
             "(overwrite=True) to replace it"
         )
     if local is not None:
@@ -40,6 +40,29 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
     if kind not in root_attributes(path):
         what = "recording" if kind == RECORDING else "results"
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
+
+
+def _what_is_there(path: str | Path) -> str:
+    """Say what exists at a destination, and how it is continued if it is unfinished."""
+    attrs = root_attributes(path)
+    if attrs.get("complete") is not False:
+        return "exists already and is left as it is"
+    if RECORDING not in attrs:
+        return "holds unfinished results, which `deadtok analyze` or save_results resumes if it is called as before"
+    if attrs.get("made_by") != "Recorder":
+        return "holds an unfinished conversion, which the same `deadtok convert` resumes if it is called as before"
+    return f"holds an unfinished recording{_last_step(path)}, which Recorder(..., resume=True) continues"
+
+
+def _last_step(path: str | Path) -> str:
+    from deadtok_xr.store.arrays import read_coordinate
+    from deadtok_xr.store.open import open_group
+
+    try:
+        group, n_steps = open_group(path, partial=True)
+        return f" up to step {read_coordinate(group, 'step')[n_steps - 1]}"
+    except (InputError, OSError):
+        return " without a complete step"
 
 
 def refuse_inside_store(path: str | Path) -> None:

@@ -49,7 +49,7 @@ def open_group(path: str | Path, *, partial: bool = False) -> tuple[zarr.Group, 
     keys = location.key_sizes(group.store, f"{group.path}/" if group.path else "")  # one listing for all arrays
     holes = {name: missing for name, array in arrays.items() if (missing := missing_chunks(array, group, keys))}
     if partial:
-        return group, _complete_steps(path, arrays, holes)
+        return group, _complete_steps(path, group, arrays, holes)
     _check_complete(path, group, arrays, holes)
     return group, int(arrays["step"].shape[0]) if "step" in arrays else 0
 
@@ -90,6 +90,8 @@ def _open_zarr_group(path: str | Path) -> zarr.Group:
 
 def _check_format(path: str | Path, group: zarr.Group) -> None:
     found = group.attrs.get("deadtok_format")
+    if found is None and "deadtok_results" in group.attrs:
+        raise InputError(f"{path} holds results, not a recording: open it with open_results, or `deadtok report`")
     if found is None:
         raise InputError(f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is missing")
     if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
@@ -99,7 +101,7 @@ def _check_format(path: str | Path, group: zarr.Group) -> None:
         )
 
 
-def _complete_steps(path: str | Path, arrays: Mapping[str, zarr.Array[Any]], holes: Holes) -> int:
+def _complete_steps(path: str | Path, group: zarr.Group, arrays: Mapping[str, zarr.Array[Any]], holes: Holes) -> int:
     """Count the steps, from the first, that are complete in every variable and in every run."""
     lengths = [a.shape[dimensions(a).index("step")] for a in arrays.values() if "step" in dimensions(a)]
     n_steps = min(lengths, default=0)  # while a store is being written, its arrays grow one after the other
@@ -110,8 +112,21 @@ def _complete_steps(path: str | Path, arrays: Mapping[str, zarr.Array[Any]], hol
         axis = dims.index("step")
         n_steps = min(n_steps, min(position[axis] for position in positions) * file_shape(arrays[name])[axis])
     if n_steps == 0:
-        raise IncompleteStoreError(f"{path}: no step is complete yet, so nothing can be read")
+        raise IncompleteStoreError(f"{path}: no step is complete yet, so nothing can be read{_when_to_look(group)}")
     return n_steps
+
+
+def _when_to_look(group: zarr.Group) -> str:
+    """Say when a Recorder will have written its first steps."""
+    n, seconds = group.attrs.get("written_every_steps"), group.attrs.get("written_every_seconds")
+    if n is None:
+        return ""
+    if seconds is not None:
+        return f": the Recorder writes every {seconds:g} s, before the next update: look again then"
+    return (
+        f": the Recorder writes {n} steps at a time: look again when {n} updates are recorded, or let it write by time "
+        "with flush_every=60 (seconds)"
+    )
 
 
 def _check_complete(path: str | Path, group: zarr.Group, arrays: Mapping[str, zarr.Array[Any]], holes: Holes) -> None:

@@ -88,7 +88,7 @@ def test_provenance_is_stored_with_results(saved: xr.DataTree, recording: Path) 
     assert attrs["tokens"] == "dead"
     assert attrs["recording"]["hyperparameters"]["lr"] == 3e-3
     assert attrs["analysed_with"]["deadtok_xr"] == dx.__version__
-    assert attrs["complete"] is True
+    assert attrs["complete"]
     assert "deadtok_format" not in attrs  # results must not pass for a recording
 
 

@@ -144,11 +144,11 @@ def test_plain_xarray_reads_the_coordinates(recording: Path) -> None:
 
 def test_provenance_attributes(recording: Path) -> None:
     attrs = dx.open_recording(recording).attrs
-    assert attrs["complete"] is True
+    assert attrs["complete"]
     assert attrs["optimizer"] == "AdamW"
     assert attrs["hyperparameters"]["betas"] == [0.9, 0.999]
     assert attrs["seed"] == 42
-    assert attrs["tied"] is True
+    assert attrs["tied"]
     assert "zarr" in attrs["software"]
     assert "after t optimizer updates" in attrs["index_convention"]
 

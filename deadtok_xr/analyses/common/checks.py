@@ -10,9 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.xarray_backend import dask_array_of
+
+
+class UnknownGridError(InputError):
+    """Weights whose number format is not known, although a lattice is needed."""
 
 
 def as_dask(data: Any) -> da.Array:
@@ -64,7 +69,21 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; expected (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
+    _refuse_derived(ds, purpose)
     return _lazily(ds[variable]).transpose("step", "token", "dim")
+
+
+def _refuse_derived(ds: xr.Dataset, purpose: str) -> None:
+    """Refuse a dataset whose steps were computed: coarsened, interpolated, or averaged in bins."""
+    steps = ds["step"]
+    if steps.dtype.kind == "f":
+        first = ", ".join(f"{step:g}" for step in steps.values[:3])
+        raise InputError(
+            f"{purpose}: the steps are {steps.dtype} ({first}, ...), not numbers of updates, so this dataset is "
+            "derived from a recording (coarsened or interpolated?): pass the recording itself, and coarsen the "
+            "results; steps that were only read as floats become labels again with "
+            "ds.assign_coords(step=ds.step.astype(int))"
+        )
 
 
 def _lazily(x: xr.DataArray) -> xr.DataArray:
@@ -81,7 +100,7 @@ def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
     """Return the attributes of a result: the recording that it describes, and the options of the analysis."""
     known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
     n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
-    return {**known, **n_tokens, **options}
+    return portable({**known, **n_tokens, **options})
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:
@@ -140,11 +159,19 @@ def grid_name(x: xr.DataArray, precision: str | None) -> str:
     by_default = "bfloat16" if x.dtype == np.float32 else x.dtype.name  # the kernels check every value
     name = precision or x.attrs.get("precision", by_default)
     if name == "none":
-        raise InputError(
+        raise UnknownGridError(
             f"{x.name} has unknown precision ('none': float32 training, or autocast), so it has no lattice: say "
             "precision='float32' (--precision float32) for float32's own grid, or name the format it was trained in"
         )
     return str(name)
+
+
+def grid_or_none(x: xr.DataArray, precision: str | None) -> str:
+    """Return `grid_name`, or "none" if the precision is unknown: for analyses that can do without a lattice."""
+    try:
+        return grid_name(x, precision)
+    except UnknownGridError:
+        return "none"
 
 
 def token_ids(ds: xr.Dataset) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.find_optimizer import find_optimizer
 from deadtok_xr.analyses.common.recorded_updates import Updates, collect_updates
+from deadtok_xr.attributes import plain, read
 from deadtok_xr.errors import InputError
 from deadtok_xr.replay.settings import ADAM, Settings, names_optimizer, read_settings, respelled, spelled
 
@@ -38,18 +39,21 @@ def read_updates(
     if not isinstance(updates_before, (int, np.integer)) or updates_before < 0:
         raise InputError(f"{purpose}: updates_before={updates_before!r}; expected a number of updates, 0 or more")
     given = hyperparameters or {}
-    if not names_optimizer(ds.attrs, given):
+    known = {**plain(ds.attrs), "hyperparameters": read(ds.attrs, "hyperparameters")}
+    if not names_optimizer(known, given):
         trials = {
             trial: collect_updates(ds, purpose, x, variable, trial, lr, precision, updates_before)
-            for trial in _trials(ds, given, variable, purpose)
+            for trial in _trials(ds, known, given, variable, purpose)
         }
         if trials:
             return find_optimizer(ds, trials, purpose)
-    settings = read_settings(ds.attrs, given, where=purpose)
+    settings = read_settings(known, given, where=purpose)
     return collect_updates(ds, purpose, x, variable, settings, lr, precision, updates_before)
 
 
-def _trials(ds: xr.Dataset, given: Mapping[str, Any], variable: str, purpose: str) -> list[Settings]:
+def _trials(
+    ds: xr.Dataset, known: Mapping[str, Any], given: Mapping[str, Any], variable: str, purpose: str
+) -> list[Settings]:
     """Return the settings that can have made a recording with Adam's moments that does not name its optimizer.
 
     The weight decay of W is one of those that the recording holds, or else torch's defaults.
@@ -57,7 +61,7 @@ def _trials(ds: xr.Dataset, given: Mapping[str, Any], variable: str, purpose: st
     suffix = "" if variable == "W" else f"_{variable}"
     if not {f"exp_avg{suffix}", f"exp_avg_sq{suffix}"} <= {*ds.data_vars}:
         return []
-    recorded = ds.attrs.get("hyperparameters")
+    recorded = known.get("hyperparameters")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     decays = [given["weight_decay"]] if "weight_decay" in given else spelled(recorded, "weight_decay") or [0.0, 0.01]
     values = {**respelled(recorded), **given}
@@ -67,5 +71,5 @@ def _trials(ds: xr.Dataset, given: Mapping[str, Any], variable: str, purpose: st
     for rule in ADAM:
         for decay in decays:
             named = {**given, "optimizer": rule, "weight_decay": decay}
-            found.append(read_settings(ds.attrs, named, where=purpose))
+            found.append(read_settings(known, named, where=purpose))
     return found

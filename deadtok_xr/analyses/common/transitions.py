@@ -91,7 +91,9 @@ class _Accumulator:
 def specify(x: xr.DataArray, grid: str, finish: Callable[[ReductionResults], xr.Dataset]) -> AnalysisSpec:
     """Return the spec of an analysis whose only reduction is `Transitions`, named "transitions"."""
     name = str(x.name)
-    return AnalysisSpec({name: checks.as_dask(x.data)}, {"transitions": Transitions(name, grid)}, finish)
+    # without a lattice, float32's takes its place, on which every value lies; finish leaves out what depends on it
+    on = "float32" if grid == "none" else grid
+    return AnalysisSpec({name: checks.as_dask(x.data)}, {"transitions": Transitions(name, on)}, finish)
 
 
 def skipped_updates(ds: xr.Dataset, variable: str) -> xr.Variable | None:

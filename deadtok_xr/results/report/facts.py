@@ -89,6 +89,8 @@ def provenance(tree: xr.DataTree) -> list[tuple[str, str]]:
 
 
 def _motion(ds: xr.Dataset) -> Iterator[str]:
+    if "displacement_ulp_mean" not in ds:
+        return  # weights with unknown precision have no ULP
     mean, moved = ds["displacement_ulp_mean"].values, (ds["moved_dims"] > 0).sum("token").values
     steps, n = ds["step"].values, ds.sizes["token"]
     yield (
