@@ -352,7 +352,8 @@ def test_float32_training_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_pa
     assert said.status == 0
     assert "freeze_predictors: left out. W has unknown precision" in said.out
     assert groups(tmp_path / "a.zarr") == [
-        "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence", "centroid_origin"
+        "motion", "lifecycle", "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence",
+        "centroid_origin",
     ]  # fmt: skip
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
