@@ -25,8 +25,8 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
         return
     if not overwrite:
         raise DestinationExistsError(
-            f"{path} {_what_is_there(path)}: choose another destination, or say --overwrite "
-            "(overwrite=True) to replace it"
+            f"{path} exists already and is left as it is: {_how_to_continue(path)}choose another destination, or say "
+            "--overwrite (overwrite=True) to replace it"
         )
     if local is not None:
         if local.is_symlink():
@@ -42,16 +42,16 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
 
 
-def _what_is_there(path: str | Path) -> str:
-    """Say what exists at a destination, and how it is continued if it is unfinished."""
+def _how_to_continue(path: str | Path) -> str:
+    """Say what is unfinished at a destination, and how to continue it; empty for what is complete."""
     attrs = root_attributes(path)
     if attrs.get("complete") is not False:
-        return "exists already and is left as it is"
+        return ""
     if RECORDING not in attrs:
-        return "holds unfinished results, which `deadtok analyze` or save_results resumes if it is called as before"
-    if attrs.get("made_by") != "Recorder":
-        return "holds an unfinished conversion, which the same `deadtok convert` resumes if it is called as before"
-    return f"holds an unfinished recording{_last_step(path)}, which Recorder(..., resume=True) continues"
+        return "it holds unfinished results, which the same `deadtok analyze` or save_results resumes; or "
+    if attrs.get("made_by") == "Recorder":
+        return f"it holds an unfinished recording{_last_step(path)}, which Recorder(..., resume=True) continues; or "
+    return "it holds an unfinished conversion, which the same `deadtok convert` resumes; or "
 
 
 def _last_step(path: str | Path) -> str:
