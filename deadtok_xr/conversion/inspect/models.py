@@ -44,6 +44,7 @@ _OPTIMIZER = re.compile(
 _OTHER = re.compile(
     r"(^|[._/])(pos|position|positional|wpe|token_type|type|segment|seg|patch|time|speaker|task)", re.IGNORECASE
 )
+_COPY = re.compile(r"(^|[._/])(ema|swa|shadow|averaged)([._/]|$)", re.IGNORECASE)
 _LAYER = re.compile(r"(^|[./])(?:\d+|[a-z_]*(?:layers?|blocks?|h)_?\d+)[./]", re.IGNORECASE)
 
 
@@ -126,7 +127,7 @@ def named_input(key: str) -> bool:
 
 def _inputs(source: Source) -> list[str]:
     """Return the matrices with the name of an input embedding; those in numbered layers if there are no others."""
-    keys = [key for key in source.entries if is_matrix(source, key)]
+    keys = _without_copies([key for key in source.entries if is_matrix(source, key)])
     found = [key for key in keys if named_input(key) and not named_output(key)]
     decoders = {source.entries[key].shape for key in keys if is_named(key, ("decoder",))}
     paired = [key for key in keys if is_named(key, _INPUT_IF_PAIRED) and source.entries[key].shape in decoders]
@@ -135,9 +136,15 @@ def _inputs(source: Source) -> list[str]:
     return outside or found
 
 
+def _without_copies(keys: list[str]) -> list[str]:
+    """Return matrices without averages of the weights over time, if the weights themselves are there."""
+    return [key for key in keys if not _COPY.search(key)] or keys
+
+
 def _outputs(source: Source, inputs: Sequence[str]) -> list[str]:
     """Return the matrices that are proven to be the output layer, by the strongest proof that there is."""
     keys = [key for key in source.entries if is_matrix(source, key) and not _LAYER.search(key)]
+    keys = _without_copies(keys)
     if named := [key for key in keys if named_output(key)]:
         return named
     alike = [key for key in keys if key not in inputs and any(_alike(source, key, one) for one in inputs)]
@@ -224,11 +231,10 @@ def _without_output(source: Source, inputs: list[str]) -> dict[str, str]:
     if not inputs:
         return {}
     tied = source.attributes.get("config.tie_word_embeddings")
-    rivals = [
-        key for key in source.entries
-        if is_matrix(source, key) and not _LAYER.search(key) and not _OTHER.search(key)
-        and key not in inputs and _alike(source, key, inputs[0]) and not _same(source, key, inputs[0])
-    ]  # fmt: skip
+    layered = bool(_LAYER.search(inputs[0]))
+    matrices = [k for k in source.entries if is_matrix(source, k) and not _OTHER.search(k) and k not in inputs]
+    outside = [key for key in _without_copies(matrices) if layered or not _LAYER.search(key)]
+    rivals = [k for k in outside if _alike(source, k, inputs[0]) and not _same(source, k, inputs[0])]
     if tied is not True and (rivals or tied is False):
         raise _unclear(source, [*inputs, *rivals], [])
     return {"W": inputs[0]}

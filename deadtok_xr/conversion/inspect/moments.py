@@ -26,7 +26,7 @@ _STATE = re.compile(
     r"|(?P<of>.+)[./](?P<name>step|(?:max_)?exp_\w+|momentum_buffer|square_avg|sum|state\d))"
 )
 _WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module|model|state_dict|model_state_dict|_fsdp_wrapped_module|net)\.)+")
-_TRANSFORMERS = ("trainer_state.global_step", "config.model_type", "config.transformers_version")
+_TRANSFORMERS = ("trainer_state.", "config.model_type", "config.transformers_version")
 
 _TURNED = "the moments are left out: the weights are stored as (dim, token), and states at positions are not turned"
 
@@ -199,7 +199,7 @@ def _in_order_of_transformers(
     transformers puts all matrices in one group, in the order of the model, and vectors in another.
     """
     pair = {*matrices.keys.values()} if "E" in matrices.keys else set()
-    known = any(name in source.attributes for name in _TRANSFORMERS)
+    known = any(name.startswith(_TRANSFORMERS) for name in source.attributes)
     together = any({state.of for state in alike} <= {*group} for group in optimizer.groups)
     return known and together and len(alike) == 2 and {*rivals} == pair and named_output(matrices.keys["W"])
 

@@ -31,6 +31,8 @@ _PLAIN = re.compile(
     re.IGNORECASE,
 )
 """What may precede a number that counts saves; layers and ranks are numbered as well."""
+_GROUP = re.compile(r"(?:.*[./])?(?:checkpoint|ckpt|snapshot|save|epoch)s?[ ._=-]?", re.IGNORECASE)
+"""What may precede the number of a group with the arrays of one step."""
 _LABELS = ("step", "global_step", "iteration", "iter", "iter_num", "update", "t")
 
 
@@ -116,7 +118,7 @@ def stacked_per_step(source: Source, options: Options) -> Source:
     left = [
         k for k, e in source.entries.items() if len(e.shape) >= 2 and not any(k in s.members.values() for s in same)
     ]
-    if left or not all(_countable(series) for series in same):
+    if left or not all(_countable(source, series) for series in same):
         return source
     labels, note = _step_labels(source, same[0])
     names = [series.name for series in same]
@@ -173,11 +175,13 @@ def _split(key: str) -> tuple[str, int, str, bool] | None:
     return key[: match.start()], int(match[0]), key[match.end() :], False
 
 
-def _countable(series: _Series) -> bool:
-    """Return whether the numbers of a series can be steps or positions."""
-    if series.stated:
+def _countable(source: Source, series: _Series) -> bool:
+    """Return whether the numbers of a series can be steps or positions; those of layers cannot."""
+    if series.stated or (not series.after and _PLAIN.fullmatch(series.before)):
         return True
-    return bool(_PLAIN.fullmatch(series.before)) and (not series.after or not series.before)
+    if series.after[:1] in ("/", ".") and _GROUP.fullmatch(series.before):
+        return True
+    return not series.before and _labels_of_records(source, series) is not None
 
 
 def _is_label(key: str) -> bool:
@@ -191,16 +195,9 @@ def _step_labels(source: Source, series: _Series) -> tuple[NDArray[np.int64], st
     some = f"one array per step, such as {first!r}, stacked"
     if series.stated:
         return np.array([*series.members]), f"{some}; the steps are those of the names"
-    for name in _LABELS:
-        keys = [
-            f"{number}{sep}{name}"
-            for number in series.members
-            for sep in "./"
-            if f"{number}{sep}{name}" in source.entries
-        ]
-        values = [whole_number(source.read(key)) for key in keys if not source.entries[key].shape]
-        if len(values) == n and None not in values and len({*values}) == n:
-            return np.array(values, np.int64), f"{some}; the steps are those under {keys[0]!r} and so on"
+    found = _labels_of_records(source, series)
+    if found is not None:
+        return found, f"{some}; the steps are those beside them"
     for name in KNOWN_KEYS.steps:
         entry = source.entries.get(name)
         if entry is not None and entry.shape == (n,):
@@ -211,3 +208,14 @@ def _step_labels(source: Source, series: _Series) -> tuple[NDArray[np.int64], st
     if numbers.tolist() == [*range(n)]:
         return numbers, f"{some}; nothing says their steps: 0 to {n - 1} are their positions"
     return numbers, f"{some}; the numbers in their names are taken as the steps"
+
+
+def _labels_of_records(source: Source, series: _Series) -> NDArray[np.int64] | None:
+    """Return the steps beside the arrays of records, such as 3.step beside 3.W; None if there are none."""
+    for name in _LABELS:
+        keys = [f"{number}{sep}{name}" for number in series.members for sep in "./"]
+        there = [key for key in keys if key in source.entries and not source.entries[key].shape]
+        values = [whole_number(source.read(key)) for key in there]
+        if len(values) == len(series.members) == len({*values}) and None not in values:
+            return np.array(values, np.int64)
+    return None

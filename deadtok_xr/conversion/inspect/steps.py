@@ -127,11 +127,11 @@ def _of_one_checkpoint(source: Source, axes: Axes, options: Options) -> StepLabe
         by = f"its name says {by_name}, but " if by_name is not None else ""
         ways = ["--steps names (steps='names')"] * (by_name is not None)
         ways += ["--steps content (steps='content')"] * (len(values) == 1)
-        ways += [f"--key step={name} (keys={{'step': {name!r}}})" for name in [*stated][:1] if len(values) > 1]
+        ways += [f"--key step={name} (keys={{'step': {name!r}}})" for name in stated if len(values) > 1]
         raise InputError(f"{source.path}: {by}{said}; choose with {' or '.join(ways)}")
     if not values and options.steps in ("names", "content"):
         raise InputError(f"{source.path} does not say its step: leave out --steps {options.steps} (steps=)")
-    return StepLabels(np.array([*values] or [0]))
+    return StepLabels(np.array([*values] or [0]), notes=() if values else ("nothing says its step: it is labelled 0",))
 
 
 def _drift(labels: NDArray[np.int64]) -> bool:

@@ -26,7 +26,7 @@ _METRIC = re.compile(
 )
 _RANK = re.compile(
     r"(?<![a-z])(?P<word>consolidated|(?:[a-z]+_)*rank|tp|mp|pp|dp|(?:[a-z]+_)*fsdp|shard|part|partition|worker|gpu"
-    r"|device|process|node)[._=-]?(?P<n>\d{1,6})(?![\da-z])",
+    r"|device|process|node)[._=-]?(?P<n>\d{1,6})(?:[_-]?of[_-]?\d+)?(?![\da-z])",
     re.IGNORECASE,
 )
 _LAYER = re.compile(r"layer_\d+-model_(?P<n>\d+)", re.IGNORECASE)

@@ -15,7 +15,8 @@ import numpy as np
 from deadtok_xr.conversion.readers.source import Source
 
 _NAMES = (
-    "step", "global_step", "global_steps", "iter", "iter_num", "iter_count", "iteration", "iterations", "num_iter",
+    "step", "global_step", "global_steps", "iter", "n_iter", "it", "itr", "iter_num", "iter_count",
+    "iteration", "iterations", "num_iter",
     "num_update", "num_updates", "n_updates", "update", "updates", "completed_step", "completed_steps", "current_step",
     "cur_step", "train_step", "train_steps", "training_step", "training_steps", "update_step", "update_steps",
     "optimizer_step", "optimizer_steps", "step_num", "step_count", "steps_done", "steps_completed", "steps_taken",

@@ -59,6 +59,13 @@ class _Array:
         return self.type_name in _BFLOAT16
 
     @property
+    def chunks(self) -> tuple[int, ...]:
+        """The part of the array that one file holds: a chunk, or a shard of several."""
+        grid = self.metadata.get("chunk_grid") or {}
+        found = self.metadata["chunks"] if self.version == 2 else grid["configuration"]["chunk_shape"]
+        return tuple(max(1, int(n)) for n in found)
+
+    @property
     def dims(self) -> tuple[str, ...]:
         found = self.metadata.get("dimension_names") or self.attributes.get("_ARRAY_DIMENSIONS") or ()
         return tuple("" if name is None else str(name) for name in found)
@@ -104,12 +111,8 @@ class ZarrSource(Source):
 
     def _buffer(self, array: _Array, itemsize: int) -> int:
         """Return the size of a row of chunks, which are decompressed as a whole."""
-        found = array.metadata
-        chunks = (
-            found["chunks"] if array.version == 2 else found["chunk_grid"].get("configuration", {}).get("chunk_shape")
-        ) or [1]
-        across = [math.ceil(n / max(1, c)) for n, c in zip(found["shape"][1:], chunks[1:], strict=True)]
-        return math.prod([*across, *chunks, itemsize])
+        across = [math.ceil(n / c) for n, c in zip(array.metadata["shape"][1:], array.chunks[1:], strict=True)]
+        return math.prod([*across, *array.chunks, itemsize])
 
     def _dataset(self, name: str) -> zarr.Array[Any]:
         if self._open is None or self._open[0] != name:
@@ -131,11 +134,11 @@ class ZarrSource(Source):
         """
         array = self._arrays[name]
         fill = array.metadata.get("fill_value")
-        if not self.entries[name].shape or fill in ("NaN", "nan") or _has_shards(array):
+        if not self.entries[name].shape or fill in ("NaN", "nan"):
             return []
         with explaining_damage(self.path, f"variable {name!r}", self.format):
             dataset = self._dataset(name)
-            height, n = dataset.chunks[0], dataset.shape[0]
+            height, n = array.chunks[0], dataset.shape[0]
             rows = range(math.ceil(n / height))
             return [range(i * height, min((i + 1) * height, n)) for i in rows if not _row_exists(array, dataset, i)]
 
@@ -213,12 +216,8 @@ def _opened(array: _Array) -> zarr.Array[Any]:
     return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=store))
 
 
-def _has_shards(array: _Array) -> bool:
-    return any(codec.get("name") == "sharding_indexed" for codec in array.metadata.get("codecs") or [])
-
-
 def _row_exists(array: _Array, dataset: zarr.Array[Any], i: int) -> bool:
     """Return whether any chunk of a row of chunks is there."""
-    across = [range(math.ceil(n / c)) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    across = [range(math.ceil(n / c)) for n, c in zip(dataset.shape[1:], array.chunks[1:], strict=True)]
     positions = ((i, *rest) for rest in np.ndindex(*map(len, across)))
     return any((array.folder / dataset.metadata.encode_chunk_key(position)).is_file() for position in positions)
