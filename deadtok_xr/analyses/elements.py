@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from deadtok_xr import bfloat16
@@ -37,6 +39,8 @@ ATTRS: dict[str, dict[str, Any]] = {
     "exponent": {"long_name": "exponent field E", "units": "1", "comment": "0 for zero and subnormals"},
     "ulp": {"long_name": "gap to the next number away from zero", "units": "1", "formula": "ULP(W)"},
 }  # fmt: skip
+_MUCH = 2**30
+"""Bytes of all variables together from which a warning says their size."""
 _TRANSITIONS = ("lattice_displacement", "ordinal_distance")
 
 
@@ -66,6 +70,11 @@ def elements(
     OffGridError
         When computed, if a value is not on the grid.
 
+    Warns
+    -----
+    UserWarning
+        If all variables together would take more than 1 GiB: nothing is computed yet.
+
     Notes
     -----
     It is not part of `analyze`.
@@ -74,6 +83,14 @@ def elements(
     extra = checks.check_steps(ds, "elements", allow_gaps=allow_gaps) if ds.sizes["step"] > 1 else {}
     grid = checks.grid_name(x, precision)
     now = checks.as_dask(x.data)
+    if (nbytes := len(ATTRS) * 8 * now.size) > _MUCH:
+        warnings.warn(
+            f"elements of {dict(x.sizes)} take {format_bytes(nbytes)} if all are computed, {format_bytes(8 * now.size)} "
+            "for each variable: select steps and tokens before, choose a variable, or reduce it: "
+            "abs(found.ordinal_distance).max('dim') is computed block by block",
+            UserWarning,
+            stacklevel=2,
+        )
     before = step_before(now)
     values: dict[str, Any] = {}
     for name, attrs in ATTRS.items():

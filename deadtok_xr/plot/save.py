@@ -103,7 +103,7 @@ def _computed(tree: xr.DataTree, drawn: list[tuple[str, Picture]]) -> dict[str, 
         shows = _shows(picture, tree[group].to_dataset())
         name = group.removesuffix("_magnitude").removesuffix("_cells")
         ds = _style.need(tree.children[group], shows.needed, name, optional=shows.optional, over=shows.over)
-        needed[group] = needed[group].merge(ds) if group in needed else ds
+        needed[group] = needed[group].merge(ds, compat="override") if group in needed else ds
     known = {key: tree.attrs[key] for key in ("n_tokens", "tokens") if key in tree.attrs}
     (computed,) = dask.compute(needed)
     return {group: ds.assign_attrs({**known, **ds.attrs}) for group, ds in computed.items()}
