@@ -85,9 +85,9 @@ def elements(
     now = checks.as_dask(x.data)
     if (nbytes := len(ATTRS) * 8 * now.size) > _MUCH:
         warnings.warn(
-            f"elements of {dict(x.sizes)} take {format_bytes(nbytes)} if all are computed, {format_bytes(8 * now.size)} "
-            "for each variable: select steps and tokens before, choose a variable, or reduce it: "
-            "abs(found.ordinal_distance).max('dim') is computed block by block",
+            f"elements of {dict(x.sizes)} take {format_bytes(nbytes)} if all are computed, "
+            f"{format_bytes(8 * now.size)} for each variable: select steps and tokens before, choose a variable, or "
+            "reduce it: abs(found.ordinal_distance).max('dim') is computed block by block",
             UserWarning,
             stacklevel=2,
         )
