@@ -10,6 +10,7 @@ import click
 from deadtok_xr._version import __version__
 from deadtok_xr.cli import analyze, demo, report, stores
 from deadtok_xr.cli.failures import status
+from deadtok_xr.cli.warm_up import warm_up
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,6 +35,7 @@ for _command in (
     stores.label,
     stores.export,
     report.report,
+    warm_up,
 ):
     cli.add_command(_command)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import click
 
-from deadtok_xr.cli.options import PATH, QUIET, draw, say_compiling
+from deadtok_xr.cli.options import PATH, QUIET, draw
+from deadtok_xr.cli.warm_up import compiling_beside
 from deadtok_xr.errors import InputError
 
 
 @click.command()
 @click.argument("folder", required=False, type=PATH)
-@click.option("--quick", is_flag=True, help="A shorter run, within a minute.")
+@click.option("--quick", is_flag=True, help="A shorter run.")
 @QUIET
 def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     """Train a tiny model, record it, analyse the recording and draw the figures.
@@ -30,11 +32,13 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     from deadtok_xr.results.summary import summary
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
-    run = training.QUICK if quick else training.Run()
-    with reporting("training", quiet=quiet) as report:
-        recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
-    if not quiet:
-        say_compiling()
+    run = training.QUICK if quick else training.FULL
+    with compiling_beside() as kernels:
+        with reporting("training", quiet=quiet) as report:
+            recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
+        with reporting("compiling", quiet=quiet) as report:
+            for done, _ in enumerate(as_completed(kernels), start=1):
+                report(done, len(kernels))
     progress = dask_progress("analysing", quiet=quiet)
     tree = save_results(analyze(recording), folder / "results.zarr", progress=progress)
     click.echo(summary(tree))

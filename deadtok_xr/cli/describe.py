@@ -14,7 +14,7 @@ from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from deadtok_xr import store
-from deadtok_xr.engine.batches import BATCH_BYTES
+from deadtok_xr.kernels.device import BATCH_BYTES
 from deadtok_xr.schema import MATRIX, without_run
 from deadtok_xr.text import table
 

@@ -13,10 +13,6 @@ from deadtok_xr.bfloat16 import BFLOAT16, decode
 from deadtok_xr.engine.output import Output
 from deadtok_xr.kernels.device import CPU, Device
 
-BATCH_BYTES = 2**22
-"""Bytes of a batch: large enough that decompressors, which take turns, rarely evict each other from a core's cache, and
-small enough for the shared cache."""
-
 
 class Steps(Protocol):
     """The steps of a block, and the one after them, in order."""

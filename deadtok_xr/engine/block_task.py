@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from deadtok_xr.engine.batches import BATCH_BYTES, Batch, HeldSteps, StepBlock, Steps, batches
+from deadtok_xr.engine.batches import Batch, HeldSteps, StepBlock, Steps, batches
+from deadtok_xr.engine.compiling import one_process_compiles
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.prefetch import prefetch
 from deadtok_xr.engine.reduction import BlockResult, Reduction
 from deadtok_xr.kernels import device as devices
-from deadtok_xr.kernels.device import Device
+from deadtok_xr.kernels.device import BATCH_BYTES, Device
 from deadtok_xr.store import writing
 from deadtok_xr.store.stored_array import StepReader, StoredArray
 
@@ -124,7 +125,8 @@ class BlockTask:
     journal: ResumeJournal | None = None
 
     def __call__(self, i: int, blocks: list[Any]) -> dict[str, BlockResult]:
-        result = self._reduce(i, blocks)
+        with one_process_compiles():
+            result = self._reduce(i, blocks)
         for target in self.targets:
             values = result[target.reduction][target.output]
             if len(values):

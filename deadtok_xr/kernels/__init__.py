@@ -18,6 +18,8 @@ import them inside functions, so that a graph can be built without loading numba
 from __future__ import annotations
 
 import os
+import sys
+from hashlib import sha1
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +39,22 @@ def engine(name: str, on_device: bool) -> Any:
 
 
 def needs_compiling() -> bool:
-    """Return whether numba has no compiled kernels in its default cache, which is beside the files."""
-    cache = Path(__file__).parent / "numba" / "__pycache__"
-    return "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK) and not any(cache.glob("*.nbi"))
+    """Return whether numba has no compiled kernels in its cache."""
+    return not any(cache_folder().glob("*.nbi"))
+
+
+def cache_folder() -> Path:
+    """Return the folder of numba's cache for the kernels.
+
+    It is in NUMBA_CACHE_DIR if that is set, or beside the files, or, if they are read-only, in the user's cache folder.
+    """
+    beside = Path(__file__).parent / "numba"
+    if not (given := os.environ.get("NUMBA_CACHE_DIR")):
+        if os.access(beside, os.W_OK):
+            return beside / "__pycache__"
+        user = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        given = f"{user}/numba"
+    return Path(given).expanduser() / f"numba_{sha1(str(beside.absolute()).encode()).hexdigest()}"
 
 
 class Lattice(NamedTuple):

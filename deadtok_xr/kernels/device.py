@@ -19,6 +19,10 @@ from deadtok_xr.errors import InputError
 NAMES = ("auto", "cpu", "cuda", "mps", "torch-cpu")
 """The devices that a user can request. torch-cpu: torch's kernels on the CPU, to try them without a GPU."""
 
+BATCH_BYTES = 2**22
+"""Bytes of a batch on the CPU: large enough that decompressors, which take turns, rarely evict each other from a core's
+cache, and small enough for the shared cache."""
+
 DEVICE_BATCH_BYTES = 2**25
 """Bytes of a batch on a device. A kernel that is not fused makes up to 60 launches of about 10 microseconds; a batch of
 32 MiB takes 1.3 ms to copy at 25 GB/s, twice as long, and 16 threads hold 1 GiB of pinned memory: one batch each on the

@@ -29,7 +29,7 @@ from deadtok_xr.engine import cluster
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from tests.conftest import GROUPS
 
-COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export")
+COMMANDS = ("demo", "convert", "info", "verify", "analyze", "label", "export", "warm-up")
 NAN, INF = 0x7FC0, 0x7F80
 
 

@@ -8,22 +8,34 @@ renaming one, delete the *.nbi files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import njit
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b - (a + c), which cancels
 
-compiled = njit(**_OPTIONS)
-compiled_finite = njit(**_OPTIONS, fastmath=True)
+
+def _kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def compiled_when_called(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(**_OPTIONS, **options, cache=True)(function)
+        except RuntimeError:  # there is no folder that can be written: each process compiles what it uses
+            return njit(**_OPTIONS, **options)(function)
+
+    return compiled_when_called
+
+
+compiled = _kernel()
+compiled_finite = _kernel(fastmath=True)
 """For finite values only: sums may be reordered, which lets loops use vector units, and NaN does not occur."""
-compiled_without_nan = njit(**_OPTIONS, fastmath={"nnan", "nsz"})
+compiled_without_nan = _kernel(fastmath={"nnan", "nsz"})
 """For values that may be infinite but not NaN: a minimum or maximum is then one instruction."""
-compiled_sums = njit(**_OPTIONS, fastmath=_REORDERED)
+compiled_sums = _kernel(fastmath=_REORDERED)
 """Sums may be reordered; NaN and infinity keep their meaning."""
 
 # For the work on one row inside a loop over rows: a call costs as much as the work on 64 elements. numba's cache checks
 # only the file of the loop: after a change to such a function, delete the *.nbi files of the kernels that use it.
-inlined = njit(**_OPTIONS, forceinline=True)
-inlined_sums = njit(**_OPTIONS, fastmath=_REORDERED, forceinline=True)
+inlined = _kernel(forceinline=True)
+inlined_sums = _kernel(fastmath=_REORDERED, forceinline=True)

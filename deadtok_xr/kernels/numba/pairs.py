@@ -17,6 +17,7 @@ from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent
 from deadtok_xr.kernels.numba.bit_words import float32_value
 from deadtok_xr.kernels.numba.components import Nodes, join, without_edges
 from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
+from deadtok_xr.kernels.numba.sorting import argsort_keys, float_key
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 from deadtok_xr.kernels.numba.verlet_list import VerletList, invalidate, nodes_of
 
@@ -199,13 +200,13 @@ def _widest_dims(words, nodes, low, high):
     bottom, top = np.full(D, np.float32(np.inf)), np.full(D, np.float32(-np.inf))
     for n in nodes.index:
         _widen(words, n, bottom, top)
-    spread = np.empty(D)
+    spread = np.empty(D, np.uint64)
     all_adjacent = True
     for d in range(D):
         extent = np.float64(top[d]) - np.float64(bottom[d])
-        spread[d] = -extent / high[d]
+        spread[d] = float_key(-extent / high[d])
         all_adjacent &= extent <= low[d]
-    return np.argsort(spread)[: min(D, _FRONT)], all_adjacent
+    return argsort_keys(spread)[: min(D, _FRONT)], all_adjacent
 
 
 @compiled_without_nan
@@ -235,10 +236,10 @@ def _complete_graph(nodes, linked, verlet):
 @compiled
 def _sort(words, nodes, dims):
     P = len(nodes.index)
-    along = np.empty(P, np.float32)
+    along = np.empty(P, np.uint64)
     for p in range(P):
-        along[p] = float32_value(words[nodes.index[p], dims[0]])
-    order = np.argsort(along)
+        along[p] = float_key(float32_value(words[nodes.index[p], dims[0]]))
+    order = argsort_keys(along)
     front = np.empty((len(dims), P), np.float32)
     rank = np.empty(P, np.int64)
     for p in range(P):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.sorting import argsort_keys, float_key
 
 
 @compiled
@@ -29,7 +30,10 @@ def concordance(time, censored, predictor, agree, comparable):
         (n,), added to: the number of pairs whose order is known.
     """
     key = 2 * time + censored
-    order = np.argsort(key)
+    keys = np.empty(len(key), np.uint64)
+    for i in range(len(key)):
+        keys[i] = float_key(key[i])
+    order = argsort_keys(keys)
     rank, n_ranks = _ranks(predictor)
     tree = np.zeros(n_ranks + 1, np.int64)
     known, seen = 0, 0  # the number of visited tokens, and of those that have a rank
@@ -76,10 +80,14 @@ def _end(key, order, first):
 def _ranks(x):
     """Return dense ranks from 1, 0 for NaN, and their number."""
     rank = np.zeros(len(x), np.int64)
-    there = np.flatnonzero(~np.isnan(x))
-    order = there[np.argsort(x[there])]
+    keys = np.empty(len(x), np.uint64)
+    n_known = 0
+    for i in range(len(x)):
+        keys[i] = float_key(x[i])
+        n_known += x[i] == x[i]
+    order = argsort_keys(keys)  # NaN comes last
     n = 0
-    for k in range(len(order)):
+    for k in range(n_known):
         n += k == 0 or x[order[k]] != x[order[k - 1]]
         rank[order[k]] = n
     return rank, n

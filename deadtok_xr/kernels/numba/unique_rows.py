@@ -6,6 +6,7 @@ import numpy as np
 
 from deadtok_xr.kernels.numba.bit_words import float32_word, unsigned_zero
 from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.sorting import argsort_keys
 
 
 @compiled
@@ -51,7 +52,7 @@ def unique_rows(words):
         for d in range(D):  # a sum of products: unlike in a chain of hashes, no term depends on another
             h += np.uint64(unsigned_zero(float32_word(words[n, d]))) * factors[d]
         hashes[n] = h
-    return _group(words, hashes, np.argsort(hashes))
+    return _group(words, hashes, argsort_keys(hashes))
 
 
 @compiled

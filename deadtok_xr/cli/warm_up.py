@@ -1,0 +1,136 @@
+"""`deadtok warm-up`: compile the kernels in processes, by analysing a recording of a few steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import click
+
+from deadtok_xr.cli.options import QUIET
+
+_ANALYSES = (
+    ("topology", "connectivity"),
+    ("motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "epochs", "kinematics"),
+    ("lattice", "exponents", "mechanism", "critical_boundary"),
+    ("census", "cloud", "spectrum", "coherence", "h_persistence", "centroid_origin", "freeze_predictors"),
+)
+"""The analyses whose kernels one process compiles, those with the same kernels together, the longest first."""
+_FUNCTIONS = ("functions",)
+"""The kernels of public functions that are not part of `analyze`."""
+
+
+@click.command("warm-up")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes. Default: one for each core.")
+@QUIET
+def warm_up(workers: int | None, quiet: bool) -> None:
+    """Compile all kernels, so that no analysis has to.
+
+    Otherwise each kernel is compiled when it is first used. Compiled kernels are cached for the CPU of this machine:
+    beside the package's files, in NUMBA_CACHE_DIR if it is set, or, if the package cannot be written, in the user's
+    cache folder. For container images, run this while the image is built.
+
+    \b
+    Example:  deadtok warm-up
+    """
+    from dask.system import CPU_COUNT
+
+    from deadtok_xr.engine.progress import reporting
+
+    with tempfile.TemporaryDirectory() as folder, reporting("compiling", quiet=quiet) as report:
+        stores = [_recording(Path(folder) / "bfloat16.zarr")]
+        stores.append(_as_float32(stores[0], Path(folder) / "float32.zarr"))
+        jobs = [(store, names) for names in (*_ANALYSES, _FUNCTIONS) for store in stores]
+        with _pool(workers or CPU_COUNT) as pool:
+            futures = [pool.submit(_compile, *job) for job in jobs]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                report(done, len(futures))
+    click.echo("all kernels are compiled")
+
+
+@contextmanager
+def compiling_beside() -> Iterator[list[Future[None]]]:
+    """Compile the kernels of all analyses of bfloat16 during a `with` block, if there are none.
+
+    Yields
+    ------
+    The work of other processes, to be waited for. If it fails, the analysis compiles what is missing.
+    """
+    from dask.system import CPU_COUNT
+
+    from deadtok_xr.kernels import needs_compiling
+
+    if not needs_compiling():
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder, _pool(CPU_COUNT) as pool:
+        store = _recording(Path(folder) / "bfloat16.zarr")
+        futures = [pool.submit(_compile, store, names) for names in _ANALYSES]
+        try:
+            yield futures
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def _recording(path: Path) -> Path:
+    """Record a few steps of a tiny model."""
+    from deadtok_xr import demo
+
+    return demo.byte_level(path, demo.Run(steps=4, batch=2, length=8, dims=8, layers=1))
+
+
+def _as_float32(source: Path, path: Path) -> Path:
+    """Write a recording of the same values in float32."""
+    import numpy as np
+
+    from deadtok_xr.conversion.run import convert
+    from deadtok_xr.recording.opening import open_recording
+
+    file = path.with_suffix(".npz")
+    recording = open_recording(source)
+    np.savez(file, W=recording.W.values, grad=recording.grad.values, dead_mask=recording.dead.values)
+    return Path(convert(file, path, keep_dtype=True))
+
+
+def _compile(store: Path, names: Sequence[str]) -> None:
+    """Compile the kernels of some analyses by computing them."""
+    import warnings
+
+    import dask
+
+    from deadtok_xr.analyses import analyze
+
+    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of so few steps
+        if names == _FUNCTIONS:
+            _call_functions(store)
+            return
+        tree = analyze(store)
+        for name in names:
+            if name in tree.children:
+                tree[name].to_dataset().compute()
+
+
+def _call_functions(store: Path) -> None:
+    from deadtok_xr.analyses.autocorrelation import velocity_autocorrelation
+    from deadtok_xr.analyses.checkpoint import checkpoint
+    from deadtok_xr.analyses.compare_runs import compare_runs
+    from deadtok_xr.analyses.elements import elements
+    from deadtok_xr.analyses.gaps import lattice_gaps
+    from deadtok_xr.analyses.grid_test import grid_test
+    from deadtok_xr.analyses.neighbours import neighbour_preservation
+    from deadtok_xr.recording.opening import open_recording
+
+    recording = open_recording(store)
+    for function in (velocity_autocorrelation, checkpoint, elements, lattice_gaps, grid_test, neighbour_preservation):
+        function(recording).compute()
+    compare_runs(recording, recording).compute()

@@ -1,0 +1,59 @@
+"""One process of a machine compiles the kernels first; without a folder for the cache they work too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from deadtok_xr import kernels
+from deadtok_xr.engine.compiling import one_process_compiles
+
+
+def test_second_waits_until_the_first_has_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert kernels.needs_compiling()
+    entered = Event()
+
+    def second() -> None:
+        with one_process_compiles():
+            entered.set()
+
+    with one_process_compiles():
+        waiting = Thread(target=second)
+        waiting.start()
+        assert not entered.wait(0.3)
+        kernels.cache_folder().mkdir()
+        (kernels.cache_folder() / "motion.nbi").touch()
+        with one_process_compiles():  # nothing to wait for: it is compiled
+            assert not kernels.needs_compiling()
+    waiting.join(10)
+    assert entered.is_set()
+
+
+PRINTED = """
+from deadtok_xr import kernels
+from deadtok_xr.kernels.numba import ranks
+print(ranks.concordance.stats.cache_path == str(kernels.cache_folder()))
+"""
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_cache_folder_is_that_of_numba(tmp_path: Path, given: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment |= {"NUMBA_CACHE_DIR": str(tmp_path)} if given else {}
+    start = [sys.executable, "-c", PRINTED]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_kernels_work_where_no_folder_can_be_written() -> None:
+    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # the package is not in a zip file
+    code = "from deadtok_xr.kernels.numba.ranks import _up_to; print(_up_to(__import__('numpy').ones(3, int), 2))"
+    start = [sys.executable, "-c", code]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
