@@ -108,7 +108,7 @@ def analyze(
         except InputError as error:
             if analyses or name in options:
                 raise
-            left_out[name] = str(error)
+            left_out[name] = error.advice
     if not specs:
         raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
     attrs = {

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.common import checks, coordinates, step_selection
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -302,13 +302,35 @@ def ranks(label: NDArray[np.int64]) -> NDArray[np.int64]:
 def _summary(ds: xr.Dataset) -> Iterator[str]:
     holes, population, largest = (ds[key].values for key in ("n_black_holes", "population", "largest"))
     events = ", ".join(f"{ds[k].values[1:].sum()} {k}" for k in ("fissions", "fusions"))
+    if not population.any():
+        yield "Census: no two tokens are ever in the same place"
+        return
     yield (
         f"Census: {holes[0]} black holes of {population[0]} tokens first (the largest {largest[0]}), {holes[-1]} of "
         f"{population[-1]} last (the largest {largest[-1]}), at most {holes.max()} of {population.max()}; {events}"
     )
-    yield from summary_text.invalid_steps(ds, "which are in no place")
 
 
+@census.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    holes, population, largest = (ds[key].values for key in ("n_black_holes", "population", "largest"))
+    steps = ds["step"].values
+    if not ds["n_unique"].values.any():
+        return
+    if not population.any():
+        yield Finding(0.2, "No two tokens are ever in the same place.")
+        return
+    counts = ", ".join(f"{population[i]:,} at step {steps[i]}" for i in (0, -1))
+    where = f", in {holes[-1]:,} places, at most {largest[-1]:,} in one" if holes[-1] else ""
+    yield Finding(0.68, f"Tokens that share their place with others to the bit: {counts}{where}.")
+
+
+@census.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    return KeyFigure("tokens that share their place", ds["population"].values[0], ds["population"].values[-1])
+
+
+census.invalid = "which are in no place"
 census.pictures = (
     Picture(
         "census",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
 from deadtok_xr.analyses.common.vectors import cosine
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
@@ -151,6 +151,20 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield f"  of its length     {100 * share:.2f}% is drift, {100 * rest:.2f}% the first centroid"
     if "drift_h_cosine" in ds:
         yield f"  drift             cosine to accumulated -h {float(ds['drift_h_cosine'][-1]):.4f}"
+
+
+@centroid_origin.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    share = float(ds["drift_projection"][-1])
+    if np.isfinite(share):
+        yield Finding(
+            0.42, f"Drift makes up {summary_text.percent(share)} of the final distance of the centre from the origin."
+        )
+
+
+@centroid_origin.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    return KeyFigure("drift in the final centre", last=summary_text.percent(float(ds["drift_projection"][-1])))
 
 
 centroid_origin.pictures = (

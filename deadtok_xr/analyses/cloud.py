@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, step_series, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
 from deadtok_xr.analyses.common.centroid_walk import WALK_ATTRS, measure_walk, walk_shapes
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -365,11 +365,30 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"{float(ds['bias_to_noise']):.4g} times as far as a random walk; its velocity autocorrelation falls to half "
         f"{'never' if half < 0 else f'at lag {half}'}"
     )
-    yield from summary_text.invalid_steps(
-        ds.isel(step=slice(1, None)), "which are left out; these steps have no temperature"
-    )
 
 
+@cloud.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    less, same, more = (int((ds["diffusivity_class"] == k).sum()) for k in range(3))
+    if less + same + more:
+        yield Finding(
+            0.4, f"Compared with a random walk of as many steps, {more:,} tokens got farther, {same:,} as far and "
+            f"{less:,} less far."
+        )  # fmt: skip
+    outward = summary_text.finite_mean(ds["outward_fraction"].values)
+    if np.isfinite(outward):
+        yield Finding(
+            0.4, f"On average over steps, {summary_text.percent(outward)} of the moving tokens move outwards."
+        )
+
+
+@cloud.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    temperature = ds["temperature"].values[1:]
+    return KeyFigure("temperature: mean square speed in the cloud", temperature[0], temperature[-1])
+
+
+cloud.invalid = "which are left out; these steps have no temperature"
 cloud.pictures = (
     Picture(
         "cloud",

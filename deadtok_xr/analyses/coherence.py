@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr import attributes
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -375,17 +375,44 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         if f"{name}_cosine_mean" in ds:
             mean, std = ds[f"{name}_cosine_mean"].values, ds[f"{name}_cosine_std"].values
             spans = summary_text.span(mean), summary_text.span(std)
-            yield f"  {words:17s} mean {mean[0]:.6f} first, {spans[0]}; std {std[0]:.3g} first, {spans[1]}"
+            yield f"  {words:17s} mean {_cosine(mean[0])} first, {spans[0]}; std {_cosine(std[0])} first, {spans[1]}"
     for name, words in (("h_alignment", "ΔC to -h"), ("gradient_p_h_alignment", "gradient to Σp·h")):
         if name in ds:
             values = ds[name].values
-            yield f"  {words:17s} cosine {values[0]:.6f} first, {values[-1]:.6f} last, {summary_text.span(values)}"
+            ends = f"{_cosine(values[0])} first, {_cosine(values[-1])} last"
+            yield f"  {words:17s} cosine {ends}, {summary_text.span(values)}"
     if "gradient_p_h_deviation" in ds:
         deviation = summary_text.largest_value(ds["gradient_p_h_deviation"].values)
         yield f"  check             ∂L/∂W = Σp·h holds to within {deviation:.2g}"
-    yield from summary_text.invalid_steps(ds, "which are left out")
 
 
+def _cosine(x: float) -> str:
+    return "none" if np.isnan(x) else f"{x:.6f}"
+
+
+@coherence.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    for name, words, importance in (("displacement", "displacements", 0.67), ("gradient", "gradients", 0.33)):
+        if f"{name}_cosine_mean" in ds:
+            mean = ds[f"{name}_cosine_mean"].values
+            if (at := summary_text.ends(mean)) is not None:
+                values = ", ".join(f"{mean[i]:.2f} at step {ds['step'].values[i]}" for i in at)
+                yield Finding(importance, f"The mean cosine of two {words} is {values} (1: one direction).")
+    if "h_alignment" in ds:
+        aligned = summary_text.finite_mean(ds["h_alignment"].values)
+        if np.isfinite(aligned):
+            yield Finding(
+                0.38, f"The centre moves against the mean hidden state, with a mean cosine of {-aligned:.2f}."
+            )
+
+
+@coherence.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    mean = ds["displacement_cosine_mean"].values
+    return KeyFigure("mean cosine of two displacements", mean[0], mean[-1])
+
+
+coherence.invalid = "which are left out"
 coherence.pictures = (
     Picture(
         "coherence",

@@ -11,7 +11,7 @@ import xarray as xr
 
 from deadtok_xr.analyses.common import checks, step_selection, summary_text
 from deadtok_xr.analyses.common.adjacency import check_grid
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import get_grid, ulp
 from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -172,9 +172,26 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     shown = [f"step {step}: {x:.4g} ({k:.4g} mean ULP)" for step, x, k in rows]
     for i in range(0, len(shown), 3):
         yield f"  {'' if i else 'threshold':17s} {', '.join(shown[i : i + 3])}"
-    yield from summary_text.invalid_steps(ds, "which have no graph")
 
 
+@connectivity.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    threshold, k, steps = (ds[name].values for name in ("connectivity_threshold", "connectivity_k", "step"))
+    if (at := summary_text.ends(threshold)) is not None:
+        x, spacings = threshold[at[1]], summary_text.number(k[at[1]])
+        yield Finding(
+            0.3, f"At step {steps[at[1]]} the tokens are one connected group at a distance of {x:.3g}, {spacings} "
+            "times the spacing of the grid."
+        )  # fmt: skip
+
+
+@connectivity.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    k = ds["connectivity_k"].values
+    return KeyFigure("distance that connects all, in mean ULP", k[0], k[-1])
+
+
+connectivity.invalid = "which have no graph"
 connectivity.pictures = (
     Picture(
         "connectivity",

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from deadtok_xr import kernels
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.read_updates import read_updates
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -206,6 +206,24 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"Critical boundary: Adam's step is above half the gap for {above[0]:.1%} of the elements first, "
         f"{above[-1]:.1%} last; {moved_above:.2%} of those above moved, {moved_below:.2%} of the others"
     )
+
+
+@critical_boundary.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    above, steps = ds["above_fraction"].values, ds["step"].values
+    if (at := summary_text.ends(above)) is not None:
+        first, last = (f"at step {steps[i]}" for i in at)
+        shares = [summary_text.percent(above[i]) for i in at]
+        yield Finding(
+            0.55,
+            f"Adam's step is above half a grid spacing for {shares[0]} of the weights {first}, {shares[1]} {last}.",
+        )
+
+
+@critical_boundary.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    first, last = (summary_text.percent(ds["above_fraction"].values[i]) for i in (0, -1))
+    return KeyFigure("weights whose Adam step is above half a gap", first, last)
 
 
 critical_boundary.pictures = (

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -279,9 +279,26 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"Epochs of the radius from the {ds.attrs.get('radius', 'origin')}: {shrinks}grows fastest {when['sneeze']}, "
         f"again {when['reexpansion']}, freeze begins {when['freeze']}"
     )
-    yield from summary_text.invalid_steps(ds, "which have no radius")
 
 
+@epochs.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    inhale, sneeze, freeze = (int(ds[f"{name}_step"]) for name in ("inhale", "sneeze", "freeze"))
+    if sneeze < 0:
+        return
+    before = f" after it shrank by {summary_text.percent(float(ds['inhale_depth']))} until step {inhale}"
+    above = summary_text.percent(ds.attrs.get("frozen_above", 0.9))
+    then = f", and more than {above} of the tokens are frozen at step {freeze}" if freeze >= 0 else ""
+    yield Finding(0.3, f"The cloud grows fastest at step {sneeze}{before if inhale >= 0 else ''}{then}.")
+
+
+@epochs.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    sneeze = int(ds["sneeze_step"])
+    return KeyFigure("step at which the cloud grows fastest", overall=sneeze if sneeze >= 0 else "none")
+
+
+epochs.invalid = "which have no radius"
 epochs.pictures = (
     Picture(
         "epochs",

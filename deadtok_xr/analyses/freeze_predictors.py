@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
 from deadtok_xr.analyses.common.vectors import unit_vectors
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
 from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -281,6 +281,28 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     for i in range(0, len(rows), 3):
         parts = (f"{name} {value:+.3f} [{a:+.3f}, {b:+.3f}]" for name, value, a, b in rows[i : i + 3])
         yield f"  {'' if i else 'rank correlation':17s} {', '.join(parts)}"
+
+
+@freeze_predictors.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    low, high, value = (ds[f"rank_correlation{end}"].values for end in ("_low", "_high", ""))
+    sure = np.isfinite(value) & (low * high > 0)
+    if sure.any():
+        i = int(np.argmax(np.where(sure, np.abs(value), 0)))
+        yield Finding(
+            0.37, f"Best predictor of when a token freezes: {str(ds['predictor'].values[i]).replace('_', ' ')}, rank "
+            f"correlation {value[i]:+.2f} [{low[i]:+.2f}, {high[i]:+.2f}]."
+        )  # fmt: skip
+    elif np.isfinite(value).any():
+        yield Finding(0.1, f"None of {len(value)} properties of a token correlates with when it freezes.")
+
+
+@freeze_predictors.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    value = ds["rank_correlation"].values
+    known = value[np.isfinite(value)]
+    strongest = f"{known[np.abs(known).argmax()]:+.2f}" if known.size else "none"
+    return KeyFigure("strongest rank correlation with freezing", overall=strongest)
 
 
 freeze_predictors.pictures = (

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -186,9 +186,26 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"Global freezes ({ds.attrs.get('definition', 'value')}{below}): {total} of {ds.sizes['step']} steps, in {n} "
         f"runs of up to {longest}; permanent for the last {end}"
     )
-    yield from summary_text.invalid_steps(ds, "which are not frozen")
 
 
+@freezing.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    total, longest, end = (int(ds[k]) for k in ("n_global", "longest_run", "permanent_freeze"))
+    steps = ds.sizes["step"]
+    if total:
+        rest = f"; the last {end} steps are all still" if end > 1 else ""
+        yield Finding(0.6, f"No token moves in {total} of {steps} steps, at most {longest} of them in a row{rest}.")
+    elif not ds["n_invalid"].values.any():
+        yield Finding(0.2, f"At least one token moves in every one of the {steps} steps.")
+
+
+@freezing.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    first, last = (summary_text.percent(ds["frozen_fraction"].values[i]) for i in (0, -1))
+    return KeyFigure("tokens that do not move", first, last)
+
+
+freezing.invalid = "which are not frozen"
 freezing.pictures = (
     Picture(
         "freezing",

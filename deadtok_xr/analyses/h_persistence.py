@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.vectors import angles, unit_vectors
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -193,6 +193,20 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"sum of swings {float(ds['straightness']):.3g}; the fluctuation's autocorrelation falls to half "
         f"{'never' if half < 0 else f'at lag {half}'}"
     )
+
+
+@h_persistence.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    length = float(ds["resultant_length"])
+    if np.isfinite(length):
+        yield Finding(
+            0.36, f"The mean hidden state's unit vectors have a mean of length {length:.2f} (1: one direction)."
+        )
+
+
+@h_persistence.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    return KeyFigure("constancy of the hidden state's direction", overall=float(ds["resultant_length"]))
 
 
 h_persistence.pictures = (

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import OUTPUTS, CentreOfMass
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode
 from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine import (
@@ -184,9 +184,31 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         yield f"  at step {steps[1]}         bulk {bulk[1]:.4g}, thermal {thermal[1]:.4g}, ratio {ratio:.4g}"
         residual = summary_text.largest_value(ds["thermal_residual"].values)
         yield f"  check             thermal velocities sum to {residual:.2g} at most"
-    yield from summary_text.invalid_steps(ds, "which have no centroid")
 
 
+@kinematics.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    steps, radius, centroid = ds["step"].values, ds["radius"].values, ds["centroid"].values
+    at = summary_text.ends(radius)
+    if at is None or len(steps) < 2:
+        return
+    drift = summary_text.number(float(np.linalg.norm(centroid[at[1]] - centroid[at[0]])))
+    around = " to ".join(summary_text.number(radius[i]) for i in at)
+    yield Finding(0.65, f"The centre moved by {drift}; the tokens' mean distance from it went from {around}.")
+    bulk, thermal = ds["bulk_speed"].values[1], ds["thermal_rms"].values[1]
+    if thermal > 0 and np.isfinite(bulk):
+        yield Finding(
+            0.45,
+            f"At step {steps[1]} the tokens drift {bulk / thermal:.3g} times as fast as they move within the cloud.",
+        )
+
+
+@kinematics.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    return KeyFigure("mean distance from the centre", ds["radius"].values[0], ds["radius"].values[-1])
+
+
+kinematics.invalid = "which have no centroid"
 kinematics.pictures = (
     Picture(
         "speeds",

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from deadtok_xr.analyses.common import checks, coordinates, lattice_counts, step_series, summary_text
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
@@ -246,13 +246,30 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"{_percent(crossed, moved)} across an exponent, {_percent(ds['n_outward'], moved)} outwards; |ΔW'| up to "
         f"{summary_text.largest_value(ds['lattice_max'].values):.4g} ULP"
     )
-    yield from summary_text.invalid_steps(ds, "which are left out")
 
 
 def _percent(counts: xr.DataArray, total: int) -> str:
     return f"{100 * int(counts.sum()) / total:.2f}%" if total else "none"
 
 
+@lattice.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    moved, outward = int(ds["n_moved"].sum()), int(ds["n_outward"].sum())
+    if moved:
+        farthest = summary_text.largest_value(ds["lattice_max"].values)
+        yield Finding(
+            0.35, f"Single weights changed {moved:,} times, {summary_text.percent(outward / moved)} of them away from "
+            f"zero, by at most {summary_text.number(farthest)} ULP."
+        )  # fmt: skip
+
+
+@lattice.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    first, last = (summary_text.percent(ds["moved_fraction"].values[i]) for i in (0, -1))
+    return KeyFigure("single weights that change", first, last)
+
+
+lattice.invalid = "which are left out"
 lattice.pictures = (
     Picture(
         "lattice",
@@ -277,6 +294,21 @@ def _summary_of_exponents(ds: xr.Dataset) -> Iterator[str]:
 
 def _ulp_range(ds: xr.Dataset) -> str:
     return f"[{float(ds['ulp_min']):.4g}, {float(ds['ulp_max']):.4g}]"
+
+
+@exponents.find
+def _findings_of_exponents(ds: xr.Dataset) -> Iterator[Finding]:
+    zeros, steps = ds["n_zero"].values, ds["step"].values
+    if zeros.any():
+        yield Finding(
+            0.25, f"{zeros[0]:,} weights are exactly zero at step {steps[0]}, {zeros[-1]:,} at step {steps[-1]}."
+        )
+
+
+@exponents.measure
+def _key_figure_of_exponents(ds: xr.Dataset) -> KeyFigure:
+    powers = ds["n_power_of_two"].values
+    return KeyFigure("single weights at a power of two", powers[0], powers[-1])
 
 
 exponents.pictures = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.dask_arrays import empty_meta
 from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, fold
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -374,9 +374,42 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"Life cycles: {frozen} tokens froze for good, {moving} still move, {never} never moved; first freeze {first}; "
         f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} per token"
     )
-    yield from summary_text.invalid_steps(ds, "which count neither as motion nor as rest")
 
 
+@lifecycle.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    frozen, moving, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
+    counts = (
+        (frozen, f"stand still at the end{_since(ds)}"), (moving, "still move at the last step"), (never, "never moved")
+    )  # fmt: skip
+    parts = [(n, text) for n, text in counts if n]
+    if parts:
+        (n, text), *others = parts
+        sentence = f"{summary_text.some(n, ds.sizes['token'], ds)} {text}"
+        sentence += "".join(f"; {n:,} {text}" for n, text in others)
+        yield Finding(0.93 if frozen or moving else 0.2, summary_text.sentence(sentence))
+    thaws = ds["thaw_count"].values
+    if thaws.any():
+        yield Finding(
+            0.7, f"Tokens that stood still moved again {thaws.sum():,} times, at most {thaws.max()} times each."
+        )
+
+
+def _since(ds: xr.Dataset) -> str:
+    """Return since when the tokens stand still, as far as they do."""
+    ends = ds["last_motion_range"].values
+    if ends[0] == ends[-1]:
+        return f" since step {ends[0]:g}"
+    words = zip(("the first", "half", "the last"), ends, strict=True)
+    return "".join(f", {word} since {'step ' * (word == 'the first')}{step:g}" for word, step in words if step >= 0)
+
+
+@lifecycle.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    return KeyFigure("tokens that stand still at the end", last=int(ds["n_frozen"]))
+
+
+lifecycle.invalid = "which count neither as motion nor as rest"
 lifecycle.pictures = (
     Picture(
         "lifecycle",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from deadtok_xr.analyses.common import checks, coordinates, replayed_updates, summary_text
 from deadtok_xr.analyses.common.read_updates import read_updates
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -240,11 +240,12 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield f"Mechanism, why tokens move or not: {ds.attrs.get('optimizer')} replayed ({ds.attrs.get('arithmetic')})"
     if "optimizer_from" in ds.attrs:
         yield f"  optimizer: {ds.attrs['optimizer_from']}"
-    share = 1 - missed / compared if compared else np.nan
-    yield (
-        f"  replay            {share:.4%} of {compared} elements to the bit, {missed} missed (baseline, nothing moves: "
-        f"{summary_text.finite_mean(baseline):.2%}); of those that moved, per step {summary_text.span(moved)}"
-    )
+    if compared:
+        yield (
+            f"  replay            {1 - missed / compared:.4%} of {compared} elements to the bit, {missed} missed "
+            f"(baseline, nothing moves: {summary_text.finite_mean(baseline):.2%}); of those that moved, per step "
+            f"{summary_text.span(moved)}"
+        )
     tokens = {
         name: (ds["cause"].values == k).sum(axis=ds["cause"].get_axis_num("token")) for k, name in enumerate(names)
     }
@@ -259,22 +260,59 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     stalled, powers = ds["stalled_fraction"].values, ds["at_power_of_two"].values
     yield f"  exp_avg_sq stalls {summary_text.span(stalled)} of the elements, last {stalled[-1]:.3g}"
     yield f"  at a power of two {summary_text.span(powers)} of the elements, last {powers[-1]:.3g}"
-    yield from _contradiction(ds)
 
 
-def _contradiction(ds: xr.Dataset) -> Iterator[str]:
+@mechanism.warn
+def _warnings(ds: xr.Dataset) -> Iterator[str]:
     """Yield a warning if the motion contradicts the learning rates, or the replay misses too many elements."""
     given, estimated, moved = (ds[n].values for n in ("lr", "lr_estimate", "replay_agreement_moved"))
     wrong = (moved < 0.9) & (np.abs(estimated - given) > 0.05 * given)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[len(np.flatnonzero(wrong)) // 2])
         yield (
-            f"  warning: the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
+            f"the motion contradicts the learning rate ({ds.attrs.get('lr_from')}): at step "
             f"{ds['step'].values[i]} it corresponds to {estimated[i]:.3g}, not {given[i]:.3g}; was there a schedule? "
-            "Give mechanism the rate of each step (lr=, --lr)"
+            "give mechanism the rate of each step (lr=, --lr)"
         )
     elif ds["n_missed"].values.sum() > 0.001 * ds["n_compared"].values.sum():
-        yield "  warning: the replay misses elements; find_arithmetic (--arithmetic find) finds the closest arithmetic"
+        yield "the replay misses elements; find_arithmetic (--arithmetic find) finds the closest arithmetic"
+
+
+_STOPPED = {
+    "rounded_to_zero": "rounding to the grid removed their updates",
+    "no_gradient": "they had no gradient",
+    "unknown": "the cause is unknown",
+}
+
+
+@mechanism.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    names = ds["cause"].attrs["flag_meanings"].split()
+    stopped = ds["freeze_cause"].values[ds["last_motion"].values >= 0]
+    counts = np.bincount(stopped.astype(np.int64), minlength=len(names))
+    causes = [f"{_STOPPED[name]} ({k:,})" for name, k in zip(names, counts, strict=True) if k and name in _STOPPED]
+    if causes:
+        yield Finding(0.92, f"Why tokens stopped: {', '.join(causes)}.")
+    intended, realised = (summary_text.finite_median(ds[name].values) for name in ("intended_net", "realised_net"))
+    if np.isfinite(intended) and np.isfinite(realised):
+        yield Finding(
+            0.72, f"All updates together would move a token by {intended:.3g}; after rounding it moved by "
+            f"{realised:.3g} (medians)."
+        )  # fmt: skip
+    compared, missed = (int(ds[name].sum()) for name in ("n_compared", "n_missed"))
+    if compared:
+        share = f"all {compared:,}" if not missed else f"{compared - missed:,} of {compared:,}"
+        yield Finding(0.62, f"Replaying {ds.attrs.get('optimizer')} gives {share} recorded values to the bit.")
+
+
+@mechanism.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    names = ds["cause"].attrs["flag_meanings"].split()
+    counts = np.stack([ds[f"n_{name}"].values for name in names]).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        rounded = counts[names.index("rounded_to_zero")] / counts.sum(0)
+    first, last = (summary_text.percent(rounded[i]) for i in (0, -1))
+    return KeyFigure("weights whose update is rounded to zero", first, last)
 
 
 mechanism.pictures = (

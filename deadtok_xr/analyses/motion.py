@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 
 _STEP = "ΔW'[t] = (W[t] - W[t-1]) / ULP(W[t-1])"
@@ -117,10 +118,10 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     still = steps[(moved == 0) & (n_invalid < ds.sizes["token"]) & ~skipped]
     last = steps[moved > 0]
     yield (
-        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; no token moved in "
-        f"{len(still)} of {len(steps)} steps; last motion at step {last[-1] if len(last) else 'none'}"
+        f"  moving tokens     {moved[0]} at step {steps[0]}, {moved[-1]} at step {steps[-1]}; "
+        + (f"no token moved in {len(still)} of {len(steps)} steps; " if len(still) else "")
+        + (f"last motion at step {last[-1]}" if len(last) else "no motion")
     )
-    yield from summary_text.invalid_steps(ds, "which are left out of the means")
 
 
 def _summary_in_ulp(ds: xr.Dataset) -> Iterator[str]:
@@ -136,6 +137,48 @@ def _summary_without_lattice(ds: xr.Dataset) -> Iterator[str]:
     yield f"  mean over tokens  {summary_text.span(mean)}, first {mean[0]:.4g}, last {mean[-1]:.4g}"
 
 
+@motion.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    steps, moved, valid = _moving(ds)
+    if not steps.size:
+        return
+    if not moved.any():
+        yield Finding(0.95, f"No token moves at any of {len(steps):,} steps.")
+        return
+    first = f"{summary_text.some(moved[0], valid[0], ds)} move at step {steps[0]}"
+    stop = steps[moved > 0][-1]
+    last = f"{moved[-1]:,} at step {steps[-1]}, the last" if moved[-1] else f"nothing moves after step {stop}"
+    yield Finding(0.95, summary_text.sentence(f"{first}, {last}"))
+    mean, unit = _mean(ds)
+    if (at := summary_text.ends(mean)) is not None:
+        values = ", ".join(f"{summary_text.number(mean[i])} at step {ds['step'].values[i]}" for i in at)
+        yield Finding(0.5, f"The mean displacement of a token{unit} is {values}.")
+
+
+@motion.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    mean, unit = _mean(ds)
+    return KeyFigure(f"mean displacement{unit}", mean[0], mean[-1])
+
+
+def _mean(ds: xr.Dataset) -> tuple[NDArray[Any], str]:
+    """Return the mean displacement and its unit; weights with unknown precision have no ULP."""
+    if "displacement_ulp_mean" in ds:
+        return ds["displacement_ulp_mean"].values, ", in norm ULP"
+    return ds["displacement"].mean("token").values, ""
+
+
+def _moving(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return the steps at which motion is known, how many tokens moved there, and of how many that is known."""
+    moved = np.asarray((ds["moved_dims"].data > 0).sum(axis=ds["moved_dims"].get_axis_num("token")))
+    valid = ds.sizes["token"] - ds["n_invalid"].values
+    known = valid > 0
+    if "skipped" in ds:
+        known &= ~ds["skipped"].values.astype(bool)
+    return ds["step"].values[known], moved[known], valid[known]
+
+
+motion.invalid = "which are left out of the means"
 motion.pictures = (
     Picture(
         "displacement",

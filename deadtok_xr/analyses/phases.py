@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, summary_text, transitions
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.errors import InputError
 
@@ -113,6 +113,40 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     yield "  majority reached  " + ", ".join(
         f"{n} or colder {'never' if t < 0 else f'at step {t}'}" for n, t in zip(names[:-1], starts[:-1], strict=True)
     )
+
+
+_IN_WORDS = {
+    "frozen": "no change",
+    "late": "changes of at most 1 ULP",
+    "midlife": "changes of at most 1 ULP, root mean square",
+    "early": "larger changes",
+}
+
+
+@phases.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    names, fraction = [str(name) for name in ds["phase"].values], ds["fraction"].values
+    at = summary_text.ends(fraction[:, 0])
+    if at is None:
+        return
+    scheme = ds.attrs.get("scheme", "lattice")
+    usual = scheme == "lattice"
+    shares = sorted(((f, name) for name, f in zip(names, fraction[at[1]], strict=True) if f > 0), reverse=True)
+    words = [f"{summary_text.percent(f)} {'of the tokens are ' * (i == 0)}{name}" for i, (f, name) in enumerate(shares)]
+    words[0] += f" ({_IN_WORDS[shares[0][1]] if usual else f'phases by {scheme}'})"
+    yield Finding(0.85 if usual else 0.15, f"At step {ds['step'].values[at[1]]}, {', '.join(words)}.")
+    states = [names[0], *(f"{name} or colder" for name in names[1:-1])]
+    starts = zip(states, ds["transition_step"].values[:-1], strict=True)
+    reached = [f"{state}: {start}" for state, start in starts if start > ds["step"].values[0]]
+    if reached and usual:
+        yield Finding(0.8, f"First step with more than half {', '.join(reversed(reached))}.")
+
+
+@phases.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    coldest = ds["fraction"].values[:, 0]
+    first, last = (summary_text.percent(coldest[i]) for i in (0, -1))
+    return KeyFigure(f"tokens in the coldest phase, {ds['phase'].values[0]}", first, last)
 
 
 phases.pictures = (

@@ -1,4 +1,4 @@
-"""The registry of analyses: what each needs from the common pass, the lines of its summary, and its pictures."""
+"""The registry of analyses: what each needs from the common pass, what its results say, and its pictures."""
 
 from __future__ import annotations
 
@@ -21,9 +21,44 @@ from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError, MissingFileError
 
 P = ParamSpec("P")
-Summary = Callable[[xr.Dataset], Iterator[str]]
+Lines = Callable[[xr.Dataset], Iterator[str]]
 ENTRY_POINTS = "deadtok_xr.analyses"
 """The group of entry points whose modules define analyses of other packages."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an analysis found, as a sentence with numbers and units that can be read without knowing the analysis.
+
+    Attributes
+    ----------
+    importance
+        Findings are shown in descending order: 0.9 and more for what everybody asks first (do tokens move, why do they
+        stop), 0.5 for a property of the motion, 0.2 and less for what did not happen.
+    text
+        The sentence.
+    """
+
+    importance: float
+    text: str
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """The number by which a table shows an analysis: at the first and the last step, or over all steps.
+
+    Attributes
+    ----------
+    name
+        What is counted or measured, with its unit.
+    first, last, overall
+        Its values; a number or text, None for none.
+    """
+
+    name: str
+    first: float | str | None = None
+    last: float | str | None = None
+    overall: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +91,15 @@ class Analysis(Generic[P]):
     spec
         Returns its `AnalysisSpec`, given a recording and options.
     summary
-        Yields the lines of its summary, given its results; None for a line for each variable.
+        Yields the lines of its detailed summary, given its results; None for a line for each variable.
+    invalid
+        What the analysis does with the tokens counted in `n_invalid`, as a relative clause; "" without this variable.
+    warnings
+        Yields further warnings that a reader of the results must know; None without any.
+    findings
+        Yields its findings; None for one for each line of the summary.
+    key_figure
+        Returns its key figure; None for its first variable of numbers.
     pictures
         Its pictures; None for one by the dims of its variables.
     is_built_in
@@ -67,7 +110,7 @@ class Analysis(Generic[P]):
         self,
         spec: Callable[P, AnalysisSpec],
         name: str | None = None,
-        summary: Summary | None = None,
+        summary: Lines | None = None,
         pictures: tuple[Picture, ...] | None = None,
         is_built_in: bool = True,
     ) -> None:
@@ -75,15 +118,34 @@ class Analysis(Generic[P]):
         self.__annotations__ = {**getattr(spec, "__annotations__", {}), "return": "xr.Dataset"}
         self.name = name or spec.__name__
         self.spec, self.summary, self.pictures, self.is_built_in = spec, summary, pictures, is_built_in
+        self.invalid = ""
+        self.warnings: Lines | None = None
+        self.findings: Callable[[xr.Dataset], Iterator[Finding]] | None = None
+        self.key_figure: Callable[[xr.Dataset], KeyFigure] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
         """Run the analysis by itself."""
         return run([self.spec(*args, **kwargs)])[0]
 
-    def summarize(self, summary: Summary) -> Summary:
-        """Set the function that yields the lines of the summary; a decorator."""
+    def summarize(self, summary: Lines) -> Lines:
+        """Set the function that yields the lines of the detailed summary; a decorator."""
         self.summary = summary
         return summary
+
+    def warn(self, warnings: Lines) -> Lines:
+        """Set the function that yields warnings; a decorator."""
+        self.warnings = warnings
+        return warnings
+
+    def find(self, findings: Callable[[xr.Dataset], Iterator[Finding]]) -> Callable[[xr.Dataset], Iterator[Finding]]:
+        """Set the function that yields the findings; a decorator."""
+        self.findings = findings
+        return findings
+
+    def measure(self, key_figure: Callable[[xr.Dataset], KeyFigure]) -> Callable[[xr.Dataset], KeyFigure]:
+        """Set the function that returns the key figure; a decorator."""
+        self.key_figure = key_figure
+        return key_figure
 
     @property
     def options(self) -> list[str]:
@@ -92,7 +154,10 @@ class Analysis(Generic[P]):
 
     def with_options(self, name: str, pictures: tuple[Picture, ...], **options: Any) -> Analysis[...]:
         """Return the same analysis under another name, with some options chosen."""
-        return Analysis(functools.partial(self.spec, **options), name, self.summary, pictures, self.is_built_in)
+        same = Analysis(functools.partial(self.spec, **options), name, self.summary, pictures, self.is_built_in)
+        same.invalid, same.warnings = self.invalid, self.warnings
+        same.findings, same.key_figure = self.findings, self.key_figure
+        return same
 
 
 ANALYSES: dict[str, Analysis[...]] = {}

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, coordinates, step_selection
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
@@ -164,6 +164,20 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         f"Shape: participation ratio {axes[0]:.4g} of {ds.sizes['mode']} axes first, {axes[-1]:.4g} last; largest to "
         f"smallest variance {ratio[0]:.4g} first, {ratio[-1]:.4g} last"
     )
+
+
+@spectrum.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    axes, steps = ds["participation_ratio"].values, ds["spectrum_step"].values
+    if (at := summary_text.ends(axes)) is not None:
+        values = " and ".join(f"{axes[i]:.3g} at step {steps[i]}" for i in at)
+        yield Finding(0.4, f"Of {ds.sizes['mode']} directions, the cloud fills {values} (participation ratio).")
+
+
+@spectrum.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    axes = ds["participation_ratio"].values
+    return KeyFigure(f"directions that the cloud fills, of {ds.sizes['mode']}", axes[0], axes[-1])
 
 
 spectrum.pictures = (

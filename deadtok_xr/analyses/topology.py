@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.adjacency import SPACINGS, Adjacency, AdjacencyTracker, check_options, n_bins
-from deadtok_xr.analyses.registry import Picture, built_in
+from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.engine import (
     AnalysisSpec,
@@ -274,9 +274,37 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
         gas, crystal = int(ds["evaporation_step"]), int(ds["crystallization_step"])
         when = [f"{name} from step {step}" for name, step in (("gas", gas), ("crystal", crystal)) if step >= 0]
         yield f"  verdict           {words}{': ' if when else ''}{', '.join(when)}"
-    yield from summary_text.invalid_steps(ds, "which have no graph")
 
 
+@topology.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    linked, steps, largest = _linked(ds), ds["step"].values, ds["largest_component"].values
+    at = summary_text.ends(linked)
+    if at is None:
+        return
+    if not np.nansum(linked):
+        yield Finding(0.2, "No token ever has a neighbour within one spacing of the grid at the centre.")
+        return
+    counts = ", ".join(f"{linked[i]:.0f} at step {steps[i]}" for i in at)
+    sizes = " and ".join(str(largest[i]) for i in at)
+    yield Finding(
+        0.6, f"Tokens with a neighbour within one spacing of the grid: {counts}; the largest group has {sizes}."
+    )
+
+
+@topology.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    first, last = (int(x) if np.isfinite(x) else None for x in _linked(ds)[[0, -1]])
+    return KeyFigure("tokens with a neighbour within one ULP", first, last)
+
+
+def _linked(ds: xr.Dataset) -> NDArray[Any]:
+    """Return how many tokens have a neighbour at each step; NaN without a graph."""
+    n = int(ds.attrs.get("n_tokens", ds["n_singletons"].max()))
+    return np.where(ds["n_invalid"].values > 0, np.nan, n - ds["n_singletons"].values)
+
+
+topology.invalid = "which have no graph"
 topology.pictures = (
     Picture(
         "topology",

@@ -8,14 +8,28 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import analyze, demo, report, stores
+from deadtok_xr.cli import analyze, demo, report, spelling, stores
 from deadtok_xr.cli.failures import status
 from deadtok_xr.cli.warm_up import warm_up
 
+_FIRST_HOUR = """\
+deadtok records and analyses how the embedding matrix of a language model moves during training.
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+  deadtok demo                              train a tiny model, record and analyse it
+  deadtok convert SOURCE run.zarr           make a store of a recording that you have
+  deadtok analyze run.zarr -o results.zarr  measure how the tokens move
+  deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
+
+All commands: deadtok --help. All options of one: deadtok analyze --help.
+"""
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Record, convert and analyse how an embedding matrix moves during training.
 
     \b
@@ -23,6 +37,9 @@ def cli() -> None:
     Your data:  deadtok convert thimble_7.h5 thimble_7.zarr
                 deadtok analyze thimble_7.zarr -o results.zarr
     """
+    spelling.running(cli.commands.get(ctx.invoked_subcommand or ""))
+    if ctx.invoked_subcommand is None:
+        click.echo(_FIRST_HOUR, nl=False)
 
 
 for _command in (

@@ -22,6 +22,8 @@ from deadtok_xr.cli.options import (
     STORE_ANYWHERE,
     draw,
     print_json,
+    print_places,
+    print_summary,
     say_compiling,
 )
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
@@ -64,6 +66,7 @@ _HERE = ("threads", "processes", "synchronous")
     help="Number format that the weights were trained in. Default: that of the store.",
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
+@click.option("--details", is_flag=True, help="Print everything that the analyses say, instead of one screen.")
 @replay_options
 @JSON
 @PARTIAL
@@ -72,7 +75,8 @@ _HERE = ("threads", "processes", "synchronous")
 def analyze(
     store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None,
     modules: tuple[Path, ...], figures: Path | None, scheduler: str, workers: int | None, device: str,
-    precision: str | None, allow_gaps: bool, partial: bool, as_json: bool, overwrite: bool, quiet: bool, **replay: Any,
+    precision: str | None, allow_gaps: bool, partial: bool, as_json: bool, overwrite: bool, quiet: bool,
+    details: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -91,7 +95,6 @@ def analyze(
     from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
     from deadtok_xr.results.save import save_results
-    from deadtok_xr.results.summary import summary
     from deadtok_xr.store import destination
 
     if workers is None and scheduler in _HERE and device != "auto":
@@ -117,13 +120,13 @@ def analyze(
         progress = _print_plan_and_progress(plan, dask_progress("analysing", quiet=quiet))
         saved = save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
-        click.echo(summary(saved))
-    drawn = [str(path) for path in draw(saved, figures, quiet=as_json)] if figures else []
+        print_summary(saved, details=details)
+    drawn = draw(saved, figures) if figures else []
     if as_json:
-        left_out = plain(saved.attrs.get("left_out", {}))
-        print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=drawn)
+        left_out, files = plain(saved.attrs.get("left_out", {})), [str(path) for path in drawn]
+        print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=files)
         return
-    click.echo(f"results: {results}")
+    print_places(results, drawn)
 
 
 @contextmanager

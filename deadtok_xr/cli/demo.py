@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deadtok_xr.cli.options import PATH, QUIET, draw
+from deadtok_xr.cli.options import PATH, QUIET, draw, print_places, print_summary
 from deadtok_xr.cli.warm_up import compiling_beside
 from deadtok_xr.errors import InputError
 
@@ -29,7 +29,6 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     from deadtok_xr.analyses import analyze
     from deadtok_xr.engine.progress import dask_progress, reporting
     from deadtok_xr.results.save import save_results
-    from deadtok_xr.results.summary import summary
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.FULL
@@ -41,9 +40,9 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
                 report(done, len(kernels))
     progress = dask_progress("analysing", quiet=quiet)
     tree = save_results(analyze(recording), folder / "results.zarr", progress=progress)
-    click.echo(summary(tree))
-    draw(tree, folder / "figures")
-    click.echo(f"recording: {recording}\nresults:   {folder / 'results.zarr'}")
+    print_summary(tree)
+    drawn = draw(tree, folder / "figures")
+    print_places(folder / "results.zarr", drawn, recording=recording)
 
 
 def _unused(folder: Path) -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
+from deadtok_xr.cli.spelling import options_alone
 from deadtok_xr.errors import InputError
 
 _TRACEBACK = "DEADTOK_TRACEBACK"
-_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 and newer
 _GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -30,9 +30,6 @@ def status(run: Callable[[], Any]) -> int:
             raise
         if os.environ.get(_TRACEBACK):
             traceback.print_exc()
-        if isinstance(error, _NO_ARGUMENTS):
-            error.show()
-            return 2
         message, status = _explained(error)
         message = "; ".join([message, *_notes(error)])
         message = message.replace("\n", " ")  # a path may contain a line break
@@ -50,7 +47,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
         left += " resumes, anything else starts again with --overwrite"
         return f"interrupted{'' if _notes(error) else left}", 1
     if isinstance(error, InputError):
-        return str(error), 2
+        return options_alone(error.advice), 2
     if analysis := getattr(error, "analysis", ""):
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return f"analysis {analysis!r} cannot be computed, {what}; {_TRACEBACK}=1 in the environment shows where", 2
@@ -95,7 +92,7 @@ def _plain_warnings() -> Iterator[None]:
     """Show each warning as one sentence, without Python's file and line."""
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        click.echo(f"deadtok: warning: {' '.join(str(message).split())}", err=True)
+        click.echo(f"deadtok: warning: {options_alone(' '.join(str(message).split()))}", err=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
@@ -70,14 +71,32 @@ def print_json(**facts: Any) -> None:
     click.echo(json.dumps(facts))
 
 
-def draw(tree: Any, folder: Path, *, quiet: bool = False) -> list[Path]:
-    """Draw all figures of results, and print the names of the files."""
+def print_summary(tree: Any, *, details: bool = False) -> None:
+    """Print the findings, or everything that the analyses say."""
+    from deadtok_xr.cli.spelling import options_alone
+    from deadtok_xr.results import findings, summary
+
+    groups = findings.load(tree)
+    click.echo((summary.detailed if details else summary.one_screen)(tree, groups, options_alone))
+
+
+def draw(tree: Any, folder: Path) -> list[Path]:
+    """Draw all figures of results. Imports matplotlib only when it is called."""
     from deadtok_xr import plot
 
-    drawn = list(plot.save_figures(tree, folder))
-    for path in () if quiet else drawn:
-        click.echo(f"figure: {path}")
-    return drawn
+    return plot.save_figures(tree, folder)
+
+
+def print_places(results: Path | str, figures: list[Path], **others: Path | str) -> None:
+    """Print where the results, their figures and other files are, and the next command."""
+    places = {**{name: str(place) for name, place in others.items()}, "results": str(results)}
+    if figures:
+        places["figures"] = f"{figures[0].parent} ({len(figures)} files)"
+    page = PurePosixPath(results).name if "://" in str(results) else Path(results)
+    words = ("deadtok", "report", str(results), "-o", str(Path(page).with_suffix(".html")))
+    places["next"] = f"{shlex.join(words)}   (a page with all pictures)"
+    width = max(map(len, places)) + 1
+    click.echo("\n".join(["", *(f"{name + ':':{width}} {place}" for name, place in places.items())]))
 
 
 def read_ids(path: Path) -> list[int]:

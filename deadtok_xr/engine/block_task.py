@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from deadtok_xr.engine import progress
 from deadtok_xr.engine.batches import Batch, HeldSteps, StepBlock, Steps, batches
 from deadtok_xr.engine.compiling import one_process_compiles
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.prefetch import prefetch
-from deadtok_xr.engine.reduction import BlockResult, Reduction
+from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels.device import BATCH_BYTES, Device
 from deadtok_xr.store import writing
@@ -157,12 +158,21 @@ class BlockTask:
             accumulators = {name: reduction.start(block) for name, reduction in self.reductions.items()}
             with closing(_in_batches(block, sources)) as parts:
                 for batch in parts:
-                    for accumulator in accumulators.values():
-                        accumulator.update(batch)
+                    self._update(batch, accumulators)
         finally:
             for source in sources.values():
                 source.close()
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
+
+    def _update(self, batch: Batch, accumulators: Mapping[str, Accumulator]) -> None:
+        note, n = progress.listener(), len(accumulators)
+        for k, (name, accumulator) in enumerate(accumulators.items()):
+            if note:
+                done = (batch.start + batch.n_states * k / n) / batch.block.n_states
+                note(done, progress.label(self.reductions[name]))
+            accumulator.update(batch)
+        if note and batch.start + batch.n_states >= batch.block.n_states:
+            note(0.0, "")  # the block is counted when its task is finished
 
     def _bytes(self, i: int, sources: Mapping[str, Steps]) -> int:
         """Return the bytes of the largest variable in a block."""

@@ -1,4 +1,7 @@
-"""Report progress: a bar in a terminal, elsewhere a line every tenth, nothing when quiet."""
+"""Report progress: a bar in a terminal, elsewhere a line every tenth or half a minute, nothing when quiet.
+
+Tasks that run in threads of this process say within a block how far they are, and which analysis is at work.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,44 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from dask.callbacks import Callback
 
-Report = Callable[[int, int], None]
+from deadtok_xr.engine.reduction import Reduction
+
 _POLL_S = 0.5
+_SILENCE_S = 30
+"""Seconds after which a line is printed although no tenth is finished."""
+
+
+class Report(Protocol):
+    """A function that shows how much is done, and what is at work."""
+
+    def __call__(self, done: float, total: float, what: str = "") -> None: ...
+
+
+Note = Callable[[float, str], None]
+"""A function that takes the share of its block that a task has done, and what it does next."""
+_note: Note | None = None
+
+
+def listener() -> Note | None:
+    """Return the function to which tasks report; None in another process, and where no progress is shown."""
+    return _note
+
+
+def label(reduction: Reduction) -> str:
+    """Return the name under which the work of a reduction is shown."""
+    own = getattr(reduction, "label", "") or getattr(reduction, "name", "")
+    return str(own) or type(reduction).__module__.rpartition(".")[2]
 
 
 @contextmanager
 def reporting(label: str, *, quiet: bool = False, bytes_: bool = False) -> Iterator[Report]:
     """Yield a function of (done, total), which are bytes if ``bytes_``, that shows progress under a label."""
     if quiet:
-        yield lambda done, total: None
+        yield lambda done, total, what="": None
     elif sys.stderr.isatty():
         with _bar(label, bytes_) as report:
             yield report
@@ -47,21 +75,24 @@ def _bar(label: str, bytes_: bool) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(label, total=None, what="")
+        yield lambda done, total, what="": progress.update(task, completed=done, total=total, what=what)
 
 
 def _lines(label: str, bytes_: bool) -> Report:
-    start, next_tenth = time.monotonic(), 0
+    start = last = time.monotonic()
+    next_tenth = 1  # nothing is said at the start
 
-    def report(done: int, total: int) -> None:
-        nonlocal next_tenth
-        if total and done * 10 // total >= next_tenth:
-            next_tenth = done * 10 // total + 1
-            seconds = time.monotonic() - start
-            line = f"{label}: {100 * done // total}% after {seconds:.0f} s"
+    def report(done: float, total: float, what: str = "") -> None:
+        nonlocal next_tenth, last
+        now = time.monotonic()
+        if total and (done * 10 // total >= next_tenth or now - last > _SILENCE_S):
+            next_tenth, last = int(done * 10 // total) + 1, now
+            seconds = now - start
+            line = f"{label}: {int(100 * done // total)}% after {seconds:.0f} s{what and ', ' + what}"
             if bytes_ and seconds >= 1 and done:
                 line += f", {done / seconds / 1e6:.0f} MB/s, {seconds * (total - done) / done:.0f} s left"
             print(line, file=sys.stderr, flush=True)
@@ -86,21 +117,46 @@ def _is_block(key: Any) -> bool:
 
 
 class _Tasks(Callback):  # type: ignore[misc]
-    """Report finished blocks on a local scheduler; all tasks if there are no blocks."""
+    """Report finished blocks on a local scheduler, and parts of those at work; all tasks if there are no blocks."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(start=self._begin, posttask=self._finished)
-        self._report = report
+        self._report, self._lock = report, threading.Lock()
         self._done = self._blocks = 0
+        self._parts: dict[int, float] = {}
+        self._shown = 0.0
+
+    def __enter__(self) -> _Tasks:
+        global _note
+        _note = self._at_work
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _note
+        _note = None
+        super().__exit__(*error)
 
     def _begin(self, graph: Any) -> None:
-        self._done, self._blocks = 0, sum(map(_is_block, graph))
+        self._done, self._blocks, self._shown = 0, sum(map(_is_block, graph)), 0.0
+
+    def _at_work(self, part: float, what: str) -> None:
+        with self._lock:
+            self._parts[threading.get_ident()] = part
+            self._show(what)
+
+    def _show(self, what: str) -> None:
+        """Show progress, which never goes back: the part of a block is forgotten before the block is counted."""
+        if self._blocks:
+            self._shown = max(self._shown, min(self._done + sum(self._parts.values()), self._blocks))
+            self._report(self._shown, self._blocks, what)
 
     def _finished(self, key: Any, result: Any, graph: Any, state: dict[str, Any], worker: Any) -> None:
         if self._blocks:
             if _is_block(key):
-                self._done += 1
-                self._report(self._done, self._blocks)
+                with self._lock:
+                    self._done += 1
+                    self._show("finishing" if self._done == self._blocks else "")
             return
         done = len(state["finished"])
         self._report(done, sum(len(state[k]) for k in ("ready", "waiting", "running")) + done)

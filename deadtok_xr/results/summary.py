@@ -1,16 +1,29 @@
-"""Summarise results as text."""
+"""Summarize results as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.registry import ANALYSES, load_entry_points
+from deadtok_xr.analyses.common.summary_text import number
+from deadtok_xr.analyses.registry import Finding, KeyFigure
+from deadtok_xr.errors import keywords_alone
+from deadtok_xr.results import findings
+from deadtok_xr.text import table
+
+Spell = Callable[[str], str]
+COLUMNS = 100
+LINES = 35
+"""Lines of a summary, which leave room on a screen of 40 for the command, and for where the results are."""
+N_FINDINGS = 10
+_FEWEST = 4  # findings that are shown, however many analyses there are
+_WORDS = "Dead tokens never occur in the training data. ULP: the spacing of the number grid at a weight."
+_HEAD = ("analysis", "key figure", "first step", "last step", "all steps")
 
 
-def summary(tree: xr.DataTree) -> str:
+def summary(tree: xr.DataTree, *, details: bool = False) -> str:
     """Return the main findings of a tree of results, as text for one screen.
 
     Parameters
@@ -18,65 +31,65 @@ def summary(tree: xr.DataTree) -> str:
     tree
         From `open_results`, `save_results` or `analyze` (which is computed, as far as needed). Analyses without a
         summary of their own get a line for each variable.
+    details
+        Instead of up to ten findings and a table with a key figure of each analysis, return all lines of all analyses,
+        which the definitions of the variables explain.
     """
-    load_entry_points()
-    lines = [_heading(tree)]
-    for name in ordered(tree):
-        lines += lines_of(name, tree[name].to_dataset())
-    left_out = tree.attrs.get("left_out", {})
-    for reason in dict.fromkeys(left_out.values()):
-        names = ", ".join(name for name in left_out if left_out[name] == reason)
-        lines.append(f"{names}: left out. {reason}")
-    return "\n".join(lines)
+    groups = findings.load(tree)
+    return detailed(tree, groups) if details else one_screen(tree, groups)
 
 
-def lines_of(name: str, ds: xr.Dataset) -> list[str]:
-    """Return the lines of one analysis: its own, or one for each variable."""
-    own = ANALYSES[name].summary if name in ANALYSES else None
-    return list(_by_dims(name, ds) if own is None else own(ds))
+def one_screen(tree: xr.DataTree, groups: findings.Groups, spell: Spell = keywords_alone) -> str:
+    """Return the main findings and the key figures, in which ``spell`` names keywords or options."""
+    warnings = [f"Warning: {spell(text)}" for text in findings.warnings(groups)]
+    left_out = map(spell, findings.left_out(tree))
+    end = ["", *_table(findings.key_figures(groups)), _WORDS, *_wrapped(left_out, "  ", 3)]
+    shown = _fitting(warnings, findings.findings(groups), LINES - 2 - len(end))
+    return "\n".join([heading(tree, groups), "", *shown, *end])
 
 
-def ordered(tree: xr.DataTree) -> list[str]:
-    """Return the groups of a tree in the order of the analyses, those of other packages and users last."""
-    known = [name for name in ANALYSES if name in tree.children]
-    return [*known, *(name for name in tree.children if name not in known)]
+def detailed(tree: xr.DataTree, groups: findings.Groups, spell: Spell = keywords_alone) -> str:
+    """Return all lines of all analyses."""
+    lines = [line for name, ds in groups.items() for line in findings.detailed_lines(name, ds)]
+    return "\n".join(map(spell, [heading(tree, groups), *lines, *findings.left_out(tree)]))
 
 
-def _heading(tree: xr.DataTree) -> str:
+def heading(tree: xr.DataTree, groups: findings.Groups) -> str:
+    """Return the name of the recording, and what was analysed."""
     kind = tree.attrs.get("tokens", "all")
     n = tree.attrs.get("n_tokens", "?")
-    return f"{tree.attrs.get('source', 'recording')}: {n} {'' if kind == 'all' else kind + ' '}tokens"
+    text = f"{tree.attrs.get('source', 'recording')}: {n} {'' if kind == 'all' else kind + ' '}tokens"
+    steps = [ds["step"].values for ds in groups.values() if "step" in ds.coords]
+    if not steps:
+        return text
+    longest = max(steps, key=len)
+    return f"{text}, steps {longest[0]} to {longest[-1]}"
 
 
-def _by_dims(name: str, ds: xr.Dataset) -> Iterator[str]:
-    """Yield a line for each variable: its value, or its smallest and largest value and their labels."""
-    yield name
-    for key, x in ds.data_vars.items():
-        if x.dtype.kind in "biuf":
-            yield f"  {x.attrs.get('long_name') or key}: {_range(x)}"
+def _fitting(warnings: Sequence[str], found: Sequence[Finding], room: int) -> list[str]:
+    """Return the lines of warnings and of the most important findings, as many as there is room for."""
+    lines = _wrapped(warnings, "  ")
+    for i, finding in enumerate(found[:N_FINDINGS]):
+        more = _wrapped([f"- {finding.text}"], "  ")
+        if len(lines) + len(more) <= room or i < _FEWEST:
+            lines += more
+    return lines
 
 
-def _range(x: xr.DataArray) -> str:
-    values = np.asarray(x.values)
-    if values.dtype == bool:
-        return str(bool(values)) if not x.dims else f"true for {values.mean():.2%} of {values.size:,} values"
-    finite = np.isfinite(values)
-    if not finite.any():
-        return "no finite value"
-    smallest = np.unravel_index(np.where(finite, values, np.inf).argmin(), values.shape)
-    largest = np.unravel_index(np.where(finite, values, -np.inf).argmax(), values.shape)
-    if values[smallest] == values[largest]:
-        return _number(x, smallest) + (
-            "" if values.size == 1 else " everywhere" if finite.all() else " where it is finite"
-        )
-    return " to ".join(f"{_number(x, at)} at {_labels(x, at)}" for at in (smallest, largest))
+def _table(figures: dict[str, KeyFigure]) -> list[str]:
+    """Return a line for each analysis; columns without values are left out."""
+    rows = [
+        [name, textwrap.shorten(x.name, 46, placeholder=" ..."), number(x.first), number(x.last), number(x.overall)]
+        for name, x in figures.items()
+    ]
+    used = [i for i in range(len(_HEAD)) if any(row[i] for row in rows)]
+    return table([[row[i] for i in used] for row in (_HEAD, *rows)], align="<<" + ">" * (len(used) - 2))
 
 
-def _number(x: xr.DataArray, at: tuple[np.intp, ...]) -> str:
-    units = x.attrs.get("units", "1")
-    number = f"{x.values[at]:,}" if x.dtype.kind in "iu" else f"{x.values[at]:.4g}"
-    return number if units == "1" else f"{number} {units}"
-
-
-def _labels(x: xr.DataArray, at: tuple[np.intp, ...]) -> str:
-    return ", ".join(f"{d} {x[d].values[i] if d in x.coords else i}" for d, i in zip(x.dims, at, strict=True))
+def _wrapped(texts: Iterable[str], indent: str, at_most: int | None = None) -> list[str]:
+    """Return texts in lines of a screen, each text in ``at_most`` lines."""
+    wrapper = textwrap.TextWrapper(
+        COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, max_lines=at_most,
+        placeholder=" ...",
+    )  # fmt: skip
+    return [line for text in texts for line in wrapper.wrap(text)]

@@ -173,7 +173,7 @@ class TestPictures:
         np.testing.assert_array_equal(bottom.lines[0].get_ydata(), ds.participation_ratio)
 
     def test_summary_mentions_every_analysis(self, results: xr.DataTree) -> None:
-        text = dx.summary(results)
+        text = dx.summary(results, details=True)
         for words in ("Lattice: elements moved", "exactly zero", "Cloud: temperature", "Shape: participation ratio"):
             assert words in text
         assert "n_invalid" not in text  # nothing is invalid here

@@ -644,7 +644,7 @@ def test_saved_results_are_those_that_are_computed(rec: xr.Dataset, tmp_path: Pa
 
 def test_summary_is_custom_or_a_line_for_each_output(rec: xr.Dataset) -> None:
     define_all()
-    text = dx.summary(dx.analyze(rec, analyses=["mixed", "hops", "largest"]))
+    text = dx.summary(dx.analyze(rec, analyses=["mixed", "hops", "largest"]), details=True)
     largest = float(np.abs(rec.W.values).max())
     assert f" to {largest:.4g} at step " in text
     assert "  positive: true for " in text
@@ -659,7 +659,7 @@ def test_summary_is_custom_or_a_line_for_each_output(rec: xr.Dataset) -> None:
     text = dx.summary(dx.analyze(rec, analyses=["spoken"]))
     assert f"{STEPS} spoken steps" in text
     ANALYSES["spoken"].summary = None
-    assert "  x: 3 everywhere" in dx.summary(dx.analyze(rec, analyses=["spoken"]))
+    assert "  x: 3 everywhere" in dx.summary(dx.analyze(rec, analyses=["spoken"]), details=True)
 
 
 def test_default_picture_by_dims(rec: xr.Dataset, tmp_path: Path) -> None:
@@ -693,7 +693,7 @@ def test_default_picture_of_little_data(rec: xr.Dataset, tmp_path: Path) -> None
     scalar = dx.analysis(name="scalar", outputs={"c": Output(combine="sum")})(lambda b: {"c": b.W.sum()})
     tree = dx.analyze(rec.isel(step=[3]), analyses=["displacement", "scalar"])
     assert [path.name for path in plot.save_figures(tree, tmp_path)] == ["displacement_variables.png"]
-    assert "  b: no finite value" in dx.summary(tree)
+    assert "  b: no finite value" in dx.summary(tree, details=True)
     np.testing.assert_allclose(scalar(rec).c.compute(), rec.W.values.sum(dtype=np.float64), rtol=1e-5)
 
 

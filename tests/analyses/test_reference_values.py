@@ -274,7 +274,7 @@ def test_skipped_updates_do_not_count_as_freezing() -> None:
     assert int(dx.phases(ds.drop_vars("skipped")).transition_step.sel(phase="frozen")) == 2
     np.testing.assert_array_equal(motion.skipped, [False, True, False, False])
     tree = dx.analyze(ds, analyses=["motion"])
-    assert "no token moved in 0 of 4 steps" in dx.summary(tree)
+    assert "no token moved" not in dx.summary(tree, details=True)
 
 
 @given(ds=hostile())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -248,10 +249,44 @@ def test_shells_complete_commands_and_options() -> None:
     assert "plain,analyze" in done.stdout
 
 
-def test_no_arguments_show_the_help(deadtok: Deadtok) -> None:
+def test_no_arguments_show_the_commands_of_a_first_hour(deadtok: Deadtok) -> None:
     said = deadtok()
-    assert said.status in (0, 2)
-    assert "deadtok demo" in said.out + said.err
+    assert (said.status, said.err) == (0, "")
+    shown = [line.split()[1] for line in said.out.splitlines() if line.startswith("  deadtok ")]
+    assert shown == ["demo", "convert", "analyze", "report"]
+    assert "All commands: deadtok --help" in said.out
+    assert max(map(len, said.out.splitlines())) <= 100
+
+
+def test_one_screen_after_an_analysis_ends_with_the_next_command(
+    deadtok: Deadtok, recording: Path, tmp_path: Path
+) -> None:
+    said = deadtok("analyze", recording, "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figures", "-q")
+    lines = said.out.splitlines()
+    assert len(lines) <= 40
+    places = {line.split(": ")[0]: line.split(": ")[1].strip() for line in lines[-3:]}
+    assert list(places) == ["results", "figures", "next"]
+    assert all(len(line) <= 100 for line in lines[1:-3])  # without paths
+    assert places["results"] == str(tmp_path / "r.zarr")
+    assert places["figures"] == f"{tmp_path / 'figures'} (22 files)"
+    command = shlex.split(places["next"].split("   ")[0])
+    assert command[:2] == ["deadtok", "report"]
+    assert deadtok(*command[1:]).status == 0
+    assert "What was found" in Path(command[-1]).read_text("utf-8")
+    said = deadtok("analyze", recording, "-o", tmp_path / "d.zarr", "-q", "--details", "--only", "motion")
+    assert "moving tokens" in said.out
+
+
+def test_advice_is_spelled_as_an_option(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
+    source = thimble(tmp_path / "a.h5", weights[[0, 1, 5, 6]], recorded_steps=np.array([0, 1, 5, 6]))
+    assert deadtok("convert", source, tmp_path / "a.zarr", "-q").status == 0
+    said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--only", "motion")
+    assert said.status == 2
+    assert "say --allow-gaps to measure it anyway" in said.sentence
+    assert "allow_gaps" not in said.sentence
+    said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
+    assert "say --allow-gaps to measure it anyway" in " ".join(said.out.split())
+    assert "allow_gaps" not in said.out
 
 
 def test_dead_ids_from_a_file(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
@@ -315,7 +350,7 @@ def test_nan_and_infinity_are_kept_and_reported(deadtok: Deadtok, weights: NDArr
     assert said.sentence.startswith("warning: ")
     assert "41 values that are NaN or infinite, the first at step 5, token 3; they are kept" in said.sentence
     assert "UserWarning" not in said.err
-    said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
+    said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q", "--details")
     assert (said.status, said.err) == (0, "")
     assert "warning: 4 steps hold NaN or infinity (n_invalid is at most 14 tokens)" in said.out
     assert "which have no graph" in said.out
@@ -327,7 +362,10 @@ def test_recording_of_only_nan(deadtok: Deadtok, weights: NDArray[np.uint16], tm
     deadtok("convert", thimble(tmp_path / "a.h5", np.full_like(weights, NAN)), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "-q")
     assert (said.status, said.err) == (0, "")
-    assert "no token moved in 0 of 199 steps" in said.out
+    assert "Warning: 200 steps hold NaN or infinity, in at most 14 tokens" in said.out
+    screen = said.out.split("\n", 1)[1].partition("results:")[0]  # without paths
+    for words in ("nan", "no token moved", "0 of 0", "None"):
+        assert words not in screen
 
 
 @pytest.mark.slow
@@ -335,7 +373,9 @@ def test_recording_of_a_single_step(deadtok: Deadtok, weights: NDArray[np.uint16
     deadtok("convert", thimble(tmp_path / "a.h5", weights[:1]), tmp_path / "a.zarr")
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--figures", tmp_path / "figs")
     assert said.status == 0, said.err
-    assert "motion: left out. motion needs at least two steps" in said.out
+    assert "motion, phases, " in said.out
+    assert ": left out. motion needs at least two steps" in " ".join(said.out.split())
+    assert len(said.out.splitlines()) <= 40
     assert groups(tmp_path / "r.zarr") == ["kinematics", "topology", "census", "exponents", "spectrum", "connectivity"]
     said = deadtok("analyze", tmp_path / "a.zarr", "-o", tmp_path / "m.zarr", "--only", "motion")
     assert said.status == 2
@@ -350,7 +390,7 @@ def test_float32_training_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_pa
     assert "not on the bfloat16 grid" in deadtok("convert", source, tmp_path / "f.zarr").err
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "a.zarr")
     assert said.status == 0
-    assert "freeze_predictors: left out. W has unknown precision" in said.out
+    assert "freeze_predictors: left out. W has unknown precision" in " ".join(said.out.split())
     assert groups(tmp_path / "a.zarr") == [
         "motion", "lifecycle", "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence",
         "centroid_origin",

@@ -72,7 +72,7 @@ def test_ambiguous_sources_are_refused(name: str, real: xr.Dataset, tmp_path: Pa
     built = FAMILIES[name](real, tmp_path)
     with pytest.raises(InputError, match=rf"Either .* or .*{built.ambiguous}|{built.ambiguous}.* or ") as caught:
         convert(built, tmp_path / "out.zarr")
-    assert len(re.findall("--(?:steps|recorded) ", str(caught.value))) == 2  # an option for each reading
+    assert len(re.findall("--(?:steps|recorded) ", caught.value.advice)) == 2  # an option for each reading
     assert not (tmp_path / "out.zarr").exists()
 
 
@@ -101,7 +101,9 @@ def test_initial_weights_cannot_bridge_gaps(real: xr.Dataset, tmp_path: Path) ->
 def test_lists_that_could_be_steps_or_tokens_are_refused(tmp_path: Path) -> None:
     w = np.ones((6, 6, 2), np.float32)
     path = save(tmp_path / "a.safetensors", {"W": w, "odd": np.arange(6)})
-    with pytest.raises(InputError, match=r"'odd' has 6 entries, .* --dims odd=step or --dims odd=token"):
+    with pytest.raises(
+        InputError, match=r"'odd' has 6 entries, .* dims={'odd': \('step',\)} or dims={'odd': \('token',\)}"
+    ):
         dx.convert(path, tmp_path / "out.zarr")
     rec = dx.open_recording(dx.convert(path, tmp_path / "out.zarr", dims={"odd": ["token"]}))
     assert rec["odd"].dims == ("token",)
@@ -111,7 +113,7 @@ def test_two_embeddings_are_refused_until_one_is_named(real: xr.Dataset, tmp_pat
     w = real["W"].values
     path = save(tmp_path / "model.safetensors", {"a.embed_tokens.weight": w[0], "b.embed_tokens.weight": w[1]})
     with pytest.raises(
-        InputError, match=r"nothing proves which matrix .* 'a.embed_tokens.weight' .* name it with --key W="
+        InputError, match=r"nothing proves which matrix .* 'a.embed_tokens.weight' .* name it with keys={'W': "
     ):
         dx.convert(path, tmp_path / "out.zarr")
     rec = dx.open_recording(

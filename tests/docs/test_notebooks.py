@@ -139,7 +139,7 @@ PRINTED = {
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
     "exploring": ["the same values: True", "not on the grid"],
-    "scaling_out": ["problems: []", "memory to analyse", "Phases, scheme lattice", "cli.zarr: equal"],
+    "scaling_out": ["problems: []", "memory to analyse", "tokens in the coldest phase, frozen", "cli.zarr: equal"],
 }
 
 

@@ -104,8 +104,9 @@ def test_the_commands_print_and_write(ran: Ran) -> None:
     assert converted == info
     assert "10 dead, 30 live" in info
     assert "memory to analyse" in info
-    assert "Phases, scheme lattice" in analysed
-    assert "Topology" not in analysed
+    assert "tokens in the coldest phase, frozen" in analysed
+    assert "topology" not in analysed
+    assert "next:    deadtok report again-results.zarr -o again-results.html" in analysed
     tree = dx.open_results(ran.folder / "again-results.zarr")
     assert list(tree.children) == ["motion", "phases"]
     assert tree["motion"].sizes["token"] == 40

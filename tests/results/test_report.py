@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import xarray as xr
 
 import deadtok_xr as dx
 from deadtok_xr.analyses import ANALYSES
+from deadtok_xr.analyses.common.summary_text import percent
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.results.report import series
 
@@ -89,12 +91,33 @@ def test_findings_match_the_results(page: Path, results: xr.DataTree) -> None:
     text = page.read_text("utf-8")
     moved = (results["motion"].moved_dims > 0).sum("token")
     last = int(moved.step[moved > 0][-1])
-    assert f"At step 1, {int(moved[0])} of 162 tokens moved" in text
-    assert f"The last motion is at step {last}" in text
+    assert f"All {int(moved[0])} dead tokens move at step 1, nothing moves after step {last}." in text
     share = float(results["phases"].fraction.sel(phase="frozen")[-1])
-    assert f"{100 * share:.1f}% frozen" in text
+    assert f"{percent(share)} of the tokens are frozen" in text
     for name in results["motion"].data_vars:
         assert f"<code>{name}</code>" in text
+
+
+def test_findings_of_the_screen_open_the_page(page: Path, results: xr.DataTree) -> None:
+    text = page.read_text("utf-8")
+    found = text.split('<section id="found">')[1].split("<details>")[0]
+    sentences = [html.unescape(line) for line in re.findall(r"<li>(.*?)</li>", found)]
+    shown = " ".join(dx.summary(results).split("\nanalysis ")[0].split()).split(" - ")[1:]
+    assert len(sentences) == 10
+    assert set(shown) <= set(sentences)
+
+
+def test_what_matters_about_the_recording_comes_first(page: Path) -> None:
+    text = page.read_text("utf-8")
+    recorded = text.split('<section id="recorded">')[1].split("</section>")[0]
+    first, folded = recorded.split("<details>")
+    names = re.findall("<dt>(.*?)</dt>", first)
+    assert names[:5] == ["model", "vocabulary", "steps", "optimizer", "learning rate"]
+    assert "256 tokens of 16 dims; 162 analysed, the dead ones" in first
+    assert "bfloat16" in first
+    assert "foreach" not in first
+    assert "<dt>foreach</dt><dd>None</dd>" in folded
+    assert "<dt>torch_version</dt>" in folded
 
 
 def test_series_match_the_results(page: Path, results: xr.DataTree) -> None:
@@ -131,7 +154,7 @@ def test_left_out_analyses_and_warnings_are_listed_and_escaped(recording: Path, 
     rec["W"] = rec.W.where(rec.step != 7)
     tree = dx.analyze(rec, precision="bfloat16").compute()
     text = dx.report(tree, tmp_path / "r.html").read_text("utf-8")
-    assert "mechanism: left out." in text
+    assert "left out. mechanism" in text
     assert "hold NaN or infinity" in text
     assert "<script>alert(1)" not in text
     Page(text)

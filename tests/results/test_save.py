@@ -104,7 +104,7 @@ def test_impossible_analyses_are_left_out_with_the_reason(recording: Path, tmp_p
     tree = dx.save_results(dx.analyze(one), tmp_path / "r.zarr")
     assert list(tree.children) == ["kinematics", "topology", "census", "exponents", "spectrum", "connectivity"]
     assert "at least two steps" in tree.attrs["left_out"]["motion"]
-    assert "motion: left out." in dx.summary(tree)
+    assert "left out. motion needs at least two steps" in " ".join(dx.summary(tree).split())
     with pytest.raises(InputError, match="at least two steps"):
         dx.analyze(one, analyses=["motion"])
 
@@ -116,14 +116,6 @@ def test_any_tokens_can_be_analysed(recording: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(motion.token, np.arange(256))
     expected = dx.motion(dx.open_recording(recording, tokens="live")).lattice_l2
     xr.testing.assert_equal(motion.lattice_l2.isel(token=~motion.dead.values).compute(), expected.compute())
-
-
-def test_summary_is_one_screen_with_the_figures(saved: xr.DataTree, results: xr.DataTree) -> None:
-    text = dx.summary(saved)
-    assert len(text.splitlines()) <= 50
-    assert f"frozen or colder at step {int(results['phases'].transition_step[0])}" in text
-    assert f"{float(results['kinematics'].radius[-1]):.6f} last" in text
-    assert "162 dead tokens" in text
 
 
 def test_one_analysis_may_be_a_plain_name(recording: Path) -> None:

@@ -91,7 +91,7 @@ def test_other_labels_need_overwrite(unlabelled: Path) -> None:
     dx.label(unlabelled, dead_ids=IDS)
     dx.label(unlabelled, dead_ids=IDS[::-1])  # the same, so no error
     with pytest.raises(
-        InputError, match=r"'dead' already, and it differs for 6 of 50 tokens, the first being 3.*--over"
+        InputError, match=r"'dead' already, and it differs for 6 of 50 tokens, the first being 3.*overwrite=True"
     ):
         dx.label(unlabelled, dead_ids=[4])
     dx.label(unlabelled, dead_ids=[4], overwrite=True)

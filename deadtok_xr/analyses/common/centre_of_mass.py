@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ OUTPUTS = {
 @dataclass(frozen=True)
 class CentreOfMass(SingleVariable):
     """The reduction that measures centroid, radius and velocities; see `OUTPUTS`."""
+
+    label: ClassVar[str] = "kinematics"
 
     def outputs(self) -> dict[str, Output]:
         """Return `OUTPUTS`."""

@@ -63,7 +63,7 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
         labels = ", ".join(map(repr, ds["run"].values.tolist()[:8])) if "run" in ds.coords else ds.sizes["run"]
         raise InputError(
             f"{purpose} takes one run at a time; {variable!r} holds several along the dimension run ({labels}): select "
-            "one with .isel(run=0) or .sel(run=...) (--run)"
+            "one with .sel(run=...) (--run)"
         )
     if set(ds[variable].dims) != {"step", "token", "dim"}:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; expected (step, token, dim)")

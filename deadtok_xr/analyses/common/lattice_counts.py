@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ _SHARES = {
 @dataclass(frozen=True)
 class LatticeCounts(SingleVariable):
     """The reduction that counts the elements of a variable on a grid."""
+
+    label: ClassVar[str] = "lattice"
 
     grid: str
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class Replay:
     series
         Per step, `t`, the optimizer's count of updates, `lr`, and `step`, the label.
     """
+
+    label: ClassVar[str] = "mechanism"
 
     settings: Settings
     arithmetic: str

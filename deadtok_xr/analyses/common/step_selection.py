@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -114,6 +114,8 @@ class SelectedSteps(SingleVariable):
     pairs
         Whether the function compares two steps.
     """
+
+    label: ClassVar[str] = "selected steps"
 
     at: Positions
     tokens: Positions

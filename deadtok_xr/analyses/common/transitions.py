@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -45,6 +45,8 @@ says whether a bit of the token changed."""
 @dataclass(frozen=True)
 class Transitions(SingleVariable):
     """The reduction that measures every transition of a variable on a grid."""
+
+    label: ClassVar[str] = "motion"
 
     grid: str
 

@@ -12,7 +12,7 @@ import xarray as xr
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.custom.reduction import COMBINE, NUMBERS, UserReduction
 from deadtok_xr.analyses.custom.results import dataset
-from deadtok_xr.analyses.registry import Analysis, Summary, register
+from deadtok_xr.analyses.registry import Analysis, Lines, register
 from deadtok_xr.engine import AnalysisSpec, Output, ReductionResults
 from deadtok_xr.errors import InputError
 
@@ -25,7 +25,7 @@ def analysis(
     needs: str | Sequence[str] = "W",
     outputs: Mapping[str, Output],
     name: str | None = None,
-    summary: Summary | None = None,
+    summary: Lines | None = None,
 ) -> Callable[[Callable[..., Any]], Analysis[...]]:
     """Make an analysis of a function of your own, which runs in the same pass as the built-in ones.
 
@@ -44,7 +44,8 @@ def analysis(
     name
         Name of the analysis; by default that of the function.
     summary
-        A function that yields the lines of its summary, given its results. By default there is a line for each output.
+        A function that yields its findings as lines of text, given its results. By default there is a line for each
+        output.
 
     Returns
     -------

@@ -204,7 +204,8 @@ def _check_unambiguous(context: Context, array: _Array, shape: tuple[int, ...]) 
     if array.name is None and len(shape) == 1 and shape[0] == axes.n_rows == axes.n_steps:
         raise InputError(
             f"{context.source.path}: {key!r} has {shape[0]} entries, as many as there are steps and tokens; say which "
-            f"they are with --dims {key}=step or --dims {key}=token (dims={{{key!r}: ('step',)}})"
+            f"they are with --dims {key}=step (dims={{{key!r}: ('step',)}}) or --dims {key}=token "
+            f"(dims={{{key!r}: ('token',)}})"
         )
 
 
@@ -226,7 +227,7 @@ def unused_labels(context: Context, used: Container[str | None]) -> list[str]:
         if entry.shape[0] == context.axes.n_rows > 1 and entry.shape[0] != n_steps and _distinct(context.source, key):
             warnings.append(
                 f"{key!r} holds a different whole number for each row, and is not used as the token ids: if it is, say "
-                f"--key token={key} (keys={{'token': {key!r}}}), or --token-ids FILE with these numbers"
+                f"--key token={key} (keys={{'token': {key!r}}}), or --token-ids FILE (token_ids=) with these numbers"
             )
         elif entry.shape[0] == n_steps > 1 and context.steps.key is None and _ascends(context.source, key):
             warnings.append(

@@ -252,5 +252,5 @@ def _unclear(source: Source, candidates: Sequence[str], inputs: Sequence[str]) -
     return InputError(
         f"{source.path}: nothing proves which matrix is the output embedding, W: {_listed(source, ordered)} could be "
         f"it{beside}; name it with --key W={ordered[0]} (keys={{'W': {ordered[0]!r}}}), and the input embedding of an "
-        "untied model with --key E=NAME"
+        "untied model with --key E=NAME (keys={'E': NAME})"
     )

@@ -205,11 +205,11 @@ def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_
     contradiction = next((m for m in members if m.stated and m.content != m.number), None)
     if steps is None and contradiction is not None:
         said = _few([m.content if m.content is not None else "?" for m in members])
-        also = "" if silent is not None else " or steps='content' (--steps names, --steps content)"
+        also = "" if silent is not None else " or --steps content (steps='content')"
         raise InputError(
             f"{path}: by the names, the steps are {_few([m.number for m in members])}, but the checkpoints say {said} "
-            f"({contradiction.path.name} says {_statement(contradiction)}); choose with steps='names'"
-            f"{also or ' (--steps names)'}"
+            f"({contradiction.path.name} says {_statement(contradiction)}); choose with --steps names (steps='names')"
+            f"{also}"
         )
     return members
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import xarray as xr
 
+from deadtok_xr.analyses.common.summary_text import number
 from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.results import findings
 from deadtok_xr.results.report import facts, series
+from deadtok_xr.results.summary import N_FINDINGS, detailed
 
 _HERE = files("deadtok_xr.results.report")
 
@@ -64,13 +67,19 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
 
 
 def _content(tree: xr.DataTree) -> dict[str, Any]:
-    groups = {name: node.to_dataset() for name, node in tree.children.items()}
+    groups = findings.load(tree)
+    found = [finding.text for finding in findings.findings(groups)]
     return {
         "title": facts.title(tree),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "recorded": facts.recorded(tree),
-        "findings": facts.findings(tree),
-        "warnings": facts.warnings(tree),
+        "recorded": facts.recorded(tree, groups),
+        "settings": facts.other_settings(tree),
+        "findings": found[:N_FINDINGS],
+        "more": found[N_FINDINGS:],
+        "figures": findings.key_figures(groups),
+        "number": number,
+        "warnings": [*findings.warnings(groups), *findings.left_out(tree)],
+        "details": detailed(tree, groups),
         "pictures": _pictures(tree),
         "series": json.dumps(series.step_series(groups)).replace("<", "\\u003c"),  # inside a script element
         "definitions": facts.definitions(groups),

@@ -1,16 +1,20 @@
-"""The texts of a report: the recording, the findings, warnings, definitions and the origin of the data."""
+"""The texts of a report: the recording, definitions and the origin of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.registry import ANALYSES
-from deadtok_xr.results.summary import lines_of, summary
+from deadtok_xr import attributes
+from deadtok_xr.results.findings import Groups
+
+_SETTINGS = ("betas", "momentum", "eps", "weight_decay")
+"""Settings of an optimizer that matter first; the others are flags."""
+_NAMES = {"weight_decay": "weight decay"}
 
 
 def title(tree: xr.DataTree) -> str:
@@ -18,40 +22,30 @@ def title(tree: xr.DataTree) -> str:
     return Path(str(tree.attrs.get("source", "recording"))).name
 
 
-def recorded(tree: xr.DataTree) -> list[tuple[str, str]]:
-    """Return properties of the recording, as names and values."""
-    attrs = tree.attrs.get("recording", {})
-    kind = tree.attrs.get("tokens", "all")
-    rows = [("tokens analysed", f"{tree.attrs.get('n_tokens', '?')}" + ("" if kind == "all" else f", the {kind} ones"))]
-    labels = [node.coords["step"].values for node in tree.children.values() if "step" in node.coords]
-    if steps := max(map(list, labels), key=len, default=[]):
-        rows.append(("steps", f"{steps[0]} to {steps[-1]}"))
-    for key in ("optimizer", "device", "created", "seed"):
-        if attrs.get(key) not in (None, ""):
-            rows.append((key, str(attrs[key])))
-    rows += [(str(key), _short(value)) for key, value in dict(attrs.get("hyperparameters", {})).items()]
-    return rows
+def recorded(tree: xr.DataTree, groups: Groups) -> list[tuple[str, str]]:
+    """Return what matters first about the recording, as names and values."""
+    attrs, settings = _recording(tree)
+    rows = [("model", _model(attrs)), ("vocabulary", _vocabulary(tree, attrs))]
+    steps = [ds["step"].values for ds in groups.values() if "step" in ds.coords]
+    if labels := max(map(list, steps), key=len, default=[]):
+        rows.append(("steps", f"{labels[0]:,} to {labels[-1]:,}"))
+    rows.append(("optimizer", str(attrs.get("optimizer", ""))))
+    rows.append(("learning rate", _rate(groups, settings)))
+    rows += [(_NAMES.get(key, key), _short(settings[key])) for key in _SETTINGS if settings.get(key) is not None]
+    rows.append(("number format", str(attrs.get("parameter_dtype") or _precision(groups))))
+    rows.append(("recorded", ", ".join(attrs.get("recorded_variables", ()))))
+    return [(name, value) for name, value in rows if value]
 
 
-def findings(tree: xr.DataTree) -> list[str]:
-    """Return the main findings, as sentences."""
-    sentences = [
-        sentence
-        for name, describe in _SENTENCES.items()
-        if name in tree.children
-        for sentence in describe(tree[name].to_dataset())
+def other_settings(tree: xr.DataTree) -> list[tuple[str, str]]:
+    """Return the other properties of the recording: flags of the optimizer, seed, device, versions."""
+    attrs, settings = _recording(tree)
+    rows = [(str(k), _short(v)) for k, v in settings.items() if k not in ("lr", *_SETTINGS)]
+    shown = ("implementation", "torch_version", "device", "cpu_capability", "num_threads", "seed", "initial_seed")
+    rows += [
+        (key, str(attrs[key])) for key in (*shown, "tied", "made_by", "created") if attrs.get(key) not in (None, "")
     ]
-    users = [name for name in tree.children if name not in ANALYSES or not ANALYSES[name].is_built_in]
-    for name in users:
-        lines = [line.strip() for line in lines_of(name, tree[name].to_dataset())]
-        sentences += [f"{name}: {line}." for line in lines if line != name]
-    return sentences
-
-
-def warnings(tree: xr.DataTree) -> list[str]:
-    """Return the warnings of the summary, and what was left out."""
-    lines = [line.strip() for line in summary(tree).splitlines()]
-    return [line for line in lines if line.startswith("warning:") or ": left out. " in line]
+    return rows
 
 
 def definitions(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
@@ -88,92 +82,43 @@ def provenance(tree: xr.DataTree) -> list[tuple[str, str]]:
     return rows
 
 
-def _motion(ds: xr.Dataset) -> Iterator[str]:
-    if "displacement_ulp_mean" not in ds:
-        return  # weights with unknown precision have no ULP
-    mean, moved = ds["displacement_ulp_mean"].values, (ds["moved_dims"] > 0).sum("token").values
-    steps, n = ds["step"].values, ds.sizes["token"]
-    yield (
-        f"At step {steps[0]}, {moved[0]} of {n} tokens moved, by {mean[0]:.3g} norm ULP on average; at step "
-        f"{steps[-1]}, {moved[-1]}, by {mean[-1]:.3g}."
-    )
-    last = steps[moved > 0]
-    if not last.size:
-        yield "No token moved at any step."
-    elif last[-1] < steps[-1]:
-        rest = steps[-1] - last[-1]
-        yield f"The last motion is at step {last[-1]}; no token moved in the {rest} steps after it."
-    else:
-        yield "Tokens still moved at the last step."
+def _recording(tree: xr.DataTree) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the attributes of the recording, and the settings of its optimizer."""
+    attrs = attributes.read(tree.attrs, "recording") or {}
+    return attrs, attrs.get("hyperparameters") or {}
 
 
-def _phases(ds: xr.Dataset) -> Iterator[str]:
-    names, starts = [str(p) for p in ds["phase"].values], ds["transition_step"].values
-    states = [names[0], *(f"{name} or colder" for name in names[1:-1])]
-    reached = [f"{state} first at step {t}" for state, t in zip(states, starts[:-1], strict=True) if t >= 0]
-    final = ", ".join(
-        f"{100 * f:.1f}% {name}" for name, f in zip(names, ds["fraction"].values[-1], strict=True) if f > 0
-    )
-    yield f"The majority of the tokens is {', '.join(reversed(reached)) or 'in the hottest phase at every step'}."
-    yield f"At the last step the tokens are {final}."
-
-
-def _kinematics(ds: xr.Dataset) -> Iterator[str]:
-    C, radius = ds["centroid"].values, ds["radius"].values
-    drift = float(np.linalg.norm(C[-1] - C[0]))
-    yield (
-        f"The centroid drifted by {drift:.4g}; the mean distance of a token from it changed from {radius[0]:.4g} to "
-        f"{radius[-1]:.4g}."
+def _model(attrs: Mapping[str, Any]) -> str:
+    """Return the sizes of the model, as far as they were given to the recorder."""
+    model = attrs.get("model")
+    if not isinstance(model, Mapping):
+        return str(model or "")
+    return ", ".join(
+        f"{name} {model[name]}" for name in ("layers", "heads", "dims", "length", "batch") if name in model
     )
 
 
-def _topology(ds: xr.Dataset) -> Iterator[str]:
-    largest, singletons = ds["largest_component"].values, ds["n_singletons"].values
-    yield (
-        f"At the spacing of the grid, the largest component of neighbours has {largest[0]} tokens at the first step "
-        f"and {largest[-1]} at the last; {singletons[0]} and {singletons[-1]} tokens have no neighbour."
-    )
+def _vocabulary(tree: xr.DataTree, attrs: Mapping[str, Any]) -> str:
+    kind, n = tree.attrs.get("tokens", "all"), tree.attrs.get("n_tokens", "?")
+    shape = attrs.get("parameter_shape")
+    known = f"{shape[0]:,} tokens of {shape[1]:,} dims; " if shape and len(shape) == 2 else ""
+    return f"{known}{n} analysed{'' if kind == 'all' else f', the {kind} ones'}"
 
 
-def _coherence(ds: xr.Dataset) -> Iterator[str]:
-    mean = ds["displacement_cosine_mean"].values
-    known = np.flatnonzero(np.isfinite(mean))
-    if known.size:
-        yield (
-            f"The mean cosine between the displacements of two tokens is {mean[known[0]]:.4f} at step "
-            f"{ds['step'].values[known[0]]} and {mean[known[-1]]:.4f} at step {ds['step'].values[known[-1]]}, the last "
-            "at which at least two tokens moved."
-        )
+def _rate(groups: Groups, settings: Mapping[str, Any]) -> str:
+    """Return the learning rate: of the first and last update where an analysis knows them, or the setting."""
+    rates = next((ds["lr"].values for ds in groups.values() if "lr" in ds), np.empty(0))
+    rates = rates[np.isfinite(rates)]
+    if not rates.size or rates.min() == rates.max():
+        return _short(rates[0] if rates.size else settings.get("lr", ""))
+    return f"{rates[0]:.3g} first, {rates[-1]:.3g} last"
 
 
-def _mechanism(ds: xr.Dataset) -> Iterator[str]:
-    compared, missed = int(ds["n_compared"].sum()), int(ds["n_missed"].sum())
-    if compared:
-        yield (
-            f"Replaying the optimizer ({ds.attrs.get('optimizer')}, {ds.attrs.get('arithmetic')}) gives "
-            f"{compared - missed} of {compared} recorded elements to the bit."
-        )
-    names = ds["cause"].attrs["flag_meanings"].split()
-    kinds = np.bincount(ds["freeze_cause"].values.astype(np.int64), minlength=len(names))
-    causes = [f"{k} ({name.replace('_', ' ')})" for k, name in zip(kinds, names, strict=True) if k and name != "moved"]
-    if causes:
-        yield f"Tokens stopped, by the cause at the update after their last motion: {', '.join(causes)}."
-
-
-def _centroid_origin(ds: xr.Dataset) -> Iterator[str]:
-    yield f"{100 * float(ds['drift_projection'][-1]):.1f}% of the length of the final centroid is drift."
-
-
-_SENTENCES: dict[str, Callable[[xr.Dataset], Iterator[str]]] = {
-    "motion": _motion,
-    "phases": _phases,
-    "kinematics": _kinematics,
-    "topology": _topology,
-    "coherence": _coherence,
-    "mechanism": _mechanism,
-    "centroid_origin": _centroid_origin,
-}
+def _precision(groups: Groups) -> str:
+    return next((str(ds.attrs["precision"]) for ds in groups.values() if "precision" in ds.attrs), "")
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_short, value))
     return f"{value:.9g}" if isinstance(value, float) else str(value)
