@@ -152,7 +152,7 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
     mean, unit = _mean(ds)
     if (at := summary_text.ends(mean)) is not None:
         values = ", ".join(f"{summary_text.number(mean[i])} at step {ds['step'].values[i]}" for i in at)
-        yield Finding(0.5, f"The mean displacement of a token{unit} is {values}.")
+        yield Finding(0.5, f"The mean displacement of a token is {values}{unit}.")
 
 
 @motion.measure

@@ -19,7 +19,7 @@ from deadtok_xr.results import findings
 from deadtok_xr.results.summary import COLUMNS, LINES, N_FINDINGS
 from tests.strategies import dataset, hostile
 
-EMPTY = re.compile(r"\b(nan|inf|None)\b(?! of)|\b0 of 0\b|\bin 0 of\b|-1\b")
+EMPTY = re.compile(r"\b(nan|inf|None)\b(?! of)|\b0 of 0\b|\bin 0 of\b|(?<!\S)-1(?![.\d])")
 """What stands for a number that does not exist."""
 
 
