@@ -231,7 +231,7 @@ def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
 def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
     """Open saved results as a tree.
 
-    Coordinates and variables without the dimension `step` are loaded now. Variables up to 64 MiB are loaded when they
+    Coordinates are loaded now. Variables up to 64 MiB, and so all that have one value per token, are loaded when they
     are first used, and then kept; larger ones are Dask arrays in the chunks of the store.
 
     Parameters
@@ -282,7 +282,7 @@ def _opened_group(ds: xr.Dataset, load: bool) -> xr.Dataset:
     replaced: dict[Any, xr.Variable] = {}
     for name, v in ds.variables.items():
         v.attrs = portable(v.attrs)
-        if load or name in ds.coords or "step" not in v.dims:
+        if load or name in ds.coords:
             v.load()
         elif v.nbytes > LOADED_AS_A_WHOLE:
             chunked = v.chunk(v.encoding["preferred_chunks"])
