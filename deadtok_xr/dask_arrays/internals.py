@@ -162,7 +162,7 @@ if EXPRESSIONS:
     class GivenTasks(ArrayExpr):  # type: ignore[misc]
         """An expression whose tasks are given."""
 
-        _parameters = ["given_name", "layer", "_meta", "chunks"]  # noqa: RUF012  (Dask expects a list)
+        _parameters = ["given_name", "layer", "_meta", "chunks", "annotations"]  # noqa: RUF012  (Dask expects a list)
 
         @property
         def _name(self) -> str:
@@ -289,11 +289,12 @@ def from_tasks(
     dependencies
         Arrays whose blocks the tasks take.
     annotations
-        What schedulers are told of the tasks. Arrays of expressions have none.
+        Annotations of the tasks for schedulers, such as resources. Under expressions Dask ignores them when an array is
+        computed; tasks that save results have them.
     """
     if EXPRESSIONS:
         lowered = [x.expr.optimize() for x in dependencies]
-        return _from_layer(name, build([x._name for x in lowered]), chunks, meta, lowered)
+        return _from_layer(name, build([x._name for x in lowered]), chunks, meta, lowered, annotations)
     with dask.annotate(**(annotations or {})):
         layer = build([x.name for x in dependencies])
         graph = HighLevelGraph.from_collections(name, layer, dependencies=list(dependencies))
@@ -315,7 +316,9 @@ def names_of_blocks(x: da.Array) -> str:
 
 def annotations_of(x: da.Array) -> dict[str, Any]:
     """Return what schedulers are told of the tasks of an array."""
-    return {} if EXPRESSIONS else dict(x.dask.layers[x.name].annotations or {})
+    if EXPRESSIONS:
+        return dict(x.expr.operand("annotations")) if isinstance(x.expr, GivenTasks) else {}
+    return dict(x.dask.layers[x.name].annotations or {})
 
 
 def once_done(name: str, tasks: Tasks, keys: Sequence[Any], annotations: Mapping[str, Any]) -> Delayed:
@@ -334,7 +337,12 @@ def _nothing(done: Any) -> None:
 
 
 def _from_layer(
-    name: str, layer: Tasks, chunks: tuple[tuple[int, ...], ...], meta: Any, dependencies: Sequence[Any] = ()
+    name: str,
+    layer: Tasks,
+    chunks: tuple[tuple[int, ...], ...],
+    meta: Any,
+    dependencies: Sequence[Any] = (),
+    annotations: Mapping[str, Any] | None = None,
 ) -> da.Array:
     """Return an array of expressions whose tasks are given."""
-    return ExpressionArray(GivenTasks(name, layer, marked(meta), chunks, *dependencies))
+    return ExpressionArray(GivenTasks(name, layer, marked(meta), chunks, dict(annotations or {}), *dependencies))

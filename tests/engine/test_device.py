@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import deadtok_xr as dx
 from deadtok_xr.cli import cli
+from deadtok_xr.dask_arrays import EXPRESSIONS, annotations_of
 from deadtok_xr.engine import Batch, StepBlock
+from deadtok_xr.engine.block_pass import pass_output
 from deadtok_xr.engine.prefetch import prefetch
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels import device as devices
@@ -227,21 +229,27 @@ class TestAuto:
             assert devices.resolve("cuda", 1).runs(kernel)
 
 
+in_layers = pytest.mark.skipif(EXPRESSIONS, reason="Dask ignores annotations of arrays of expressions")
+
+
 class TestCluster:
-    def sweeps(self, tree: xr.DataTree) -> dict[str, Any]:
+    def annotations(self, tree: xr.DataTree) -> dict[str, Any]:
         graph = tree["motion"].displacement.data.__dask_graph__()
         return {name: layer.annotations for name, layer in graph.layers.items()}
 
+    @in_layers
     def test_passes_on_cuda_request_workers_with_a_gpu(self, recording: Path) -> None:
-        said = self.sweeps(dx.analyze(recording, analyses=["motion"], device="cuda"))
-        of_sweep = [a for name, a in said.items() if name.startswith("pass-")]
-        assert of_sweep == [{"resources": {"GPU": 1}}]
+        said = self.annotations(dx.analyze(recording, analyses=["motion"], device="cuda"))
+        of_pass = [a for name, a in said.items() if name.startswith("pass-")]
+        assert of_pass == [{"resources": {"GPU": 1}}]
         assert not any(a for name, a in said.items() if not name.startswith("pass-"))
 
+    @in_layers
     @pytest.mark.parametrize("device", ["auto", "cpu", "torch-cpu"])
     def test_other_devices_request_no_resource(self, recording: Path, device: str) -> None:
-        assert not any(self.sweeps(dx.analyze(recording, analyses=["motion"], device=device)).values())
+        assert not any(self.annotations(dx.analyze(recording, analyses=["motion"], device=device)).values())
 
+    @in_layers
     def test_tasks_run_only_on_workers_with_the_resource(
         self, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -257,6 +265,14 @@ class TestCluster:
         with LocalCluster(**QUIET, resources={"GPU": 1}) as cluster, Client(cluster):  # type: ignore[no-untyped-call]
             saved = dx.save_results(tree, tmp_path / "r.zarr")
         agree(saved.compute(), dx.analyze(recording, analyses=["motion", "phases"], device="cpu").compute())
+
+    @pytest.mark.parametrize(("device", "expected"), [("cuda", {"resources": {"GPU": 1}}), ("cpu", {})])
+    def test_tasks_that_save_have_the_annotations_of_their_pass(
+        self, recording: Path, device: str, expected: dict[str, Any]
+    ) -> None:
+        output = pass_output(dx.analyze(recording, analyses=["motion"], device=device)["motion"].displacement.data)
+        assert output is not None
+        assert annotations_of(output.block_pass.blocks) == expected
 
     def test_cluster_without_the_resource_is_refused(self, recording: Path, tmp_path: Path) -> None:
         from distributed import LocalCluster
