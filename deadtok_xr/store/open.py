@@ -84,7 +84,7 @@ def _open_zarr_group(path: str | Path) -> zarr.Group:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is not a Zarr v3 group ({type(error).__name__}); expected a recording store: "
-            "`deadtok convert` makes one from HDF5 or safetensors"
+            "`deadtok convert` makes one of other files, and of Zarr arrays"
         ) from error
 
 
@@ -93,7 +93,10 @@ def _check_format(path: str | Path, group: zarr.Group) -> None:
     if found is None and "deadtok_results" in group.attrs:
         raise InputError(f"{path} holds results, not a recording: open it with open_results, or `deadtok report`")
     if found is None:
-        raise InputError(f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is missing")
+        raise InputError(
+            f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is "
+            "missing; `deadtok convert` makes a recording of it"
+        )
     if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
         raise InputError(
             f"{path} has the recording format {found}; this version of deadtok_xr reads "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -411,3 +413,38 @@ def test_a_hugging_face_cache_is_read_and_links_out_of_it_are_not(tmp_path: Path
     (snapshot / "model-00001-of-00002.safetensors").unlink()
     (snapshot / "model-00001-of-00002.safetensors").symlink_to(tmp_path / "outside")
     assert "not in its own folder" in refusal(snapshot, tmp_path)
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    """The exit status of the command line, and what it printed."""
+    command = [sys.executable, "-m", "deadtok_xr", *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return found.returncode, found.stdout + found.stderr
+
+
+def test_info_of_a_zarr_group_that_is_no_recording(tmp_path: Path) -> None:
+    status, output = run("info", zarr_group(tmp_path / "a.zarr"))
+    assert status == 2
+    assert re.search("a Zarr group, but not a recording.*`deadtok convert` makes a recording of it", output)
+    assert run("convert", tmp_path / "a.zarr", tmp_path / "b.zarr")[0] == 0
+
+
+def test_gaps_are_refused_with_the_option_that_allows_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", W=WIDE, steps=np.array(TIMES))
+    convert(tmp_path / "a.npz", tmp_path / "a.zarr")
+    analyze = ("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", "motion")
+    status, output = run(*analyze)
+    assert status == 2
+    assert re.search(r"missing.*--allow-gaps", output)
+    assert run(*analyze, "--allow-gaps")[0] == 0
+
+
+def test_info_separates_its_columns(tmp_path: Path) -> None:
+    long = "a_name_that_is_longer_than_every_column_of_the_table_may_ever_be"
+    np.savez(tmp_path / "a.npz", W=WIDE, **{long: np.arange(4.0)})
+    convert(tmp_path / "a.npz", tmp_path / "a.zarr")
+    lines = run("info", tmp_path / "a.zarr")[1].splitlines()
+    rows = [line for line in lines if line.strip().startswith((long, "W "))]
+    assert len(rows) == 2
+    for row in rows:
+        assert len(re.split(r"\s{2,}", row.strip())) == 7

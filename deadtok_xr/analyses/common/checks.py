@@ -130,7 +130,7 @@ def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, 
         raise InputError(
             f"{purpose}: steps {steps[i] + 1}..{steps[i + 1] - 1} are missing"
             + (f", and {int((span > 1).sum()) - 1} more gaps" if (span > 1).sum() > 1 else "")
-            + "; a transition across a gap is not one update: say allow_gaps=True to measure it anyway"
+            + "; a transition across a gap is not one update: say allow_gaps=True (--allow-gaps) to measure it anyway"
         )
     return {}
 
