@@ -216,7 +216,7 @@ def test_case(name: str, files: Path, tmp_path: Path) -> None:
     try:
         warned = convert(source, out, **case.options)
     except InputError as error:
-        sentence = str(error)
+        sentence = error.advice
         assert case.stops is not None, sentence
         for pattern in case.stops:
             assert re.search(pattern, sentence), (pattern, sentence)

@@ -199,7 +199,7 @@ def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_
         if silent is not None:
             raise InputError(
                 f"{silent.path} {_why_silent(silent)}; needed with steps='content': a scalar named step or "
-                "global_step in every checkpoint; choose steps='names' (--steps names)"
+                "global_step in every checkpoint; choose --steps names (steps='names')"
             )
         return _ascending(path, members)
     contradiction = next((m for m in members if m.stated and m.content != m.number), None)
@@ -208,8 +208,8 @@ def _in_order(path: Path, members: list[_Member], steps: Steps | None) -> list[_
         also = "" if silent is not None else " or --steps content (steps='content')"
         raise InputError(
             f"{path}: by the names, the steps are {_few([m.number for m in members])}, but the checkpoints say {said} "
-            f"({contradiction.path.name} says {_statement(contradiction)}); choose with --steps names (steps='names')"
-            f"{also}"
+            f"({contradiction.path.name} says {_statement(contradiction)}); choose with --steps names "
+            f"(steps='names'){also}"
         )
     return members
 
@@ -228,7 +228,7 @@ def _ascending(path: Path, members: list[_Member]) -> list[_Member]:
         if one.content == other.content:
             raise InputError(
                 f"{path}: {one.path.name} and {other.path.name} both say that they are of step {one.content}; "
-                "expected: one checkpoint per step; choose steps='names' (--steps names), or move one of them away"
+                "expected: one checkpoint per step; choose --steps names (steps='names'), or move one of them away"
             )
     return members
 
