@@ -69,7 +69,6 @@ def require(ds: xr.Dataset, variable: str, purpose: str) -> xr.DataArray:
         raise InputError(f"{purpose}: {variable!r} has the dimensions {ds[variable].dims}; expected (step, token, dim)")
     if ds.sizes["token"] == 0 or ds.sizes["step"] == 0:
         raise InputError(f"{purpose}: the dataset is empty ({dict(ds.sizes)}); select other steps or tokens")
-    _refuse_derived(ds, purpose)
     return _lazily(ds[variable]).transpose("step", "token", "dim")
 
 
@@ -114,8 +113,10 @@ def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, 
     Raises
     ------
     InputError
-        If there is only one step, or steps are missing and gaps are not allowed.
+        If the steps were computed, there is only one, or steps are missing and gaps are not allowed.
     """
+    if not allow_gaps:
+        _refuse_derived(ds, purpose)
     steps = ds["step"].values
     if len(steps) < 2:
         raise InputError(f"{purpose} needs at least two steps; this dataset has one (step {steps[0]})")
