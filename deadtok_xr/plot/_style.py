@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
@@ -214,6 +215,28 @@ def from_zero(ax: Axes, *arrays: Floats, top: float = np.nan) -> None:
     largest = max((float(np.nanmax(a)) for a in arrays if np.isfinite(a).any()), default=0.0)
     largest = largest if largest > 0 else top if np.isfinite(top) else 1.0
     ax.set_ylim(-0.06 * largest, 1.08 * largest)
+
+
+def stairs(
+    ax: Axes,
+    values: Floats,
+    edges: Floats,
+    *,
+    color: str,
+    baseline: Any = 0.0,
+    fill: bool = False,
+    **style: Any,
+) -> None:
+    """Draw steps as `Axes.stairs` does, which finds the limits of each edge as of a curve: 0.5 s for 3,000 steps."""
+    colours = {"facecolor": color, "linewidth": 0} if fill else {"edgecolor": color}
+    patch = StepPatch(values, edges, baseline=baseline, fill=fill, **{**colours, **style})
+    patch.sticky_edges.y.append(np.min(baseline))
+    ax.add_artist(patch)
+    heights = np.concatenate([np.ravel(values), np.ravel(baseline)])
+    heights = heights[np.isfinite(heights)]
+    if len(heights):
+        ax.update_datalim([(edges[0], heights.min()), (edges[-1], heights.max())])
+    ax.autoscale_view()
 
 
 def line(ax: Axes, steps: NDArray[Any], values: Floats, *, label: str, color: str, **options: Any) -> None:

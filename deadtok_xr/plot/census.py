@@ -83,7 +83,7 @@ def _events(ax: Axes, ds: xr.Dataset) -> None:
         (values,) = _style.series(ds, name)
         values = np.nan_to_num(values)
         largest = max(largest, float(values.max()))
-        ax.stairs(sign * values, edges, color=color, label=words, linewidth=width)
+        _style.stairs(ax, sign * values, edges, color=color, label=words, linewidth=width)
     largest = largest or 1.0
     ax.set_ylim(-1.1 * largest, 1.1 * largest)
     ax.axhline(0.0, color=_style.INK, linewidth=0.6)

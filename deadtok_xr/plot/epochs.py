@@ -76,7 +76,7 @@ def _frozen(ax: Axes, ds: xr.Dataset) -> None:
     share = np.nan_to_num(ds["frozen_fraction"].values) * ax.get_ylim()[1]
     edges = _style.cell_edges(ds["step"].values)
     label = "share of frozen tokens\n(all: the whole height)"
-    ax.stairs(share, edges, fill=True, color=_style.PALE, label=label, zorder=0)
+    _style.stairs(ax, share, edges, fill=True, color=_style.PALE, label=label, zorder=0)
 
 
 def _marks(ax: Axes, ds: xr.Dataset) -> None:

@@ -77,7 +77,7 @@ def _hops(ax: Axes, ds: xr.Dataset) -> None:
     words = {"frozen": "frozen", "lattice": "up to 8 ULP", "thermal": "beyond"}
     for color, (hop, label) in zip(_style.COLD_TO_HOT, words.items(), strict=False):
         top = base + np.nan_to_num(shares.sel(hop=hop).values)
-        ax.stairs(top, edges, baseline=base, fill=True, color=color, label=label)
+        _style.stairs(ax, top, edges, baseline=base, fill=True, color=color, label=label)
         base = top
     _style.dress(ax, ds, ylabel="share of the tokens\n(dimensionless)", title="Hops, by the mean ULP of the token",
                  pad=_style.LEGEND_PAD)  # fmt: skip

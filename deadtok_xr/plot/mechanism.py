@@ -69,7 +69,7 @@ def _causes(ax: Axes, ds: xr.Dataset) -> None:
         if share.any():
             colour = _COLOURS.get(name, _style.PALE)
             label = name.replace("_", " ")
-            ax.stairs(bottom + share, edges, baseline=bottom, fill=True, color=colour, label=label, linewidth=0)
+            _style.stairs(ax, bottom + share, edges, baseline=bottom, fill=True, color=colour, label=label, linewidth=0)
         bottom = bottom + share
     n = np.array([ds[name].values for name in _ELEMENTS], float)
     still = 1 - n[_ELEMENTS.index("n_moved")] / n.sum(axis=0)

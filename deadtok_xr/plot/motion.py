@@ -169,7 +169,7 @@ def _lines(ax: Axes, axis: _logzero.LogAxis, steps: NDArray[np.int64], values: M
         share = (values == 0).sum(axis=1) / valid
         top, edges = axis.within_strip(share), _style.cell_edges(steps)
         label = "share of tokens that did not move"
-        ax.stairs(top, edges, baseline=axis.bottom, fill=True, color=_style.INK, label=label)
+        _style.stairs(ax, top, edges, baseline=axis.bottom, fill=True, color=_style.INK, label=label)
 
 
 def _cells(ax: Axes, axis: _logzero.LogAxis, cells: Density) -> None:

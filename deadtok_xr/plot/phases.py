@@ -105,7 +105,7 @@ def _areas(ax: Axes, ds: xr.Dataset, labels: list[str]) -> None:
     edges = _style.cell_edges(ds["step"].values)
     bottom = np.where(np.isnan(tops[:, 0]), np.nan, 0.0)
     for k, (label, color) in enumerate(zip(labels, colours(len(labels)), strict=True)):
-        ax.stairs(tops[:, k], edges, baseline=bottom, fill=True, color=color, label=label, linewidth=0)
+        _style.stairs(ax, tops[:, k], edges, baseline=bottom, fill=True, color=color, label=label, linewidth=0)
         bottom = tops[:, k]
 
 
