@@ -212,7 +212,7 @@ def _(folder: Path) -> Path:
     return path
 
 
-@case("npz: checksum", "checksum")
+@case("npz: checksum", "checksum|CRC-32")
 def _(folder: Path) -> Path:
     return flipped(saved_npz(folder), 1000)
 
