@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "deadtok_xr"
-MAX_ROOT_MODULES = 15
+MAX_ROOT_MODULES = 14
 PACKAGES = (
     "_version", "errors", "text", "attributes", "bfloat16", "schema", "kernels", "dask_arrays", "store", "recording",
     "replay", "recorder", "engine", "conversion", "analyses", "plot", "results", "testing", "demo", "cli", "__main__",
