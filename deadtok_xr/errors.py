@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import re
 
+__all__ = [
+    "DamagedStoreError", "DestinationExistsError", "IncompleteStoreError", "InputError", "MissingFileError",
+    "OffGridError", "StorageError", "WriteError",
+]  # fmt: skip
+
 _OPTION = r"--[a-z][a-z-]*"
 OPTION_FIRST = re.compile(rf"({_OPTION})( [^\s()]+)? \(([a-z_]+=(?:[^()]|\([^()]*\))*)\)")
 """An option with its value, and the keyword in parentheses."""

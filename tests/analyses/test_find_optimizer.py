@@ -67,9 +67,9 @@ def test_what_replay_does_not_show_is_asked_for_and_the_answer_works(runs: dict[
     s = settings_of(runs["AdamW"])
     wrong = nameless(runs["AdamW"].drop_vars("lr"), betas=s["betas"], eps=s["eps"], lr=9 * s["lr"], weight_decay=0)
     with pytest.raises(
-        InputError, match=r"replay of 4 updates does not show it; .* comes closest, .*--optimizer AdamW"
+        InputError, match=r"replay of 4 updates does not show it; .* comes closest, .*'optimizer': 'AdamW'"
     ):
         dx.mechanism(wrong)
     assert dx.mechanism(wrong, hyperparameters={"optimizer": "AdamW"}).attrs["optimizer"] == "AdamW"
-    with pytest.raises(InputError, match="does not say which optimizer made it: give .*--optimizer AdamW"):
+    with pytest.raises(InputError, match="does not say which optimizer made it: give .*'optimizer': 'AdamW'"):
         dx.mechanism(nameless(runs["AdamW"]))

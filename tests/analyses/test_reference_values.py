@@ -260,7 +260,7 @@ def test_unknown_options(recording: Path) -> None:
     with pytest.raises(InputError, match="unknown number format 'int8'"):
         dx.motion(rec.assign(W=rec.W.assign_attrs(precision="int8"))).compute()
     with pytest.raises(InputError, match="W has unknown precision"):
-        dx.motion(rec.assign(W=rec.W.assign_attrs(precision="none")))
+        dx.phases(rec.assign(W=rec.W.assign_attrs(precision="none")))
 
 
 def test_skipped_updates_do_not_count_as_freezing() -> None:

@@ -194,7 +194,7 @@ class TestNames:
     @WITHOUT_CUDA
     def test_missing_device_is_found_where_the_task_runs(self, recording: Path) -> None:
         tree = dx.analyze(recording, analyses=["motion"], device="cuda")
-        with pytest.raises(InputError, match=r"device='cuda' .* finds none on this machine; choose cpu or auto"):
+        with pytest.raises(InputError, match=r"device='cuda'.* finds none on this machine; choose cpu or auto"):
             tree["motion"].n_invalid.compute()
 
     @WITHOUT_CUDA

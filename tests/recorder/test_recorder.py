@@ -75,7 +75,7 @@ def test_float32_runs_are_recorded_as_float32(tmp_path: Path) -> None:
     ds = dx.open_recording(tmp_path / "r.zarr")
     assert ds.W.attrs["precision"] == "none"
     with pytest.raises(InputError, match="has no lattice: say precision='float32'"):
-        dx.motion(ds)
+        dx.phases(ds)
     assert (dx.motion(ds, precision="float32").moved_dims > 0).any()
     np.testing.assert_array_equal(ds.W[-1], to_numpy(embedding.weight))
 

@@ -166,7 +166,10 @@ def test_analysis_resumes_after_a_kill_and_an_interrupt(
     for how in (signal.SIGKILL, signal.SIGINT):
         pipe = subprocess.PIPE
         command = [sys.executable, "-c", HELD, *words]
-        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
+        ) as process:  # fmt: skip
             assert process.stdout is not None
             assert process.stdout.readline() == "done\n"
             process.send_signal(how)
