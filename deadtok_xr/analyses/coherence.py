@@ -18,9 +18,9 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     Output,
+    OutputAccumulator,
     ReductionResults,
     StepBlock,
-    allocate_outputs,
 )
 from deadtok_xr.engine.series import Series
 
@@ -259,11 +259,11 @@ class Directions:
         return _Accumulator(self, block)
 
 
-class _Accumulator:
+class _Accumulator(OutputAccumulator[Directions]):
     def __init__(self, reduction: Directions, block: StepBlock) -> None:
         from deadtok_xr.kernels.numba.sparse_directions import SparseDirections
 
-        self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
+        super().__init__(reduction, block)
         self.series = {"step": reduction.steps[block.later]}
         self.series |= {name: series.values(block.later) for name, series in reduction.series.items()}
         shape = (block.n_tokens, block.n_dims)
@@ -319,9 +319,6 @@ class _Accumulator:
                 else np.nan
             )
         return out
-
-    def result(self) -> dict[str, Any]:
-        return self.out
 
 
 def _cosine_outputs(name: str, directions: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     Output,
+    OutputAccumulator,
     ReductionResults,
     StepBlock,
-    allocate_outputs,
 )
 from deadtok_xr.engine.block_pass import prepend_first_step
 from deadtok_xr.errors import InputError
@@ -125,20 +125,17 @@ class ComponentLabels:
         return _Accumulator(self, block)
 
 
-class _Accumulator:
+class _Accumulator(OutputAccumulator[ComponentLabels]):
     def __init__(self, reduction: ComponentLabels, block: StepBlock) -> None:
-        self.outputs, self.out = reduction.outputs(), allocate_outputs(reduction.outputs(), block)
+        super().__init__(reduction, block)
         self.tracker = AdjacencyTracker(reduction.adjacency, block, labels=True)
 
     def update(self, batch: Batch) -> None:
         label = self.tracker.update(batch)["label"]
-        out = batch.slices(self.out, self.outputs)
+        out = self.slices(batch)
         out["label"][:] = label[: batch.n_states]
         for t in range(batch.n_transitions):
             out["n_merges"][t], out["n_splits"][t] = _changes(label[t], label[t + 1])
-
-    def result(self) -> dict[str, Any]:
-        return self.out
 
 
 def _changes(before: NDArray[np.int64], now: NDArray[np.int64]) -> tuple[int, int]:

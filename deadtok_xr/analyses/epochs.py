@@ -18,11 +18,11 @@ from deadtok_xr.engine import (
     Batch,
     BlockResult,
     Output,
+    OutputAccumulator,
     Reduction,
     ReductionResults,
     SingleVariable,
     StepBlock,
-    allocate_outputs,
     fold,
 )
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -177,23 +177,20 @@ class OriginRadius(SingleVariable):
 
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
-        return _Accumulator(self.variable, block)
+        return _Accumulator(self, block)
 
 
-class _Accumulator:
-    def __init__(self, variable: str, block: StepBlock) -> None:
-        self.variable, self.out = variable, allocate_outputs(OUTPUTS, block)
+class _Accumulator(OutputAccumulator[OriginRadius]):
+    def __init__(self, reduction: OriginRadius, block: StepBlock) -> None:
+        super().__init__(reduction, block)
         self.norms = np.full(block.n_tokens, -1.0)
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba.radius import radius
 
-        out = batch.slices(self.out, OUTPUTS)
-        steps, changed = batch.floats(self.variable), batch.changed(self.variable)
+        out, name = self.slices(batch), self.reduction.variable
+        steps, changed = batch.floats(name), batch.changed(name)
         radius(steps, changed, self.norms, out["radius"], out["n_moved"], out["n_valid"])
-
-    def result(self) -> dict[str, Any]:
-        return self.out
 
 
 def _describe(

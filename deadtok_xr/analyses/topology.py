@@ -18,9 +18,9 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     Output,
+    OutputAccumulator,
     ReductionResults,
     StepBlock,
-    allocate_outputs,
 )
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -189,16 +189,13 @@ class Graph:
         return _Accumulator(self, block)
 
 
-class _Accumulator:
+class _Accumulator(OutputAccumulator[Graph]):
     def __init__(self, reduction: Graph, block: StepBlock) -> None:
-        self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
+        super().__init__(reduction, block)
         self.tracker = AdjacencyTracker(reduction.adjacency, block)
 
     def update(self, batch: Batch) -> None:
-        _describe(self.tracker.update(batch), batch.block.n_tokens, batch.slices(self.out, self.reduction.outputs()))
-
-    def result(self) -> dict[str, Any]:
-        return self.out
+        _describe(self.tracker.update(batch), batch.block.n_tokens, self.slices(batch))
 
 
 def _describe(measured: dict[str, NDArray[Any]], n_tokens: int, out: dict[str, NDArray[Any]]) -> None:

@@ -11,11 +11,18 @@ write them. It imports `store`, `kernels` and the packages below these; analyses
 from deadtok_xr.engine.batches import Batch, StepBlock
 from deadtok_xr.engine.block_pass import ReductionResults
 from deadtok_xr.engine.output import Output
-from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction, SingleVariable, allocate_outputs
+from deadtok_xr.engine.reduction import (
+    Accumulator,
+    BlockResult,
+    OutputAccumulator,
+    Reduction,
+    SingleVariable,
+    allocate_outputs,
+)
 from deadtok_xr.engine.scan import fold
 from deadtok_xr.engine.spec import AnalysisSpec, run
 
 __all__ = [
-    "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Output", "Reduction", "ReductionResults",
-    "SingleVariable", "StepBlock", "allocate_outputs", "fold", "run",
+    "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Output", "OutputAccumulator", "Reduction",
+    "ReductionResults", "SingleVariable", "StepBlock", "allocate_outputs", "fold", "run",
 ]  # fmt: skip

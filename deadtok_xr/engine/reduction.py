@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,24 @@ class SingleVariable:
     def matrices(self) -> tuple[str, ...]:
         """The variable."""
         return (self.variable,)
+
+
+R = TypeVar("R", bound=Reduction)
+
+
+class OutputAccumulator(Generic[R]):
+    """An accumulator that fills an array for each output of its reduction; `update` is left to its subclasses."""
+
+    def __init__(self, reduction: R, block: StepBlock) -> None:
+        self.reduction, self.out = reduction, allocate_outputs(reduction.outputs(), block)
+
+    def slices(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Return the parts of the outputs that belong to a batch."""
+        return batch.slices(self.out, self.reduction.outputs())
+
+    def result(self) -> BlockResult:
+        """Return the outputs."""
+        return self.out
 
 
 def allocate_outputs(outputs: Mapping[str, Output], block: StepBlock) -> dict[str, NDArray[Any]]:

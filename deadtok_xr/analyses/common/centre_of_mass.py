@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock, allocate_outputs
+from deadtok_xr.engine import Batch, Output, OutputAccumulator, SingleVariable, StepBlock
 
 OUTPUTS = {
     "centroid": Output(("step", "dim")),
@@ -34,21 +34,18 @@ class CentreOfMass(SingleVariable):
 
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
-        return _Accumulator(self.variable, block)
+        return _Accumulator(self, block)
 
 
-class _Accumulator:
-    def __init__(self, variable: str, block: StepBlock) -> None:
-        self.variable, self.out = variable, allocate_outputs(OUTPUTS, block)
+class _Accumulator(OutputAccumulator[CentreOfMass]):
+    def __init__(self, reduction: CentreOfMass, block: StepBlock) -> None:
+        super().__init__(reduction, block)
         self.centre: NDArray[np.float64] | None = None
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr import kernels
 
-        on_device = batch.block.device.runs("kinematics")
-        steps = batch.tensor(self.variable) if on_device else batch.readable(self.variable)
+        name, on_device = self.reduction.variable, batch.block.device.runs("kinematics")
+        steps = batch.tensor(name) if on_device else batch.readable(name)
         kernel = kernels.engine("kinematics", on_device).kinematics
-        self.centre = kernel(steps, batch.changed(self.variable), self.centre, batch.slices(self.out, OUTPUTS))
-
-    def result(self) -> dict[str, Any]:
-        return self.out
+        self.centre = kernel(steps, batch.changed(name), self.centre, self.slices(batch))

@@ -14,10 +14,10 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     Output,
+    OutputAccumulator,
     ReductionResults,
     SingleVariable,
     StepBlock,
-    allocate_outputs,
 )
 from deadtok_xr.errors import OffGridError
 
@@ -59,12 +59,12 @@ class Transitions(SingleVariable):
         return _Accumulator(self, block)
 
 
-class _Accumulator:
+class _Accumulator(OutputAccumulator[Transitions]):
     def __init__(self, reduction: Transitions, block: StepBlock) -> None:
         from deadtok_xr import kernels
 
-        self.reduction, self.lattice = reduction, kernels.lattice(reduction.grid)
-        self.out = allocate_outputs(OUTPUTS, block)
+        super().__init__(reduction, block)
+        self.lattice = kernels.lattice(reduction.grid)
         self.state: Any = None
 
     def update(self, batch: Batch) -> None:
@@ -75,7 +75,7 @@ class _Accumulator:
         on_device = batch.block.device.runs("motion")
         steps = batch.tensor(name) if on_device else kernels.bit_words(batch.values[name])
         motion = kernels.engine("motion", on_device).motion
-        changed, out = batch.changed(name), batch.slices(self.out, OUTPUTS)
+        changed, out = batch.changed(name), self.slices(batch)
         out["changed"][:] = changed
         try:
             self.state = motion(steps, changed, self.state, self.lattice, MAGNITUDES, out)
@@ -85,9 +85,6 @@ class _Accumulator:
             ) from None
         root = np.sqrt(batch.block.n_dims)
         cells(out["lattice_l1"], out["lattice_l2"], out["moved_dims"], root, CELLS, out["cells"])
-
-    def result(self) -> dict[str, Any]:
-        return self.out
 
 
 def specify(x: xr.DataArray, grid: str, finish: Callable[[ReductionResults], xr.Dataset]) -> AnalysisSpec:
