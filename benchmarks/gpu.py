@@ -7,7 +7,8 @@ Makes a synthetic recording, compares every kernel with numba's (graph and censu
 prints JSON: `agrees` (a difference stops it), `copy` (bytes read and written per second by a copy on the device, in
 the same run), per kernel the bytes it reads and writes per second and their share of the copy's (`of_copy`), and
 the seconds of `dx.analyze` on a store in a temporary folder, on the CPU and on the device: of what "auto" takes there,
-of `topology` and of `census`. Medians; nothing is kept.
+of `topology` and of `census`, and their share of the *decode bound*, the seconds of reading and decompressing the same
+chunks on all cores and doing nothing with them. Medians; nothing is kept.
 """
 
 from __future__ import annotations
@@ -243,15 +244,28 @@ def end_to_end(shape: tuple[int, int, int], device: str, repeats: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.zarr"
         testing.synthetic_recording(path, steps=shape[0], tokens=shape[1], dims=shape[2])
-        return {" ".join(names): _beside(path, names, device, repeats) for names in TOGETHER}
+        decode = seconds(partial(_decode, path), "cpu", repeats)
+        return {
+            "decode": {"s": decode, "gb_per_s": 2 * float(np.prod(shape)) / decode / 1e9},
+            **{" ".join(names): _beside(path, names, device, repeats, decode) for names in TOGETHER},
+        }
 
 
-def _beside(path: Path, names: Sequence[str], device: str, repeats: int) -> dict[str, float]:
+def _decode(path: Path) -> None:
+    W = dx.open_recording(path, raw=True).W.data
+    W.map_blocks(lambda block: block[:1, :1, :1].copy(), chunks=(1, 1, 1), dtype=W.dtype).compute()
+
+
+def _beside(path: Path, names: Sequence[str], device: str, repeats: int, decode: float) -> dict[str, float]:
     found = {}
     for name in ("cpu", device):
         tree = partial(dx.analyze, path, analyses=names, tokens="all", device=name)
         found[name] = seconds(lambda tree=tree: tree().compute(), "cpu", repeats)  # type: ignore[misc]
-    return {**{f"{name}_s": s for name, s in found.items()}, "faster": found["cpu"] / found[device]}
+    return {
+        **{f"{name}_s": s for name, s in found.items()},
+        "faster": found["cpu"] / found[device],
+        "of_decode_bound": decode / found[device],
+    }
 
 
 @click.command()

@@ -1,6 +1,6 @@
 """Measure the cost of recording in a training loop, compared with no recording and with the notebooks' methods.
 
-    python -m benchmarks.recorder [--steps 24] [--batch 128] [--length 128] [--ways "none,W,all four"]
+    python -m benchmarks.recorder [--steps 24] [--batch 128] [--length 128] [--ways "none,W,all four"] [--device cuda]
 
 The loop is a step of the demo's model at 10,000 tokens x 64 dims, in bfloat16. Each way trains a model of its own with
 its own recording, and one step of each is made in turn. Three figures, from the least to the most disturbed by what
@@ -15,7 +15,8 @@ else a machine does:
 
 Blocks hold 8 steps instead of 128, so that writing falls into the measured steps; that is dearer than real blocks.
 `apart` is the same work on an idle machine with real blocks, in milliseconds: from it, the share at any other step time
-can be computed.
+can be computed. With `--device cuda` a step ends when the GPU is done, *in the loop* and *CPU* are those of the host,
+and `apart` is left out; the ratio is the figure that counts.
 
 Ways: `none`; `W` and `all four` with `dx.Recorder`; `RAM list`, W cloned into a list; `HDF5` and `HDF5 gzip-1`, all
 four appended to an HDF5 file, one step per chunk.
@@ -76,10 +77,10 @@ def timed(optimizer: torch.optim.Optimizer, recorder: dx.Recorder, watch: Stopwa
 class Loop:
     """A model, its optimizer, and one training step at a time."""
 
-    def __init__(self, vocabulary: int, run: demo.Run) -> None:
+    def __init__(self, vocabulary: int, run: demo.Run, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        self.vocabulary, self.run = vocabulary, run
-        self.model = demo.TinyLM(vocabulary, run).to(torch.bfloat16)
+        self.vocabulary, self.run, self.device = vocabulary, run, device
+        self.model = demo.TinyLM(vocabulary, run).to(device, torch.bfloat16)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=run.lr, weight_decay=0.0)
         self.weight: Any = self.model.embedding.weight
         self.made = 0
@@ -90,7 +91,7 @@ class Loop:
         """One update, and what the way of recording does after it."""
         generator = torch.Generator().manual_seed(self.made)
         shape = (self.run.batch, self.run.length + 1)
-        ids = torch.randint(self.vocabulary * 5 // 8, shape, generator=generator)
+        ids = torch.randint(self.vocabulary * 5 // 8, shape, generator=generator).to(self.device)
         hidden = self.model(ids[:, :-1])
         loss = functional.cross_entropy((hidden @ self.weight.T).flatten(0, 1).float(), ids[:, 1:].flatten())
         self.optimizer.zero_grad()
@@ -100,6 +101,8 @@ class Loop:
         self.watch.start()
         self.after()
         self.watch.stop()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The four, as they are after a step."""
@@ -173,7 +176,7 @@ class Step:
 
 
 def compare(
-    folder: Path, vocabulary: int, run: demo.Run, steps: int, names: Sequence[str] = tuple(WAYS)
+    folder: Path, vocabulary: int, run: demo.Run, steps: int, names: Sequence[str] = tuple(WAYS), device: str = "cpu"
 ) -> dict[str, list[Step]]:
     """Each step of each way; the first, which compiles and allocates, is left out."""
     found: dict[str, list[Step]] = {name: [] for name in names}
@@ -181,7 +184,7 @@ def compare(
         loops = {}
         for name in names:
             (folder / name).mkdir(parents=True)
-            loops[name] = Loop(vocabulary, run)
+            loops[name] = Loop(vocabulary, run, device)
             stack.enter_context(WAYS[name](loops[name], folder / name))
         for step in range(steps + 1):
             first = step % len(names)
@@ -247,17 +250,19 @@ def row(name: str, found: dict[str, list[Step]], core: float | None) -> str:
 @click.option("--batch", default=128, show_default=True)
 @click.option("--length", default=128, show_default=True)
 @click.option("--vocabulary", default=10_000, show_default=True)
+@click.option("--dims", default=demo.Run().dims, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--ways", default=",".join(WAYS), show_default=True, help="Which, between commas; none is always one.")
-def main(steps: int, batch: int, length: int, vocabulary: int, ways: str) -> None:
+def main(steps: int, batch: int, length: int, vocabulary: int, dims: int, device: str, ways: str) -> None:
     """Measure, and print a table."""
-    run = demo.Run(batch=batch, length=length)
+    run = demo.Run(batch=batch, length=length, dims=dims)
     names = tuple(dict.fromkeys(["none", *ways.split(",")]))
     core = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, variables in (("W", ("W",)), ("all four", ALL)):
+        for name, variables in (("W", ("W",)), ("all four", ALL)) if device == "cpu" else ():
             loop, core[name] = apart(Path(folder) / f"apart {name}", vocabulary, run, variables, 2 * 128 - 1)
             print(f"apart, {name}: {loop * 1e3:.2f} ms of the loop, {core[name] * 1e3:.2f} ms of a core per step")
-        found = compare(Path(folder), vocabulary, run, steps, names)
+        found = compare(Path(folder), vocabulary, run, steps, names, device)
     print(f"{vocabulary} x {run.dims}, batch {batch} x {length}, {torch.get_num_threads()} threads, {steps} rounds")
     print(f"{'':12} {'step':>12}  {'in the loop':>9} {'CPU':>10}    ratio [95%]")
     for name in names:

@@ -35,25 +35,38 @@ RUNS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 FLAGS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
-def train(path: Path, cls: Any, options: dict[str, Any], dtype: torch.dtype, *, schedule: bool = False) -> xr.Dataset:
-    """A tiny language model on the demo's corpus, recorded."""
+def train(
+    path: Path,
+    cls: Any,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    *,
+    schedule: bool = False,
+    device: str = "cpu",
+    kept: list[torch.Tensor] | None = None,
+) -> xr.Dataset:
+    """A tiny language model on the demo's corpus, recorded; ``kept`` gets a copy of W before and after each update."""
     run = demo.Run(steps=STEPS, batch=2, length=8, dims=16, layers=1)
     torch.manual_seed(3)
-    model = demo.TinyLM(256, run).to(dtype)
+    model = demo.TinyLM(256, run).to(device, dtype)
     optimizer = cls(model.parameters(), **options)
     weight = model.embedding.weight
     variables = LEARNED if "Adam" in cls.__name__ else LEARNED[:2]
     sign = -1 if options.get("maximize") else 1
+    copies = [] if kept is None else kept
+    copies.append(weight.detach().clone())
     with dx.Recorder(weight, optimizer, path, variables=variables) as recorder:
         for step, batch in enumerate(demo._batches(demo.corpus(), run)):
             if schedule:
                 optimizer.param_groups[0]["lr"] = options["lr"] * (1 - step / STEPS)
+            batch = batch.to(device)
             logits = model(batch[:, :-1]) @ weight.T
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
             optimizer.zero_grad()
             (sign * loss).backward()
             optimizer.step()
             recorder.log(loss=loss)
+            copies.append(weight.detach().clone())
     return dx.open_recording(path)
 
 
