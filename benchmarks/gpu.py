@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from deadtok_xr.kernels.torch.parts import bit_words, from_numpy
 LATTICE = kernels.lattice("bfloat16")
 TOGETHER = (("motion", "phases", "kinematics"), ("topology",), ("census",))
 """What is asked end to end: "auto" takes the first, and the others only where this says that they win."""
+FEW = 128
+"""Steps of the kernels that make many launches for each step: topology and census."""
 
 
 def recording(steps: int, tokens: int, dims: int, *, moving: float = 1.0) -> np.ndarray:
@@ -210,17 +212,20 @@ def throughput(x: np.ndarray, device: str, repeats: int) -> dict[str, Any]:
 
     def note(name: str, work: Callable[[], Any], size: int) -> None:
         per_second = size / seconds(work, device, repeats)
+        rows = size / x.nbytes * changed.size
         out[name] = {"gb_per_s": per_second / 1e9, "of_copy": per_second / copy, "ns_per_row": 1e9 * size / per_second
-                     / changed.size}  # fmt: skip
+                     / rows}  # fmt: skip
 
     if fused.motion(steps, LATTICE, MAGNITUDES) is not None:
         note("motion", lambda: fused.motion(steps, LATTICE, MAGNITUDES), x.nbytes + results)
     note("motion_eager", lambda: eager_motion(steps, changed), x.nbytes + results)
     note("changed_rows", lambda: ours.changed_rows(steps), x.nbytes + changed.size)
     note("kinematics", lambda: _kinematics(steps, changed), x.nbytes)
-    threshold = np.full(len(x), some_adjacent(x[0]))
-    note("topology", lambda: ours.topology(steps, changed, threshold, False, graph_arrays(*x.shape[:2])), x.nbytes)
-    note("census", lambda: ours.census(steps, changed), x.nbytes)
+    few, those = steps[: FEW + 1], changed[:FEW]
+    threshold = np.full(len(few), some_adjacent(x[0]))
+    size = x[: len(few)].nbytes
+    note("topology", lambda: ours.topology(few, those, threshold, False, graph_arrays(*few.shape[:2])), size)
+    note("census", lambda: ours.census(few, those), size)
     note("motion_with_results_on_the_host", lambda: ours.motion(steps, changed, None, LATTICE, MAGNITUDES, _filled(x)),
          x.nbytes + results)  # fmt: skip
     return out
@@ -239,15 +244,18 @@ def _kinematics(steps: torch.Tensor, changed: np.ndarray) -> None:
     ours.kinematics(steps, changed, None, out)
 
 
-def end_to_end(shape: tuple[int, int, int], device: str, repeats: int) -> dict[str, dict[str, float]]:
+def end_to_end(
+    shape: tuple[int, int, int], together: Sequence[Sequence[str]], device: str, repeats: int
+) -> dict[str, Any]:
     """Seconds of `dx.analyze` on a store of that shape, in the page cache, by what is asked."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.zarr"
         testing.synthetic_recording(path, steps=shape[0], tokens=shape[1], dims=shape[2])
         decode = seconds(partial(_decode, path), "cpu", repeats)
         return {
+            "shape": shape,
             "decode": {"s": decode, "gb_per_s": 2 * float(np.prod(shape)) / decode / 1e9},
-            **{" ".join(names): _beside(path, names, device, repeats, decode) for names in TOGETHER},
+            **{" ".join(names): _beside(path, names, device, repeats, decode) for names in together},
         }
 
 
@@ -275,22 +283,22 @@ def _beside(path: Path, names: Sequence[str], device: str, repeats: int, decode:
 @click.option("--dims", default=64, show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 def main(device: str, steps: int, tokens: int, dims: int, repeats: int) -> None:
-    """Check, measure, and print."""
-    click.echo(json.dumps(report(device, (steps, tokens, dims), repeats), indent=2))
+    """Check, measure, and print each part when it is done, as JSON."""
+    for part in report(device, (steps, tokens, dims), repeats):
+        click.echo(json.dumps(part, indent=2))
 
 
-def report(device: str, shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """All that is printed."""
+def report(device: str, shape: tuple[int, int, int], repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield all that is printed, part by part."""
     name = devices.resolve(device, 0).name
-    return {
-        "device": torch.cuda.get_device_name() if name == "cuda" else "the CPU, by torch",
-        "torch": torch.__version__,
-        "shape": shape,
-        "agrees": check(recording(min(shape[0], 40), *shape[1:], moving=0.7), name),
-        "moving": throughput(recording(*shape), name, repeats),
-        "frozen": throughput(recording(*shape, moving=0.0), name, repeats),
-        "analyze": end_to_end(shape, device, repeats),
-    }
+    card = torch.cuda.get_device_name() if name == "cuda" else "the CPU, by torch"
+    yield {"device": card, "torch": torch.__version__, "shape": shape}
+    yield {"agrees": check(recording(min(shape[0], 40), *shape[1:], moving=0.7), name)}
+    yield {"moving": throughput(recording(*shape), name, repeats)}
+    yield {"frozen": throughput(recording(*shape, moving=0.0), name, repeats)}
+    yield {"analyze": end_to_end(shape, TOGETHER[:1], device, repeats)}
+    few = (min(shape[0], 2 * FEW), *shape[1:])
+    yield {"analyze_few_steps": end_to_end(few, TOGETHER[1:], device, repeats)}
 
 
 if __name__ == "__main__":

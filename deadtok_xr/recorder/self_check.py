@@ -42,6 +42,7 @@ def check_gradient(previous: State, current: State, settings: Mapping[str, Any])
     before, after = (np.asarray(x["exp_avg"], np.float64) for x in (previous, current))
     expected = betas[0] * before + (1 - betas[0]) * used
     rounding = _spacing(current["exp_avg"], np.maximum(np.abs(before), np.maximum(np.abs(after), np.abs(expected))))
+    rounding += 2.0**-23 * (np.abs(before) + np.abs(used))  # fused kernels may hold β1 and 1 - β1 in float32
     decisive = np.isfinite(expected) & (np.abs((1 - betas[0]) * (used - before)) > 2 * rounding)
     if not decisive.any():
         return None, "gradient not checked: no gradient is large enough to make a difference"

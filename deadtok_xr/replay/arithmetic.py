@@ -10,7 +10,7 @@ Formulas follow torch 2.13, torch/optim/{adam,adamw,sgd}.py; t counts updates, b
     single             m ← lerp(m, g, 1-b1); v ← b2·v + (1-b2)·g·g; d = √v / √(1-b2ᵗ) + eps
                        W ← (1 - lr·wd)·W; W ← W + (-lr/(1-b1ᵗ)·m) / d, each operation rounded
     foreach            the same by torch._foreach_*, which on CPUs also rounds some scalars to the tensor's dtype
-                       (0.95 becomes 0.94921875 in bfloat16); on accelerators foreach computes like single
+                       (0.95 becomes 0.94921875 in bfloat16); on GPUs it divides where single multiplies by the inverse
     fused              the same in float32 from m and v at t-1 and g, with one rounding of W, m and v each
     capturable         scalars are float32 tensors, and d is divided by the step size, in the order of foreach
     capturable_single  the same in the order of a loop over tensors
@@ -74,7 +74,12 @@ def candidates(s: Settings) -> tuple[str, ...]:
 
 def update(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, after: Tensors) -> Tensor:
     """Compute W after update t from the tensors at t-1 (``before``) and t (``after``), which stay unchanged."""
-    return (_ADAM if s.is_adam else _SGD)[arithmetic](s, t, lr, before, after)
+    return (_ADAM if s.is_adam else _SGD)[_on_this_device(arithmetic, s, before["W"])](s, t, lr, before, after)
+
+
+def _on_this_device(arithmetic: str, s: Settings, x: Tensor) -> str:
+    """Return the arithmetic to call: foreach rounds its scalars on CPUs only, so a GPU's is closer to single there."""
+    return "single" if arithmetic == "foreach" and s.on_accelerator and x.device.type == "cpu" else arithmetic
 
 
 def moments(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensors) -> Tensors:
@@ -83,6 +88,7 @@ def moments(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensor
         state = _fused_adam(s, t, 0.0, before, after)
         return {"exp_avg": state[1], "exp_avg_sq": state[2]}
     b1, b2 = s.betas
+    arithmetic = _on_this_device(arithmetic, s, after["grad"])
     g = gradient(s, before, after, arithmetic)
     return {
         "exp_avg": before["exp_avg"].lerp(g, 1 - b1),
@@ -94,6 +100,7 @@ def momentum(arithmetic: str, s: Settings, t: int, lr: float, before: Tensors, a
     """Compute SGD's momentum buffer after update t; at t = 1 it is the gradient."""
     if arithmetic == "fused":
         return _fused_sgd(s, t, lr, before, after)[1]
+    arithmetic = _on_this_device(arithmetic, s, after["grad"])
     g = gradient(s, before, after, arithmetic)
     if t == 1:
         return g.clone()

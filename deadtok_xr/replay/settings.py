@@ -57,12 +57,12 @@ class Settings:
 
     @property
     def arithmetic(self) -> str:
-        """The arithmetic that these flags select; on accelerators foreach differs from single only in speed."""
+        """The arithmetic that these flags select."""
         if self.fused:
             return "fused"
         if self.capturable and self.is_adam:
             return "capturable_single" if self.foreach is False else "capturable"
-        return "foreach" if self.foreach and not self.on_accelerator else "single"
+        return "foreach" if self.foreach else "single"
 
 
 def read_settings(known: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> Settings:

@@ -191,16 +191,21 @@ def _pick(block: Any, name: str) -> NDArray[Any]:
 
 def _running_state(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, Any], *, settings: Settings,
                    grids: dict[str, str], name: str) -> Any:  # fmt: skip
-    """Compute `momentum_buffer` or `max_exp_avg_sq` at every step of a block; the state is that of the block before."""
+    """Compute `momentum_buffer` or `max_exp_avg_sq` at every step of a block; the state is that of the block before.
+
+    The buffer of a recording made on a GPU is computed on a GPU if there is one, whatever the device of the analysis:
+    a CPU rounds some of its bits differently.
+    """
     import torch
 
+    device = "cuda" if settings.on_accelerator and torch.cuda.is_available() else "cpu"
     recorded = {n: as_grid(parts[n], grid) for n, grid in grids.items() if n in parts}
     dtype = get_grid(grids[source_of(name)]).dtype
     out[name] = np.empty(parts["W"].shape, dtype)
-    previous: Any = state
+    previous: Any = _on(device, state)
     for i in range(len(parts["W"])):
         t, rate = int(parts["t"][i, 0, 0]), float(parts["lr"][i, 0, 0])
-        tensors = {n: arithmetics.to_tensor(x[i]) for n, x in recorded.items()}
+        tensors = {n: arithmetics.to_tensor(x[i]).to(device) for n, x in recorded.items()}
         if name == "max_exp_avg_sq":
             v = tensors["exp_avg_sq"]
             now = v if previous is None else torch.maximum(previous["tensors"][name], v)
@@ -212,7 +217,12 @@ def _running_state(parts: dict[str, NDArray[Any]], state: Any, out: dict[str, An
             now = arithmetics.momentum(settings.arithmetic, settings, t, rate, previous["tensors"], tensors)
         previous = {"tensors": {name: now, "W": tensors["W"]}, "t": t}
         out[name][i] = to_array(now, dtype)
-    return previous
+    return _on("cpu", previous)
+
+
+def _on(device: str, state: Any) -> Any:
+    """Return the state between blocks with its tensors on a device; between tasks it stays on the CPU."""
+    return state and {**state, "tensors": {n: x.to(device) for n, x in state["tensors"].items()}}
 
 
 def source_of(name: str) -> str:
@@ -221,9 +231,10 @@ def source_of(name: str) -> str:
 
 
 def to_array(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a CPU tensor as an array of a dtype with the same bits."""
+    """Return a tensor as an array of a dtype with the same bits."""
     import torch
 
+    x = x.cpu()
     return x.view(torch.int16).numpy().view(dtype) if x.dtype == torch.bfloat16 else x.numpy()
 
 
