@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from deadtok_xr.bfloat16 import BFLOAT16, decode
+from tests.conversion import streams
 
 Array = NDArray[Any]
 T = 30
@@ -668,3 +669,24 @@ def numpy_recording(rec: xr.Dataset, folder: Path) -> Built:
     path = folder / "history.npz"
     np.savez_compressed(path, W=u16(run.W), losses=run.loss, dead_ids=run.dead_ids)
     return Built(path, {"W": run.W, "loss": run.loss}, STEPS, ALL, run.dead)
+
+
+def _states(run: Run, steps: list[int]) -> list[streams.State]:
+    """A tied model with the weights of the run, and a norm that never changes."""
+    norm = torch.ones(16).bfloat16()
+    return [{"model.embed_tokens.weight": tensor(run.W[step]), "model.norm.weight": norm} for step in steps]
+
+
+@family
+def prime_rl(rec: xr.Dataset, folder: Path) -> Built:
+    steps = [0, 1, 2, 4, 8]
+    run = take(rec)
+    path = streams.write_prime_rl(folder / "run" / "broadcasts", _states(run, steps), steps=steps, compress=True)
+    return Built(path.parent, {"W": run.W[steps]}, np.array(steps), ALL)
+
+
+@family
+def trl_deltas(rec: xr.Dataset, folder: Path) -> Built:
+    run = take(rec)
+    path = streams.write_trl(folder / "bucket", _states(run, [*range(1, 7)]), encoding="gap_delta")
+    return Built(path, {"W": run.W[1:7]}, np.arange(1, 7), ALL)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--recipe", help="Known facts about a family: a name (see `deadtok recipes`), or a TOML file.")
 @click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of SOURCE a variable is.")
+@click.option("--parameter", metavar="NAME", help="The parameter of a model to record. Default: the embedding.")
 @click.option("--dims", multiple=True, metavar="KEY=DIM,DIM", help="The dimensions of an array of SOURCE.")
 @click.option("--include", multiple=True, metavar="KEY", help="Keep an array that would be left out.")
 @click.option("--drop", multiple=True, metavar="KEY", help="Leave an array out.")
@@ -62,32 +63,33 @@ if TYPE_CHECKING:
     type=PATH,
     help="File with the ids of the dead tokens, if SOURCE lacks them: text, JSON, .npy, .npz, .h5, .safetensors.",
 )
-@click.option("--initial", type=PATH, help="Initial weights, to make displacements absolute.")
+@click.option("--initial", type=PATH, help="Initial weights, which displacements or sparse updates change.")
 @click.option("--metadata", type=PATH, help="JSON file of settings that belongs to SOURCE.")
 @click.option("--shard", help="Size of a file or object, before compression, such as 64MB. Default: one chunk.")
 @click.option("--memory", help="Peak memory. Default: 1GB.")
 @OVERWRITE
 @QUIET
 def convert(
-    source: Path, dest: Path | str, only_plan: bool, keys: tuple[str, ...], dims: tuple[str, ...],
-    token_ids: Path | None, dead_ids: Path | None, overwrite: bool, quiet: bool, **options: Any,
+    source: Path, dest: Path | str, only_plan: bool, keys: tuple[str, ...],
+    parameter: str | None, dims: tuple[str, ...], token_ids: Path | None, dead_ids: Path | None, overwrite: bool,
+    quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Convert a recording to a store.
 
-    SOURCE is an HDF5, safetensors, NumPy or torch file, or a folder of checkpoints. After an interruption, the
-    same command resumes.
+    SOURCE is an HDF5, safetensors, NumPy or torch file, a folder of checkpoints, or a stream of sparse updates.
+    After an interruption, the same command resumes.
 
     \b
     Example:  deadtok convert thimble_7.h5 thimble_7.zarr
               deadtok convert checkpoints/ run.zarr --key W=model.embed.weight --dead-ids dead.txt
     """
-    from deadtok_xr.conversion.options import Options
+    from deadtok_xr.conversion.options import Options, with_parameter
     from deadtok_xr.conversion.plan import DEFAULT_MEMORY
     from deadtok_xr.conversion.run import run_conversion
     from deadtok_xr.engine.progress import reporting
 
     options |= {
-        "keys": pairs(keys, "--key", "VARIABLE=KEY"),
+        "keys": with_parameter(pairs(keys, "--key", "VARIABLE=KEY"), parameter),
         "dims": {key: names.split(",") for key, names in pairs(dims, "--dims", "KEY=DIM,DIM").items()},
         "token_ids": None if token_ids is None else read_ids(token_ids),
         "dead_ids": None if dead_ids is None else read_ids(dead_ids),
@@ -221,24 +223,32 @@ def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite
 @click.option("--run", help="Label of one run, for a store of several runs.")
 @click.option("--uint16", is_flag=True, help="Write the bits of bfloat16 as uint16, as .h5 and .npz always do.")
 @click.option("--source-dtype", is_flag=True, help="Write each variable in the dtype that it was converted from.")
+@click.option("--as", "format", type=click.Choice(["prime-rl"]), help="Write a stream of sparse updates of one matrix.")
+@click.option("--parameter", metavar="NAME", help="With --as: the name of the parameter in the stream.")
+@click.option("--compress", is_flag=True, help="With --as: compress each update with zstd.")
 @OVERWRITE
 @QUIET
 def export(
     store: Path, out: Path, variables: str | None, tokens: str, run: str | None, uint16: bool, source_dtype: bool,
-    overwrite: bool, quiet: bool,
+    format: str | None, parameter: str | None, compress: bool, overwrite: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Write a store as a plain file, OUT.safetensors, OUT.h5 or OUT.npz, bit for bit.
 
+    With --as prime-rl, write the folder OUT: a checkpoint of the first step, and what changed at each later one.
+
     \b
     Example:  deadtok export thimble_7.zarr dead.safetensors --variables W,grad --tokens dead
+              deadtok export thimble_7.zarr stream --as prime-rl --parameter model.embed_tokens.weight
     """
     from deadtok_xr.engine.progress import reporting
     from deadtok_xr.recording.export import export as write_file
+    from deadtok_xr.recording.sparse_stream import size_of
 
     names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
     with reporting("exporting", quiet=quiet) as report:
         write_file(
             store, out, variables=names, tokens=cast("Tokens", tokens), run=run, uint16=uint16 or None,
-            source_dtype=source_dtype, overwrite=overwrite, progress=report,
+            source_dtype=source_dtype, format=format, parameter=parameter, compress=compress, overwrite=overwrite,
+            progress=report,
         )  # fmt: skip
-    click.echo(f"{out}: {out.stat().st_size} bytes")
+    click.echo(f"{out}: {size_of(out)} bytes")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deadtok_xr.conversion.inspect.arrangement import arranged
 from deadtok_xr.conversion.inspect.derived import join_rows, with_absolute_weights
 from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS
+from deadtok_xr.conversion.inspect.models import find_matrices
 from deadtok_xr.conversion.inspect.per_step import stacked_per_step
 from deadtok_xr.conversion.inspect.sidecars import with_metadata
 from deadtok_xr.conversion.options import Options, with_recipe
+from deadtok_xr.conversion.readers import prime_rl, trl_deltas
+from deadtok_xr.conversion.readers.delta_stream import DeltaStream, Full, States
 from deadtok_xr.conversion.readers.formats import open_source
 from deadtok_xr.conversion.readers.source import Source
+from deadtok_xr.errors import InputError
 
 
 @contextmanager
@@ -23,6 +28,11 @@ def open_with_options(
 ) -> Iterator[tuple[Source, Options]]:
     """Open a source as the options say; yield it with the options, completed by those of the recipe."""
     options = with_recipe(options, recipe)
+    stream = _stream(src, options)
+    if stream is not None:
+        with stream[0] as opened:
+            yield with_metadata(opened, options.metadata), stream[1]
+        return
     labels: Any = options.steps if options.steps in ("names", "content") else None
     with open_source(src, steps=labels) as opened:
         source = join_rows(with_metadata(opened, options.metadata), KNOWN_KEYS)
@@ -31,3 +41,33 @@ def open_with_options(
             with open_source(options.initial) as initial:
                 source = with_absolute_weights(source, initial, KNOWN_KEYS, options)
         yield source, options
+
+
+def _stream(src: Path, options: Options) -> tuple[Source, Options] | None:
+    """Open a stream of sparse updates, with options that say what it proves; None if it is none."""
+    folder = prime_rl.stream_folder(src)
+    if folder is not None:
+        found = prime_rl.find_states(folder, options.initial, open_source)
+    elif trl_deltas.is_stream(src):
+        found = trl_deltas.find_states(src, options.initial, open_source)
+    else:
+        return None
+    parameter = options.keys.get("W") or _embedding(found, options)
+    keys = {**options.keys, "W": parameter}
+    source = DeltaStream(src, found, parameter)
+    return source, replace(options, keys=keys, steps="recorded", recorded="after")
+
+
+def _embedding(found: States, options: Options) -> str:
+    """Return the name of the embedding in the first checkpoint of a stream."""
+    first = found.states[0]
+    assert isinstance(first, Full)
+    with first.open() as source:
+        keys = find_matrices(source, options).keys
+        if "W" not in keys:
+            names = [name for name, entry in source.entries.items() if len(entry.shape) == 2]
+            raise InputError(
+                f"{first.path}: no name shows which matrix is the embedding; name the parameter to record with "
+                f"--parameter NAME (parameter=), such as {names[0] if names else 'model.embed_tokens.weight'}"
+            )
+    return keys["W"]

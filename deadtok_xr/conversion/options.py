@@ -193,6 +193,17 @@ def with_recipe(options: Options, recipe: str | Path | None) -> Options:
     return replace(options, **merged)
 
 
+def with_parameter(keys: Mapping[str, str] | None, parameter: str | None) -> dict[str, str]:
+    """Return keys with the one of a parameter that is recorded as W."""
+    found = dict(keys or {})
+    if parameter is not None and found.setdefault("W", parameter) != parameter:
+        raise InputError(
+            f"{found['W']!r} is named by --key W={found['W']} (keys=), and {parameter!r} by --parameter {parameter} "
+            "(parameter=): give one of them"
+        )
+    return found
+
+
 def suggested_recipes(path: Path) -> list[str]:
     """Return the names of the recipes whose family has files of this name."""
     patterns = {name: recipe.get("files", ()) for name, recipe in recipes().items()}

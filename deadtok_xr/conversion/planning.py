@@ -92,7 +92,7 @@ def _inspect(source: Source, options: Options, key_map: KeyMap) -> Context:
     warnings: list[str] = []
     if is_model:
         keys, warnings = _model_keys(source, options, keys)
-    if options.initial is not None:
+    if ABSOLUTE in source.entries:
         keys["W"] = ABSOLUTE
     keys |= _only_candidate(source, keys)
     axes = find_axes(source, keys, options)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from deadtok_xr.conversion.opening import open_with_options
-from deadtok_xr.conversion.options import Options
+from deadtok_xr.conversion.options import Options, with_parameter
 from deadtok_xr.conversion.plan import DROPPED_ON_REQUEST, ConversionPlan, Progress
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.write import check_destination, write_plan
@@ -21,6 +21,7 @@ def convert(
     *,
     recipe: str | Path | None = None,
     keys: Mapping[str, str] | None = None,
+    parameter: str | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     include: Sequence[str] = (),
     drop: Sequence[str] = (),
@@ -49,8 +50,8 @@ def convert(
     Parameters
     ----------
     src
-        An HDF5, safetensors, NumPy (.npz) or torch (.pt) file; the index of a sharded checkpoint; or a
-        folder of checkpoints, one per step.
+        An HDF5, safetensors, NumPy (.npz) or torch (.pt) file; the index of a sharded checkpoint; a
+        folder of checkpoints, one per step; or a stream of sparse updates, as prime-rl and TRL write them.
     dest
         The store to write: a path, or an address such as ``s3://bucket/run.zarr``.
     recipe
@@ -58,6 +59,8 @@ def convert(
         (`deadtok recipes` lists them), or a TOML file.
     keys
         Variable of the recording -> key of the source, for unknown keys: ``{"W": "table"}``.
+    parameter
+        The parameter of a model to record as W: the same as ``keys={"W": parameter}``. None for the embedding.
     dims
         Key of the source -> its dimensions, for other arrays whose axes are ambiguous.
     include, drop
@@ -80,7 +83,8 @@ def convert(
         Vocabulary ids of the dead tokens, for files that do not contain them.
     initial
         File with the initial weights, for a recording of displacements: W[t] is computed,
-        and refused unless every value is on the grid.
+        and refused unless every value is on the grid. For a stream of sparse updates: the checkpoint that the first
+        update changes.
     metadata
         JSON file of settings. A file that can only belong to this recording is found without this argument.
     shard
@@ -129,9 +133,9 @@ def convert(
     from dask.utils import parse_bytes
 
     options = Options.from_arguments(
-        keys=keys, dims=dims, include=include, drop=drop, bits=bits, keep_dtype=keep_dtype, steps=steps,
-        recorded=recorded, axis=axis, token_ids=token_ids, dead_ids=dead_ids, initial=initial, metadata=metadata,
-        shard=None if shard is None else parse_bytes(shard),
+        keys=with_parameter(keys, parameter), dims=dims, include=include, drop=drop, bits=bits,
+        keep_dtype=keep_dtype, steps=steps, recorded=recorded, axis=axis, token_ids=token_ids, dead_ids=dead_ids,
+        initial=initial, metadata=metadata, shard=None if shard is None else parse_bytes(shard),
     )  # fmt: skip
     sentences = run_conversion(
         Path(src), location.as_path(dest), options, recipe, overwrite=overwrite,

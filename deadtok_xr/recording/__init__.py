@@ -7,6 +7,7 @@ opening           open_recording: one store
 xarray_backend    the same for `xarray.open_dataset(..., engine="deadtok")`
 runs              concat_runs: several stores with a leading dimension `run`
 export            one store as safetensors, HDF5 or npz; plain_files writes these formats
+sparse_stream     one matrix as a stream of sparse updates
 """
 
 from deadtok_xr.recording.export import export

@@ -26,6 +26,7 @@ from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
 from deadtok_xr.recording.plain_files import WRITERS, Member
+from deadtok_xr.recording.sparse_stream import write_stream
 from deadtok_xr.store import destination, location
 
 Progress = Callable[[int, int], None]
@@ -40,10 +41,13 @@ def export(
     run: int | str | None = None,
     uint16: bool | None = None,
     source_dtype: bool = False,
+    format: str | None = None,
+    parameter: str | None = None,
+    compress: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a recording as a plain file that other tools, and `convert`, can read.
+    """Write a recording as a plain file, or a stream of sparse updates, that other tools and `convert` can read.
 
     The file has the variables, (step, token, dim) with ascending ids, and `step` and `token_ids`; where they are known,
     also `dead_ids`, `token_text` (safetensors: in the metadata), and `dead_mask`, one bool per token, if the ids are
@@ -56,7 +60,7 @@ def export(
     path
         A complete store.
     out
-        The file to write; its suffix (.safetensors, .h5, .hdf5 or .npz) is the format.
+        The file to write; its suffix (.safetensors, .h5, .hdf5 or .npz) is the format, unless ``format`` says it.
     variables
         Names; None for all.
     tokens
@@ -69,6 +73,14 @@ def export(
     source_dtype
         Give each variable the dtype that it had in the file it was converted from (its attribute `source_dtype`); that
         must represent every value exactly.
+    format
+        ``"prime-rl"``: write W (or the one of ``variables``) as a stream of sparse updates: the folder ``out`` with a
+        full checkpoint of the first step, and for each later step the values that changed. The ids must be 0, 1, ...
+        without a gap. None: the format that the suffix of ``out`` says.
+    parameter
+        Only with ``format``: the name of the parameter in the stream; None for the name in the source of the store.
+    compress
+        Only with ``format``: compress each patch with zstd.
     overwrite
         Replace a file that exists.
     progress
@@ -89,12 +101,18 @@ def export(
         If the file cannot be written; then no part of it is left, and an existing file is kept.
     """
     out = Path(out)
+    if format is not None:
+        _check_format(format, uint16=uint16, source_dtype=source_dtype)
+        _export_stream(path, out, variables, tokens, run, parameter, compress=compress, overwrite=overwrite,
+                       progress=progress)  # fmt: skip
+        return out
+    if parameter is not None or compress:
+        raise InputError(
+            "parameter= (--parameter) and compress= (--compress) are for format='prime-rl' (--as prime-rl)"
+        )
     writer = _writer(out, uint16)
     _check_destination(out, Path(path), overwrite=overwrite)
-    ds = open_recording(path, tokens=tokens, run=run, raw=True)
-    if "run" in ds.dims:
-        labels = ", ".join(map(str, ds["run"].values.tolist()))
-        raise InputError(f"{path} holds several runs ({labels}), and a file holds one: choose it with run= (--run)")
+    ds = _one_run(path, tokens, run)
     group, _ = store.open_group(path)
     bits = out.suffix != ".safetensors" if uint16 is None else uint16
     names = _names(path, [str(n) for n, v in ds.data_vars.items() if v.dims[:1] == ("step",)], variables)
@@ -105,6 +123,50 @@ def export(
     with _all_or_nothing(out, members, progress) as (unfinished, tick):
         writer(unfinished, members, _metadata(ds.attrs, members), texts, tick)
     return out
+
+
+def _one_run(path: str | Path, tokens: Tokens, run: int | str | None) -> xr.Dataset:
+    ds = open_recording(path, tokens=tokens, run=run, raw=True)
+    if "run" in ds.dims:
+        labels = ", ".join(map(str, ds["run"].values.tolist()))
+        raise InputError(f"{path} holds several runs ({labels}), and a file holds one: choose it with run= (--run)")
+    return ds
+
+
+def _check_format(format: str, *, uint16: bool | None, source_dtype: bool) -> None:
+    if format != "prime-rl":
+        raise InputError(f"format={format!r} is not known; expected: 'prime-rl' (--as prime-rl), or leave it out")
+    if uint16 or source_dtype:
+        raise InputError(
+            "a stream of sparse updates has the dtype of the store: leave out uint16=True (--uint16) and "
+            "source_dtype=True (--source-dtype)"
+        )
+
+
+def _export_stream(
+    path: str | Path, out: Path, variables: Sequence[str] | None, tokens: Tokens, run: int | str | None,
+    parameter: str | None, *, compress: bool, overwrite: bool, progress: Progress | None,
+) -> None:  # fmt: skip
+    """Write one matrix of a store as a stream of sparse updates."""
+    destination.refuse_inside_store(out)
+    if not out.parent.is_dir():
+        raise InputError(f"{out} cannot be created: {out.parent} is not a folder; create it, or choose another")
+    ds = _one_run(path, tokens, run)
+    matrices = [str(n) for n, v in ds.data_vars.items() if v.dims == ("step", "token", "dim")]
+    names = _names(path, matrices, variables or [name for name in matrices if name == "W"])
+    if len(names) != 1:
+        raise InputError(f"{path}: a stream holds one matrix: choose it with variables=, from {', '.join(matrices)}")
+    x = ds[names[0]]
+    name = parameter or str(x.attrs.get("source_key") or names[0])
+    done, total = 0, x.size * x.dtype.itemsize
+
+    def tick(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, total)
+
+    write_stream(out, x, name, compress=compress, overwrite=overwrite, tick=tick)
 
 
 def _writer(out: Path, uint16: bool | None) -> Any:

@@ -2,6 +2,6 @@
 
 In: a path. Out: a `source.Source`, from `formats.open_source`, which recognises a format by the content of a file. One
 file for each format (HDF5, safetensors, npz, torch), and sources of several files: shards and model folders (`merged`),
-and checkpoints of one run (`stacked`, `folders`). Readers import `bfloat16` and `errors`, and nothing else of the
-package.
+checkpoints of one run (`stacked`, `folders`), and streams of sparse updates (`delta_stream`, `prime_rl`, `trl_deltas`).
+Readers import `bfloat16`, `sparse_updates` and `errors`, and nothing else of the package.
 """

@@ -25,7 +25,7 @@ from deadtok_xr.conversion.readers.source import (
 )
 from deadtok_xr.errors import InputError
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(bool),
     "BF16": BFLOAT16,
     **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
@@ -99,5 +99,5 @@ def _entry(fields: dict[str, Any]) -> Entry:
     shape = tuple(int(n) for n in fields["shape"])
     if any(n < 0 for n in shape):
         raise ValueError(f"a tensor of the shape {shape}")
-    dtype = _DTYPES.get(fields["dtype"])
+    dtype = DTYPES.get(fields["dtype"])
     return Entry(shape, dtype, unreadable_type(fields["dtype"]) if dtype is None else dtype.name)
