@@ -160,8 +160,17 @@ def unsigned_zeros(words: Tensor) -> Tensor:
 
 
 def fill(out: dict[str, NDArray[Any]], found: dict[str, Tensor]) -> None:
-    """Copy results into the arrays with the same names."""
-    for name, x in found.items():
+    """Copy results into the arrays with the same names, from CUDA by way of page-locked memory.
+
+    The arrays themselves stay ordinary memory, since results are kept for long. torch reuses the page-locked memory of
+    earlier calls.
+    """
+    staged = {name: torch.empty_like(x, device="cpu", pin_memory=True) for name, x in found.items() if x.is_cuda}
+    for name, x in staged.items():
+        x.copy_(found[name], non_blocking=True)
+    if staged:
+        torch.cuda.current_stream().synchronize()
+    for name, x in (found | staged).items():
         out[name][...] = x.cpu().numpy()
 
 
