@@ -31,7 +31,17 @@ class Place(click.Path):
         return LocalPath(path_type=Path).convert(value, param, ctx)
 
 
+class SourcePlace(click.Path):
+    """A path on this machine, or a model on the Hugging Face Hub."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value).startswith("hf://"):
+            return str(value)
+        return LocalPath(path_type=Path).convert(value, param, ctx)
+
+
 PATH = LocalPath(path_type=Path)
+SOURCE = SourcePlace()
 PLACE = Place()
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the destination if it exists.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from deadtok_xr.cli.options import (
     PATH,
     PLACE,
     QUIET,
+    SOURCE,
     STORE,
     STORE_ANYWHERE,
     description,
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=PATH)
+@click.argument("source", type=SOURCE)
 @click.argument("dest", type=PLACE)
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--recipe", help="Known facts about a family: a name (see `deadtok recipes`), or a TOML file.")
+@click.option("--revisions", default="", help="Revisions of hf://ORG/MODEL: a pattern, or several with commas.")
 @click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of SOURCE a variable is.")
 @click.option("--parameter", metavar="NAME", help="The parameter of a model to record. Default: the embedding.")
 @click.option("--dims", multiple=True, metavar="KEY=DIM,DIM", help="The dimensions of an array of SOURCE.")
@@ -70,18 +73,19 @@ if TYPE_CHECKING:
 @OVERWRITE
 @QUIET
 def convert(
-    source: Path, dest: Path | str, only_plan: bool, keys: tuple[str, ...],
+    source: Path | str, dest: Path | str, only_plan: bool, keys: tuple[str, ...],
     parameter: str | None, dims: tuple[str, ...], token_ids: Path | None, dead_ids: Path | None, overwrite: bool,
     quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Convert a recording to a store.
 
-    SOURCE is an HDF5, safetensors, NumPy or torch file, a folder of checkpoints, or a stream of sparse updates.
-    After an interruption, the same command resumes.
+    SOURCE is an HDF5, safetensors, NumPy or torch file, a folder of checkpoints, a stream of sparse updates, or a
+    model on the Hugging Face Hub. After an interruption, the same command resumes.
 
     \b
     Example:  deadtok convert thimble_7.h5 thimble_7.zarr
               deadtok convert checkpoints/ run.zarr --key W=model.embed.weight --dead-ids dead.txt
+              deadtok convert hf://EleutherAI/pythia-160m pythia.zarr --revisions 'step*'
     """
     from deadtok_xr.conversion.options import Options, with_parameter
     from deadtok_xr.conversion.plan import DEFAULT_MEMORY
@@ -103,6 +107,7 @@ def convert(
     recipe = options.pop("recipe")
     sentences = run_conversion(
         source, dest, Options.from_arguments(**options), recipe, memory=memory, overwrite=overwrite, planned=show,
+        fetching=reporting("fetching", quiet=quiet, bytes_=True) if isinstance(source, str) else _no_progress(),
         checking=reporting("checking", quiet=quiet, bytes_=True),
         writing=reporting("converting", quiet=quiet, bytes_=True),
     )  # fmt: skip
@@ -125,13 +130,21 @@ def _bytes(option: str, text: str | None) -> int | None:
     return size
 
 
-def _planned(source: Path, dest: Path | str, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
+def _no_progress() -> Any:
+    return nullcontext(lambda done, total: None)
+
+
+def _planned(source: Path | str, dest: Path | str, options: dict[str, Any], memory: int, *, overwrite: bool) -> str:
     from deadtok_xr.conversion.opening import open_with_options
     from deadtok_xr.conversion.options import Options
     from deadtok_xr.conversion.planning import make_plan
     from deadtok_xr.conversion.write import check_destination
 
     recipe = options.pop("recipe")
+    if isinstance(source, str):
+        from deadtok_xr.conversion.hub.fetch import plan_fetch
+
+        return plan_fetch(source, Options.from_arguments(**options)).describe()
     with open_with_options(source, Options.from_arguments(**options), recipe) as (opened, completed):
         check_destination(opened, dest, overwrite=overwrite)
         return make_plan(opened, completed).describe(memory)
@@ -170,11 +183,11 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
 
 @click.command()
 @STORE_ANYWHERE
-@click.option("--source", type=PATH, help="The source of STORE: compare every bit with it.")
+@click.option("--source", type=SOURCE, help="The source of STORE: compare every bit with it.")
 @click.option("--initial", type=PATH, help="The initial weights of the conversion, if they are not beside SOURCE.")
 @JSON
 @QUIET
-def verify(store: Path | str, source: Path | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
+def verify(store: Path | str, source: Path | str | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
     """Check the checksum of every chunk of a store, and compare the store with its source.
 
     \b

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deadtok_xr.conversion.hub import is_hub_address, open_revisions
 from deadtok_xr.conversion.inspect.arrangement import arranged
 from deadtok_xr.conversion.inspect.derived import join_rows, with_absolute_weights
 from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS
@@ -15,6 +16,7 @@ from deadtok_xr.conversion.inspect.models import find_matrices
 from deadtok_xr.conversion.inspect.per_step import stacked_per_step
 from deadtok_xr.conversion.inspect.sidecars import with_metadata
 from deadtok_xr.conversion.options import Options, with_recipe
+from deadtok_xr.conversion.plan import Progress
 from deadtok_xr.conversion.readers import prime_rl, trl_deltas
 from deadtok_xr.conversion.readers.delta_stream import DeltaStream, Full, States
 from deadtok_xr.conversion.readers.formats import open_source
@@ -24,10 +26,25 @@ from deadtok_xr.errors import InputError
 
 @contextmanager
 def open_with_options(
-    src: Path, options: Options, recipe: str | Path | None = None
+    src: Path | str,
+    options: Options,
+    recipe: str | Path | None = None,
+    *,
+    fetched: Path | None = None,
+    fetching: Progress | None = None,
 ) -> Iterator[tuple[Source, Options]]:
-    """Open a source as the options say; yield it with the options, completed by those of the recipe."""
+    """Open a source as the options say; yield it with the options, completed by those of the recipe.
+
+    What is fetched from a Hub is kept in the folder ``fetched``, or, if that is None, only while the source is open.
+    """
     options = with_recipe(options, recipe)
+    if is_hub_address(src):
+        with open_revisions(str(src), options, fetched, fetching) as (source, told):
+            yield with_metadata(source, told.metadata), told
+        return
+    if options.revisions:
+        raise InputError(f"{src} is not on a Hub: leave out --revisions (revisions=), or name hf://ORG/MODEL")
+    src = Path(src)
     stream = _stream(src, options)
     if stream is not None:
         with stream[0] as opened:

@@ -35,6 +35,8 @@ class Options:
     ----------
     recipe
         The name of the recipe that the options come from, if any.
+    revisions
+        Names or patterns of revisions of a model on the Hub.
     keys
         Variable of the recording -> key of the source; overrides the known keys.
     dims
@@ -70,6 +72,7 @@ class Options:
     """
 
     recipe: str | None = None
+    revisions: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     include: tuple[str, ...] = ()
@@ -100,6 +103,9 @@ class Options:
         for name, value in arguments.items():
             if value is not None and name in ("initial", "metadata"):
                 arguments[name] = Path(value)
+            elif name == "revisions":
+                found = value.split(",") if isinstance(value, str) else list(value or ())
+                arguments[name] = tuple(text.strip() for text in found if text.strip())
             elif name in ("include", "drop"):
                 arguments[name] = (value,) if isinstance(value, str) else tuple(value)
             elif name == "keys":
@@ -124,7 +130,9 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
-_RECIPE_KEYS = {f.name for f in fields(Options)} - {"recipe", "token_ids", "dead_ids", "initial", "metadata", "shard"}
+_RECIPE_KEYS = {f.name for f in fields(Options)} - {
+    "recipe", "revisions", "token_ids", "dead_ids", "initial", "metadata", "shard",
+}  # fmt: skip
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("files", "include", "drop"), list),
     **dict.fromkeys(("keys", "dims", "precision", "hyperparameters", "notes"), dict),

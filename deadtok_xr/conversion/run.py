@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from deadtok_xr.conversion.hub import is_hub_address
 from deadtok_xr.conversion.opening import open_with_options
 from deadtok_xr.conversion.options import Options, with_parameter
 from deadtok_xr.conversion.plan import DROPPED_ON_REQUEST, ConversionPlan, Progress
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.write import check_destination, write_plan
+from deadtok_xr.conversion.write import check_destination, check_free, write_plan
 from deadtok_xr.store import location
 
 
@@ -20,6 +22,7 @@ def convert(
     dest: str | Path,
     *,
     recipe: str | Path | None = None,
+    revisions: str | Sequence[str] = (),
     keys: Mapping[str, str] | None = None,
     parameter: str | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
@@ -51,12 +54,17 @@ def convert(
     ----------
     src
         An HDF5, safetensors, NumPy (.npz) or torch (.pt) file; the index of a sharded checkpoint; a
-        folder of checkpoints, one per step; or a stream of sparse updates, as prime-rl and TRL write them.
+        folder of checkpoints, one per step; a stream of sparse updates, as prime-rl and TRL write them; or a model on
+        the Hugging Face Hub, ``hf://ORG/MODEL``, of which only the embedding is fetched.
     dest
         The store to write: a path, or an address such as ``s3://bucket/run.zarr``.
     recipe
         What is known about a family of recordings but not in its files: the name of a shipped recipe
         (`deadtok recipes` lists them), or a TOML file.
+    revisions
+        Of a model on the Hub: names of revisions or patterns of them, such as ``"step*"``, in a list or separated by
+        commas. Their steps are those of the names. Fetched tensors are kept beside ``dest`` until the store is
+        complete, so that the same call continues a fetch.
     keys
         Variable of the recording -> key of the source, for unknown keys: ``{"W": "table"}``.
     parameter
@@ -133,14 +141,15 @@ def convert(
     from dask.utils import parse_bytes
 
     options = Options.from_arguments(
-        keys=with_parameter(keys, parameter), dims=dims, include=include, drop=drop, bits=bits,
+        revisions=revisions, keys=with_parameter(keys, parameter), dims=dims, include=include, drop=drop, bits=bits,
         keep_dtype=keep_dtype, steps=steps, recorded=recorded, axis=axis, token_ids=token_ids, dead_ids=dead_ids,
         initial=initial, metadata=metadata, shard=None if shard is None else parse_bytes(shard),
     )  # fmt: skip
     sentences = run_conversion(
-        Path(src), location.as_path(dest), options, recipe, overwrite=overwrite,
+        src if is_hub_address(src) else Path(src), location.as_path(dest), options, recipe, overwrite=overwrite,
         memory=None if memory is None else parse_bytes(memory), planned=planned,
-        checking=nullcontext(lambda done, total: None), writing=nullcontext(progress or (lambda done, total: None)),
+        fetching=nullcontext(lambda done, total: None), checking=nullcontext(lambda done, total: None),
+        writing=nullcontext(progress or (lambda done, total: None)),
     )  # fmt: skip
     for sentence in sentences:  # after the store is complete, as a user may turn warnings into errors
         warnings.warn(sentence, UserWarning, stacklevel=2)
@@ -148,12 +157,18 @@ def convert(
 
 
 def run_conversion(
-    src: Path, dest: Path | str, options: Options, recipe: str | Path | None, *, memory: int | None, overwrite: bool,
-    planned: Callable[[ConversionPlan], None] | None, checking: AbstractContextManager[Progress],
-    writing: AbstractContextManager[Progress],
+    src: Path | str, dest: Path | str, options: Options, recipe: str | Path | None, *, memory: int | None,
+    overwrite: bool, planned: Callable[[ConversionPlan], None] | None, fetching: AbstractContextManager[Progress],
+    checking: AbstractContextManager[Progress], writing: AbstractContextManager[Progress],
 ) -> list[str]:  # fmt: skip
-    """Plan and write, each with its own progress display; return warnings, one sentence each."""
-    with open_with_options(src, options, recipe) as (source, options):
+    """Fetch, plan and write, each with its own progress display; return warnings, one sentence each."""
+    fetched = _place_of_fetched(dest) if is_hub_address(src) else None
+    if fetched is not None:
+        check_free(dest, overwrite=overwrite)  # before gigabytes are fetched for nothing
+    with (
+        fetching as fetch_progress,
+        open_with_options(src, options, recipe, fetched=fetched, fetching=fetch_progress) as (source, options),
+    ):
         check_destination(source, dest, overwrite=overwrite)
         with checking as progress:
             plan = make_plan(source, options, progress=progress)
@@ -161,7 +176,17 @@ def run_conversion(
             planned(plan)
         with writing as progress:
             non_finite = write_plan(plan, source, dest, overwrite=overwrite, memory=memory, progress=progress)
+    if fetched is not None:
+        shutil.rmtree(fetched, ignore_errors=True)
     return [*non_finite, *_warnings(plan)]
+
+
+def _place_of_fetched(dest: Path | str) -> Path:
+    """Return where fetched tensors are kept until the store is complete: beside it, or here for an object store."""
+    if location.is_address(dest):
+        return Path(f".{str(dest).rstrip('/').rpartition('/')[2]}.revisions")
+    path = Path(dest).absolute()
+    return path.parent / f".{path.name}.revisions"
 
 
 def _warnings(plan: ConversionPlan) -> list[str]:

@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from deadtok_xr import store
+from deadtok_xr.conversion.hub import is_hub_address
 from deadtok_xr.conversion.opening import open_with_options
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import ConversionPlan
@@ -61,8 +62,8 @@ def verify(
     path
         A recording store.
     source
-        The file or folder that it was converted from; None to check the store alone. It is read with
-        the options that the store was converted with.
+        The file or folder, or the model on the Hub, that it was converted from; None to check the store alone. It is
+        read with the options that the store was converted with.
     initial
         File with the initial weights that displacements were added to; None if it lies beside the source.
     progress
@@ -84,7 +85,13 @@ def verify(
     progress = progress or (lambda done, total: None)
     _check_chunks(group, found, progress)
     if source is not None and not found.problems:
-        _compare(group, Path(source), found, None if initial is None else Path(initial), progress)
+        _compare(
+            group,
+            source if is_hub_address(source) else Path(source),
+            found,
+            None if initial is None else Path(initial),
+            progress,
+        )
     return found
 
 
@@ -117,7 +124,9 @@ def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
     return len(rest), problems
 
 
-def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path | None, progress: Progress) -> None:
+def _compare(
+    group: zarr.Group, path: Path | str, found: Verification, initial: Path | None, progress: Progress
+) -> None:
     with open_with_options(path, _options(group, path, initial)) as (source, options):
         plan = make_plan(source, options)
         for name, ours, theirs in (
@@ -132,14 +141,14 @@ def _compare(group: zarr.Group, path: Path, found: Verification, initial: Path |
         found.problems += _compared(group, plan, source, found, progress)
 
 
-def _options(group: zarr.Group, path: Path, initial: Path | None) -> Options:
+def _options(group: zarr.Group, path: Path | str, initial: Path | None) -> Options:
     """Return the options that the store was converted with; lists of ids are taken from its coordinates."""
     used: dict[str, Any] = dict(cast(Any, group.attrs.get("conversion", {})))
     id_lists = [name for name in ("token_ids", "dead_ids") if used.pop(name, None) is not None]
     ids: dict[str, Any] = {name: _ids_in(group, name) for name in id_lists}
     for name in ("initial", "metadata"):
         if name in used:
-            used[name] = path.parent / Path(used[name]).name
+            used[name] = Path(path).parent / Path(used[name]).name
     if initial is not None:
         used["initial"] = initial
     for name, value in used.items():

@@ -51,13 +51,18 @@ def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> N
             raise InputError(
                 f"the source {path} lies in the destination {dest}, which would be replaced; choose another destination"
             )
-    blocking = next((p for p in outer.parents if p.exists() and not p.is_dir()), None)
+    check_free(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
+
+
+def check_free(dest: Path | str, *, overwrite: bool) -> None:
+    """Refuse a destination that exists, or that another process writes; an unfinished conversion is let pass."""
+    blocking = next((p for p in Path(dest).resolve().parents if p.exists() and not p.is_dir()), None)
     if blocking is not None:
         raise InputError(f"{dest} cannot be made: {blocking} is a file; choose another destination")
     work = InProgress(dest, KIND)
     work.check_free()
     if not work.begun():  # unfinished work is compared later, when the lock is held
-        destination.refuse_existing(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
+        destination.refuse_existing(dest, overwrite=overwrite)
 
 
 def _is_unfinished(files: Sequence[Path], dest: Path | str) -> bool:

@@ -46,7 +46,7 @@ class SafetensorsSource(Source):
             with explaining_damage(path, "its header", self.format):
                 header, self._data = self._header()
                 self.attributes = dict(header.pop("__metadata__", None) or {})
-                self.entries = {name: _entry(fields) for name, fields in header.items()}
+                self.entries = {name: entry_of(fields) for name, fields in header.items()}
                 self._begins = {name: self._checked_begin(name, fields) for name, fields in header.items()}
         except BaseException:
             self.close()
@@ -95,7 +95,8 @@ class SafetensorsSource(Source):
         self._file.close()
 
 
-def _entry(fields: dict[str, Any]) -> Entry:
+def entry_of(fields: dict[str, Any]) -> Entry:
+    """Return the entry of a tensor from its fields in a header."""
     shape = tuple(int(n) for n in fields["shape"])
     if any(n < 0 for n in shape):
         raise ValueError(f"a tensor of the shape {shape}")
