@@ -113,7 +113,6 @@ def _result(ds: xr.Dataset, u: Updates, comparison: Comparison, lr: float) -> xr
             "lr_estimate": comparison.lr_ratio * lr,
             "report": report,
             "candidates": {n: f"{c.compared - c.equal} of {c.compared} missed" for n, c in comparison.counts.items()},
-            "untried": [name for name in names if name in u.unconfirmed],
             "source": ds.attrs.get("source", ""),
         },
     )

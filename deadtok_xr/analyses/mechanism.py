@@ -176,7 +176,7 @@ def mechanism(
     elif arithmetic == "auto":
         arithmetic = u.arithmetic
     u.require(arithmetic, "mechanism")
-    notes |= {"missing": [n for n in ("grad",) if n not in u.arrays], "untried": arithmetic in u.unconfirmed}
+    notes |= {"missing": [n for n in ("grad",) if n not in u.arrays]}
 
     def finish(results: ReductionResults) -> xr.Dataset:
         values = {

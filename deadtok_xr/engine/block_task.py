@@ -154,7 +154,7 @@ class BlockTask:
         sources: dict[str, Steps] = {name: StepReader(x, start, start + n) for name, x in self.stored.items()}
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
         try:
-            block = self.layout.block(i, devices.resolve(self.device, self._bytes(i, sources)))
+            block = self.layout.block(i, devices.resolve(self._wanted_device(), self._bytes(i, sources)))
             accumulators = {name: reduction.start(block) for name, reduction in self.reductions.items()}
             with closing(_in_batches(block, sources)) as parts:
                 for batch in parts:
@@ -163,6 +163,11 @@ class BlockTask:
             for source in sources.values():
                 source.close()
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
+
+    def _wanted_device(self) -> str:
+        """Return the device to look for: "auto" means the CPU, unless a reduction is known to be faster on a GPU."""
+        faster = any(getattr(reduction, "faster_on_gpu", False) for reduction in self.reductions.values())
+        return "cpu" if self.device == "auto" and not faster else self.device
 
     def _update(self, batch: Batch, accumulators: Mapping[str, Accumulator]) -> None:
         note, n = progress.listener(), len(accumulators)

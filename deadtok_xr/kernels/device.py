@@ -33,9 +33,8 @@ MPS_ELEMENTS = 2**31
 
 _ALL = frozenset({"motion", "kinematics", "mechanism", "topology", "census"})
 _KERNELS = {
-    # the others launch many small kernels for each step; topology and census read little more than the moving tokens
-    # on the CPU, and no measurement shows that a GPU is faster
-    "auto": frozenset({"motion", "kinematics"}),
+    # with all others a pass takes as long on an H100 as on the 16 cores beside it, which decompress the chunks
+    "auto": frozenset({"mechanism"}),
     "cpu": frozenset[str](),
     "cuda": _ALL,
     "mps": frozenset({"motion"}),  # the others need float64 or sorting, which MPS lacks
@@ -84,10 +83,8 @@ def resolve(name: str, row_bytes: int) -> Device:
     """Return the device of that name on this machine.
 
     "auto" is CUDA if torch has it and the largest variable of a block of steps fills a batch (`DEVICE_BATCH_BYTES`),
-    for the kernels that process many steps at once: motion and kinematics. Smaller blocks, and kernels with about
-    sixty launches for each step, take longer on a GPU than on all cores of a CPU. Topology and census run on a GPU
-    only if "cuda" is requested: numba computes only what moves, 390 to 1000 steps per second, and no GPU has been
-    compared with it. "auto" is never MPS, which has no float64.
+    for the only kernel that was measured to be faster there, mechanism, and for recordings that were made on a GPU.
+    All others run on a GPU only if "cuda" is requested. "auto" is never MPS, which has no float64.
 
     Parameters
     ----------

@@ -218,13 +218,13 @@ class TestAuto:
     def test_auto_without_a_gpu_is_the_cpu(self) -> None:
         assert devices.resolve("auto", 2**40) == devices.CPU
 
-    def test_auto_with_a_gpu_uses_it_for_motion_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_auto_with_a_gpu_uses_it_for_mechanism_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices, "_has_driver", lambda: True)
         monkeypatch.setattr(devices, "_has_device", lambda name: name == "cuda")
         device = devices.resolve("auto", devices.DEVICE_BATCH_BYTES)
         assert device.name == "cuda"
-        assert device.runs("motion")
-        for kernel in ("mechanism", "topology", "census"):
+        assert device.runs("mechanism")
+        for kernel in ("motion", "kinematics", "topology", "census"):
             assert not device.runs(kernel)
             assert devices.resolve("cuda", 1).runs(kernel)
 

@@ -53,11 +53,6 @@ class Updates:
         """The arithmetic that made the updates: the one that replay found, or that the recording's flags select."""
         return self.found or self.settings.arithmetic
 
-    @property
-    def unconfirmed(self) -> tuple[str, ...]:
-        """The arithmetics that no recording has confirmed yet: all on accelerators, and `arithmetic.UNCONFIRMED`."""
-        return arithmetics.candidates(self.settings) if self.settings.on_accelerator else arithmetics.UNCONFIRMED
-
     def require(self, arithmetic: str, purpose: str) -> None:
         """Check that an arithmetic is known, and that all tensors that it needs were recorded.
 
