@@ -51,13 +51,14 @@ Revisions = Mapping[str, Mapping[str, bytes]]
 
 
 @contextmanager
-def serving(revisions: Revisions) -> Iterator[tuple[str, Log]]:
+def serving(revisions: Revisions, model: str = MODEL) -> Iterator[tuple[str, Log]]:
     """Serve the files of the revisions of one model; yield the endpoint and the log."""
     log = Log()
 
     class Handler(_Handler):
         content = revisions
         book = log
+        name = model
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
@@ -78,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     content: ClassVar[Revisions]
     book: ClassVar[Log]
+    name: ClassVar[str]
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -93,12 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.book.private and not self.headers.get("Authorization"):
             self._answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             return
-        if path == f"/api/models/{MODEL}/refs":
+        if path == f"/api/models/{self.name}/refs":
             branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(r)} for r in self.content]
             self._json({"branches": branches, "tags": [], "converts": []})
-        elif match := re.fullmatch(rf"/api/models/{MODEL}/tree/([0-9a-f]+)", path):
+        elif match := re.fullmatch(rf"/api/models/{self.name}/tree/([0-9a-f]+)", path):
             self._json([self._listed(*item) for item in self._files(match[1]).items()])
-        elif match := re.fullmatch(rf"/{MODEL}/resolve/([0-9a-f]+)/(.+)", path):
+        elif match := re.fullmatch(rf"/{self.name}/resolve/([0-9a-f]+)/(.+)", path):
             self._answer(302, b"", {"Location": f"/cdn/{match[1]}/{match[2]}"})
         elif match := re.fullmatch(r"/cdn/([0-9a-f]+)/(.+)", path):
             self._part(match[2], self._files(match[1])[match[2]], cut=failure == "cut")

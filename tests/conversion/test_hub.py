@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 import deadtok_xr as dx
+from deadtok_xr.cli import cli
 from deadtok_xr.conversion.hub import client
 from deadtok_xr.errors import DestinationExistsError, InputError, StorageError
 from tests.conversion.hub_server import MODEL, Log, Revisions, serving
@@ -61,10 +62,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     yield from _served(REVISIONS, monkeypatch)
 
 
-def _served(revisions: Revisions, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+def _served(revisions: Revisions, monkeypatch: pytest.MonkeyPatch, model: str = MODEL) -> Iterator[Log]:
     monkeypatch.setattr(client, "WAIT_S", 0.01)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with serving(revisions) as (endpoint, log):
+    with serving(revisions, model) as (endpoint, log):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         yield log
 
@@ -193,15 +194,22 @@ def test_other_refusals(hub: Log, tmp_path: Path) -> None:
     assert len(hub.asked) == n  # nothing is fetched for a destination that is taken
 
 
-def test_command_line(hub: Log, tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deadtok_xr", "convert", SRC, "out.zarr", "--revisions", "step*", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    planned = run("--plan")
-    assert "org/model: 4 revisions, steps 0 to 512" in planned.stdout
-    assert "to fetch: 0.1 MB of 0.5 MB" in planned.stdout
-    assert not [*tmp_path.iterdir()]
-    done = run()
-    assert "fetching: 100%" in done.stderr
-    check(tmp_path / "out.zarr")
+def test_commands_of_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "hub.md").read_text("utf-8")
+    install, commands = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert install == "pip install 'deadtok_xr[hub]'\n"
+    monkeypatch.chdir(tmp_path)
+    steps = (0, 1000, 143000)
+    for _ in _served({f"step{step}": files(step) for step in steps}, monkeypatch, "EleutherAI/pythia-160m"):
+        planned, *others = commands.splitlines()
+        cli(shlex.split(planned)[1:], standalone_mode=False)
+        assert "EleutherAI/pythia-160m: 3 revisions, steps 0 to 143000" in (said := capsys.readouterr().out)
+        assert "to fetch: 0.1 MB of 0.4 MB" in said
+        assert not [*tmp_path.iterdir()]
+        for command in others:
+            cli(shlex.split(command)[1:], standalone_mode=False)
+        assert "fetching: 100%" in capsys.readouterr().err
+    check(tmp_path / "pythia.zarr", steps)
+    assert dx.open_recording("two.zarr").step.values.tolist() == [0, 143000]

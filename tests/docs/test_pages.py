@@ -21,6 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
     "design.md": "no block",
     "cluster.md": "tests/docs/test_cluster_page.py",
+    "how-to/hub.md": "tests/conversion/test_hub.py",
     "how-to/object-storage.md": "tests/docs/test_cluster_page.py",
     "how-to/recording.md": "tests/docs/test_recording_page.py",
     "index.md": "test_the_commands_of_the_home_page",
