@@ -33,6 +33,7 @@ from .analyses.open_loop import replay_open_loop
 from .analyses.phases import phases
 from .analyses.spectrum import spectrum
 from .analyses.topology import topology
+from .checkpoints.doctor import doctor
 from .conversion import convert
 from .conversion.verify import verify
 from .engine.output import Output
@@ -68,6 +69,7 @@ __all__ = [
     "connectivity",
     "convert",
     "critical_boundary",
+    "doctor",
     "elements",
     "epochs",
     "errors",

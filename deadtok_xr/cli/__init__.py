@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import analyze, demo, report, spelling, stores
+from deadtok_xr.cli import analyze, demo, doctor, report, spelling, stores
 from deadtok_xr.cli.failures import status
 from deadtok_xr.cli.warm_up import warm_up
 
@@ -19,6 +19,7 @@ deadtok records and analyses how the embedding matrix of a language model moves 
   deadtok convert SOURCE run.zarr           make a store of a recording that you have
   deadtok analyze run.zarr -o results.zarr  measure how the tokens move
   deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
+  deadtok doctor model.pt --lr 1e-5         say which values of a saved model cannot move
 
 All commands: deadtok --help. All options of one: deadtok analyze --help.
 """
@@ -52,11 +53,12 @@ for _command in (
     stores.label,
     stores.export,
     report.report,
+    doctor.doctor,
     warm_up,
 ):
     cli.add_command(_command)
 
 
 def main() -> NoReturn:
-    """Run the command line: exit status 0 on success, 2 for unusable input, 1 for a failure of the machine."""
+    """Run the command line and exit with the status of `failures.status`."""
     sys.exit(status(lambda: cli(prog_name="deadtok", standalone_mode=False)))

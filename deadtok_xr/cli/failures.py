@@ -21,10 +21,10 @@ _GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryErro
 
 
 def status(run: Callable[[], Any]) -> int:
-    """Run a command and return its exit status: 0 success, 2 unusable input, 1 a failure of the machine."""
+    """Run a command and return its exit status: 0 success, 2 unusable input, 1 a failure of the machine, or its own."""
     try:
         with _plain_warnings():
-            run()
+            own = run()  # the status of ctx.exit
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
@@ -35,7 +35,7 @@ def status(run: Callable[[], Any]) -> int:
         message = message.replace("\n", " ")  # a path may contain a line break
         click.echo(f"deadtok: {message}", err=True)
         return status
-    return 0
+    return own if isinstance(own, int) else 0
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -128,6 +128,7 @@ def _call_functions(store: Path) -> None:
     from deadtok_xr.analyses.gaps import lattice_gaps
     from deadtok_xr.analyses.grid_test import grid_test
     from deadtok_xr.analyses.neighbours import neighbour_preservation
+    from deadtok_xr.checkpoints import doctor
     from deadtok_xr.recording.opening import open_recording
 
     recording = open_recording(store)
@@ -136,3 +137,4 @@ def _call_functions(store: Path) -> None:
     checkpoint(recording, step=0).compute()
     lattice_gaps(recording, step=0).compute()
     compare_runs(recording, recording).compute()
+    doctor(store, store)
