@@ -9,6 +9,7 @@ bit) therefore answer every question about every learning rate.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from deadtok_xr.bfloat16 import Grid
 from deadtok_xr.checkpoints.contents import FORMATS
 from deadtok_xr.conversion.readers.source import Source, dtype_of, slabs
 
-SLAB_BYTES = 8 * 2**20
-"""Bytes of one array that are read at once; two such slabs of each checkpoint are in memory."""
+SLAB_BYTES = 2 * 2**20
+"""Bytes of one array that are read at once, which stay in the cache until they are counted."""
+AHEAD = 4
+"""Slabs that are read in advance; each checkpoint has one more in memory, and one that is being read."""
 Words = NDArray[np.unsignedinteger]
 Floats = NDArray[np.float64]
 
@@ -134,7 +137,7 @@ def count(
 
 
 def _read(sources: list[Source], name: str, grid: Grid) -> Iterator[list[Words]]:
-    """Yield the words of the parameter slab by slab, of each source, while a thread reads the next slab."""
+    """Yield the words of the parameter slab by slab, of each source, while a thread reads the next slabs."""
     entry = sources[0].entries[name]
     places = list(slabs(entry.shape, grid.width // 8, SLAB_BYTES)) if entry.shape else [()]
 
@@ -142,12 +145,16 @@ def _read(sources: list[Source], name: str, grid: Grid) -> Iterator[list[Words]]
         values = [np.ascontiguousarray(source.read(name, *where)) for source in sources]
         return [x.reshape(-1).view(grid.bits_dtype) for x in values]
 
+    if len(places) == 1:
+        yield read(places[0])
+        return
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(read, places[0])
-        for where in places[1:]:
-            parts, coming = coming.result(), thread.submit(read, where)
-            yield parts
-        yield coming.result()
+        coming = deque(thread.submit(read, where) for where in places[:AHEAD])
+        for where in places[AHEAD:]:
+            yield coming.popleft().result()
+            coming.append(thread.submit(read, where))
+        while coming:
+            yield coming.popleft().result()
 
 
 def _classes(counts: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:

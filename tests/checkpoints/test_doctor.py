@@ -303,7 +303,7 @@ print(status("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Two slabs of 8 MiB for each of two checkpoints of 400 MB, and the two that are being counted."""
+    """Six slabs of 2 MiB for each of two checkpoints of 400 MB."""
     block = torch.randn(100_000_000).mul(0.02).bfloat16()
     save_file({"a.weight": block, "b.weight": block.clone()}, tmp_path / "large.safetensors")
     save_file({"a.weight": block[:10]}, tmp_path / "small.safetensors")
