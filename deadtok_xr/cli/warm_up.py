@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -107,17 +107,18 @@ def _compile(store: Path, names: Sequence[str]) -> None:
 
     import dask
 
-    from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses import analyze, open_for_analysis
+    from deadtok_xr.errors import InputError
 
     with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few steps
         if names == _FUNCTIONS:
             _call_functions(store)
             return
-        tree = analyze(store)
-        for name in names:
-            if name in tree.children:
-                tree[name].to_dataset().compute()
+        recording = open_for_analysis(store)
+        for name in names:  # each by itself: one that is not possible is left out, here too
+            with suppress(InputError):
+                analyze(recording, analyses=[name])[name].to_dataset().compute()
 
 
 def _call_functions(store: Path) -> None:
