@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from deadtok_xr.bfloat16 import BFLOAT16, decode
 from tests.conversion import streams
+from tests.conversion.more_sources import write_dcp, write_gguf
 
 Array = NDArray[Any]
 T = 30
@@ -690,3 +691,25 @@ def trl_deltas(rec: xr.Dataset, folder: Path) -> Built:
     run = take(rec)
     path = streams.write_trl(folder / "bucket", _states(run, [*range(1, 7)]), encoding="gap_delta")
     return Built(path, {"W": run.W[1:7]}, np.arange(1, 7), ALL)
+
+
+@family
+def dcp(rec: xr.Dataset, folder: Path) -> Built:
+    run = take(rec, 101)
+    steps = [10, 100]
+    for step in steps:
+        moments = {"exp_avg": tensor(run.exp_avg[step]), "exp_avg_sq": tensor(run.exp_avg_sq[step])}
+        model = {"tok_embeddings.weight": tensor(run.W[step]), "norm.weight": torch.ones(16)}
+        state = {"model": model, "optimizer": {"state": {"tok_embeddings.weight": moments}}, "step": step}
+        write_dcp(folder / "checkpoint" / f"step-{step}", state)
+    expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
+    return Built(folder / "checkpoint", expected, np.array(steps), ALL, dropped={"1 other tensors"})
+
+
+@family
+def gguf(rec: xr.Dataset, folder: Path) -> Built:
+    run = take(rec)
+    tensors = {"token_embd.weight": run.W[-1], "output_norm.weight": np.ones(16, np.float32)}
+    path = write_gguf(folder / "model-bf16.gguf", tensors, {"token_embd.weight": "BF16"})
+    told = {"general.architecture": "llama", "llama.block_count": 2}
+    return Built(path, {"W": run.W[-1:]}, np.arange(1), ALL, hyperparameters=told, dropped={"1 other tensors"})

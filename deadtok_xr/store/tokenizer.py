@@ -74,7 +74,7 @@ def _from_tokenizer(found: Mapping[str, Any], name: str) -> dict[int, str]:
     else:
         raise InputError(f"{name}: model.vocab is missing; expected a tokenizer.json that holds its vocabulary")
     if _is_byte_level(found):
-        texts = {i: _decode_bytes(token) for i, token in texts.items()}
+        texts = {i: decode_bytes(token) for i, token in texts.items()}
     added = found.get("added_tokens") or []
     return texts | _unique_texts(((entry.get("id"), entry.get("content")) for entry in added), name)
 
@@ -116,7 +116,8 @@ def _byte_of_letter() -> dict[str, int]:
 _BYTES = _byte_of_letter()
 
 
-def _decode_bytes(token: str) -> str:
+def decode_bytes(token: str) -> str:
+    """Return the text of a token of a byte-level tokenizer."""
     if not all(letter in _BYTES for letter in token):
         return token
     return bytes(_BYTES[letter] for letter in token).decode("utf-8", "backslashreplace")

@@ -31,8 +31,8 @@ _AMBIGUOUS = (
 _INPUT = (
     "wte", "embed_tokens", "word_embeddings", "word_embedding", "tok_embeddings", "tok_embedding", "token_embedding",
     "token_embeddings", "token_embedder", "embedding", "embeddings", "embed", "emb", "tok_emb", "token_emb", "shared",
-    "embed_in", "tokens_embed", "tok_embed", "token_embed", "vocab_embed", "embedder", "W_E", "embed.W_E", "W_embed",
-    "input_embedding", "input_embeddings", "lookup", "embedding_table",
+    "embed_in", "tokens_embed", "token_embd", "tok_embed", "token_embed", "vocab_embed", "embedder", "W_E", "embed.W_E",
+    "W_embed", "input_embedding", "input_embeddings", "lookup", "embedding_table",
 )  # fmt: skip
 _INPUT_IF_PAIRED = ("encoder",)
 """Names of input embeddings beside a ``decoder`` of the same shape."""

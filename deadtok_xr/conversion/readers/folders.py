@@ -14,7 +14,7 @@ from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.readers.stacked import Stacked, Steps
 from deadtok_xr.errors import InputError
 
-SUFFIXES = (".safetensors", ".h5", ".hdf5", ".nc", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".gguf", ".h5", ".hdf5", ".nc", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt")
 _SHARD = re.compile(r".*-\d+-of-\d+", re.DOTALL)
 _CHECKPOINT = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|snapshot|save)s?[ =_.-]?\d+", re.IGNORECASE)
 NEEDED = (
@@ -57,6 +57,8 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     InputError
         If it is none of these, or it is not clear which.
     """
+    if is_dcp(folder):
+        return _open_dcp(folder)
     refuse_formats(folder)
     items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     files = [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
@@ -96,7 +98,18 @@ def _is_checkpoint(folder: Path) -> bool:
         return False
     if model_file(folder) is not None:
         return True
-    return _counts(folder) and (_zarr_arrays(folder) or len(_recordings(folder)) == 1)
+    return _counts(folder) and (is_dcp(folder) or _zarr_arrays(folder) or len(_recordings(folder)) == 1)
+
+
+def is_dcp(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint of torch.distributed.checkpoint."""
+    return (folder / ".metadata").is_file() and any(folder.glob("*.distcp"))
+
+
+def _open_dcp(folder: Path) -> Source:
+    from deadtok_xr.conversion.readers.dcp import DcpSource
+
+    return DcpSource(folder)
 
 
 def _recordings(folder: Path) -> list[Path]:
@@ -113,6 +126,8 @@ def _open_checkpoint(folder: Path, open_file: OpenFile) -> Source:
     """Open a folder that is one checkpoint."""
     from deadtok_xr.conversion.readers.zarr_store import ZarrSource
 
+    if is_dcp(folder):
+        return _open_dcp(folder)
     if model_file(folder) is not None:
         return open_model_folder(folder, open_file)
     return ZarrSource(folder) if _zarr_arrays(folder) else open_file(_recordings(folder)[0])

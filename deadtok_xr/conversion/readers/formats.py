@@ -13,7 +13,8 @@ from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.errors import InputError, MissingFileError
 
 NEEDED = (
-    "expected: an HDF5, NetCDF-4, safetensors, .npz or torch file, a Zarr array or group, or a folder of checkpoints"
+    "expected: an HDF5, NetCDF-4, safetensors, .npz, torch or GGUF file, a Zarr array or group, or a folder of "
+    "checkpoints"
 )
 _HEAD = 16
 _ZIP = b"PK\x03\x04"
@@ -22,7 +23,6 @@ _LOOKS_LIKE = {
     b"\x80": "a pickle that is not a torch checkpoint, and is not loaded; save one stacked array where it was made, "
     "with numpy.save or as safetensors",
     b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"GGUF": "a GGUF file, which is not read; convert the safetensors or torch files that it was made from",
     b"version https://": "a Git LFS pointer instead of the file itself; fetch it with `git lfs pull`",
 }
 
@@ -49,6 +49,12 @@ def _open_torch(path: Path) -> Source:
     from deadtok_xr.conversion.readers.torch_checkpoint import TorchSource
 
     return TorchSource(path)
+
+
+def _open_gguf(path: Path) -> Source:
+    from deadtok_xr.conversion.readers.gguf import GgufSource
+
+    return GgufSource(path)
 
 
 def _open_shards(path: Path) -> Source:
@@ -87,6 +93,10 @@ def _zip_names(path: Path) -> list[str]:
         return archive.namelist()
 
 
+def _is_gguf(path: Path, head: bytes) -> bool:
+    return head.startswith(b"GGUF")
+
+
 def _is_index(path: Path, head: bytes) -> bool:
     return path.name.endswith(".index.json")
 
@@ -96,6 +106,7 @@ FORMATS: tuple[tuple[Callable[[Path, bytes], bool], Callable[[Path], Source]], .
     (_is_safetensors, _open_safetensors),
     (_is_torch, _open_torch),
     (_is_npz, _open_npz),
+    (_is_gguf, _open_gguf),
     (_is_index, _open_shards),
 )
 """How each file format is recognised, by content, and opened."""

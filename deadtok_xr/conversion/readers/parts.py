@@ -18,8 +18,6 @@ _MERGE = "merge them where they were made, with the script of the program that w
 _FORMATS = {
     "manifest.ocdbt": "an Orbax checkpoint (OCDBT), which is not read: restore it where it was made, with "
     "orbax.checkpoint, and save the embedding with np.savez(FILE, W=...)",
-    ".metadata": "a checkpoint of torch.distributed.checkpoint (DCP), which is not read: make one file of it with "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)",
 }
 _MANY = 64
 
@@ -30,7 +28,7 @@ def refuse_formats(folder: Path) -> None:
     for _ in range(3):
         for place in places:
             for name, what in _FORMATS.items():
-                if (place / name).is_file() and (name != ".metadata" or any(place.glob("*.distcp"))):
+                if (place / name).is_file():
                     raise InputError(f"{place} is {what}")
         places = [sub for place in places[:_MANY] for sub in sorted(place.iterdir())[:_MANY] if sub.is_dir()]
 

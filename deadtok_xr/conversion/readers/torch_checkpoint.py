@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ _NAMES = 100_000
 _NUMBERS = 10_000_000
 _DEPTH = 64
 _AGAIN = "copy it again from the original"
-_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.bfloat16: BFLOAT16,
     **{
         getattr(torch, name): np.dtype(name)
@@ -59,7 +59,7 @@ class TorchSource(Source):
         self._state = _state(path)
         self._mapped = zipfile.is_zipfile(path)
         with explaining_damage(path, "its table of contents", self.format):
-            self._there = _check_archive(path) if self._mapped else _check_legacy(path)
+            self._there = check_archive(path, path, path.stat().st_size) if self._mapped else _check_legacy(path)
         self._load()
         self.entries = {name: self._entry(value) for name, value in self._values.items()}
         self.aliases = _aliases({n: v for n, v in self._values.items() if isinstance(v, torch.Tensor)}, self.entries)
@@ -86,9 +86,9 @@ class TorchSource(Source):
         kind = _unreadable(value)
         if kind is not None:
             return Entry(shape, None, f"{name}, {kind}")
-        if value.dtype not in _DTYPES:
+        if value.dtype not in DTYPES:
             return Entry(shape, None, unreadable_type(name))
-        return Entry(shape, _DTYPES[value.dtype], name, TOUCHED if self._mapped else self._state[0])
+        return Entry(shape, DTYPES[value.dtype], name, TOUCHED if self._mapped else self._state[0])
 
     def read(self, name: str, *where: slice) -> NDArray[Any]:
         dtype = dtype_of(self, name)
@@ -118,7 +118,7 @@ class TorchSource(Source):
                 outer = tuple(slice(at + begin, at + end) if i == axis else s for i, s in enumerate(where))
                 self._copy(out[inner], name, outer)
             return
-        out[...] = _as_numpy(part)
+        out[...] = as_numpy(part)
         del part
         self._touched += touched
         if self._mapped and self._touched >= TOUCHED:
@@ -134,7 +134,8 @@ class TorchSource(Source):
         self._values = {}
 
 
-def _as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+def as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor of one of `DTYPES` as an array, without copying it."""
     tensor = tensor.detach().resolve_neg()
     return tensor.view(torch.int16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
@@ -144,18 +145,27 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _check_archive(path: Path) -> int:
+def check_archive(path: Path, file: Path | BinaryIO, size: int) -> int:
     """Check, before torch opens it, that an archive is as torch writes it: not compressed, and no larger than the file.
 
-    Returns the size of all tensors.
+    Parameters
+    ----------
+    path
+        The file, for messages.
+    file, size
+        The archive, and its bytes.
+
+    Returns
+    -------
+    int
+        The size of all tensors.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         pickles = [m for m in members if re.fullmatch(r"[^/]+/data\.pkl", m.filename)]
         if len(pickles) != 1:
             raise InputError(f"{path} holds {len(pickles)} data.pkl; expected: one, as torch.save writes it; {_AGAIN}")
         packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
-        size = path.stat().st_size
         if packed or sum(m.file_size for m in members) > size:
             what = f"{packed[0]!r} is compressed" if packed else "its parts are larger than the file"
             raise InputError(
