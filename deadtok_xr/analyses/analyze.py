@@ -68,12 +68,11 @@ def analyze(
         Further keywords of single analyses, by name: ``{"mechanism": {"lr": 1e-3, "arithmetic": "find"}}``. An
         analysis with options must be possible, like one that is named.
     device
-        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. ``"auto"`` uses CUDA if it is
-        available and chunks are large enough for it to be faster, for `motion`, `kinematics` and the analyses that
-        build on them. ``"cuda"`` also computes the graphs of `topology` (spacing ``"centroid"``), the places of
-        `census` and the replay of `mechanism` on the GPU; ``"auto"`` leaves these to the CPU, whose kernels compute
-        only what moved (390 to 1000 steps per second), because no GPU has been compared with them. ``"mps"``, which
-        lacks float64, runs only `motion`. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
+        Where dense kernels run: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``. ``"auto"`` uses CUDA only for the
+        replay of `mechanism` if the recording was made on a GPU, which is 5 times as fast as a CPU; everything else
+        takes as long on both (see the page on GPUs). ``"cuda"`` also runs `motion`, `kinematics`, the graphs of
+        `topology` (spacing ``"centroid"``) and the places of `census` there. ``"mps"``, which lacks float64, runs
+        only `motion`. ``"torch-cpu"`` runs the kernels for GPUs on the CPU.
 
         The device is resolved where a task runs. Under dask.distributed, ``"cuda"`` requests workers with the resource
         ``GPU``; `save_results` and the command line preserve that request. If you compute the tree yourself, set

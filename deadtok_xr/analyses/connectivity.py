@@ -69,8 +69,8 @@ def connectivity(
 
     Notes
     -----
-    The threshold is the bottleneck of the minimum spanning tree. A step takes P²/2·D operations for P distinct
-    places, a tenth of a second for 3,700 x 64.
+    The threshold is the bottleneck of the minimum spanning tree. A step takes some P²/2·D operations for P distinct
+    places: a tenth of a second for 3,700 x 64, and 12 s for 20,000 x 768 that spread equally in all dims.
     """
     x = checks.require(ds, variable, "connectivity")
     grid = checks.grid_name(x, precision)
