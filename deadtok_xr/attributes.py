@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from numbers import Number
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class JsonText(str):
     value
         The value.
     """
+
+    def __new__(cls, text: str) -> Self:
+        _teach_h5netcdf()
+        return super().__new__(cls, text)
 
     @cached_property
     def value(self) -> Any:
@@ -64,6 +68,23 @@ class JsonText(str):
 def portable(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """Return attributes in which everything that NetCDF cannot hold is `JsonText`."""
     return {str(key): value if _is_portable(value) else _json_text(value) for key, value in attrs.items()}
+
+
+@cache
+def _teach_h5netcdf() -> None:
+    """Let xarray write `JsonText` through h5netcdf as well.
+
+    h5py asks whether the type of a value is `str`, so it refuses subclasses. xarray's stores have a method that
+    encodes one attribute; in the one of h5netcdf, `JsonText` now becomes plain text there.
+    """
+    from xarray.backends.h5netcdf_ import H5NetCDFStore
+
+    encode = H5NetCDFStore.encode_attribute
+
+    def encode_attribute(self: H5NetCDFStore, value: Any) -> Any:
+        return encode(self, str(value) if isinstance(value, JsonText) else value)
+
+    H5NetCDFStore.encode_attribute = encode_attribute  # type: ignore[assignment, method-assign]
 
 
 def plain(value: Any) -> Any:

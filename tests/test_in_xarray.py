@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -61,6 +62,15 @@ class TestAttributes:
             xr.open_dataset(tmp_path / "rec.nc", engine="scipy"),
             xr.open_zarr(tmp_path / "rec.zarr", consolidated=False),
         ):
+            assert set(back.attrs) == set(rec.attrs)
+            assert read(back.attrs, "hyperparameters") == rec.attrs["hyperparameters"]
+            np.testing.assert_array_equal(back.W, rec.W)
+
+    def test_recordings_survive_h5netcdf(self, recording: Path, tmp_path: Path) -> None:
+        pytest.importorskip("h5netcdf")
+        rec = pickle.loads(pickle.dumps(dx.open_recording(recording, tokens="dead")[["W", "loss"]].load()))
+        rec.to_netcdf(tmp_path / "rec.nc", engine="h5netcdf")
+        with xr.open_dataset(tmp_path / "rec.nc", engine="h5netcdf") as back:
             assert set(back.attrs) == set(rec.attrs)
             assert read(back.attrs, "hyperparameters") == rec.attrs["hyperparameters"]
             np.testing.assert_array_equal(back.W, rec.W)
