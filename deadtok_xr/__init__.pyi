@@ -37,6 +37,8 @@ from .checkpoints.doctor import doctor
 from .conversion import convert
 from .conversion.verify import verify
 from .engine.output import Output
+from .monitor.growing_store import open_monitor
+from .monitor.monitor import Monitor
 from .recorder.recorder import Recorder
 from .recording.export import export
 from .recording.opening import open_recording
@@ -48,6 +50,7 @@ from .results.summary import summary
 from .store.labels import label
 
 __all__ = [
+    "Monitor",
     "Output",
     "Recorder",
     "UserBatch",
@@ -88,6 +91,7 @@ __all__ = [
     "mechanism",
     "motion",
     "neighbour_preservation",
+    "open_monitor",
     "open_recording",
     "open_results",
     "phases",

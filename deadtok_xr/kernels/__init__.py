@@ -102,6 +102,27 @@ class ReplayedUpdate(NamedTuple):
     """The update before rounding, float64; NaN if it is unknown."""
 
 
+class OptimizerUpdate(NamedTuple):
+    """An update of a flat tile of a parameter, before and after: arrays for numba, tensors for torch."""
+
+    before: Any
+    """W at t-1, float32."""
+    after: Any
+    """W at t, float32."""
+    gradient: Any
+    """The gradient, float32."""
+    intended: Any
+    """u, the update before W is rounded, float64; NaN if it is unknown."""
+    has_second: bool
+    """Whether the optimizer keeps second moments; if not, the following are not read."""
+    second_before: Any
+    """The second moment at t-1, float32."""
+    second_after: Any
+    """The second moment at t, float32."""
+    decayed: Any
+    """The gradient as it enters the moments, with the L2 decay added, float32."""
+
+
 def bit_words(block: NDArray[Any]) -> NDArray[Any]:
     """Return a block's values as unsigned integers, without a copy where that is possible; float16 as float32.
 

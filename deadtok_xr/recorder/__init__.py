@@ -7,6 +7,7 @@ recorder              the context manager and the hooks of the optimizer
 validation            checks of the arguments
 recorded_parameter    a parameter and where its gradient and moments are found
 schedule              which updates are recorded
+scaler                attempts that a GradScaler skips
 session               from a step in the loop to a write: buffers, settings, logged values
 host_buffers          steps in host memory, and the copies into them
 writer_thread         writes full buffers while the training continues

@@ -18,6 +18,7 @@ from deadtok_xr.recorder.appender import Appender, create_appender, open_appende
 from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes, scheduled_settings
 from deadtok_xr.recorder.host_buffers import Column, copier_for
 from deadtok_xr.recorder.resume import resume_position
+from deadtok_xr.recorder.scaler import ScalerWatch
 from deadtok_xr.recorder.schedule import Schedule
 from deadtok_xr.recorder.session import Session, buffer_steps
 from deadtok_xr.store.chunk_layout import chunk_shape
@@ -205,7 +206,7 @@ class Recorder:
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
-        self._watch_scaler()
+        self._scaler_watch = ScalerWatch(self._scaler, self.optimizer, lambda: self._n_calls, self._skip)
         return self
 
     def __exit__(
@@ -215,8 +216,7 @@ class Recorder:
         self._left = True
         for hook in self._hooks:
             hook.remove()
-        if self._scaler is not None:
-            self._scaler.__dict__.pop("step", None)
+        self._scaler_watch.restore()
         failure = session.close()
         if failure is None and kind is None and not self._failed:
             session.appender.finish()
@@ -332,21 +332,6 @@ class Recorder:
         """Count an attempt that made no update: it has no step, and the next step records the count."""
         self._n_skipped += 1
         self._attempt_skipped = True
-
-    def _watch_scaler(self) -> None:
-        """Wrap the GradScaler's step, to notice when it does not call the optimizer at all, which runs no hook."""
-        if self._scaler is None:
-            return
-        inner = self._scaler.step
-
-        def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            before = self._n_calls
-            result = inner(optimizer, *args, **kwargs)
-            if optimizer is self.optimizer and self._n_calls == before:
-                self._skip()
-            return result
-
-        self._scaler.step = step
 
     # ---- creating and resuming a store
 
