@@ -310,7 +310,7 @@ class Monitor:
     def _raise_error(self) -> None:
         if self._written is None or not self._written.done() or (error := self._written.exception()) is None:
             return
-        self._store = None  # raised once; later updates are kept in memory
+        self._store = self._written = None  # raised once; later updates are kept in memory
         raise WriteError(
             f"{self.path}: writing what the Monitor found failed ({' '.join(str(error).split())}); what was written "
             "before can be opened with open_monitor: free disk space, or choose another store"

@@ -77,7 +77,7 @@ def logged(row: Row, fixed: Columns) -> dict[str, float]:
                 value = value / numel[i] if value >= 0 and numel[i] else np.nan
             values[f"{name}/{parameter}"] = value
         values[f"margin/{parameter}"] = median_margin(row["margin_count"][i], fixed["margin_bin"])
-    return {name: value for name, value in values.items() if np.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
 
 def _share(counts: NDArray[Any], numel: NDArray[Any]) -> float:

@@ -102,7 +102,7 @@ def intended(group: dict[str, Any], t: int, w: np.ndarray, g: np.ndarray, state:
         ("sgd", "foreach", "bfloat16"),
         ("sgd", "fused", "float32"),
         ("plain sgd", "single", "bfloat16"),
-    ],  # not fused SGD in 16 bits: torch leaves most weights and the buffer's memory as they are, pytorch/pytorch#191763
+    ],  # not fused SGD in 16 bits, which leaves most weights and the memory of its buffer: pytorch/pytorch#191763
 )
 def test_counts_are_those_of_a_copy(kind: str, how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts equal those of a copy exactly, norms and margins to rounding, and the training is that of an unwatched."""

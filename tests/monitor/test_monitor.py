@@ -219,9 +219,9 @@ class TestStore:
         optimizer = adamw(model, lr=1e-2)
         states = []
         with dx.Monitor(model, optimizer, path, attrs={"seed": 1}) as watch:
-            for step in range(40):
+            for step in range(20):
                 train(model, optimizer, range(step, step + 1))
-                if step == 29:
+                if step == 16:
                     states = [{k: v.clone() for k, v in model.state_dict().items()}, adamw_state(optimizer)]
                 if step % 13 == 0:
                     watch._wait()
@@ -235,14 +235,14 @@ class TestStore:
         with pytest.raises(DestinationExistsError, match="exists already"), dx.Monitor(model, optimizer, path):
             pass
         with dx.Monitor(model, optimizer, path, resume=True) as watch:
-            assert dx.open_monitor(path).step.values.tolist() == list(range(1, 31))
-            train(model, optimizer, range(30, 40))
+            assert dx.open_monitor(path).step.values.tolist() == list(range(1, 18))
+            train(model, optimizer, range(17, 20))
         xr.testing.assert_identical(dx.open_monitor(path).drop_attrs(), whole.drop_attrs())
         with pytest.raises(InputError, match="holds other parameters"):
             dx.Monitor(model.norm.weight, optimizer, path, resume=True).__enter__()
         with dx.Monitor(model.norm.weight, optimizer, path, overwrite=True):
             train(model, optimizer, range(1))
-        assert dx.open_monitor(path).step.values.tolist() == [41]
+        assert dx.open_monitor(path).step.values.tolist() == [21]
         dx.open_monitor(path).to_netcdf(tmp_path / "m.nc", engine="scipy", format="NETCDF3_64BIT")
 
     def test_what_is_no_store_of_a_monitor(self, tmp_path: Path, recording: Path) -> None:
