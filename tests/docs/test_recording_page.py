@@ -74,6 +74,47 @@ class Unrecorded(contextlib.nullcontext[Any]):
         pass
 
 
+class Monitored:
+    """In the place of a Recorder: a Monitor of all parameters of the optimizer."""
+
+    def __init__(self, weight: torch.nn.Parameter, optimizer: Any, *args: Any, **options: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.monitor, self.weight, self.optimizer = dx.Monitor(parameters, optimizer), weight, optimizer
+        self.moved: list[int] = []
+
+    def __enter__(self) -> Monitored:
+        self.monitor.__enter__()
+        optimizer, before = self.monitor.optimizer, self.weight.detach().clone()
+        optimizer.register_step_post_hook(
+            lambda *_: (self.moved.append(int((self.weight != before).sum())), before.copy_(self.weight.detach()))
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.monitor.__exit__(*error)
+
+    def log(self, **values: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("heading", TRAINERS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_monitor_counts_in_the_same_loops(
+    names: dict[str, object], heading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(TRAINERS[heading])
+    made: list[Monitored] = []
+    monkeypatch.setattr(dx, "Recorder", lambda *args, **options: made.append(Monitored(*args)) or made[0])
+    torch.manual_seed(1)
+    run(blocks(heading), dict(names))
+    ds = made[0].monitor.dataset()
+    assert ds.sizes["step"] == BATCHES // 2  # two micro-batches each
+    assert ds.exact.all()
+    (i,) = [k for k, p in enumerate(made[0].monitor._watched) if p.parameter is made[0].weight]
+    assert ds.moved[:, i].values.tolist() == made[0].moved
+    assert sum(made[0].moved) > 1000
+
+
 @pytest.mark.parametrize("heading", TRAINERS)
 @pytest.mark.filterwarnings("ignore")
 def test_trainers_record_every_update_and_change_no_bit(
