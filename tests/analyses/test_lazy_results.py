@@ -70,12 +70,13 @@ def test_slices_agree_with_the_whole(recording: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_LIFECYCLE)
 def test_raw_bits_and_loaded_data_give_the_same(recording: Path, name: str) -> None:
+    """A CPU without wide vectors adds bfloat16 words and floats in another order: sums may differ in the last bit."""
     run = WITH_LIFECYCLE[name]
     rec = dx.open_recording(recording, tokens="dead").isel(step=slice(0, 150))
     expected = run(rec).compute()
     raw = dx.open_recording(recording, tokens="dead", raw=True).isel(step=slice(0, 150))
-    xr.testing.assert_equal(run(raw).compute(), expected)
-    xr.testing.assert_equal(run(rec.load()).compute(), expected)
+    for found in (run(raw).compute(), run(rec.load()).compute()):
+        xr.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", WITHOUT_PASS)
