@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +177,81 @@ def test_gguf_that_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:at] + struct.pack("<Q", 2**60) + whole[at + 8 :])  # an array that never ends
     with pytest.raises(InputError, match=r"its header cannot be read as GGUF"):
         dx.convert(path, tmp_path / "out.zarr")
+
+
+def write_ranks(
+    folder: Path, parts: list[dict[str, Any]], config: dict[str, Any] | None, name: str = "consolidated.{:02d}.pth"
+) -> Path:
+    folder.mkdir(parents=True)
+    for rank, tensors in enumerate(parts):
+        torch.save(tensors, folder / name.format(rank))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def split(axis: int, n: int = 2, **others: Any) -> list[dict[str, Any]]:
+    """The parts of an output layer along an axis, and of an input embedding by columns."""
+    norm = torch.ones(D)
+    return [
+        {"output.weight": one.clone(), "tok_embeddings.weight": other.clone(), "norm.weight": norm, **others}
+        for one, other in zip(weights(1).tensor_split(n, axis), weights(2).tensor_split(n, 1), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("n", [2, 3])
+def test_ranks_are_joined_where_the_config_proves_the_split(tmp_path: Path, axis: int, n: int) -> None:
+    config = {"hidden_size": D, "vocab_size": V}
+    folder = write_ranks(tmp_path / "model", split(axis, n), config)
+    out = dx.convert(folder, tmp_path / "out.zarr")
+    np.testing.assert_array_equal(found(out)[0], bits(weights(1)))
+    np.testing.assert_array_equal(found(out, "E")[0], bits(weights(2)))
+    assert not dx.verify(out, folder).problems
+    for step in (10, 20):
+        write_ranks(tmp_path / "run" / f"step_{step}", split(axis, n), config, "tp_rank_{}.pt")
+    assert dx.open_recording(dx.convert(tmp_path / "run", tmp_path / "run.zarr")).step.values.tolist() == [10, 20]
+
+
+def test_ranks_that_nothing_proves_are_refused(tmp_path: Path) -> None:
+    def refused(name: str, parts: list[dict[str, Any]], config: dict[str, Any] | None, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            dx.convert(write_ranks(tmp_path / name, parts, config), tmp_path / "out.zarr")
+
+    refused("alone", split(0), None, r"parts \(ranks\) of one checkpoint.*if a config.json in it says hidden_size")
+    refused("nothing", split(0), {"vocab_size": V}, r"parts \(ranks\) of one checkpoint")
+    refused("other", split(0), {"hidden_size": 7, "vocab_size": V}, r"split over ranks in a way that nothing proves")
+    refused("more", split(0), {"hidden_size": D, "vocab_size": 99}, r"split over ranks in a way that nothing proves")
+    one, other = split(0)
+    refused("names", [one, {**other, "extra": torch.ones(3)}], {"hidden_size": D}, r"consolidated.01.pth does not hold")
+    same = weights(1)
+    folder = write_ranks(tmp_path / "same", [{"embed.weight": same}, {"embed.weight": same}], {"hidden_size": D})
+    np.testing.assert_array_equal(found(dx.convert(folder, tmp_path / "same.zarr"))[0], bits(same))
+
+
+DTENSORS = """
+import os, sys, torch, torch.distributed as dist
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], RANK="0", WORLD_SIZE="1")
+dist.init_process_group("gloo", rank=0, world_size=1)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+mesh = init_device_mesh("cpu", (1,))
+torch.manual_seed(1)
+whole = torch.randn(31, 6).bfloat16()
+torch.save({"embed.weight": distribute_tensor(whole, mesh, [Shard(0)])}, sys.argv[1] + "/whole.pt")
+part = DTensor.from_local(whole[:16], mesh, [Shard(0)], shape=whole.shape, stride=whole.stride(), run_check=False)
+torch.save({"embed.weight": part}, sys.argv[1] + "/part.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_dtensors(tmp_path: Path) -> None:
+    """A DTensor that one device holds is read; a part of one is named, with what to save instead."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    subprocess.run([sys.executable, "-c", DTENSORS, str(tmp_path), port], check=True, capture_output=True)
+    np.testing.assert_array_equal(found(dx.convert(tmp_path / "whole.pt", tmp_path / "out.zarr"))[0], bits(weights(1)))
+    with pytest.raises(InputError, match=r"'embed.weight' has the type DTensors, .* save tensor.full_tensor\(\)"):
+        dx.convert(tmp_path / "part.pt", tmp_path / "part.zarr")

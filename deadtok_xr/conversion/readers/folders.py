@@ -10,6 +10,7 @@ from pathlib import Path
 from deadtok_xr.conversion.readers.merged import OpenFile, model_file, open_model_folder
 from deadtok_xr.conversion.readers.names import NamedStep, named_step, stem, unread_number
 from deadtok_xr.conversion.readers.parts import refuse_formats, refuse_parts
+from deadtok_xr.conversion.readers.ranks import JoinedRanks, rank_files
 from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.readers.stacked import Stacked, Steps
 from deadtok_xr.errors import InputError
@@ -63,10 +64,12 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     files = [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
     folders = [item for item in items if item.is_dir()]
+    if model_file(folder) is None and (ranks := rank_files(folder, SUFFIXES)):
+        return JoinedRanks(folder, ranks, open_file)
     if model_file(folder) is None:
         refuse_parts(folder, [*files, *folders], told=steps == "names")
         for item in folders:
-            if model_file(item) is None and _counts(item):
+            if model_file(item) is None and _counts(item) and not rank_files(item, SUFFIXES):
                 refuse_parts(
                     item, [f for f in sorted(item.iterdir()) if f.is_dir() or f.suffix in SUFFIXES], told=False
                 )
@@ -98,7 +101,10 @@ def _is_checkpoint(folder: Path) -> bool:
         return False
     if model_file(folder) is not None:
         return True
-    return _counts(folder) and (is_dcp(folder) or _zarr_arrays(folder) or len(_recordings(folder)) == 1)
+    if not _counts(folder):
+        return False
+    known = is_dcp(folder) or _zarr_arrays(folder) or len(_recordings(folder)) == 1
+    return known or bool(rank_files(folder, SUFFIXES))
 
 
 def is_dcp(folder: Path) -> bool:
@@ -130,6 +136,8 @@ def _open_checkpoint(folder: Path, open_file: OpenFile) -> Source:
         return _open_dcp(folder)
     if model_file(folder) is not None:
         return open_model_folder(folder, open_file)
+    if ranks := rank_files(folder, SUFFIXES):
+        return JoinedRanks(folder, ranks, open_file)
     return ZarrSource(folder) if _zarr_arrays(folder) else open_file(_recordings(folder)[0])
 
 

@@ -14,7 +14,10 @@ from deadtok_xr.conversion.readers.names import NamedRank, named_rank, stem
 from deadtok_xr.errors import InputError
 
 _OPTIMIZER = ("optim", "zero_pp_rank")
-_MERGE = "merge them where they were made, with the script of the program that wrote them, and convert the result"
+_MERGE = (
+    "merge them where they were made, with the script of the program that wrote them, and convert the result (a folder "
+    "of the ranks 0, 1, 2, ... alone is joined, if a config.json in it says hidden_size and vocab_size)"
+)
 _FORMATS = {
     "manifest.ocdbt": "an Orbax checkpoint (OCDBT), which is not read: restore it where it was made, with "
     "orbax.checkpoint, and save the embedding with np.savez(FILE, W=...)",

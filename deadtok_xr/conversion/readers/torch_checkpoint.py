@@ -7,11 +7,14 @@ torch 1.6 are read as a whole.
 
 from __future__ import annotations
 
+import importlib
 import mmap
+import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +40,10 @@ _NAMES = 100_000
 _NUMBERS = 10_000_000
 _DEPTH = 64
 _AGAIN = "copy it again from the original"
+_SHARD = (
+    "DTensors, each with the part of one device alone; where the file was made, save tensor.full_tensor() of each, "
+    "or the full state_dict of torch.distributed.checkpoint.state_dict"
+)
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.bfloat16: BFLOAT16,
     **{
@@ -70,8 +77,7 @@ class TorchSource(Source):
         self._values, self.attributes = {}, {}
         self._touched = 0
         try:
-            with warnings.catch_warnings(action="ignore"):  # about future changes in torch
-                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            loaded = _loaded(self.path, mapped=self._mapped)
         except Exception as error:  # for a damaged file torch raises nearly any exception
             raise InputError(_refusal(self.path, str(error))) from error
         with explaining_damage(self.path, "its table of contents", self.format):
@@ -79,7 +85,9 @@ class TorchSource(Source):
             _check_storages((v for v in values.values() if isinstance(v, torch.Tensor)), self._there)
         self._values, self.attributes = values, attributes
 
-    def _entry(self, value: torch.Tensor | NDArray[Any]) -> Entry:
+    def _entry(self, value: torch.Tensor | NDArray[Any] | _Shard) -> Entry:
+        if isinstance(value, _Shard):
+            return Entry(value.shape, None, _SHARD)
         if isinstance(value, np.ndarray):
             return Entry(value.shape, value.dtype, value.dtype.name)
         name, shape = str(value.dtype).removeprefix("torch."), () if value.is_nested else tuple(value.shape)
@@ -132,6 +140,33 @@ class TorchSource(Source):
 
     def close(self) -> None:
         self._values = {}
+
+
+def _loaded(path: Path, *, mapped: bool) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # about future changes in torch
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            if "torch.distributed.tensor" not in str(error) or not torch.distributed.is_available():
+                raise
+            importlib.import_module("torch.distributed.tensor")  # registers DTensor as safe to load
+
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A DTensor of which the file holds the part of one device alone."""
+
+    shape: tuple[int, ...]
+
+
+def _without_mesh(tensor: torch.Tensor) -> torch.Tensor | _Shard:
+    """Return what a file holds of a tensor: of a DTensor, its local part, if that is all of it."""
+    if type(tensor).__name__ != "DTensor":
+        return tensor
+    local = tensor._local_tensor  # type: ignore[attr-defined]
+    return local if local.shape == tensor.shape else _Shard(tuple(tensor.shape))
 
 
 def as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -204,11 +239,8 @@ def _check_pickle(path: Path, content: bytes | mmap.mmap) -> None:
 def _refusal(path: Path, message: str) -> str:
     """Turn a message of torch into one sentence."""
     code = re.search(r"GLOBAL (\S{1,80})", message)
-    if code is not None and "DTensor" in code[1]:
-        return (
-            f"{path} holds DTensors, each with the rows of one device alone, which are not read; where the file was "
-            "made, save tensor.full_tensor() of each, or the full state_dict of torch.distributed.checkpoint.state_dict"
-        )
+    if "DTensor" in (message if code is None else code[1]):
+        return f"{path} holds {_SHARD}"
     if code is not None:
         return (
             f"{path} holds {code[1]}, which could run code and was not loaded; expected: tensors, numbers and texts, "
@@ -248,7 +280,7 @@ def _values_and_attributes(flat: Iterator[tuple[str, Any]]) -> tuple[dict[str, A
             raise ValueError(f"two entries have the name {name!r}")
         number = _numbers(value)
         if isinstance(value, torch.Tensor):
-            values[name] = value
+            values[name] = _without_mesh(value)
         elif number is not None:
             values[name] = number
             n_numbers += number.size
