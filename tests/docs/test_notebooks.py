@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "phase_transitions": {"STEPS": 80, "VOCABULARY": 160, "DIMS": 16, "LR": 1e-5},
     "crystallize_or_evaporate": {"STEPS": 60, "DIMS": 16, "SPREAD": 1e-5},
     "why_tokens_stop": {"STEPS": 80, "VOCABULARY": 160, "DIMS": 16, "LR": 1e-5},
+    "is_my_training_losing_updates": {"STEPS": 20, "DIMS": 16},
     "exploring": {"STEPS": 48, "DIMS": 16},
     "scaling_out": {"STEPS": 260, "TOKENS": 60, "DIMS": 16, "WORKERS": 1, "ANALYSES": ["phases"]},
 }
@@ -98,6 +99,14 @@ CHECKS = {
             assert all(end[moments, kept] > end[moments, "nearest"] for kept in schemes[1:])
         assert abs(end["recorded", "nearest"] / realised - 1) < 0.05
     """,
+    "is_my_training_losing_updates": """
+        assert ds.exact.all() and masters.exact.all() and ds.sizes["step"] == STEPS // EVERY
+        assert (ds[causes].to_array().sum("variable") == ds.numel).all()
+        assert moved["16"] == 0 < moved["32"] and lost == 1
+        assert 0 < int(masters.visible.sum()) < int(masters.moved.sum())
+        assert int(ds.rounded_to_zero.sum()) > 1000 < int(ds.moved.sum())
+        assert needed.is_monotonic_increasing and needed.iloc[0] == 0 < needed.iloc[-1]
+    """,
     "exploring": """
         e = recording.W.sel(token=ord("e"))
         np.testing.assert_allclose(norm.sel(token_text="'e'"), (e**2).sum("dim") ** 0.5)
@@ -138,6 +147,7 @@ PRINTED = {
     "phase_transitions": ["moved on the grid"],
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
+    "is_my_training_losing_updates": ["body.norm.weight) never moved", "in bfloat16, "],
     "exploring": ["the same values: True", "not on the grid"],
     "scaling_out": ["problems: []", "memory to analyse", "tokens in the coldest phase, frozen", "cli.zarr: equal"],
 }
