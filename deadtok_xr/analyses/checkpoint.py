@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common import checks, coordinates, step_selection
+from deadtok_xr.analyses.common import checks, coordinates, equal_rows, step_selection
 from deadtok_xr.analyses.common.lattice_counts import MANTISSAS
+from deadtok_xr.analyses.common.token_blocks import TokenBlocks
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together, gather
 from deadtok_xr.errors import InputError, OffGridError
 
@@ -135,9 +133,10 @@ def checkpoint(
     if isinstance(reference, str) and reference != "largest":
         raise InputError(f"reference={reference!r}: say 'largest', or a list of token ids")
     named = None if isinstance(reference, str) else _token_positions(tokens, reference)
-    parts = _by_block(rows, _describe, variable, grid, dead, named is None)
-    references = _read_reference(parts, rows, named)
-    distances = _by_block(rows, _measure_distances, grid, references)
+    blocks = TokenBlocks(rows)
+    parts = blocks.each(_describe, variable, grid, dead, named is None)
+    references = gather([parts] if named is None else [], partial(_find_reference, blocks=blocks, named=named))
+    distances = blocks.each(_measure_distances, grid, after=[references])
     inputs = {"parts": parts, "references": references, "distances": distances}
     shapes = _shapes(rows.shape, grid, len(kinds), norm_bins, 1 if named is None else len(named))
     values = compute_together(inputs, _combine, shapes, ATTRS, dead=dead, tokens=tokens, bins=norm_bins)
@@ -159,21 +158,6 @@ def _token_positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[i
         reason = f"token {missing[0]} is not in this dataset" if missing.size else "reference= names no token"
         raise InputError(f"checkpoint: {reason}; name tokens that it has, or say reference='largest'")
     return tuple(int(np.flatnonzero(tokens == token)[0]) for token in wanted)
-
-
-def _by_block(x: da.Array, work: Any, *options: Any) -> da.Array:
-    """Return one object per block of tokens: ``work(rows, first, *options)``; lazy options are computed first."""
-    first = da.from_array(np.concatenate([[0], np.cumsum(x.chunks[1])[:-1]]), chunks=1)
-    lazy = [part for o in options for part in ((o, "o") if isinstance(o, da.Array) else (o, None))]
-    return da.blockwise(
-        _work, "t", work, None, x, "std", first, "t", *lazy,
-        adjust_chunks={"t": 1}, concatenate=False, align_arrays=False, dtype=object, meta=np.empty(0, object),
-    )  # fmt: skip
-
-
-def _work(work: Any, blocks: Any, first: NDArray[np.int64], *options: Any) -> list[Any]:
-    rows = blocks[0][0][0]
-    return [work(rows, int(first[0]), *(o[0][0] if isinstance(o, list) else o for o in options))]
 
 
 def _describe(
@@ -199,8 +183,7 @@ def _describe(
     except OffGridError as error:
         raise OffGridError(f"{variable}: {error} of {grid}; measure recorded values, or say precision=") from None
     norm = np.where(valid, np.sqrt(np.einsum("nd,nd->n", x, x)), np.nan)
-    row_digests = [hashlib.blake2b(row, digest_size=16).digest() for row in words] if digests else []
-    return {"sums": sums, "norm": norm, "valid": valid, "digests": row_digests}
+    return {"sums": sums, "norm": norm, "valid": valid, "digests": equal_rows.digests(words) if digests else []}
 
 
 def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
@@ -212,39 +195,15 @@ def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_reference(parts: da.Array, x: da.Array, named: tuple[int, ...] | None) -> da.Array:
-    """Return the reference tokens, their positions and values, by one task that waits for the digests if needed."""
-    return gather([parts] if named is None else [], partial(_find_reference, read=_TokenReader(x), named=named))
-
-
-class _TokenReader:
-    """Reads tokens by position inside a task; edges of the graph would read all of them."""
-
-    def __init__(self, x: da.Array) -> None:
-        self._x = x
-
-    def __dask_tokenize__(self) -> str:
-        return str(self._x.name)
-
-    def __call__(self, at: list[int]) -> NDArray[Any]:
-        rows = [Series(self._x[0, i]).values() for i in at]
-        return np.stack(rows) if rows else np.empty((0, self._x.shape[2]), self._x.dtype)
-
-
-def _find_reference(*parts: list[Any], read: _TokenReader, named: tuple[int, ...] | None) -> dict[str, Any]:
+def _find_reference(*parts: list[Any], blocks: TokenBlocks, named: tuple[int, ...] | None) -> dict[str, Any]:
     at = list(named) if named is not None else _largest_black_hole(parts[0])
-    return {"at": at, "rows": read(at)}
+    return {"at": at, "rows": blocks.rows(at)}
 
 
 def _largest_black_hole(parts: list[Any]) -> list[int]:
     """Return the position of the first token of the largest black hole, if there is one."""
-    digests = np.frombuffer(b"".join(d for part in parts for d in part["digests"]), "V16")
-    valid = np.flatnonzero(np.concatenate([part["valid"] for part in parts]))
-    if not valid.size:
-        return []
-    _, first, counts = np.unique(digests[valid], return_index=True, return_counts=True)
-    most = counts.max()
-    return [int(valid[first[counts == most].min()])] if most > 1 else []
+    valid = np.concatenate([part["valid"] for part in parts])
+    return equal_rows.largest_group([part["digests"] for part in parts], valid)[:1].tolist()
 
 
 def _measure_distances(rows: NDArray[Any], first: int, grid: str, references: dict[str, Any]) -> dict[str, Any]:
