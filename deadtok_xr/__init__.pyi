@@ -33,6 +33,7 @@ from .analyses.open_loop import replay_open_loop
 from .analyses.phases import phases
 from .analyses.spectrum import spectrum
 from .analyses.topology import topology
+from .analyses.undertrained import undertrained
 from .checkpoints.doctor import doctor
 from .conversion import convert
 from .conversion.verify import verify
@@ -103,6 +104,7 @@ __all__ = [
     "summary",
     "testing",
     "topology",
+    "undertrained",
     "velocity_autocorrelation",
     "verify",
 ]

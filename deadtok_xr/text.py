@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
@@ -20,3 +21,37 @@ def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
         for column, side in zip(zip(*rows, strict=True), align.ljust(len(rows[0]), "<"), strict=True)
     ]
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def quoted(text: str, width: int) -> str:
+    """Return a text in quotes, at most ``width`` columns wide, with escapes for what a terminal might act on."""
+    shown, used = "", 2
+    for i, letter in enumerate(text):
+        part = escaped(letter)
+        columns = sum(_columns(c) for c in part)
+        if used + columns > width - (i < len(text) - 1):
+            return f'"{shown}\N{HORIZONTAL ELLIPSIS}"'
+        shown, used = shown + part, used + columns
+    return f'"{shown}"'
+
+
+def escaped(text: str) -> str:
+    """Return a text with escapes for all characters that do not print: of control, of direction, without a width."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _columns(letter: str) -> int:
+    return 0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+
+
+def ranges(numbers: Iterable[int], at_most: int = 4) -> str:
+    """Return ascending numbers as text, neighbours as ranges: "3, 17-19, 40 and 12 more"."""
+    found: list[list[int]] = []
+    for n in numbers:
+        if found and n == found[-1][1] + 1:
+            found[-1][1] = n
+        else:
+            found.append([n, n])
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found[:at_most])
+    more = sum(b - a + 1 for a, b in found[at_most:])
+    return f"{shown} and {more:,} more" if more else shown

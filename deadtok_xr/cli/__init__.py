@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import analyze, demo, doctor, report, spelling, stores
+from deadtok_xr.cli import analyze, demo, doctor, report, spelling, stores, tokens
 from deadtok_xr.cli.failures import status
 from deadtok_xr.cli.warm_up import warm_up
 
@@ -20,6 +20,7 @@ deadtok records and analyses how the embedding matrix of a language model moves 
   deadtok analyze run.zarr -o results.zarr  measure how the tokens move
   deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
   deadtok doctor model.pt --lr 1e-5         say which values of a saved model cannot move
+  deadtok tokens model.pt                   say which tokens of a saved model were hardly trained
 
 All commands: deadtok --help. All options of one: deadtok analyze --help.
 """
@@ -54,6 +55,7 @@ for _command in (
     stores.export,
     report.report,
     doctor.doctor,
+    tokens.tokens,
     warm_up,
 ):
     cli.add_command(_command)

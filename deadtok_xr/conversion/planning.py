@@ -59,7 +59,7 @@ def make_plan(
     InputError
         If the source is not a recording that can be read, contradicts itself, or can be read in two ways.
     """
-    context = _inspect(source, options, key_map)
+    context = inspect_source(source, options, key_map)
     weights = context.keys.get("W", context.keys.get("delta", ""))
     tokens = find_row_tokens(source, key_map, context.axes.n_rows, weights, options)
     matrices = describe_matrices(context, progress)
@@ -85,7 +85,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _inspect(source: Source, options: Options, key_map: KeyMap) -> Context:
+def inspect_source(source: Source, options: Options, key_map: KeyMap) -> Context:
     """Find the keys, sizes and steps of a recording."""
     keys = variable_keys(source, key_map, options)
     is_model = not any(name in keys for name in WEIGHTS) or "W" in options.keys

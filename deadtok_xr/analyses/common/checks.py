@@ -92,7 +92,8 @@ def _lazily(x: xr.DataArray) -> xr.DataArray:
     if x.chunks is not None:
         return x
     preferred = x.encoding.get("preferred_chunks", {})
-    return x.chunk({dim: preferred.get(dim, "auto") for dim in x.dims})
+    # without its coordinates: texts of tokens are objects, whose size Dask does not know
+    return x.copy(data=x.variable.chunk({dim: preferred.get(dim, "auto") for dim in x.dims}).data)
 
 
 def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
