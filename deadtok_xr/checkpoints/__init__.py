@@ -7,8 +7,9 @@ contents       which arrays of a checkpoint are parameters, and which are compar
 counts         one pass over the values of a parameter, in bounded memory
 doctor         the public function: counts as variables
 findings       the sentences and the table of `deadtok doctor`
+weights        the embedding of a saved model as a lazy dataset, without converting it
 
-It imports `conversion.readers`, `kernels`, `bfloat16`, `attributes`, `text` and `errors`.
+It imports `conversion`, `recording`, `dask_arrays`, `kernels`, `bfloat16`, `attributes`, `text` and `errors`.
 """
 
 from deadtok_xr.checkpoints.doctor import doctor

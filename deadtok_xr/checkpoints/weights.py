@@ -98,15 +98,14 @@ class _OpenSource:
 
     def matrix(self, name: str, key: str) -> da.Array:
         """Return a matrix as a lazy array, (step, token, dim), in blocks of tokens."""
-        entry, axes = weights_entry(self.source, key), self.context.axes
+        entry, axes, weights = weights_entry(self.source, key), self.context.axes, self.context.keys["W"]
         shape = (axes.n_steps, axes.n_rows, axes.n_dims)
         first = 0 if axes.static else self.context.steps.skip
         expected = shape[1:] if axes.static else (shape[0] + first, *shape[1:])
         if entry.shape != expected:
             raise InputError(
-                f"{self.path}: {name} is {key!r} {entry}; expected: the shape {expected} of W, "
-                f"{self.context.keys['W']!r}; leave it out by naming the weights alone, --key W={self.context.keys['W']} "
-                f"(keys={{'W': {self.context.keys['W']!r}}})"
+                f"{self.path}: {name} is {key!r} {entry}; expected: the shape {expected} of W, {weights!r}; to leave "
+                f"it out, name the weights alone, --key W={weights} (keys={{'W': {weights!r}}})"
             )
         dtype = stored_dtype(entry, self.context.options)
         height = max(1, BLOCK_BYTES // max(1, shape[2] * dtype.itemsize))
@@ -131,9 +130,7 @@ class _OpenSource:
             return self.source.read(key, *where)
 
 
-def _read(
-    source: _OpenSource, key: str, step: int | None, begin: int, end: int, dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def _read(source: _OpenSource, key: str, step: int | None, begin: int, end: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     tokens = slice(begin, end)
     where = (tokens,) if step is None else (slice(step, step + 1), tokens)
     values = source.read(key, where)

@@ -20,13 +20,13 @@ _EXPENSIVE = ("cosine_distance_without_pc1", "pc1_gap")
 
 @click.command()
 @click.argument("checkpoint", type=PLACE)
-@click.option("--tokenizer", type=PATH, help="The tokenizer.json of the model: texts, and tokens that text cannot become.")
+@click.option("--tokenizer", type=PATH, help="The tokenizer.json of the model: texts, and what text cannot become.")
 @click.option(
     "--reference",
     default="auto",
     show_default=True,
     metavar="IDS",
-    help="Tokens that were never trained: ids with commas, a file of ids, or black_hole, beyond_tokenizer, dead, zeros.",
+    help="Untrained tokens: ids with commas, a file of ids, or black_hole, beyond_tokenizer, dead, zeros.",
 )
 @click.option(
     "--share",
@@ -36,7 +36,7 @@ _EXPENSIVE = ("cosine_distance_without_pc1", "pc1_gap")
     help="Share of the tokens that are candidates.",
 )
 @click.option("--step", type=int, default=-1, help="Label of a step, of several. Default: the last one.")
-@click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of CHECKPOINT is W, and which E.")
+@click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of CHECKPOINT is W, or E.")
 @click.option("--csv", "csv_file", type=PATH, help="Write all tokens and indicators to this file, by rank.")
 @JSON
 @QUIET

@@ -159,7 +159,7 @@ class TestTheReference:
 
     def test_tied_weights_need_one(self) -> None:
         W = np.random.default_rng(0).normal(size=(1, 9, 4)).astype(np.float32)
-        with pytest.raises(InputError, match=r"no two rows are equal.*weights are tied.*Name such tokens with reference="):
+        with pytest.raises(InputError, match=r"no two rows are equal.*are tied.*Name such tokens with reference="):
             dx.undertrained(dataset(W)).compute()
         with pytest.raises(InputError, match="each of the 9 tokens has NaN or infinity"):
             dx.undertrained(dataset(np.full_like(W, np.nan))).compute()

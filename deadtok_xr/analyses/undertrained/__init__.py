@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -177,7 +176,7 @@ def _of_tokenizer(ds: xr.Dataset, path: str | Path | None) -> tuple[dict[str, xr
     whole = np.array_equal(tokens, np.arange(len(tokens)))
     if whole and max(texts, default=-1) >= len(tokens):
         raise InputError(
-            f"{path} has {len(texts):,} tokens, the last of them {max(texts)}, but the matrix has {len(tokens):,} rows; "
+            f"{path} has {len(texts):,} tokens, the last of them {max(texts)}, but there are {len(tokens):,} rows; "
             "expected: the tokenizer of this model"
         )
     if not any(int(token) in texts for token in tokens):

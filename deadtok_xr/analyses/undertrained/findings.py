@@ -70,8 +70,8 @@ def rows(found: xr.Dataset, at: NDArray[np.int64] | None = None) -> Iterator[dic
 def sentences(found: xr.Dataset) -> list[str]:
     """Return what was found, the most important first."""
     return [
-        *_of_candidates(found), *_of_reference(found), *_of_dead_tokens(found), *_of_zeros(found), *_of_tokenizer(found),
-        *_not_finite(found),
+        *_of_candidates(found), *_of_reference(found), *_of_dead_tokens(found), *_of_zeros(found),
+        *_of_tokenizer(found), *_not_finite(found),
     ]  # fmt: skip
 
 
@@ -109,8 +109,8 @@ def _of_reference(found: xr.Dataset) -> Iterator[str]:
         )
         return
     ids = found["token"].values[found["is_reference"].values]
-    how = "" if plain(found.attrs["reference"]) == "given" else ", found by itself"
-    yield f"The reference is {_REFERENCES[kinds[used[0]]]}{how}: {_tokens(sizes[used[0]])} ({ranges(ids.tolist())})."
+    which = f"{_tokens(sizes[used[0]])} ({ranges(ids.tolist())})"
+    yield f"Distances are measured from the reference, {_REFERENCES[kinds[used[0]]]}: {which}."
     others = [k for k in np.flatnonzero(sizes) if k != used[0]]
     share = percent(float(found.attrs["share"]))
     for k in others:
@@ -140,9 +140,10 @@ def _of_zeros(found: xr.Dataset) -> Iterator[str]:
         yield f"{len(ids):,} {verb} zero throughout{of_input} ({ranges(ids)})."
     negative = int((below & ~zero).sum())
     if negative:
+        verb = "row without being zero has" if negative == 1 else "rows without being zero have"
         yield (
-            f"{negative:,} {'row has' if negative == 1 else 'rows have'} no value above {found.attrs['eps']:g}{of_input} "
-            "and are not zero: a check of the largest value would take them for untrained."
+            f"{negative:,} {verb} no value above {found.attrs['eps']:g}{of_input}: a check of the largest value would "
+            "count them as untrained."
         )
 
 
@@ -191,7 +192,11 @@ def _table(found: xr.Dataset, at: NDArray[np.int64]) -> list[str]:
     columns = [(head, values) for head, values in columns if np.isfinite(values).any()]
     head = ["rank", "token", *(head for head, _ in columns)]
     cells = [
-        [str(found["rank"].values[i]), str(found["token"].values[i]), *(f"{_shown(values[k]):.4g}" for _, values in columns)]
+        [
+            str(found["rank"].values[i]),
+            str(found["token"].values[i]),
+            *(f"{_shown(values[k]):.4g}" for _, values in columns),
+        ]
         for k, i in enumerate(at)
     ]
     align = ">" * len(head)

@@ -148,7 +148,7 @@ def combine(
 def _without_rounding(values: NDArray[np.float64], limit: float) -> tuple[NDArray[np.float64], float]:
     """Round values and a limit, so that equal rows are equal although BLAS may sum their products in two orders."""
     scale = np.max(np.abs(values), initial=0, where=~np.isnan(values)) or 1.0
-    return np.round(values / scale, _DIGITS), float(np.round(limit / scale, _DIGITS))
+    return np.asarray(np.round(values / scale, _DIGITS), np.float64), round(float(limit / scale), _DIGITS)
 
 
 def _agreement(

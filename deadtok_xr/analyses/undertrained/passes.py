@@ -87,9 +87,7 @@ def cosine_distance(x: Floats, u: Floats) -> Floats:
     return np.asarray(1 - x @ u / np.maximum(product, SMALLEST))
 
 
-def without_axis(
-    rows: NDArray[Any], begin: int, references: dict[str, Any], axis: dict[str, Any]
-) -> Floats:
+def without_axis(rows: NDArray[Any], begin: int, references: dict[str, Any], axis: dict[str, Any]) -> Floats:
     """Return the cosine distance of each token to the reference that is used, without the component along an axis."""
     found, used, v = np.full(len(rows), np.nan), references["used"], axis["vector"]
     if used < 0 or v is None:
@@ -105,7 +103,7 @@ def without_axis(
 
 
 def principal_axis(*, blocks: TokenBlocks) -> dict[str, Any]:
-    """Return the first principal axis of the tokens without NaN and infinity, and how far its variance is from the next.
+    """Return the first principal axis of the tokens that are finite, and how far its variance is from the next.
 
     The covariance is summed in one task, block after block: it is as large as many blocks.
     """

@@ -64,12 +64,12 @@ def candidates(
 def _given(ds: xr.Dataset, reference: Sequence[int]) -> NDArray[np.bool_]:
     tokens, wanted = checks.token_ids(ds), np.atleast_1d(np.asarray(reference))
     if not wanted.size or wanted.dtype.kind not in "iu":
-        raise InputError("undertrained: reference= names no token; give ids of tokens that were never trained, or 'auto'")
+        raise InputError("undertrained: reference= names no token; give ids of untrained tokens, or 'auto'")
     missing = wanted[~np.isin(wanted, tokens)]
     if missing.size:
         raise InputError(
-            f"undertrained: the reference names token {missing[0]}, which is not in this dataset of {len(tokens)} tokens, "
-            f"{tokens.min()} to {tokens.max()}: name tokens that it has"
+            f"undertrained: the reference names token {missing[0]}, which is not in this dataset of {len(tokens)} "
+            f"tokens, {tokens.min()} to {tokens.max()}: name tokens that it has"
         )
     return np.isin(tokens, wanted)
 
