@@ -6,6 +6,7 @@ from .analyses.analyze import analyze
 from .analyses.autocorrelation import velocity_autocorrelation
 from .analyses.census import census
 from .analyses.centroid_origin import centroid_origin
+from .analyses.changed_fraction import changed_fraction
 from .analyses.checkpoint import checkpoint
 from .analyses.cloud import cloud
 from .analyses.clusters import clusters
@@ -49,6 +50,7 @@ from .results.report import report
 from .results.save import open_results, save_results
 from .results.summary import summary
 from .store.labels import label
+from .undo.changed_mask import changed_mask
 
 __all__ = [
     "Monitor",
@@ -61,6 +63,8 @@ __all__ = [
     "bfloat16",
     "census",
     "centroid_origin",
+    "changed_fraction",
+    "changed_mask",
     "checkpoint",
     "cloud",
     "clusters",

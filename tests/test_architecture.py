@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "deadtok_xr"
 MAX_ROOT_MODULES = 14
 PACKAGES = (
     "_version", "errors", "text", "attributes", "bfloat16", "sparse_updates", "schema", "kernels", "dask_arrays",
-    "store", "recording", "replay", "recorder", "monitor", "engine", "conversion", "checkpoints", "analyses", "plot",
-    "results", "testing", "demo", "cli", "__main__",
+    "store", "recording", "replay", "recorder", "monitor", "undo", "engine", "conversion", "checkpoints", "analyses",
+    "plot", "results", "testing", "demo", "cli", "__main__",
 )  # fmt: skip
 """The packages and modules in the import order: each may import those before it."""
 HEAVY = {"torch", "h5py", "matplotlib", "numba", "scipy", "zarr", "xarray", "dask"}
