@@ -13,7 +13,7 @@ import numpy as np
 
 from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import MAGNITUDE, float32_value, float32_word, power_of_two
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import inner
 
 CENTROID, PAIR, ELEMENT = 0, 1, 2
 """The spacings."""
@@ -50,14 +50,14 @@ def rule(spacing: int, k: float, linked: bool, lattice: Lattice) -> Rule:
     return Rule(spacing, float(k), linked, lattice.smallest, lattice.ulp_offset)
 
 
-@compiled
+@inner
 def _ulp(word, rule):
     """Return the ULP of a float32 word."""
     exponent = max(np.int64((word >> np.uint32(23)) & np.uint32(0xFF)), rule.smallest)
     return power_of_two(exponent - rule.ulp_offset)
 
 
-@compiled
+@inner
 def limits_of(positions):
     """Return the smallest and the largest threshold of any pair in each dim; fill in the thresholds of tokens."""
     words, rule = positions.words, positions.rule
@@ -71,7 +71,7 @@ def limits_of(positions):
     return low, high
 
 
-@compiled
+@inner
 def _fill_token_thresholds(words, rule, out):
     N, D = words.shape
     for n in range(N):
@@ -81,7 +81,7 @@ def _fill_token_thresholds(words, rule, out):
         out[n] = rule.k * (total / D)
 
 
-@compiled
+@inner
 def _element_limits(words, rule, low, high):
     N, D = words.shape
     least, most = np.full(D, MAGNITUDE), np.zeros(D, np.uint32)
@@ -94,7 +94,7 @@ def _element_limits(words, rule, low, high):
         low[d], high[d] = rule.k * _ulp(least[d], rule), rule.k * _ulp(most[d], rule)
 
 
-@compiled
+@inner
 def adjacent(positions, a, b):
     """Return whether two tokens are adjacent, in float64. Limits and gaps are compared as integers, by their bits."""
     words, rule = positions.words, positions.rule
@@ -119,6 +119,6 @@ def adjacent(positions, a, b):
     return rule.linked or apart > 0
 
 
-@compiled
+@inner
 def _magnitude(x):
     return np.float32(x).view(np.uint32) & MAGNITUDE

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import inner
 
 INFINITY = 0x7F800000
 """The float32 word of infinity: a magnitude at or above it is infinite or NaN."""
@@ -43,31 +43,31 @@ def _float32_word(word):
     return lambda word: np.uint32(word)
 
 
-@compiled
+@inner
 def float32_value(word):
     """Return the value of a bit word, as float32."""
     return np.uint32(float32_word(word)).view(np.float32)
 
 
-@compiled
+@inner
 def unsigned_zero(word):
     """Return a float32 word, with -0 replaced by +0, because the two are the same value."""
     return word if word & MAGNITUDE else np.uint32(0)
 
 
-@compiled
+@inner
 def value_of(word):
     """Return the value of a float32 word, as float64."""
     return np.float64(np.uint32(word).view(np.float32))
 
 
-@compiled
+@inner
 def exponent_of(word, smallest):
     """Return a float32 word's exponent field in the format: 0 for the format's zero and subnormals."""
     return max(np.int64((word >> np.uint32(23)) & np.uint32(0xFF)) - smallest + 1, 0)
 
 
-@compiled
+@inner
 def ordinal_of(word, smallest, ulp_offset):
     """Count the numbers of the format between a float32 word and zero; negative below zero."""
     exponent = exponent_of(word, smallest)
@@ -78,13 +78,13 @@ def ordinal_of(word, smallest, ulp_offset):
     return -size if word & SIGN else size
 
 
-@compiled
+@inner
 def power_of_two(exponent):
     """Return 2^exponent as a float64, made from its bits."""
     return np.int64((1023 + exponent) << 52).view(np.float64)
 
 
-@compiled
+@inner
 def off_grid(word, spare, largest):
     """Return whether a float32 word is finite and not a number of the format."""
     size = np.uint32(word & MAGNITUDE)
@@ -92,7 +92,7 @@ def off_grid(word, spare, largest):
     return (field < np.uint32(255)) & ((size > np.uint32(largest)) | ((word & spare[np.uint64(field)]) != 0))
 
 
-@compiled
+@inner
 def not_finite(word):
     """Return whether a float32 word is NaN or infinite."""
     return (word & MAGNITUDE) >= np.uint32(0x7F800000)

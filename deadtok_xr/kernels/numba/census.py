@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
 
 Longs = NDArray[np.int64]
 
@@ -107,7 +107,7 @@ def _label(steps, t, changed, zero, infinity, keys, hashes, old, label):
             slot = (slot + np.uint64(1)) & mask
 
 
-@compiled
+@inner
 def _rehash(steps, t, changed, zero, infinity, keys, hashes, old, finite):
     """Hash the rows that changed; return, for each value of the low bits, whether a row got or lost such a hash."""
     N = len(old)
@@ -126,7 +126,7 @@ def _rehash(steps, t, changed, zero, infinity, keys, hashes, old, finite):
     return seen
 
 
-@compiled
+@inner
 def _power_of_two(n):
     size = 1
     while size < n:
@@ -134,7 +134,7 @@ def _power_of_two(n):
     return size
 
 
-@compiled
+@inner
 def _hash(steps, t, n, zero, infinity, keys):
     """Return the hash of a row, and whether all its elements are finite."""
     total = np.uint64(0)
@@ -148,7 +148,7 @@ def _hash(steps, t, n, zero, infinity, keys):
     return total ^ (total >> np.uint64(29)), wrong == 0
 
 
-@compiled
+@inner
 def _same(steps, t, n, m, zero, changed, old):
     """Return whether two rows are equal; if neither changed, their labels at the step before are compared instead."""
     if not changed[n] and not changed[m]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from deadtok_xr.kernels.numba.bit_words import to_float64
-from deadtok_xr.kernels.numba.jit import compiled, inlined_sums
+from deadtok_xr.kernels.numba.jit import compiled, inlined_sums, inner
 
 
 def changed_rows(steps):
@@ -36,7 +36,7 @@ def _difference(steps, t, n):
     return bits
 
 
-@compiled
+@inner
 def same_row(a, t, b, u, n):
     """Return whether row n is the same, bit by bit, at step t of one block and step u of another."""
     if a[t, n, 0] != b[u, n, 0]:
@@ -47,7 +47,7 @@ def same_row(a, t, b, u, n):
     return difference == 0
 
 
-@compiled
+@inner
 def list_changed(steps, t, n, dims, start):
     """List the dims in which a row differs from the next step in ``dims``, from ``start`` on; return the list's end.
 
@@ -108,7 +108,7 @@ def finite_row(steps, t, n):
     return total == 0
 
 
-@compiled
+@inner
 def _moved(steps, t, n):
     """Return whether any value of a row differs at the next step; -0 and +0 are equal."""
     for d in range(steps.shape[2]):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 QUARTILES = (0.25, 0.5, 0.75)
 SUMS = (
@@ -133,7 +133,7 @@ def _norms(steps, norms):
         norms[n] = np.sqrt(_square(steps, 0, n))
 
 
-@compiled_sums
+@inner_sums
 def _square(steps, t, n):
     total = 0.0
     for d in range(steps.shape[2]):
@@ -150,7 +150,7 @@ def _transition(steps, t, changed, norms, bulk, lengths):
     return _summarize(moves)
 
 
-@compiled
+@inner
 def _displacements(steps, t, changed, norms, bulk, moves):
     """Fill in the displacement of each token, add them to ``bulk``, and update the norms."""
     lengths = moves.l2
@@ -169,7 +169,7 @@ def _displacements(steps, t, changed, norms, bulk, moves):
             moves.radial[n] = min(max(radial / (before * length), -1.0), 1.0) if before > 0 else np.nan
 
 
-@compiled_sums
+@inner_sums
 def _sums(steps, t, n, bulk):
     """Return ‖ΔW‖₁, ‖ΔW‖₂², ‖W[t]‖₂² and ΔW·W[t-1] of a token; add its displacement to ``bulk``."""
     l1 = 0.0
@@ -187,7 +187,7 @@ def _sums(steps, t, n, bulk):
     return l1, squares, after, outwards
 
 
-@compiled
+@inner
 def _largest(steps, t, n):
     """Return ‖ΔW‖∞ of a token, as a maximum of integers: the bits of non-negative floats ascend with their values."""
     top = np.int64(0)
@@ -197,7 +197,7 @@ def _largest(steps, t, n):
     return np.int64(top).view(np.float64)
 
 
-@compiled
+@inner
 def _summarize(moves):
     """Return the `SUMS` of a transition."""
     lengths = moves.l2
@@ -272,7 +272,7 @@ def _shear(steps, t, lengths, bulk):
     return speed, (total + resting * speed) / N, (heat + resting * squares) / N, aligned
 
 
-@compiled_sums
+@inner_sums
 def _beside_bulk(steps, t, n, bulk):
     """Return ‖ΔW - ΔC‖₂² and ΔW·ΔC of a token."""
     own = 0.0
@@ -333,7 +333,7 @@ def _cosines(first, second, third, lengths, later, cosines):
     return n, one_rests, both_rest
 
 
-@compiled_sums
+@inner_sums
 def _dot(first, second, third, n):
     """Return the product of a token's two displacements."""
     total = 0.0

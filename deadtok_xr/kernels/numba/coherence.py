@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.bit_words import to_float64
-from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined_sums
+from deadtok_xr.kernels.numba.jit import compiled, inlined_sums, inner, inner_finite
 
 Rows = NDArray[np.float64]
 
@@ -119,20 +119,20 @@ def moments(unit, n, centre):
     return mean_and_deviation(n, q, variance)
 
 
-@compiled
+@inner
 def mean_and_deviation(n, q, variance):
     """Return mean and deviation of the pairwise cosines of n unit vectors, within their bounds."""
     mean = 1.0 - q * n / (n - 1)
     return min(max(mean, -1.0), 1.0), np.sqrt(max(variance, 0.0))
 
 
-@compiled
+@inner
 def variance_of(n, q, spread_a, squares):
     """Return the variance of the pairwise cosines, from Σa² and the sum of the squares of K."""
     return (2.0 * n * spread_a + squares - n * q * q) / (n * (n - 1.0)) - (q / (n - 1.0)) ** 2
 
 
-@compiled_finite
+@inner_finite
 def _by_pairs(rows, n, a, q):
     total = 0.0
     for i in range(n):
@@ -144,7 +144,7 @@ def _by_pairs(rows, n, a, q):
     return total / (n * (n - 1) / 2)
 
 
-@compiled_finite
+@inner_finite
 def _by_products(rows, n, a, q):
     K = _products(rows, n)
     squares = 0.0
@@ -158,7 +158,7 @@ def _by_products(rows, n, a, q):
     return variance_of(n, q, spread_a, squares)
 
 
-@compiled_finite
+@inner_finite
 def _products(rows, n):
     """Return Σ d dᵀ on and below the diagonal (and, in pairs of dims, one element above it)."""
     D = rows.shape[1]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
 
 Longs = NDArray[np.int64]
 APART = np.iinfo(np.int64).max
@@ -167,7 +167,7 @@ def _measure(label, sizes, figures):
     figures[8] = (largest + second) / population if holes else np.nan
 
 
-@compiled
+@inner
 def _count_events(old, old_sizes, label, sizes, events):
     """Count the `EVENTS` between two steps."""
     events[0] = _n_broken_up(old, old_sizes, label)
@@ -179,7 +179,7 @@ def _count_events(old, old_sizes, label, sizes, events):
             events[3] += shares and not shared
 
 
-@compiled
+@inner
 def _n_broken_up(one, sizes, other):
     """Count the black holes of one step whose rows are in more than one place at another step."""
     place = np.full(len(one), -1)

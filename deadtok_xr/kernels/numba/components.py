@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import inner
 
 FIGURES = ("n_edges", "largest_component", "n_singletons", "n_components", "degree_max", "n_invalid")
 """The figures of a graph of tokens, which `count` computes."""
@@ -36,14 +36,14 @@ class Graph(NamedTuple):
     """(p,): to how many tokens each token of a node is adjacent."""
 
 
-@compiled
+@inner
 def without_edges(nodes, linked):
     """Return a graph without edges, except those within a node if equal tokens are ``linked``."""
     P = len(nodes.counts)
     return Graph(np.arange(P), nodes.counts - 1 if linked else np.zeros(P, np.int64))
 
 
-@compiled
+@inner
 def _root(parent, a):
     while parent[a] != a:
         parent[a] = parent[parent[a]]
@@ -51,7 +51,7 @@ def _root(parent, a):
     return a
 
 
-@compiled
+@inner
 def join(graph, nodes, a, b):
     """Add the edges between the tokens of two nodes."""
     graph.degree[a] += nodes.counts[b]
@@ -60,7 +60,7 @@ def join(graph, nodes, a, b):
     graph.parent[max(x, y)] = min(x, y)
 
 
-@compiled
+@inner
 def _bin(x):
     """Return the bin of a count: 0 for 0, else the number of its binary digits (bins 1, 2 to 3, 4 to 7, ...)."""
     digits = 0
@@ -70,7 +70,7 @@ def _bin(x):
     return digits
 
 
-@compiled
+@inner
 def count(graph, nodes, figures, degrees, sizes):
     """Fill in `FIGURES` except the last, and the histograms of degrees and of component sizes, see `topology`."""
     counts, degree = nodes.counts, graph.degree
@@ -97,7 +97,7 @@ def count(graph, nodes, figures, degrees, sizes):
     figures[SINGLETONS], figures[COMPONENTS] = alone, components + alone
 
 
-@compiled
+@inner
 def name_components(graph, nodes, label):
     """Fill in the first token of each token's component, (n,)."""
     first = np.full(len(graph.parent), -1)

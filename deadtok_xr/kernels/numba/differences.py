@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 
 @compiled
@@ -57,7 +57,7 @@ def differences(a, b, x, y, to_compare, held, first, at, out_bits, out_values, o
             squares[t] = most[t] = np.nan
 
 
-@compiled
+@inner
 def _compare(a, b, x, y, t, n, held):
     """Update ``held`` for a row."""
     difference = a[t, n, 0] ^ b[t, n, 0]
@@ -77,7 +77,7 @@ def _compare(a, b, x, y, t, n, held):
         held[2, n], held[3, n] = _distances(x, y, t, n)
 
 
-@compiled_sums
+@inner_sums
 def _distances(x, y, t, n):
     """Return ‖x - y‖₂² and ‖x - y‖∞ of a row."""
     total = 0.0

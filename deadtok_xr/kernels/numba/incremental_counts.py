@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import MAGNITUDE, MANTISSA, SIGN, float32_word, not_finite, off_grid
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
 """Columns of `StepCounts.counts`."""
@@ -126,7 +126,7 @@ def _count_step(steps, lattice, step):
     return off
 
 
-@compiled
+@inner
 def recount(steps, t, n, before, after, k, was_finite, is_finite, step):
     """Count the k elements of a token that changed, whose words are in ``before`` and ``after``.
 
@@ -141,7 +141,7 @@ def recount(steps, t, n, before, after, k, was_finite, is_finite, step):
         _count_row(steps, t + 1, n, 1, step.leading, step.counts)
 
 
-@compiled
+@inner
 def _count(words, k, by, leading, counts):
     """Add k words to the counts, or subtract them."""
     zero = negative = single = 0
@@ -158,14 +158,14 @@ def _count(words, k, by, leading, counts):
         leading[np.uint64(_WORDS) + np.uint64(words[i] >> np.uint32(23))] = 1
 
 
-@compiled
+@inner
 def _is_power_of_two(size):
     """Return whether a magnitude is a power of two: a subnormal with one bit set, or a zero mantissa."""
     one_bit = (size & (size - np.uint32(1))) == 0
     return (size != 0) & (((size & MANTISSA) == 0) | (one_bit & (size <= MANTISSA)))
 
 
-@compiled
+@inner
 def _count_row(steps, t, n, by, leading, counts):
     words = np.empty(steps.shape[2], np.uint32)
     for d in range(len(words)):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.changes import finite_row
-from deadtok_xr.kernels.numba.jit import compiled, inlined_sums
+from deadtok_xr.kernels.numba.jit import compiled, inlined_sums, inner
 
 
 def kinematics(
@@ -61,7 +61,7 @@ def _centroids(steps, any_changed, centre, first):
             _mean(steps, t, centre)
 
 
-@compiled
+@inner
 def _mean(steps, t, out):
     out[t] = 0.0
     for n in range(steps.shape[1]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 
 def lagged(steps, seen, dots, pairs, cosines, n_moved):
@@ -49,7 +49,7 @@ def _lagged(steps, first, dots, pairs, cosines, n_moved):
                     n_moved[n, lag] += 1
 
 
-@compiled
+@inner
 def _velocities(steps, n, v, length):
     for t in range(len(v)):
         square = 0.0
@@ -59,7 +59,7 @@ def _velocities(steps, n, v, length):
         length[t] = np.sqrt(square) if np.isfinite(square) else np.nan
 
 
-@compiled_sums
+@inner_sums
 def _dot(v, t, u):
     total = 0.0
     for d in range(v.shape[1]):

@@ -35,7 +35,7 @@ from deadtok_xr.kernels.numba.incremental_counts import (
     recount,
     refuse,
 )
-from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined
+from deadtok_xr.kernels.numba.jit import compiled, inlined, inner, inner_finite
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",
@@ -149,7 +149,7 @@ def _lattice_steps(steps, changed, any_changed, lattice, step, states, transitio
     return 0
 
 
-@compiled
+@inner
 def _fill_state(step, states, t, smallest, same):
     """Fill in a step from its counts; its distributions are those of the step before if nothing changed."""
     if same:
@@ -167,7 +167,7 @@ def _fill_state(step, states, t, smallest, same):
     states.n_invalid_now[t] = n_invalid
 
 
-@compiled
+@inner
 def _transition(steps, t, changed, lattice, step, out):
     """Measure all tokens of one transition and update the counts; return how many values are off the grid."""
     N, D = steps.shape[1:]
@@ -195,7 +195,7 @@ def _transition(steps, t, changed, lattice, step, out):
     return off
 
 
-@compiled
+@inner
 def _finish(t, n_valid, n_moving, counts, out):
     """Turn the sums of a transition into means, and count the tokens that rest."""
     out.n_valid[t] = n_valid
@@ -243,7 +243,7 @@ def _list_elements(steps, t, n, elements):
     return k
 
 
-@compiled
+@inner
 def _count_off_grid(words, k, spare, largest):
     off = 0
     for i in range(k):
@@ -260,7 +260,7 @@ def _more_not_finite(elements, k):
     return more
 
 
-@compiled_finite
+@inner_finite
 def _cells(before, after, k, smallest, ulp_offset):
     """Return ‖ΔW'‖₁, ‖ΔW'‖₂, ‖ΔW'‖∞, ‖ΔW‖₂, and how many elements move by a fraction of cells, and by n + ½ cells."""
     l1 = l2 = linf = squares = 0.0
@@ -278,7 +278,7 @@ def _cells(before, after, k, smallest, ulp_offset):
     return l1, np.sqrt(l2), linf, np.sqrt(squares), fractional, half
 
 
-@compiled
+@inner
 def _count_kinds(before, after, k, smallest, counts):
     """Count elements by how they moved, see `COUNTS`; return how many changed their exponent."""
     moved = outward = upward = up = down = flips = left = came = 0
@@ -304,7 +304,7 @@ def _count_kinds(before, after, k, smallest, counts):
     return up + down
 
 
-@compiled
+@inner
 def _ordinal_distances(before, after, k, smallest, ulp_offset):
     """Return the sum and the largest of the ordinal distances."""
     total = largest = np.int64(0)
@@ -322,14 +322,14 @@ def _ordinal_distances(before, after, k, smallest, ulp_offset):
     return total, largest
 
 
-@compiled
+@inner
 def _leading_bits(word, shift):
     """Return the ordinal of a word in a format with the exponents of float32."""
     size = np.int64((word & MAGNITUDE) >> shift)
     return -size if word >> np.uint32(31) else size
 
 
-@compiled
+@inner
 def _changes_ulp(before, after, k, smallest):
     """Return whether the result of `_measure_ulp` may change for a token."""
     for i in range(k):
@@ -340,7 +340,7 @@ def _changes_ulp(before, after, k, smallest):
     return False
 
 
-@compiled_finite
+@inner_finite
 def _measure_ulp(steps, t, n, smallest, ulp_offset, token_ulp):
     """Fill in a token's ULP: the mean over dims, the mean of the gaps towards +∞, and the largest."""
     total = 0.0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
 from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_word, value_of
-from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined, inlined_sums
+from deadtok_xr.kernels.numba.jit import compiled, inlined, inlined_sums, inner, inner_finite
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
 """The status of a row of a step."""
@@ -165,7 +165,7 @@ def _precise(sums):
     return _TINY < squares < _HUGE and _TINY < norm < _HUGE and linf <= 64 and l2 < 2.0**22
 
 
-@compiled
+@inner
 def _status(steps, t, n, spare, largest):
     """Find the status of a row, by the union of its float32 words and the largest magnitude among them."""
     union, magnitude = _union_and_largest(steps, t, n)
@@ -182,7 +182,7 @@ def _status(steps, t, n, spare, largest):
     return np.uint8(USABLE)
 
 
-@compiled
+@inner
 def _union_and_largest(steps, t, n):
     union = np.uint32(0)
     largest = np.uint32(0)
@@ -221,7 +221,7 @@ def _float32_sums(steps, t, n):
     return np.float64(squares), np.float64(norm), s1 * 2.0**6, s2 * 2.0**12, top * 2.0**6, np.int64(count)
 
 
-@compiled_finite
+@inner_finite
 def _sums(steps, t, n, smallest, ulp_offset):
     """Return Σ ΔW², Σ W², Σ |ΔW'|, Σ ΔW'², max |ΔW'|, and how many dims moved, from t to t + 1."""
     squares = 0.0
@@ -250,7 +250,7 @@ def _sums(steps, t, n, smallest, ulp_offset):
     return squares, norm, s1 * rest, s2 * rest * rest, np.int64(largest).view(np.float64) * rest, count
 
 
-@compiled
+@inner
 def _summarize(t, rows, root, limits, per_step):
     """Fill in a step: mean and deviation over valid tokens, and the tokens in each phase of each scheme."""
     norm_ulp, l2, linf, moved = rows.displacement_ulp, rows.lattice_l2, rows.lattice_linf, rows.moved_dims

@@ -16,7 +16,7 @@ import numpy as np
 from deadtok_xr.kernels.numba.adjacency import AT_ONCE, adjacent
 from deadtok_xr.kernels.numba.bit_words import float32_value
 from deadtok_xr.kernels.numba.components import Nodes, join, without_edges
-from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
+from deadtok_xr.kernels.numba.jit import inner, inner_without_nan
 from deadtok_xr.kernels.numba.sorting import argsort_keys, float_key
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 from deadtok_xr.kernels.numba.verlet_list import VerletList, invalidate, nodes_of
@@ -53,7 +53,7 @@ class SortedNodes(NamedTuple):
     """float32 (dims, p): the values of the nodes in these dims."""
 
 
-@compiled
+@inner
 def measure_all(positions, low, high, verlet, motion):
     """Measure all pairs.
 
@@ -95,7 +95,7 @@ def measure_all(positions, low, high, verlet, motion):
     return new, now
 
 
-@compiled
+@inner
 def add_open_pairs(positions, verlet, graph):
     """Add the open pairs of a list that are adjacent to a graph."""
     nodes = nodes_of(verlet)
@@ -105,7 +105,7 @@ def add_open_pairs(positions, verlet, graph):
             join(graph, nodes, a, b)
 
 
-@compiled
+@inner
 def _limits(low, high, skin):
     D = len(low)
     out = Limits(np.empty(D, np.int32), np.empty(D, np.int32), np.empty(D, np.int32))
@@ -114,13 +114,13 @@ def _limits(low, high, skin):
     return out
 
 
-@compiled
+@inner
 def _up(x):
     """Return the bits of a float32 that is certain to be larger."""
     return np.float32(np.nextafter(np.float32(x * (1 + _MARGIN)), np.float32(np.inf))).view(np.int32)
 
 
-@compiled
+@inner
 def _down(x):
     """Return the bits of a float32 that is certain to be smaller, and finite; -1 if there is none."""
     if not x > 0:
@@ -129,7 +129,7 @@ def _down(x):
     return np.float32(below).view(np.int32)
 
 
-@compiled
+@inner
 def _measure(positions, limits, tokens, keep):
     """Sort all pairs into certain and open ones.
 
@@ -170,7 +170,7 @@ def _measure(positions, limits, tokens, keep):
     return keep, pairs[:n_open].copy(), work, certain, now
 
 
-@compiled
+@inner
 def _skin(high, motion, factor):
     """Return the width of the skin in thresholds: the motion of ``factor`` steps; 0 if a skin is of no use."""
     largest = 0.0
@@ -181,7 +181,7 @@ def _skin(high, motion, factor):
     return high * (factor * largest if factor >= 2 else 0.0)
 
 
-@compiled
+@inner
 def _adapt(factor, work, n_open, n_nodes):
     """Return a factor at which measuring all pairs and measuring the open ones cost about the same.
 
@@ -193,7 +193,7 @@ def _adapt(factor, work, n_open, n_nodes):
     return factor * 1.25 if factor < 2 or all_pairs > 150.0 * n_nodes else factor
 
 
-@compiled
+@inner
 def _widest_dims(words, nodes, low, high):
     """Return the dims in which nodes spread most, in thresholds; and whether all lie within the threshold."""
     D = len(high)
@@ -209,7 +209,7 @@ def _widest_dims(words, nodes, low, high):
     return argsort_keys(spread)[: min(D, _FRONT)], all_adjacent
 
 
-@compiled_without_nan
+@inner_without_nan
 def _widen(words, n, bottom, top):
     """Extend the range of each dim to a token."""
     for d in range(len(bottom)):
@@ -218,7 +218,7 @@ def _widen(words, n, bottom, top):
         top[d] = x if x > top[d] else top[d]
 
 
-@compiled
+@inner
 def _complete_graph(nodes, linked, verlet):
     """Return a list that is not valid, and the complete graph of the nodes, for which no pair must be compared."""
     graph = without_edges(nodes, linked)
@@ -233,7 +233,7 @@ def _complete_graph(nodes, linked, verlet):
     return new, graph
 
 
-@compiled
+@inner
 def _sort(words, nodes, dims):
     P = len(nodes.index)
     along = np.empty(P, np.uint64)
@@ -249,7 +249,7 @@ def _sort(words, nodes, dims):
     return SortedNodes(Nodes(nodes.index[order], nodes.counts[order], rank[nodes.inverse]), dims, front)
 
 
-@compiled
+@inner
 def _compare_front(front, a, start, stop, reach, far):
     """Find which of the nodes from start to stop are too far from node a, in any of the front dims."""
     far[: stop - start] = 0
@@ -261,7 +261,7 @@ def _compare_front(front, a, start, stop, reach, far):
                 far[j] = np.int32(1)
 
 
-@compiled
+@inner
 def _kind(words, a, b, limits, linked):
     """Return what is certain about a pair, in float32: rounding is monotone, and the limits have a margin for it."""
     outer, inner, own = limits.apart, limits.adjacent, limits.distinct

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled, compiled_sums
+from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 
 @compiled
@@ -34,7 +34,7 @@ def radius(steps, changed, norms, mean, n_moved, n_valid):
             mean[t] = _mean(norms)
 
 
-@compiled
+@inner
 def _take_step(steps, t, changed, norms):
     """Update the norms to step t; return how many tokens moved, and how many are finite before and after."""
     valid = len(norms)
@@ -50,7 +50,7 @@ def _take_step(steps, t, changed, norms):
     return moved, valid
 
 
-@compiled_sums
+@inner_sums
 def _norm(steps, t, n):
     squares = 0.0
     for d in range(steps.shape[2]):
@@ -58,7 +58,7 @@ def _norm(steps, t, n):
     return np.sqrt(squares)
 
 
-@compiled
+@inner
 def _mean(norms):
     total = 0.0
     for norm in norms:
@@ -66,7 +66,7 @@ def _mean(norms):
     return total / len(norms) if np.isfinite(total) else np.nan
 
 
-@compiled
+@inner
 def _differ(steps, t, n):
     """Return whether a value of the row differs from the step before; -0 and +0 are equal."""
     for d in range(steps.shape[2]):

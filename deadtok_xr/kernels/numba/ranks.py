@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
 from deadtok_xr.kernels.numba.sorting import argsort_keys, float_key
 
 
@@ -67,7 +67,7 @@ def concordance(time, censored, predictor, agree, comparable):
         last = first
 
 
-@compiled
+@inner
 def _end(key, order, first):
     """Return the end of the run of equal keys that begins at a position."""
     last = first + 1
@@ -76,7 +76,7 @@ def _end(key, order, first):
     return last
 
 
-@compiled
+@inner
 def _ranks(x):
     """Return dense ranks from 1, 0 for NaN, and their number."""
     rank = np.zeros(len(x), np.int64)
@@ -93,7 +93,7 @@ def _ranks(x):
     return rank, n
 
 
-@compiled
+@inner
 def _visit(tree, rank):
     """Count a token at its rank; return how many were counted: 0 for NaN."""
     if rank == 0:
@@ -104,13 +104,13 @@ def _visit(tree, rank):
     return 1
 
 
-@compiled
+@inner
 def _balance(tree, rank, seen):
     """Return how many counted tokens are below a rank, minus how many are above it."""
     return 0 if rank == 0 else _up_to(tree, rank - 1) - (seen - _up_to(tree, rank))
 
 
-@compiled
+@inner
 def _up_to(tree, rank):
     """Return how many tokens are counted at a rank or below it."""
     n = 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import inner
 
 _SIGN, _ALL = np.uint64(1 << 63), np.uint64((1 << 64) - 1)
 
 
-@compiled
+@inner
 def argsort_keys(keys):
     """Return the stable order (n,) of uint64 keys, by a radix sort from the lowest byte to the highest."""
     N = len(keys)
@@ -35,7 +35,7 @@ def argsort_keys(keys):
     return order
 
 
-@compiled
+@inner
 def float_key(x):
     """Return a key that has the order of a float; NaN comes last."""
     if x != x:

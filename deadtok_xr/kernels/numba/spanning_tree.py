@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.bit_words import INFINITY, float32_word, unsigned_zero
-from deadtok_xr.kernels.numba.jit import compiled, inlined
+from deadtok_xr.kernels.numba.jit import compiled, inlined, inner
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 
 KEPT = 8
@@ -84,7 +84,7 @@ def _join(rows, out):
             _unite(_root(parent, a), _root(parent, b), parent, following, size)
 
 
-@compiled
+@inner
 def _largest(parent, size):
     best = -1
     for u in range(len(parent)):
@@ -93,7 +93,7 @@ def _largest(parent, size):
     return best
 
 
-@compiled
+@inner
 def _root(parent, u):
     while parent[u] != u:
         parent[u] = parent[parent[u]]
@@ -101,7 +101,7 @@ def _root(parent, u):
     return u
 
 
-@compiled
+@inner
 def _unite(a, b, parent, following, size):
     if size[a] < size[b]:
         a, b = b, a
@@ -110,7 +110,7 @@ def _unite(a, b, parent, following, size):
     following[a], following[b] = following[b], following[a]  # two rings of members become one
 
 
-@compiled
+@inner
 def _shortest_edge(rows, root, parent, following, near, length, unseen):
     """Return the shortest edge from the component of a root to a row outside, (from, to, length)."""
     a, b, best = -1, -1, np.inf
@@ -133,7 +133,7 @@ def _shortest_edge(rows, root, parent, following, near, length, unseen):
     return a, b, best
 
 
-@compiled
+@inner
 def _first_outside(near, u, root, parent):
     """Return the position of the first kept row that is in another component, or -1."""
     for i in range(near.shape[1]):
@@ -144,7 +144,7 @@ def _first_outside(near, u, root, parent):
     return -1
 
 
-@compiled
+@inner
 def _compare_again(rows, u, root, parent, limit, near, length, unseen):
     """Keep the rows outside of a component that are nearest to a row, if they are nearer than a limit."""
     K = near.shape[1]
@@ -156,7 +156,7 @@ def _compare_again(rows, u, root, parent, limit, near, length, unseen):
     unseen[u] = length[u, K - 1]
 
 
-@compiled
+@inner
 def _find_near(rows, near, length):
     """Fill in the nearest rows of each, by ascending distance."""
     U, D = rows.shape
@@ -186,7 +186,7 @@ def _may_be_nearer(rows, a, b, limit):
     return True
 
 
-@compiled
+@inner
 def _keep(near, length, a, b, distance):
     """Sort a neighbour in, if it is nearer than the last one that is kept."""
     K = near.shape[1]
@@ -199,7 +199,7 @@ def _keep(near, length, a, b, distance):
     near[a, i], length[a, i] = b, distance
 
 
-@compiled
+@inner
 def _distance(rows, a, b):
     """Return the L∞ distance in float64, as a maximum of integers: the bits of gaps have the order of the gaps."""
     top = np.int64(0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.adjacency import CENTROID, ELEMENT, PAIR, Positions, Rule, limits_of, rule
 from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_value, float32_word
 from deadtok_xr.kernels.numba.components import FIGURES, INVALID, count, name_components
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
 from deadtok_xr.kernels.numba.pairs import add_open_pairs, measure_all
 from deadtok_xr.kernels.numba.verlet_list import (
     VerletList,
@@ -109,7 +109,7 @@ def _centroids(words, any_changed, first, out):
             _mean(words[t], out[t])
 
 
-@compiled
+@inner
 def _mean(words, out):
     N, D = words.shape
     out[:] = 0.0
@@ -152,14 +152,14 @@ def _topology(words, changed, any_changed, threshold, rule, verlet, first, out):
     return verlet
 
 
-@compiled
+@inner
 def _repeat(out, t):
     """Fill in a step that has the graph of the step before."""
     out.figures[t], out.degrees[t], out.sizes[t] = out.figures[t - 1], out.degrees[t - 1], out.sizes[t - 1]
     out.label[t] = out.label[t - 1]
 
 
-@compiled
+@inner
 def _graph(positions, changed, verlet, motion):
     """Return the list at a step, and its graph."""
     low, high = limits_of(positions)

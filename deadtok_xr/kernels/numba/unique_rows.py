@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from deadtok_xr.kernels.numba.bit_words import float32_word, unsigned_zero
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import inner
 from deadtok_xr.kernels.numba.sorting import argsort_keys
 
 
-@compiled
+@inner
 def hash_factors(D):
     """Return an odd 64-bit factor for each dim (splitmix64: Steele, Lea and Flood 2014)."""
     out = np.empty(D, np.uint64)
@@ -21,7 +21,7 @@ def hash_factors(D):
     return out
 
 
-@compiled
+@inner
 def equal_rows(words, a, b):
     """Return whether two rows of a step (n, d) hold the same values; -0 and +0 are the same."""
     difference = np.uint32(0)
@@ -31,7 +31,7 @@ def equal_rows(words, a, b):
     return difference == 0
 
 
-@compiled
+@inner
 def unique_rows(words):
     """Find the distinct rows of a step, as `np.unique` with ``axis=0`` does, in another order.
 
@@ -55,7 +55,7 @@ def unique_rows(words):
     return _group(words, hashes, argsort_keys(hashes))
 
 
-@compiled
+@inner
 def _group(words, hashes, order):
     N = len(order)
     index = np.empty(N, np.int64)

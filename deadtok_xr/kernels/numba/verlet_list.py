@@ -15,7 +15,7 @@ import numpy as np
 
 from deadtok_xr.kernels.numba.bit_words import float32_value
 from deadtok_xr.kernels.numba.components import Graph, Nodes
-from deadtok_xr.kernels.numba.jit import compiled, compiled_without_nan
+from deadtok_xr.kernels.numba.jit import inner, inner_without_nan
 from deadtok_xr.kernels.numba.unique_rows import equal_rows
 
 _NOT_VALID = -1.0
@@ -57,25 +57,25 @@ def empty_verlet_list(n_tokens: int, n_dims: int) -> VerletList:
     return VerletList(8.0, drift, skin, low, high, index, counts, inverse, parent, degree, pairs)
 
 
-@compiled
+@inner
 def nodes_of(verlet):
     """Return the nodes of a list."""
     return Nodes(verlet.index, verlet.counts, verlet.inverse)
 
 
-@compiled
+@inner
 def certain_graph(verlet):
     """Return a copy of the graph of the certain pairs."""
     return Graph(verlet.parent.copy(), verlet.degree.copy())
 
 
-@compiled
+@inner
 def invalidate(verlet):
     """Mark a list as not valid."""
     verlet.skin[:] = _NOT_VALID
 
 
-@compiled
+@inner
 def displacement_ranges(before, now, changed, out):
     """Fill in the range of the displacements in each dim, increased by the largest possible rounding of float32."""
     D = len(out)
@@ -91,7 +91,7 @@ def displacement_ranges(before, now, changed, out):
         out[d] = (high - low) + 2.0**-22 * max(abs(high), abs(low))
 
 
-@compiled_without_nan
+@inner_without_nan
 def _widen(before, now, n, top, bottom):
     """Extend the ranges to the displacement of a token."""
     for d in range(len(top)):
@@ -100,7 +100,7 @@ def _widen(before, now, n, top, bottom):
         bottom[d] = step if step < bottom[d] else bottom[d]
 
 
-@compiled
+@inner
 def is_valid(verlet, words, changed, low, high):
     """Return whether the certain pairs of a list are still certain, and the tokens of each node still equal."""
     for d in range(len(low)):
