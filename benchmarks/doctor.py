@@ -26,7 +26,6 @@ from deadtok_xr.text import table
 
 PART = 8 * 2**20
 HIDDEN = 4096
-REPEATS = 3
 
 
 def write(path: Path, gigabytes: float, dtype: str, seed: int) -> None:
@@ -85,8 +84,9 @@ def measure(what: str, paths: list[Path], small: Path) -> dict[str, float]:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--gigabytes", default=4.0, show_default=True, help="Size of each file.")
+@click.option("--repeats", default=3, show_default=True, help="Processes for each line of the table.")
 @click.option("--one", hidden=True)
-def main(folder: Path, gigabytes: float, one: str | None) -> None:
+def main(folder: Path, gigabytes: float, repeats: int, one: str | None) -> None:
     """Measure, in FOLDER."""
     if one is not None:
         what, *paths = json.loads(one)
@@ -100,14 +100,14 @@ def main(folder: Path, gigabytes: float, one: str | None) -> None:
             write(a, gigabytes, dtype, 0)
             write(b, gigabytes, dtype, 1)
             write(small, 0.01, dtype, 2)
-            rows += _measured(folder, a, b, small, dtype)
+            rows += _measured(folder, a, b, small, dtype, repeats)
         finally:
             for path in (a, b, small):
                 path.unlink(missing_ok=True)
     click.echo("\n".join(table(rows, "<<<>>>")))
 
 
-def _measured(folder: Path, a: Path, b: Path, small: Path, dtype: str) -> list[tuple[str, ...]]:
+def _measured(folder: Path, a: Path, b: Path, small: Path, dtype: str, repeats: int) -> list[tuple[str, ...]]:
     calls = {
         "read": ("read", [a]),
         "doctor": ("doctor", [a]),
@@ -117,7 +117,7 @@ def _measured(folder: Path, a: Path, b: Path, small: Path, dtype: str) -> list[t
     rows = []
     for cache in ("warm", "cold"):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             for name, (what, paths) in calls.items():
                 for path in paths if cache == "cold" else ():
                     drop(path)

@@ -8,12 +8,24 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
-from benchmarks import analyses, coherence, conversion, engines, mechanism, notebook, recorder, side_by_side
+from benchmarks import (
+    analyses,
+    changed_mask,
+    coherence,
+    conversion,
+    doctor,
+    engines,
+    mechanism,
+    notebook,
+    recorder,
+    side_by_side,
+)
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
 from tests.strategies import dataset
@@ -181,3 +193,21 @@ def test_measuring_the_cost_of_analyses_does_not_change_results(recording: Path,
     assert sum(found.values()) - found["decoding"] < together
     expected = dx.analyze(rec, analyses=["census"])["census"].to_dataset().compute()
     xr.testing.assert_equal(dx.open_results(tmp_path / "r.zarr")["census"].to_dataset().compute(), expected)
+
+
+def test_the_rules_for_changed_values_are_measured_beside_a_copy() -> None:
+    found = changed_mask.measure("AdamW 3e-6, decay 0.1", {"fused": True}, torch.float32, 50_000, 2, "cpu")["counts"]
+    changed, extra, missed = found["changed_mask"]
+    assert (changed, missed) == (found["copy"][0], 0)
+    assert extra < changed / 1000
+    assert all(found[rule][2] > found["copy"][0] / 2 for rule in ("|u| >= |w|/256", "half gap"))  # miss most
+
+
+def test_the_checkpoints_of_the_doctor_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "HIDDEN", 32)
+    for kind in ("BF16", "F32"):
+        doctor.write(tmp_path / kind, 1e-5, kind, 0)
+        found = dx.doctor(tmp_path / kind, lr=1e-4)
+        norms = found.sel(parameter=[name for name in found.parameter.values if "norm" in name])
+        assert (norms.at_one_fraction == 1).all()
+        assert (norms.stuck_fraction == (kind == "BF16")).all()

@@ -159,8 +159,9 @@ def _read(sources: list[Source], name: str, grid: Grid) -> Iterator[list[Words]]
 
 def _classes(counts: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
     """Return counts of words of 16 bits as counts of classes."""
-    words = np.arange(2**16)
-    exponent = words >> grid.mantissa_bits & grid.max_exponent
-    power = words & (2**grid.mantissa_bits - 1) == 0
-    classes = 4 * exponent + 2 * power + (words & 1)
-    return np.bincount(classes, counts, 4 * (grid.max_exponent + 1)).astype(np.int64)
+    occurring = np.flatnonzero(counts)
+    exponent = occurring >> grid.mantissa_bits & grid.max_exponent
+    power = occurring & (2**grid.mantissa_bits - 1) == 0
+    by_class = np.zeros(4 * (grid.max_exponent + 1), np.int64)
+    np.add.at(by_class, 4 * exponent + 2 * power + (occurring & 1), counts[occurring])
+    return by_class
