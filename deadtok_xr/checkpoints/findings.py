@@ -118,7 +118,8 @@ def _changes(frame: Frame, not_compared: dict[str, str], only_in_b: list[str]) -
         changed, numel = int(members["changed"].sum()), int(members["numel"].sum())
         far = int(members["max_ulp_distance"].max())
         how = f", by at most {_count(far, 'representable number')}" if changed and far >= 0 else ""
-        yield f"{_share(changed, numel)} of the {numel:,} values compared differ between the checkpoints{how}."
+        verb = "differs" if changed < 2 else "differ"
+        yield f"{_share(changed, numel)} of the {numel:,} values compared {verb} between the checkpoints{how}."
     still = members[members["changed"] == 0]
     if len(still):
         kinds = ", ".join(_count(n, kind) for kind, n in Counter(still["kind"]).most_common())
@@ -165,7 +166,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _share(n: int, of: int) -> str:
-    return f"{n:,}" if 0 < n < of * 10**-_DECIMALS else "none" if n == 0 else f"{n / of:.1%}"
+    return f"{n:,}" if 0 < n < of * 10**-_DECIMALS else "None" if n == 0 else f"{n / of:.1%}"
 
 
 def _some(members: Frame) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 STUCK = 3
 """The exit status if something is stuck."""
+_LARGE = 2**28
+"""Bytes from which progress is shown."""
 
 
 @click.command()
@@ -53,7 +55,9 @@ def doctor(
     from deadtok_xr.engine.progress import reporting
 
     with reporting("reading", quiet=quiet or as_json, bytes_=True) as report:
-        found = examine(checkpoint, later, lr=lr, progress=report)
+        found = examine(
+            checkpoint, later, lr=lr, progress=lambda done, total: report(done, total) if total > _LARGE else None
+        )
     stuck = is_stuck(found, allow)
     if as_json:
         print_json(**_facts(found), stuck=stuck)
