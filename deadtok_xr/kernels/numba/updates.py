@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, OptimizerUpdate
 from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE
-from deadtok_xr.kernels.numba.jit import compiled_sums, inlined, inlined_sums
+from deadtok_xr.kernels.numba.jit import compiled, inlined, inlined_sums
 from deadtok_xr.kernels.updates import LOWEST, N_BINS
 
 MOVED, ROUNDED, NO_GRADIENT, UNKNOWN, VISIBLE, STALLED = range(6)
@@ -30,7 +30,7 @@ def count_update(update: OptimizerUpdate, lattice: Lattice, out: dict[str, NDArr
     _count(*update, lattice.smallest, lattice.ulp_offset, out["counts"], out["squares"], out["margins"])
 
 
-@compiled_sums
+@compiled
 def _count(
     before, after, gradient, intended, has_second, second_before, second_after, decayed, smallest, ulp_offset, counts,
     squares, margins,
