@@ -8,6 +8,7 @@ a share of the rest of that very step, so that a busy machine slows both sides a
 
 - *monitor*: `dx.Monitor` with a store, every update monitored: counts, margins, norms.
 - *copy*: the same with ``copy=True``.
+- *sample*: `dx.Recorder` of 1,024 elements of every parameter, with gradient and both moments.
 - *histograms*: 64 bins of each parameter and of each gradient, between its minimum and maximum, as
   ``wandb.watch(log="all")`` computes them; without sending or writing them.
 - *norms*: the norm of each parameter and gradient, one transfer each.
@@ -32,7 +33,7 @@ from torch.nn import functional
 import deadtok_xr as dx
 from deadtok_xr import demo
 
-WAYS = ("none", "monitor", "copy", "histograms", "norms")
+WAYS = ("none", "monitor", "copy", "sample", "histograms", "norms")
 
 
 class Loop:
@@ -83,6 +84,19 @@ def attached(loop: Loop, way: str, folder: Path, every: int = 1) -> Iterator[Non
         if way in ("monitor", "copy"):
             stack.enter_context(
                 dx.Monitor(loop.model, loop.optimizer, folder / f"{way} {every}", every=every, copy=way == "copy")
+            )
+        elif way == "sample":
+            everything = ("W", "grad", "exp_avg", "exp_avg_sq")
+            stack.enter_context(
+                dx.Recorder(
+                    loop.model,
+                    loop.optimizer,
+                    folder / way,
+                    sample=1024,
+                    variables=everything,
+                    memory=2**26,
+                    every=every,
+                )
             )
         elif way != "none":
             made = histograms if way == "histograms" else norms

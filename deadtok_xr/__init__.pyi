@@ -11,6 +11,7 @@ from .analyses.checkpoint import checkpoint
 from .analyses.cloud import cloud
 from .analyses.clusters import clusters
 from .analyses.coherence import coherence
+from .analyses.common.sampled import sample_interval
 from .analyses.compare_runs import compare_runs
 from .analyses.components import component_events, components
 from .analyses.connectivity import connectivity
@@ -103,6 +104,7 @@ __all__ = [
     "plot",
     "replay_open_loop",
     "report",
+    "sample_interval",
     "save_results",
     "spectrum",
     "summary",

@@ -13,6 +13,7 @@ from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
 from deadtok_xr.analyses.common import checks
+from deadtok_xr.analyses.common.sampled import as_tokens
 from deadtok_xr.analyses.connectivity import connectivity
 from deadtok_xr.analyses.critical_boundary import critical_boundary
 from deadtok_xr.analyses.epochs import epochs
@@ -89,6 +90,7 @@ def analyze(
         If a named analysis or an option is unknown, a named analysis is not possible, or none is.
     """
     ds = _dataset(recording, opening)
+    ds = as_tokens(ds) if "element" in ds.dims else ds
     analyses = [analyses] if isinstance(analyses, str) else analyses
     load_entry_points()
     unknown = [name for name in analyses or () if name not in ANALYSES]

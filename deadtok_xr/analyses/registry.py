@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec, cast
 
 import cloudpickle
 import xarray as xr
 
+from deadtok_xr.analyses.common.sampled import as_tokens, of_elements
 from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError, MissingFileError
 
@@ -124,7 +125,13 @@ class Analysis(Generic[P]):
         self.key_figure: Callable[[xr.Dataset], KeyFigure] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
-        """Run the analysis by itself."""
+        """Run the analysis by itself; of a tree of samples, on each group."""
+        found: Any = args[0] if args else None
+        if isinstance(found, xr.DataTree):
+            groups = {name: self(node.to_dataset(), *args[1:], **kwargs) for name, node in found.children.items()}  # type: ignore[arg-type]
+            return cast(Any, xr.DataTree.from_dict({"/": xr.Dataset(attrs=found.attrs), **groups}))
+        if isinstance(found, xr.Dataset) and "element" in found.dims:
+            return of_elements(run([self.spec(as_tokens(found), *args[1:], **kwargs)])[0], found)  # type: ignore[arg-type]
         return run([self.spec(*args, **kwargs)])[0]
 
     def summarize(self, summary: Lines) -> Lines:

@@ -18,6 +18,7 @@ from deadtok_xr.recorder.appender import Appender, create_appender, open_appende
 from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes, scheduled_settings
 from deadtok_xr.recorder.host_buffers import Column, copier_for
 from deadtok_xr.recorder.resume import resume_position
+from deadtok_xr.recorder.sampled_parameters import SampledParameters
 from deadtok_xr.recorder.scaler import ScalerWatch
 from deadtok_xr.recorder.schedule import Schedule
 from deadtok_xr.recorder.session import Session, buffer_steps
@@ -74,6 +75,10 @@ class Recorder:
         and raise on exit.
     memory
         Maximum size of the buffers in bytes; if they fill faster than they are written, the loop waits.
+    sample
+        With a model instead of a parameter: record this many elements, chosen at random once, of each of its
+        parameters that the optimizer has, of any shape (all of those that are smaller). `open_recording` then returns a
+        tree with a group (step, element) for each parameter. Options about tokens do not apply.
     flush_every
         Seconds after which recorded steps are written at the latest, before the next update, so that they can be read
         while the training runs. None: when a chunk is full, which is up to 128 steps. Steps that were written
@@ -128,9 +133,16 @@ class Recorder:
                     recorder.log(loss=loss)
     """
 
+    def __new__(cls, *args: Any, sample: int | None = None, **options: Any) -> Any:
+        if sample is None:
+            return super().__new__(cls)
+        from deadtok_xr.recorder.sample_recorder import SampleRecorder
+
+        return SampleRecorder(*args, recorder=cls, sample=sample, **{"memory": MEMORY, **options})
+
     def __init__(
         self,
-        parameter: torch.nn.Parameter,
+        parameter: torch.nn.Parameter | SampledParameters,
         optimizer: torch.optim.Optimizer,
         path: str | Path,
         *,
@@ -149,6 +161,7 @@ class Recorder:
         on_error: str = "raise",
         memory: int = MEMORY,
         flush_every: float | None = None,
+        sample: None = None,
     ) -> None:
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")

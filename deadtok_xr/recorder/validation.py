@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.host_buffers import to_numpy
 from deadtok_xr.recorder.recorded_parameter import RECORDABLE, RecordedParameter
+from deadtok_xr.recorder.sampled_parameters import SampledParameters
 from deadtok_xr.recorder.schedule import is_integer
 
 if TYPE_CHECKING:
@@ -132,9 +133,14 @@ def check_name(name: str) -> str:
 
 
 def recorded_parameters(
-    parameter: torch.nn.Parameter, also: Mapping[str, torch.nn.Parameter], optimizer: Any, kinds: tuple[str, ...]
+    parameter: torch.nn.Parameter | SampledParameters,
+    also: Mapping[str, torch.nn.Parameter],
+    optimizer: Any,
+    kinds: tuple[str, ...],
 ) -> list[RecordedParameter]:
     """Return W and the parameters in ``also``, each checked."""
+    if isinstance(parameter, SampledParameters):
+        return [cast(RecordedParameter, parameter)]  # it has the same interface
     if not isinstance(also, Mapping):
         raise InputError(f"also is a {type(also).__name__}; expected parameters by name, such as {{'E': wte.weight}}")
     found = [RecordedParameter("W", parameter, optimizer, kinds)]

@@ -4,6 +4,7 @@ In: paths of stores. Out: `xarray.Dataset` (step, token, dim), ascending by toke
 what lies below it.
 
 opening           open_recording: one store
+samples           open_recording of a sample of many parameters: a tree
 xarray_backend    the same for `xarray.open_dataset(..., engine="deadtok")`
 runs              concat_runs: several stores with a leading dimension `run`
 export            one store as safetensors, HDF5 or npz; plain_files writes these formats

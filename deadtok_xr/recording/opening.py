@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dask.array as da
 import numpy as np
@@ -16,6 +16,7 @@ from deadtok_xr import schema, store
 from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import traced
 from deadtok_xr.errors import InputError
+from deadtok_xr.recording import samples
 from deadtok_xr.recording.recorded_variable import RecordedVariable
 from deadtok_xr.store import reading
 from deadtok_xr.store.stored_array import StoredArray
@@ -64,7 +65,9 @@ def open_recording(
     xarray.Dataset
         Dataset with the dimensions step, token (vocabulary ids, ascending) and dim, and the coordinates `dead` and
         `token_text` where they are known. Each variable has the attributes `precision`, the number format whose grid
-        its values lie on, and `valid_from`, the first step at which its values have a meaning.
+        its values lie on, and `valid_from`, the first step at which its values have a meaning. Of a recording that
+        `Recorder` made with ``sample=``, an `xarray.DataTree` with one such dataset per parameter, which has the
+        dimensions step and element (the flat index), and the coordinates `index_0`, `index_1`, ... of the axes.
 
     Raises
     ------
@@ -72,6 +75,9 @@ def open_recording(
         See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` if it is not known
         which tokens are dead, and for tokens or a run that the store does not have.
     """
+    if samples.is_sample(path):
+        options = {"raw": raw, "partial": partial, "chunks": chunks}
+        return cast(Any, samples.open_sample(path, lambda part: open_recording(part, **options)))
     group, n_steps = store.open_group(path, partial=partial)
     ds = _dataset(group, n_steps)
     ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)

@@ -16,6 +16,7 @@ reading         chunks as lazy Dask arrays
 stored_array    where a lazy array lies in a store, and readers of its chunks, a few steps at a time
 writing         blocks of values written as whole chunks
 motion_index    the first and last motion of each token in each chunk
+sample          the layout of a recording of samples of many parameters
 in_progress     the lock and journal of unfinished conversions and analyses, so that they resume
 labels          `dead` and `token_text` added to a store afterwards; token_ids and tokenizer read their files
 """

@@ -38,7 +38,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
                 f"{path} is not a Zarr store, so it is not replaced: choose another destination"
             )
     if kind not in root_attributes(path):
-        what = "recording" if kind == RECORDING else "results"
+        what = {RECORDING: "recording", "deadtok_results": "results"}.get(kind, "store of this kind")
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
 
 
@@ -47,6 +47,8 @@ def _how_to_continue(path: str | Path) -> str:
     attrs = root_attributes(path)
     if attrs.get("complete") is not False:
         return ""
+    if "deadtok_monitor" in attrs:
+        return "it holds what a Monitor has written, which Monitor(..., resume=True) continues; or "
     if RECORDING not in attrs:
         return "it holds unfinished results, which the same `deadtok analyze` or save_results resumes; or "
     if attrs.get("made_by") == "Recorder":

@@ -14,6 +14,7 @@ from deadtok_xr import schema
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.store import location, zarr_dtype
 from deadtok_xr.store.arrays import dimensions, file_shape
+from deadtok_xr.store.sample import KIND
 
 Holes = Mapping[str, list[tuple[int, ...]]]
 """The grid positions of missing chunks, by array."""
@@ -92,6 +93,13 @@ def _check_format(path: str | Path, group: zarr.Group) -> None:
     found = group.attrs.get("deadtok_format")
     if found is None and "deadtok_results" in group.attrs:
         raise InputError(f"{path} holds results, not a recording: open it with open_results, or `deadtok report`")
+    if KIND in group.attrs:
+        raise InputError(
+            f"{path} holds samples of many parameters, a recording for each: open_recording returns a tree of them, "
+            "and dx.mechanism(tree), dx.motion(tree) and the like take it; analyze takes tree[name].to_dataset()"
+        )
+    if "deadtok_monitor" in group.attrs:
+        raise InputError(f"{path} was written by a Monitor, and is no recording: open it with open_monitor")
     if found is None:
         raise InputError(
             f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is "

@@ -1,0 +1,58 @@
+"""Open a recording of samples: one dataset (step, element) for each parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from deadtok_xr import store
+from deadtok_xr.attributes import portable
+from deadtok_xr.errors import InputError
+from deadtok_xr.store import destination, location
+from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART
+
+
+def is_sample(path: str | Path) -> bool:
+    """Return whether a path holds a recording of samples."""
+    return KIND in destination.root_attributes(path)
+
+
+def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
+    """Open a recording of samples as a tree with a group per parameter.
+
+    ``open_one`` opens the recording store of a part.
+    """
+    group = zarr.open_group(location.zarr_store(path), mode="r")
+    found: dict[str, Any] = dict(group.attrs.asdict())
+    if str(found[KIND]).split(".")[0] != FORMAT.split(".")[0]:
+        raise InputError(f"{path} has the format {found[KIND]}; this version of deadtok_xr reads {FORMAT}: update it")
+    elements = store.read_coordinate(group, ELEMENTS)
+    nodes: dict[str, xr.Dataset] = {}
+    first = 0
+    for i, members in enumerate(found["parts"]):
+        part, row = open_one(Path(str(path)) / PART.format(i)), 0
+        for member in members:
+            n = member["n_elements"]
+            chosen = part.isel(token=slice(row, row + n))
+            nodes[member["name"]] = _of_parameter(chosen, member, elements[first : first + n])
+            first, row = first + n, row + n
+    root = {k: v for k, v in found.items() if k != "parts"}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable({**root, "source": str(path)})), **nodes})
+
+
+def _of_parameter(ds: xr.Dataset, member: dict[str, Any], elements: Any) -> xr.Dataset:
+    """Return the rows of one parameter with the dimension `element` and the position of each element."""
+    ds = ds.isel(dim=0, drop=True).rename(token="element").assign_coords(element=elements)
+    ds["element"].attrs["long_name"] = "flat index of the element in the parameter"
+    if len(member["shape"]) > 1:
+        for axis, index in enumerate(np.unravel_index(elements, member["shape"])):
+            ds = ds.assign_coords({f"index_{axis}": ("element", index, {"long_name": f"index along axis {axis}"})})
+    for variable in ds.data_vars.values():
+        if variable.attrs.get("precision") == "none" and "element" in variable.dims:
+            variable.attrs["precision"] = "float32"  # what an optimizer updates lies on the grid of its dtype
+    of_sample = {"parameter": member["name"], "parameter_shape": member["shape"], "numel": member["numel"]}
+    return ds.assign_attrs(portable({**ds.attrs, **of_sample}))
