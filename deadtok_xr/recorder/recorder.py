@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ class Recorder:
         on_error: str = "raise",
         memory: int = MEMORY,
         flush_every: float | None = None,
-        sample: None = None,
+        sample: int | None = None,
     ) -> None:
         if on_error not in ("raise", "continue"):
             raise InputError(f"on_error={on_error!r}: choose 'raise' or 'continue'")
@@ -401,3 +402,10 @@ class Recorder:
         except BaseException:
             self._failed = True
             raise
+
+
+_signature = inspect.signature(Recorder.__init__)
+# for help(): without it, that of __new__
+Recorder.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=list(_signature.parameters.values())[1:], return_annotation=inspect.Signature.empty
+)
