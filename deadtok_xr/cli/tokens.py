@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _EXPENSIVE = ("cosine_distance_without_pc1", "pc1_gap")
-"""What is computed only for --csv and --json: it costs more than everything else."""
 
 
 @click.command()
@@ -38,17 +37,19 @@ _EXPENSIVE = ("cosine_distance_without_pc1", "pc1_gap")
 @click.option("--step", type=int, default=-1, help="Label of a step, of several. Default: the last one.")
 @click.option("--key", "keys", multiple=True, metavar="VARIABLE=KEY", help="Which array of CHECKPOINT is W, or E.")
 @click.option("--csv", "csv_file", type=PATH, help="Write all tokens and indicators to this file, by rank.")
+@click.option("--without-pc1", is_flag=True, help="Also the distance without the first principal component; slow.")
 @JSON
 @QUIET
 def tokens(
     checkpoint: Path | str, tokenizer: Path | None, reference: str, share: float, step: int, keys: tuple[str, ...],
-    csv_file: Path | None, as_json: bool, quiet: bool,
+    csv_file: Path | None, without_pc1: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Say which tokens of a model may be under-trained, from its embedding alone.
 
     CHECKPOINT is a safetensors, torch, HDF5 or NumPy file, the index of a sharded model, the folder of one, or a
-    store. Its embedding is read twice, in bounded memory, and no code in it is run; for --csv and --json two times
-    more, with more arithmetic.
+    store. Its embedding is read twice, in bounded memory, and no code in it is run.
+
+    The first principal component takes N·D² operations, many times as long as everything else.
 
     \b
     Example:  deadtok tokens model.safetensors --tokenizer tokenizer.json
@@ -67,7 +68,7 @@ def tokens(
     lazy = undertrained(
         open_weights(checkpoint, options), step=step, reference=_reference(reference), tokenizer=tokenizer, share=share
     )
-    wanted = lazy if csv_file is not None or as_json else lazy.drop_vars(_EXPENSIVE)
+    wanted = lazy if without_pc1 else lazy.drop_vars(_EXPENSIVE)
     with dask_progress("reading", quiet=quiet or as_json):
         found = wanted.compute()
     if csv_file is not None:

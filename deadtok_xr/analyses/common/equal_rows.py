@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 
 def digests(words: NDArray[Any]) -> list[bytes]:
     """Return a digest of 128 bits for each row of unsigned integers."""
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in words]
+    return [blake3(np.ascontiguousarray(row).view(np.uint8).data).digest(16) for row in words]
 
 
 def largest_group(parts: Sequence[list[bytes]], considered: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -114,7 +114,7 @@ def combine(
     cosine = np.concatenate([part["cosine"] for part in parts])
     used, rows = references["used"], references["rows"]
     out: Arrays = {
-        "norm": np.where(finite, np.sqrt(np.where(finite, square, 0)), np.nan),
+        "norm": _roots(square),
         "cosine_distance": cosine[:, used] if used >= 0 else np.full(len(square), np.nan),
         "cosine_distance_centered": np.concatenate([part["centered"] for part in parts]),
         "l2_distance": np.concatenate([part["l2"] for part in parts]),
@@ -139,10 +139,15 @@ def combine(
         "candidate": known & allowed & (np.where(known, key, np.inf) <= limit),
         "rank": rank,
     }
-    norm_of_w = np.sqrt(np.concatenate([part["square"] for part in inputs["output"]]))
+    norm_of_w = _roots(np.concatenate([part["square"] for part in inputs["output"]]))
     by_reference = [cosine[:, k] if rows[k].any() else norm_of_w for k in range(len(rows))]
     out["reference_agreement"] = _agreement(by_reference, references, share, ranked)
     return out
+
+
+def _roots(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the roots of finite values, NaN for others."""
+    return np.sqrt(np.where(np.isfinite(squares), squares, np.nan))
 
 
 def _without_rounding(values: NDArray[np.float64], limit: float) -> tuple[NDArray[np.float64], float]:

@@ -15,20 +15,22 @@ from deadtok_xr.bfloat16 import BFLOAT16
 Floats = NDArray[np.float64]
 SMALLEST = 1e-6
 """A product of two norms below this is replaced by it, as the published formula does."""
-_SLAB = 2**17
-"""Elements that are converted to float64 at once: 1 MiB, which stays in the cache."""
+_SLAB = 2**18
+"""Elements that are converted to float64 at once: 2 MiB, which stays in the cache."""
 _SLAB_OF_AXIS = 2**21
+_NEAR = 1e-2
+"""Below this share of a squared norm, a squared distance is not computed from products."""
 
 
-def slabs(rows: NDArray[Any], elements: int = _SLAB) -> Iterator[tuple[int, Floats]]:
-    """Yield parts of a block in float64, each with the position of its first row."""
+def slabs(rows: NDArray[Any], elements: int = _SLAB) -> Iterator[tuple[slice, Floats]]:
+    """Yield parts of a block in float64, each with its place in the block."""
     step = max(1, elements // max(1, rows.shape[1]))
     for i in range(0, len(rows), step):
         part = rows[i : i + step]
         if part.dtype == BFLOAT16:  # several times as fast as its own conversion
             part = (np.ascontiguousarray(part).view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
         with np.errstate(invalid="ignore"):  # signalling NaN
-            yield i, part.astype(np.float64)
+            yield slice(i, i + len(part)), part.astype(np.float64)
 
 
 def squares(x: Floats) -> Floats:
@@ -44,21 +46,28 @@ def describe(rows: NDArray[Any], begin: int, masks: NDArray[np.bool_], want_dige
     """
     n, d = rows.shape
     found: dict[str, Any] = {"square": np.empty(n), "high": np.empty(n), "sums": np.zeros((1 + len(masks), d))}
-    for i, x in slabs(rows):
-        at = slice(i, i + len(x))
+    for at, x in slabs(rows):
         square = found["square"][at] = squares(x)
         found["high"][at] = x.max(axis=1)
-        weights = np.ones((1 + len(masks), len(x)))
-        weights[1:] = masks[:, begin + i : begin + i + len(x)]
-        valid = np.isfinite(square)
-        found["sums"] += weights @ x if valid.all() else weights[:, valid] @ x[valid]
+        inside = masks[:, begin + at.start : begin + at.stop]
+        if not np.isfinite(square).all():
+            valid = np.isfinite(square)
+            x, inside = x[valid], inside[:, valid]
+        found["sums"][0] += x.sum(axis=0)
+        for total, members in zip(found["sums"][1:], inside, strict=True):
+            if members.any():
+                total += x[members].sum(axis=0)
     if want_digests:
         found["digests"] = equal_rows.digests(np.ascontiguousarray(rows).view(np.uint8).reshape(n, -1))
     return found
 
 
 def distances(rows: NDArray[Any], begin: int, references: dict[str, Any]) -> dict[str, Floats]:
-    """Return the distances of each token to each reference, and to the one that is used."""
+    """Return the distances of each token to each reference, and to the one that is used.
+
+    They follow from products with the references and with the mean row. Where nearly equal numbers would be
+    subtracted, they are computed from differences of rows instead.
+    """
     mean, toward, used = references["mean"], references["rows"], references["used"]
     n = len(rows)
     found = {
@@ -66,18 +75,31 @@ def distances(rows: NDArray[Any], begin: int, references: dict[str, Any]) -> dic
     }  # fmt: skip
     if used < 0:
         return found
-    norms, one = np.sqrt(squares(toward)), toward[used]
-    for i, x in slabs(rows):
-        square = squares(x)
-        valid = np.isfinite(square)
-        if not valid.all():
-            x, square = x[valid], square[valid]
-        at = i + np.flatnonzero(valid)
-        product = np.maximum(np.sqrt(square)[:, None] * norms, SMALLEST)
-        found["cosine"][at] = 1 - x @ toward.T / product
-        found["l2"][at] = np.sqrt(squares(x - one))
-        x -= mean
-        found["centered"][at] = cosine_distance(x, one - mean)
+    norms, u = np.sqrt(squares(toward)), toward[used]
+    for at, x in slabs(rows):
+        square = references["square"][begin + at.start : begin + at.stop]
+        if not np.isfinite(square).all():
+            x, square = x[np.isfinite(square)], square[np.isfinite(square)]
+        into = at.start + np.flatnonzero(np.isfinite(references["square"][begin + at.start : begin + at.stop]))
+        products = np.stack([x @ row for row in (*toward, mean)], axis=1)  # faster than one product of few columns
+        found["cosine"][into] = 1 - products[:, :-1] / np.maximum(np.sqrt(square)[:, None] * norms, SMALLEST)
+        found["l2"][into] = np.sqrt(_square_of_difference(x, square, products[:, used], u))
+        from_mean = _square_of_difference(x, square, products[:, -1], mean)
+        product = products[:, used] - products[:, -1] - u @ mean + mean @ mean
+        length = np.sqrt(from_mean) * np.sqrt(squares((u - mean)[None]))
+        found["centered"][into] = 1 - product / np.maximum(length, SMALLEST)
+        near = from_mean < _NEAR * square
+        if near.any():
+            found["centered"][into[near]] = cosine_distance(x[near] - mean, u - mean)
+    return found
+
+
+def _square_of_difference(x: Floats, square: Floats, product: Floats, u: Floats) -> Floats:
+    """Return ‖x_i - u‖² of rows, given ‖x_i‖² and x_i·u."""
+    found = square - 2 * product + u @ u
+    near = found < _NEAR * square
+    if near.any():
+        found[near] = squares(x[near] - u)
     return found
 
 
@@ -94,11 +116,11 @@ def without_axis(rows: NDArray[Any], begin: int, references: dict[str, Any], axi
         return found
     u = references["rows"][used]
     u = u - (u @ v) * v
-    for i, x in slabs(rows):
+    for at, x in slabs(rows):
         valid = np.isfinite(squares(x))
         x = x if valid.all() else x[valid]
         x -= np.outer(x @ v, v)
-        found[i + np.flatnonzero(valid)] = cosine_distance(x, u)
+        found[at.start + np.flatnonzero(valid)] = cosine_distance(x, u)
     return found
 
 

@@ -77,7 +77,7 @@ def _given(ds: xr.Dataset, reference: Sequence[int]) -> NDArray[np.bool_]:
 def find(
     parts: list[dict[str, Any]], *, blocks: TokenBlocks, kinds: tuple[str, ...], masks: NDArray[np.bool_], tied: bool
 ) -> dict[str, Any]:
-    """Return for each kind the mean row of its tokens and which these are; the mean of all rows; the kind that is used.
+    """Return for each kind the mean row of its tokens and which these are; the mean row; the kind that is used; norms.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def find(
     used = int(np.argmax(directed if directed.any() else there)) if there.any() else -1
     if used < 0 and tied:
         raise _no_reference(kinds, int(valid.sum()), len(valid))
-    return {"rows": rows, "members": members, "mean": mean, "used": used}
+    return {"rows": rows, "members": members, "mean": mean, "used": used, "square": square}
 
 
 def _no_reference(kinds: tuple[str, ...], n_valid: int, n: int) -> InputError:
