@@ -96,11 +96,12 @@ COORDINATES: Mapping[str, str] = {
     "token": "vocabulary id",
     "dead": "whether the token never occurs in the training data",
     "token_text": "the token as text",
+    "count": "occurrences of the token in the training data",
     "source_row": "row of the token in what it was recorded from, where that is not its place in the vocabulary",
 }
 MOTION_INDEXED = ("W", "E")
 """The weights, for which a store keeps the first and last motion of each token in each chunk."""
-TOKEN_COORDINATES = ("dead", "token_text", "source_row")
+TOKEN_COORDINATES = ("dead", "token_text", "count", "source_row")
 """The coordinates along `token`, beside the ids themselves."""
 
 

@@ -215,17 +215,56 @@ def verify(store: Path | str, source: Path | str | None, initial: Path | None, a
     "--dead-ids", type=PATH, help="File with the ids of the dead tokens (text, JSON, .npy, .npz, .h5 or .safetensors)."
 )
 @click.option("--token-text", type=PATH, help="A tokenizer.json, a JSON list, or text with one token per line.")
+@click.option(
+    "--corpus",
+    type=PATH,
+    multiple=True,
+    metavar="FILE...",
+    help="Training data, whose tokens are counted: ids (.npy, .npz, .safetensors, .bin) or text.",
+)
+@click.argument("files", type=PATH, nargs=-1, metavar="")
+@click.option("--tokenizer", type=PATH, help="The tokenizer.json that encodes text of the corpus.")
+@click.option(
+    "--corpus-dtype",
+    type=click.Choice(["uint16", "uint32", "int32"]),
+    default="uint16",
+    show_default=True,
+    help="The numbers in .bin files.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing labels that differ.")
-def label(store: Path, dead_ids: Path | None, token_text: Path | None, overwrite: bool) -> None:
-    """Add dead tokens and token texts to a store; the data are not changed.
+def label(
+    store: Path, dead_ids: Path | None, token_text: Path | None, corpus: tuple[Path, ...], files: tuple[Path, ...],
+    tokenizer: Path | None, corpus_dtype: str, overwrite: bool,
+) -> None:  # fmt: skip
+    """Add dead tokens, token texts and numbers of occurrences to a store; the data are not changed.
+
+    Tokens that never occur in the corpus are dead.
 
     \b
     Example:  deadtok label thimble_7.zarr --dead-ids dead.json --token-text tokenizer.json
+              deadtok label thimble_7.zarr --corpus train/*.bin
     """
     from deadtok_xr.store.labels import label as add_labels
 
-    add_labels(store, dead_ids=dead_ids, token_text=token_text, overwrite=overwrite)
+    if files and not corpus:
+        raise InputError(f"{' '.join(map(str, files))} beside the store: expected: --corpus before files of the corpus")
+    add_labels(
+        store, dead_ids=dead_ids, token_text=token_text, corpus=[*corpus, *files] or None, tokenizer=tokenizer,
+        corpus_dtype=corpus_dtype, overwrite=overwrite,
+    )  # fmt: skip
     click.echo(description(store))
+    if corpus:
+        click.echo(_occurrences(store))
+
+
+def _occurrences(path: Path) -> str:
+    """Say how often the tokens of a store occur."""
+    from deadtok_xr import store
+
+    group, _ = store.open_group(path)
+    counts = store.read_coordinate(group, "count")
+    never = int((counts == 0).sum())
+    return f"counted {counts.sum():,} tokens: {never:,} of {len(counts):,} never occur and are dead"
 
 
 @click.command()

@@ -89,7 +89,9 @@ def concat_runs(
         raise InputError(f"the {len(paths)} stores have no {empty} in common: use join='outer', or leave some out")
     variables = {name: _stacked(name, aligned) for name in names}
     coords: dict[str, Any] = {RUN: _along_run(labels), **{dim: _variable(opened[0], dim, index[dim]) for dim in index}}
-    coords |= {name: v for name in ("dead", "token_text") if (v := _label_of_tokens(name, aligned)) is not None}
+    coords |= {
+        name: v for name in ("dead", "token_text", "count") if (v := _label_of_tokens(name, aligned)) is not None
+    }
     attrs, differing = _attributes(labels, [plain(ds.attrs) for ds in opened], {*variables, *coords, "dim"})
     return xr.Dataset(variables, coords | differing, portable(attrs))
 
@@ -157,8 +159,8 @@ def _variable(ds: xr.Dataset, name: str, values: Any) -> xr.Variable:
 
 
 def _aligned(opened: Sequence[xr.Dataset], join: Join) -> tuple[xr.Dataset, ...]:
-    """Align the runs along steps and tokens, lazily; missing values are NaN, False or ""."""
-    fill: dict[Any, Any] = {"dead": False, "token_text": ""}
+    """Align the runs along steps and tokens, lazily; missing values are NaN, False, "", or the count -1."""
+    fill: dict[Any, Any] = {"dead": False, "token_text": "", "count": -1}
     for ds in opened:
         fill |= {name: np.array(np.nan, v.dtype) for name, v in ds.data_vars.items() if v.dtype.kind in "fV"}
     others = {dim for ds in opened for dim in ds.dims} - {"step", "token"}

@@ -18,7 +18,9 @@ writing         blocks of values written as whole chunks
 motion_index    the first and last motion of each token in each chunk
 sample          the layout of a recording of samples of many parameters
 in_progress     the lock and journal of unfinished conversions and analyses, so that they resume
-labels          `dead` and `token_text` added to a store afterwards; token_ids and tokenizer read their files
+labels          `dead`, `token_text` and `count` added to a store afterwards; token_ids and tokenizer read their files
+occurrences     how often tokens occur in files of ids or text
+reachability    which tokens text can become, by a tokenizer
 """
 
 from deadtok_xr.store.arrays import (

@@ -1,4 +1,4 @@
-"""Add the coordinates `dead` and `token_text` to a store that was written without them.
+"""Add the coordinates `dead`, `token_text` and `count` to a store that was written without them.
 
 The data are not touched. Each coordinate is written to a folder next to the store and moved into it by one rename, so
 that a reader sees the store either without it or with all of it, even if the process is killed. The attributes that
@@ -24,11 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import arrays, location
+from deadtok_xr.store.occurrences import count_occurrences
 from deadtok_xr.store.open import open_group
 from deadtok_xr.store.token_ids import read_ids
 from deadtok_xr.store.tokenizer import token_texts
 
-_DTYPES = {"dead": bool, "token_text": "string"}
+_DTYPES = {"dead": bool, "token_text": "string", "count": np.int64}
 
 
 def label(
@@ -36,9 +37,12 @@ def label(
     *,
     dead_ids: str | Path | ArrayLike | None = None,
     token_text: str | Path | Mapping[str, int] | Sequence[str] | None = None,
+    corpus: str | Path | Sequence[str | Path | NDArray[Any]] | None = None,
+    tokenizer: str | Path | None = None,
+    corpus_dtype: str = "uint16",
     overwrite: bool = False,
 ) -> Path:
-    """Add the coordinates `dead` and `token_text` to a store, or replace them, without touching its data.
+    """Add the coordinates `dead`, `token_text` and `count` to a store, or replace them, without touching its data.
 
     Dead tokens that are known when a store is written lie together on disk; those that are added here stay where they
     are. ``open_recording(store, tokens="dead")`` returns the same values either way, but here it reads every chunk that
@@ -54,6 +58,13 @@ def label(
     token_text
         A ``tokenizer.json``, another file, a list or a dict, as `deadtok_xr.store.tokenizer.token_texts` accepts.
         A token without text gets "".
+    corpus
+        The training data: files, or arrays, of token ids, or text; see `deadtok_xr.store.occurrences`. Adds `count`,
+        how often each token occurs, and `dead`, whether it never does.
+    tokenizer
+        The ``tokenizer.json`` that encodes text of the corpus.
+    corpus_dtype
+        The numbers in ``.bin`` files without a header: ``"uint16"``, ``"uint32"`` or ``"int32"``.
     overwrite
         Replace a coordinate with other values. A coordinate that has the same values already is never an error.
 
@@ -65,8 +76,9 @@ def label(
     Raises
     ------
     InputError
-        If neither is given; for ids that are negative, repeated, or not in the store; if the coordinate exists with
-        other values, unless ``overwrite``.
+        If nothing is given, or both ``dead_ids`` and ``corpus``; for ids that are negative, repeated, or not in the
+        store; for a corpus that cannot be read, or has tokens that a store of a whole vocabulary lacks; if the
+        coordinate exists with other values, unless ``overwrite``.
     OSError
         If the store cannot be written; it then still opens as before.
 
@@ -75,8 +87,14 @@ def label(
     UserWarning
         If some tokens have no text; it says how many.
     """
-    if dead_ids is None and token_text is None:
-        raise InputError(f"{store}: nothing to add: name dead_ids= (--dead-ids), token_text= (--token-text) or both")
+    if dead_ids is None and token_text is None and corpus is None:
+        raise InputError(
+            f"{store}: nothing to add: name dead_ids= (--dead-ids), token_text= (--token-text) or corpus= (--corpus)"
+        )
+    if dead_ids is not None and corpus is not None:
+        raise InputError(
+            f"{store}: dead_ids= (--dead-ids) and corpus= (--corpus) both say which tokens are dead: give one"
+        )
     if location.is_address(store):
         raise InputError(f"{store} is an address: label a copy of the store on this machine, and upload that")
     group, _ = open_group(store)
@@ -86,6 +104,9 @@ def label(
         wanted["token_text"] = _texts(tokens, token_text, store)
     if dead_ids is not None:
         wanted["dead"] = _mask(tokens, dead_ids, store)
+    if corpus is not None:
+        wanted["count"] = _counts(tokens, corpus, tokenizer, corpus_dtype, store)
+        wanted["dead"] = wanted["count"] == 0
     changed = {name: values for name, values in wanted.items() if _differs(group, name, values, store, overwrite)}
     path = Path(store).resolve()
     with _temporary_folder(path) as folder:
@@ -118,6 +139,26 @@ def _mask(tokens: NDArray[np.int64], dead_ids: str | Path | ArrayLike, path: str
     return np.isin(tokens, ids)
 
 
+def _counts(
+    tokens: NDArray[np.int64], corpus: Any, tokenizer: str | Path | None, dtype: str, path: str | Path
+) -> NDArray[np.int64]:
+    """Return how often each token of the store occurs, after checking that the corpus may be that of the store."""
+    files = [corpus] if isinstance(corpus, (str, Path, np.ndarray)) else list(corpus)
+    counts = count_occurrences(files, tokenizer=tokenizer, dtype=dtype)
+    whole = np.array_equal(np.sort(tokens), np.arange(len(tokens)))
+    if whole and len(counts) > len(tokens):
+        raise InputError(
+            f"the corpus has the token id {len(counts) - 1}, and {path} the {len(tokens)} tokens 0 to "
+            f"{len(tokens) - 1}: name the corpus of this vocabulary, and for raw numbers "
+            "their dtype with corpus_dtype= (--corpus-dtype)"
+        )
+    found = np.zeros(max(len(counts), int(tokens.max()) + 1), np.int64)
+    found[: len(counts)] = counts
+    if not found[tokens].any():
+        raise InputError(f"no token of {path} occurs in the corpus: name the corpus of this vocabulary")
+    return found[tokens]
+
+
 def _texts(tokens: NDArray[np.int64], source: Any, path: str | Path) -> NDArray[Any]:
     texts = token_texts(source)
     found = np.array([texts.get(int(token), "") for token in tokens], dtype=object)
@@ -131,6 +172,8 @@ def _differs(group: zarr.Group, name: str, values: NDArray[Any], path: str | Pat
     """Return whether a coordinate must be written; raise if that would replace other values without ``overwrite``."""
     if name not in group:
         return True
+    if group[name].shape != values.shape:
+        raise InputError(f"{path} has a variable {name!r} that is no label of tokens: rename it where it was recorded")
     different = np.flatnonzero(arrays.read_coordinate(group, name).astype(object) != values.astype(object))
     if different.size and not overwrite:
         token = arrays.read_coordinate(group, "token")[different[0]]
