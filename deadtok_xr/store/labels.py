@@ -172,7 +172,7 @@ def _differs(group: zarr.Group, name: str, values: NDArray[Any], path: str | Pat
     """Return whether a coordinate must be written; raise if that would replace other values without ``overwrite``."""
     if name not in group:
         return True
-    if group[name].shape != values.shape:
+    if arrays.read_coordinate(group, name).shape != values.shape:
         raise InputError(f"{path} has a variable {name!r} that is no label of tokens: rename it where it was recorded")
     different = np.flatnonzero(arrays.read_coordinate(group, name).astype(object) != values.astype(object))
     if different.size and not overwrite:

@@ -17,7 +17,7 @@ from deadtok_xr.store.reachability import load_tokenizer
 _PART = 4 * 2**20
 """Ids that are counted, or characters that are encoded, at once."""
 _LARGEST_ID = 2**27
-_LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
+_LLM_C: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
 """The first number of llm.c's files of ids, and the dtype that it stands for."""
 _LLM_C_HEADER = 1024
 _TEXTS = (".txt", ".md", ".jsonl")
