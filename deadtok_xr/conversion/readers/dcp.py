@@ -125,7 +125,7 @@ class DcpSource(Source):
             with path.open("rb") as file:
                 found = _Unpickler(file).load()
         except pickle.UnpicklingError as error:
-            said = str(error)
+            said = " ".join(str(error).split())
             if re.fullmatch(r"[\w.]+\.\w+", said):
                 raise InputError(
                     f"{path} holds {said}, which could run code and was not loaded; expected: tensors and numbers; "
