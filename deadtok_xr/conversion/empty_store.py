@@ -8,12 +8,14 @@ cut damaged it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from blake3 import blake3
 
 from deadtok_xr import store
 from deadtok_xr.conversion.finished_chunks import FinishedChunks
@@ -24,6 +26,8 @@ from deadtok_xr.store.in_progress import Facts, InProgress, file_record
 MADE_BY = "convert"
 _ROOT = "zarr.json"
 _SET_LAST = ("complete", "sources")
+MOST_SOURCES = 1000
+"""More files than these are listed as one, since every reader of the store loads the list."""
 
 
 def create(plan: ConversionPlan, facts: Facts, work: InProgress) -> None:
@@ -79,6 +83,26 @@ def complete(work: InProgress, sources: list[dict[str, Any]]) -> None:
     location.write(work.dest, _ROOT, _with_attributes(root, {"sources": sources, "complete": True}))
 
 
+def listed_sources(path: Path, files: Sequence[Path], hashes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """List the files of a source for its attribute; more than `MOST_SOURCES` of them as one, with one hash of all.
+
+    Parameters
+    ----------
+    path, files
+        The source, and its files.
+    hashes
+        The BLAKE3 hash of each file; None if they are not known yet.
+    """
+    sizes = [file.stat().st_size for file in files]
+    if len(files) <= MOST_SOURCES:
+        return [
+            {"name": file.name, "bytes": size, "blake3": None if hashes is None else hashes[i]}
+            for i, (file, size) in enumerate(zip(files, sizes, strict=True))
+        ]
+    digest = None if hashes is None else blake3("\n".join(hashes).encode()).hexdigest()
+    return [{"name": path.name, "files": len(files), "bytes": sum(sizes), "blake3": digest}]
+
+
 @contextmanager
 def _temporary_folder(work: InProgress) -> Iterator[Path]:
     """Yield the path of a folder to be made, on the file system of the destination if that is a folder."""
@@ -91,7 +115,7 @@ def _build(plan: ConversionPlan, folder: Path, work: InProgress) -> None:
     attributes = {
         "made_by": MADE_BY,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),  # distinguishes stores of the same second
-        "sources": [{"name": path.name, "bytes": path.stat().st_size, "blake3": None} for path in plan.files],
+        "sources": listed_sources(plan.path, plan.files),
         "source_format": plan.format,
         "rows": plan.rows_reason,
         "hyperparameters": dict(plan.hyperparameters),

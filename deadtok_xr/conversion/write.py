@@ -45,13 +45,15 @@ def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> N
         If it exists, is not to be replaced, and is not an unfinished conversion.
     """
     outer = Path(dest).resolve()  # an address resolves to a path that no source has
-    for path in {source.path, *source.files()}:
+    files = source.files()
+    links = (path for path in files if path.is_symlink())
+    for path in {source.path, *links, *(path.parent for path in files)}:  # a Zarr array has thousands of files
         inner = path.resolve()
         if outer == inner or outer in inner.parents:
             raise InputError(
                 f"the source {path} lies in the destination {dest}, which would be replaced; choose another destination"
             )
-    check_free(dest, overwrite=overwrite or _is_unfinished(source.files(), dest))
+    check_free(dest, overwrite=overwrite or _is_unfinished(source.path, files, dest))
 
 
 def check_free(dest: Path | str, *, overwrite: bool) -> None:
@@ -65,12 +67,12 @@ def check_free(dest: Path | str, *, overwrite: bool) -> None:
         destination.refuse_existing(dest, overwrite=overwrite)
 
 
-def _is_unfinished(files: Sequence[Path], dest: Path | str) -> bool:
+def _is_unfinished(source: Path, files: Sequence[Path], dest: Path | str) -> bool:
     """Return whether an unfinished conversion of this source is at the destination, even if its notes are lost."""
     attrs = destination.root_attributes(dest)
     ours = attrs.get("made_by") == empty_store.MADE_BY and attrs.get("complete") is False
     names = {s.get("name") for s in attrs.get("sources", ()) if isinstance(s, dict)}
-    return ours and names == {path.name for path in files}
+    return ours and names == {item["name"] for item in empty_store.listed_sources(source, files)}
 
 
 def write_plan(
@@ -147,7 +149,7 @@ def _prepare(
             else:
                 empty_store.create(plan, facts, work)
             return
-    unfinished = _is_unfinished(plan.files, dest)
+    unfinished = _is_unfinished(plan.path, plan.files, dest)
     # an unfinished conversion of another source cannot be used
     if differences and "the source" not in differences and unfinished and not overwrite:
         raise work.refusal(differences)
@@ -239,11 +241,7 @@ def _complete(plan: ConversionPlan, facts: Facts, work: InProgress, hashes: list
         raise InputError(f"{plan.path} changed during the conversion; convert it when nothing writes to it")
     if hasattr(os, "sync"):
         os.sync()  # otherwise a power cut could leave a store that is declared complete but lacks chunks
-    sources = [
-        {"name": path.name, "bytes": path.stat().st_size, "blake3": digest}
-        for path, digest in zip(plan.files, hashes, strict=True)
-    ]
-    empty_store.complete(work, sources)
+    empty_store.complete(work, empty_store.listed_sources(plan.path, plan.files, hashes))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from safetensors.torch import save_file as save_torch
 
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16, decode, from_bits
+from deadtok_xr.conversion import empty_store
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.readers import formats
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
@@ -396,6 +397,7 @@ import numpy as np
 import h5py
 from pathlib import Path
 import deadtok_xr as dx
+from deadtok_xr.conversion import empty_store
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.readers.formats import open_source
 
@@ -609,7 +611,7 @@ W = small()["W"]
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (
         lambda folder: folder / "bad",
-        "no such file; expected: an HDF5, NetCDF-4, safetensors, .npz or torch file, a Zarr array",
+        "no such file; expected: an HDF5, NetCDF-4, safetensors, .npz, torch or GGUF file, a Zarr array",
     ),
     "directory": (directory, "is a folder without a recording; expected: one recording, checkpoints"),
     "empty file": (written(b""), "looks like an empty file"),
@@ -770,3 +772,18 @@ def test_every_bfloat16_pattern(tmp_path: Path) -> None:
     np.testing.assert_array_equal(bits(raw(store)["W"].values), w)
     decoded = dx.open_recording(store)["W"].values
     np.testing.assert_array_equal(bits(decoded), bits(from_bits(w)))
+
+
+def test_many_files_are_listed_as_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Zarr array may have thousands of chunks, and every reader of the store loads the list of its sources."""
+    monkeypatch.setattr(empty_store, "MOST_SOURCES", 3)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in range(5):
+        np.savez(folder / f"step_{step}.npz", W=np.full((3, 2), step, np.float32))
+    out = dx.convert(folder, tmp_path / "out.zarr")
+    (listed,) = dx.open_recording(out).attrs["sources"]
+    files = sorted(folder.iterdir())
+    hashes = "\n".join(blake3(file.read_bytes()).hexdigest() for file in files)
+    total = sum(file.stat().st_size for file in files)
+    assert listed == {"name": "run", "files": 5, "bytes": total, "blake3": blake3(hashes.encode()).hexdigest()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _ADVICE = (
     "make one file of it where it was made, with "
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)"
 )
+_NEVER = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"}
+"""Operations of a pickle that may take more memory than the file has bytes, or need what is not there."""
 _MODULE = re.compile(r"torch\.distributed\.checkpoint\.(metadata|filesystem|_[a-z_]+|planner)")
 
 
@@ -122,8 +125,10 @@ class DcpSource(Source):
         if size > _MAX_METADATA:
             raise InputError(f"{path} has {size} bytes; expected: at most {_MAX_METADATA}; {_ADVICE}")
         try:
-            with path.open("rb") as file:
-                found = _Unpickler(file).load()
+            content = path.read_bytes()
+            if any(opcode.name in _NEVER for opcode, _, _ in pickletools.genops(content)):
+                raise ValueError("buffers or persistent objects, which the metadata does not have")
+            found = _Unpickler(io.BytesIO(content)).load()
         except pickle.UnpicklingError as error:
             said = " ".join(str(error).split())
             if re.fullmatch(r"[\w.]+\.\w+", said):
@@ -133,7 +138,7 @@ class DcpSource(Source):
                 ) from error
             raise InputError(f"{path} cannot be read ({said[:160]}): it is damaged; {_AGAIN}") from error
         except Exception as error:  # for a damaged pickle nearly any exception is raised
-            reason = " ".join(str(error).split())[:160]
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise InputError(f"{path} cannot be read ({reason}): it is damaged; {_AGAIN}") from error
         if not isinstance(getattr(found, "state_dict_metadata", None), dict):
             raise InputError(f"{path} holds no names of tensors; expected: the metadata of a checkpoint; {_AGAIN}")

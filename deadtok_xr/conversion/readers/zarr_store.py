@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,15 @@ class ZarrSource(Source):
 
     def files(self) -> list[Path]:
         """Return every file of the metadata and the chunks of the arrays."""
+        return self._files
+
+    @cached_property
+    def _files(self) -> list[Path]:
         found = [self.path / name for name in _METADATA if (self.path / name).is_file()]
         for array in self._arrays.values():
             for folder, _, names in os.walk(array.folder):
-                found += [Path(folder) / name for name in sorted(names)]
+                place = Path(folder)
+                found += [place / name for name in sorted(names)]
         return list(dict.fromkeys(found))
 
     def close(self) -> None:
