@@ -22,6 +22,7 @@ from benchmarks import (
     doctor,
     engines,
     mechanism,
+    monitor,
     notebook,
     recorder,
     side_by_side,
@@ -211,3 +212,13 @@ def test_the_checkpoints_of_the_doctor_benchmark(tmp_path: Path, monkeypatch: py
         norms = found.sel(parameter=[name for name in found.parameter.values if "norm" in name])
         assert (norms.at_one_fraction == 1).all()
         assert (norms.stuck_fraction == (kind == "BF16")).all()
+
+
+def test_the_ways_of_the_monitor_benchmark(tmp_path: Path) -> None:
+    loops = {way: monitor.Loop(64, demo.Run(batch=2, length=8, dims=16), torch.bfloat16, "cpu") for way in monitor.WAYS}
+    for way, loop in loops.items():
+        with monitor.attached(loop, way, tmp_path):
+            for _ in range(2):
+                assert loop.step() > loop.within / 2 > 0
+    ends = [[p.detach().float().numpy() for p in loop.model.parameters()] for loop in loops.values()]
+    assert all((p == q).all() for end in ends for p, q in zip(end, ends[0], strict=True))  # none changes the training

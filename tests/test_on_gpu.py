@@ -89,3 +89,25 @@ def test_analyses_on_the_gpu_find_what_the_cpu_finds(tmp_path: Path, tokens: str
                 np.testing.assert_array_equal(found, expected, err_msg=f"{group.path}/{name}")
             elif name != "thermal_residual":  # what is left of it is rounding
                 np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12, err_msg=f"{group.path}/{name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "flags", [{"foreach": False}, {"foreach": True}, {"fused": True}, {"capturable": True}], ids=str
+)
+def test_a_monitor_counts_what_a_copy_shows(dtype: torch.dtype, flags: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(65, 33), torch.nn.LayerNorm(33)).to("cuda", dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **flags)
+    moved = []
+    with dx.Monitor(model, optimizer) as monitor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(8, 65, device="cuda", dtype=dtype)).float().square().sum().backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+            moved.append([int((p != q).sum()) for p, q in zip(model.parameters(), before, strict=True)])
+    ds = monitor.dataset()
+    assert ds.exact.all()
+    assert ds.moved.values.tolist() == moved
+    assert (ds.moved + ds.rounded_to_zero + ds.no_gradient == ds.numel).all()

@@ -75,6 +75,13 @@ PER_STEP: dict[str, dict[str, Any]] = {
         "comment": "over the finite elements; NaN if none moved and the updates of none are known",
     },
 }
+OF_MASTERS: dict[str, dict[str, Any]] = {
+    "n_visible": {
+        "long_name": "elements whose value as bfloat16 changed",
+        "units": "1",
+        "comment": "what inference in bfloat16 sees of the update; only of weights on the grid of float32",
+    },
+}
 TOTALS: dict[str, dict[str, Any]] = {
     "intended_net": {
         "long_name": "length of the sum of all updates",
@@ -143,7 +150,8 @@ def mechanism(
         Per (step, token): `cause`; `margin`, the largest |u| in units of half the gap that it would have to cross;
         `intended` ‖u‖₂, with u the update before W is rounded. Per step: element counts of each cause, the agreement of
         the replay, over all and over moved elements, and that of the baseline "nothing moved", `n_missed`, and
-        fractions (see the attributes). Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
+        fractions (see the attributes); of float32 weights also `n_visible`, the elements whose value as bfloat16
+        changed. Per token: sums of u and of ΔW, `last_motion`, `freeze_cause`, `margin_after`.
 
         An element that did not move is no_gradient if g = 0 and u = 0; rounded_to_zero if the replay does not move it
         either; and unknown if an input is missing or NaN, or if the replay moves it. In an update that skipped W for
@@ -178,9 +186,11 @@ def mechanism(
     u.require(arithmetic, "mechanism")
     notes |= {"missing": [n for n in ("grad",) if n not in u.arrays]}
 
+    is_master = u.grids["W"] == "float32"
+
     def finish(results: ReductionResults) -> xr.Dataset:
         values = {
-            **results.variables("replay", {**PER_TOKEN, **PER_STEP}),
+            **results.variables("replay", {**PER_TOKEN, **PER_STEP, **(OF_MASTERS if is_master else {})}),
             **_token_totals(results, ds.sizes["token"]),
             **extra,
         }

@@ -12,6 +12,7 @@ import xarray as xr
 from torch.nn import functional
 
 import deadtok_xr as dx
+from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.recorder.host_buffers import to_numpy
 
@@ -121,6 +122,10 @@ def test_analyses_run_on_each_parameter(recorded: Any) -> None:
         W = np.stack([copies[name]["W"][elements].astype(np.float64) for copies in truth])
         np.testing.assert_array_equal(found.n_moved[1:], (np.diff(W, axis=0) != 0).sum(1))
         np.testing.assert_array_equal(found.element, elements)
+        assert ("n_visible" in found) == (name == "norm.weight")  # float32
+        if "n_visible" in found:
+            visible = np.diff(W.astype(BFLOAT16).astype(np.float64), axis=0) != 0
+            np.testing.assert_array_equal(found.n_visible[1:], visible.sum(1))
         assert found.attrs["numel"] == tree[name].attrs["numel"]
     for analysis in (dx.motion, dx.freezing, dx.lattice, dx.exponents, dx.critical_boundary):
         results = analysis(tree)

@@ -20,7 +20,9 @@ COUNTS = (
     "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
     "at_power_of_two",
 )  # fmt: skip
-OPTIMIZER_COUNTS = ("m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known")
+OPTIMIZER_COUNTS = (
+    "m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known", "visible",
+)  # fmt: skip
 SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
 RATIOS = (
     "replay_agreement", "replay_agreement_moved", "baseline_agreement", "exp_avg_agreement", "exp_avg_sq_agreement",
@@ -37,7 +39,10 @@ OUTPUTS = {
     "cause": Output(("step", "token"), dtype="i1", at="transitions"),
     "margin": Output(("step", "token"), dtype="f8", at="transitions"),
     "intended": Output(("step", "token"), dtype="f4", at="transitions"),
-    **{f"n_{name}": _STEP for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "missed")},
+    **{
+        f"n_{name}": _STEP
+        for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "missed", "visible")
+    },
     **{name: Output("step", at="transitions") for name in RATIOS},
     "net": Output(at="block"),
     "freeze": Output(at="block"),
@@ -156,9 +161,16 @@ def _replay(engine: Any, s: Settings, arithmetic: str, lattice: kernels.Lattice,
     for name, total in zip(SUMS, sums, strict=False):
         partial[name] += total
     partial["lr"] = lr
+    partial["visible"] += _visible(w, after["W"])
     if single:
         _decay(s, arithmetic, t, lr, before, after, partial)
         _moments(engine, s, arithmetic, t, before, after, partial)
+
+
+def _visible(before: Any, after: Any) -> int:
+    """Count the finite elements whose value as bfloat16 changed."""
+    finite = before.isfinite() & after.isfinite()
+    return int(((before.bfloat16() != after.bfloat16()) & finite).sum())
 
 
 def _to_engine(engine: Any, x: Any) -> Any:
@@ -200,7 +212,10 @@ def step_outputs(n: NDArray[Any]) -> BlockResult:
     elements = n["no_gradient"] + n["rounded_to_zero"] + n["moved"] + n["unknown"]
     explained = n["compared"] + n["no_gradient"] + n["rounded_to_zero"] > 0
     return {
-        **{f"n_{name}": n[name] for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared")},
+        **{
+            f"n_{name}": n[name]
+            for name in ("no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "visible")
+        },
         "n_missed": n["compared"] - n["equal"],
         "replay_agreement": _ratio(n["equal"], n["compared"]),
         "replay_agreement_moved": _ratio(n["equal_moved"], n["compared_moved"]),
