@@ -66,7 +66,7 @@ def rounded(exact: Fraction, kind: np.dtype[Any]) -> float:
     return float(min(around, key=key))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(arrays(), st.data())
 def test_stuck_is_what_adding_and_rounding_says(tmp_path_factory: Any, values: np.ndarray, data: st.DataObject) -> None:
     kind = values.dtype

@@ -57,7 +57,7 @@ def is_broken(cls: Any, options: dict[str, Any], dtype: torch.dtype) -> bool:
     return cls is torch.optim.SGD and bool(options.get("fused")) and dtype == torch.bfloat16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     optimizers(),
     st.sampled_from([torch.float32, torch.bfloat16]),
