@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +24,9 @@ from deadtok_xr.cli.options import (
     print_json,
     print_places,
     print_summary,
-    say_compiling,
 )
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
+from deadtok_xr.cli.warm_up import compile_missing
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.device import NAMES, resolve, resources
 
@@ -117,7 +117,15 @@ def analyze(
     )  # fmt: skip
     plan = "" if quiet else _plan_text(store, recording, len(tree.children), scheduler, workers, partial=partial)
     with _scheduler(scheduler, workers, device, quiet=quiet), _print_log(quiet):
-        progress = _print_plan_and_progress(plan, dask_progress("analysing", quiet=quiet))
+        names = list(tree.children) if workers is not None or scheduler in _HERE else []
+
+        def before() -> None:
+            """Do what comes before the computation, after all checks."""
+            if plan:
+                click.echo(plan, err=True)
+            compile_missing(names, in_bfloat16=_is_bfloat16(store, partial=partial), quiet=quiet)
+
+        progress = _after(before, dask_progress("analysing", quiet=quiet))
         saved = save_results(tree, results, overwrite=overwrite, progress=progress)
     if not as_json:
         print_summary(saved, details=details)
@@ -130,13 +138,19 @@ def analyze(
 
 
 @contextmanager
-def _print_plan_and_progress(plan: str, progress: AbstractContextManager[None]) -> Iterator[None]:
-    """Print the plan when the computation starts, that is after all checks, and show progress."""
-    if plan:
-        click.echo(plan, err=True)
-        say_compiling()
+def _after(before: Callable[[], None], progress: AbstractContextManager[None]) -> Iterator[None]:
+    """Show progress when the computation starts, after a call of ``before``."""
+    before()
     with progress:
         yield
+
+
+def _is_bfloat16(store: Path | str, *, partial: bool) -> bool:
+    """Return whether the weights are stored in 16 bits: kernels are compiled for the words of a recording."""
+    from deadtok_xr.store import open_group
+
+    group, _ = open_group(store, partial=partial)
+    return any(name == "W" and array.dtype.name == "bfloat16" for name, array in group.arrays())
 
 
 @contextmanager

@@ -11,10 +11,14 @@ from deadtok_xr.cli.options import PATH, QUIET, draw, print_places, print_summar
 from deadtok_xr.cli.warm_up import compiling_beside
 from deadtok_xr.errors import InputError
 
+_QUICK = (
+    "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "kinematics", "epochs", "census",
+)  # fmt: skip
+
 
 @click.command()
 @click.argument("folder", required=False, type=PATH)
-@click.option("--quick", is_flag=True, help="A shorter run.")
+@click.option("--quick", is_flag=True, help="A shorter run, and only the analyses whose kernels compile fast.")
 @QUIET
 def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     """Train a tiny model, record it, analyse the recording and draw the figures.
@@ -27,19 +31,22 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
     """
     from deadtok_xr import demo as training
     from deadtok_xr.analyses import analyze
+    from deadtok_xr.analyses.registry import ANALYSES
     from deadtok_xr.engine.progress import dask_progress, reporting
     from deadtok_xr.results.save import save_results
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.FULL
-    with compiling_beside() as kernels:
+    names = _QUICK if quick else tuple(ANALYSES)
+    with compiling_beside(names) as kernels:
         with reporting("training", quiet=quiet) as report:
             recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
         with reporting("compiling", quiet=quiet) as report:
             for done, _ in enumerate(as_completed(kernels), start=1):
                 report(done, len(kernels))
     progress = dask_progress("analysing", quiet=quiet)
-    tree = save_results(analyze(recording), folder / "results.zarr", progress=progress)
+    tree = analyze(recording, analyses=_QUICK if quick else None)
+    tree = save_results(tree, folder / "results.zarr", progress=progress)
     print_summary(tree)
     drawn = draw(tree, folder / "figures")
     print_places(folder / "results.zarr", drawn, recording=recording)

@@ -51,14 +51,6 @@ STORE_ANYWHERE = click.argument("store", type=PLACE)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for scripts.")
 
 
-def say_compiling() -> None:
-    """Print why the first analysis after an installation takes longer."""
-    from deadtok_xr.kernels import needs_compiling
-
-    if needs_compiling():
-        click.echo("compiling the kernels, once after an installation: about two minutes", err=True)
-
-
 def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
     """Parse the values NAME=VALUE of an option that may be repeated."""
     found = dict(value.partition("=")[::2] for value in values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import click
 
 from deadtok_xr.cli.options import QUIET
 
-_ANALYSES = (
-    ("topology", "connectivity"),
-    ("motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "epochs", "kinematics"),
-    ("lattice", "exponents", "mechanism", "critical_boundary"),
-    ("census", "cloud", "spectrum", "coherence", "h_persistence", "centroid_origin", "freeze_predictors"),
-)
-"""The analyses whose kernels one process compiles, those with the same kernels together, the longest first."""
+_ANALYSES = {
+    "topology": ("topology", "connectivity"),
+    "lattice": ("lattice", "exponents"),
+    "coherence": ("coherence", "h_persistence", "centroid_origin", "freeze_predictors", "spectrum"),
+    "motion": ("motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "epochs", "kinematics"),
+    "census": ("census", "cloud"),
+    "mechanism": ("mechanism", "critical_boundary"),
+}
+"""For the main kernel of each, the analyses that one process compiles together, those that take longest first."""
 _FUNCTIONS = ("functions",)
 """The kernels of public functions that are not part of `analyze`."""
 
@@ -44,7 +47,7 @@ def warm_up(workers: int | None, quiet: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, reporting("compiling", quiet=quiet) as report:
         stores = [_recording(Path(folder) / "bfloat16.zarr")]
         stores.append(_as_float32(stores[0], Path(folder) / "float32.zarr"))
-        jobs = [(store, names) for names in (*_ANALYSES, _FUNCTIONS) for store in stores]
+        jobs = [(store, names) for names in (*_ANALYSES.values(), _FUNCTIONS) for store in stores]
         with _pool(workers or CPU_COUNT) as pool:
             futures = [pool.submit(_compile, *job) for job in jobs]
             for done, future in enumerate(as_completed(futures), start=1):
@@ -54,27 +57,56 @@ def warm_up(workers: int | None, quiet: bool) -> None:
 
 
 @contextmanager
-def compiling_beside() -> Iterator[list[Future[None]]]:
-    """Compile the kernels of all analyses of bfloat16 during a `with` block, if there are none.
+def compiling_beside(names: Iterable[str], *, in_bfloat16: bool = True) -> Iterator[list[Future[None]]]:
+    """Compile the missing kernels of some analyses in other processes during a `with` block.
 
     Yields
     ------
-    The work of other processes, to be waited for. If it fails, the analysis compiles what is missing.
+    The work of these processes, to be waited for. If it fails, the analysis compiles what is missing.
     """
     from dask.system import CPU_COUNT
 
-    from deadtok_xr.kernels import needs_compiling
-
-    if not needs_compiling():
+    jobs = missing_kernels(names)
+    if not jobs:
         yield []
         return
-    with tempfile.TemporaryDirectory() as folder, _pool(CPU_COUNT) as pool:
+    workers = min(CPU_COUNT, len(jobs))
+    with tempfile.TemporaryDirectory() as folder, _pool(workers) as pool:
+        for _ in range(workers):  # they start while this process makes a recording for them
+            pool.submit(import_module, "deadtok_xr.analyses")
         store = _recording(Path(folder) / "bfloat16.zarr")
-        futures = [pool.submit(_compile, store, names) for names in _ANALYSES]
+        if not in_bfloat16:
+            store = _as_float32(store, Path(folder) / "float32.zarr")
+        futures = [pool.submit(_compile, store, job) for job in jobs]
         try:
             yield futures
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def compile_missing(names: Iterable[str], *, in_bfloat16: bool, quiet: bool) -> None:
+    """Compile the missing kernels of some analyses: in processes, if they belong to several."""
+    from deadtok_xr.engine.progress import reporting
+
+    jobs = missing_kernels(names)
+    if jobs and not quiet:
+        click.echo("compiling the kernels, once after an installation", err=True)
+    if len(jobs) > 1:
+        with (
+            compiling_beside(names, in_bfloat16=in_bfloat16) as futures,
+            reporting("compiling", quiet=quiet) as report,
+        ):
+            for done, _ in enumerate(as_completed(futures), start=1):
+                report(done, len(futures))
+
+
+def missing_kernels(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return those of some analyses whose kernels are not compiled, as a tuple for each process."""
+    from deadtok_xr.kernels import needs_compiling
+
+    wanted = set(names)
+    jobs = (tuple(n for n in group if n in wanted) for kernel, group in _ANALYSES.items() if needs_compiling(kernel))
+    return [job for job in jobs if job]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -108,9 +140,10 @@ def _compile(store: Path, names: Sequence[str]) -> None:
     import dask
 
     from deadtok_xr.analyses import analyze, open_for_analysis
+    from deadtok_xr.engine.compiling import compiling_together
     from deadtok_xr.errors import InputError
 
-    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
+    with dask.config.set(scheduler="synchronous"), compiling_together(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few steps
         if names == _FUNCTIONS:
             _call_functions(store)

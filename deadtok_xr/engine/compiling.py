@@ -6,12 +6,25 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from hashlib import sha1
 from pathlib import Path
 
 from filelock import FileLock
 
 from deadtok_xr import kernels
+
+_TOGETHER = ContextVar("_TOGETHER", default=False)
+
+
+@contextmanager
+def compiling_together() -> Iterator[None]:
+    """Wait for no other process inside a `with` block, because each of them compiles other kernels."""
+    token = _TOGETHER.set(True)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
 
 
 @contextmanager
@@ -21,7 +34,7 @@ def one_process_compiles() -> Iterator[None]:
     The lock is in the temporary folder, because a home folder may be shared by machines with different CPUs.
     """
     with ExitStack() as stack:
-        if kernels.needs_compiling():
+        if kernels.needs_compiling() and not _TOGETHER.get():
             lock = stack.enter_context(FileLock(_lock_file()))
             if not kernels.needs_compiling():
                 lock.release()  # another process has compiled them meanwhile

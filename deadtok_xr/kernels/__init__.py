@@ -38,9 +38,9 @@ def engine(name: str, on_device: bool) -> Any:
     return import_module(f"deadtok_xr.kernels.{'torch' if on_device else 'numba'}.{name}")
 
 
-def needs_compiling() -> bool:
-    """Return whether numba has no compiled kernels in its cache."""
-    return not any(cache_folder().glob("*.nbi"))
+def needs_compiling(kernel: str = "motion") -> bool:
+    """Return whether numba has no compiled function of a kernel in its cache; almost all analyses use `motion`."""
+    return not any(cache_folder().glob(f"{kernel}.*.nbi"))
 
 
 def cache_folder() -> Path:

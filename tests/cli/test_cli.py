@@ -220,8 +220,7 @@ def test_demo_writes_recording_results_and_figures(
     assert "training: 100% after" in first.err
     assert "dead tokens" in first.out
     assert dx.open_recording("mine/recording.zarr").sizes["step"] == 31
-    assert groups(Path("mine/results.zarr")) == GROUPS
-    assert len(list(Path("mine/figures").glob("*.png"))) == 22
+    assert {*groups(Path("mine/results.zarr"))} == {*cli.demo._QUICK}
     again = deadtok("demo", "mine", "--quick")
     assert again.status == 2
     assert "mine exists already and is left as it is: name another folder" in again.sentence
@@ -639,7 +638,7 @@ def test_compilation_of_kernels_is_announced(
     words = ("analyze", run_zarr, "--only", "motion", "--overwrite", "-o", tmp_path / "r.zarr")
     assert "compiling the kernels" in deadtok(*words).err
     assert "compiling" not in deadtok(*words, "-q").err
-    (kept / "motion.nbi").touch()
+    (kept / "motion._motion-1.py311.nbi").touch()
     assert "compiling" not in deadtok(*words).err
 
 

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 
 from deadtok_xr import kernels
-from deadtok_xr.engine.compiling import one_process_compiles
+from deadtok_xr.engine.compiling import compiling_together, one_process_compiles
 
 
 def test_second_waits_until_the_first_has_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,8 +27,10 @@ def test_second_waits_until_the_first_has_compiled(tmp_path: Path, monkeypatch: 
         waiting = Thread(target=second)
         waiting.start()
         assert not entered.wait(0.3)
+        with compiling_together(), one_process_compiles():
+            pass  # as processes do that compile different kernels
         kernels.cache_folder().mkdir()
-        (kernels.cache_folder() / "motion.nbi").touch()
+        (kernels.cache_folder() / "motion._motion-1.py311.nbi").touch()
         with one_process_compiles():  # nothing to wait for: it is compiled
             assert not kernels.needs_compiling()
     waiting.join(10)

@@ -15,15 +15,16 @@ from numba import njit
 from numba.extending import register_jitable
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_ENTRY: dict[str, Any] = {**_OPTIONS, "no_cfunc_wrapper": True}  # nobody calls it through ctypes
 _REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b - (a + c), which cancels
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called."""
     try:
-        return njit(**_OPTIONS, no_cfunc_wrapper=True, cache=True)(function)
+        return njit(**_ENTRY, cache=True)(function)
     except RuntimeError:  # there is no folder that can be written: each process compiles what it uses
-        return njit(**_OPTIONS, no_cfunc_wrapper=True)(function)
+        return njit(**_ENTRY)(function)
 
 
 def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
