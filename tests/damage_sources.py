@@ -2,10 +2,11 @@
 
     python -m tests.damage_sources --cases 300 --seed 0
 
-Streams of sparse updates, DCP folders, GGUF files, ranks, sharded models, Zarr groups and checkpoint folders are each
-damaged once: a file is cut, flipped, emptied, removed, doubled, exchanged with another or made a link that leads out,
-or a number in its metadata becomes absurd. Right is an error of one sentence, or a store that `verify` finds equal to
-what the source now holds. Anything else is printed, and is wrong: other exceptions, more than 20 s, more than 300 MB.
+Streams of sparse updates, DCP folders, GGUF files, Orbax databases, ranks, sharded models, Zarr groups and checkpoint
+folders are each damaged once: a file is cut, flipped, emptied, removed, doubled, exchanged with another or made a link
+that leads out, or a number in its metadata becomes absurd. Right is an error of one sentence, or a store that `verify`
+finds equal to what the source now holds. Anything else is printed, and is wrong: other exceptions, more than 20 s, more
+than 300 MB.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import InputError
 from tests.conversion import streams
-from tests.conversion.more_sources import write_dcp, write_dcp_of_ranks, write_gguf
+from tests.conversion.more_sources import write_dcp, write_dcp_of_ranks, write_gguf, write_orbax
 
 SECONDS, BYTES = 20, 300 * 2**20
 STATES = streams.history()
@@ -100,6 +101,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "DCP": _dcp_run,
     "DCP of ranks": lambda folder: write_dcp_of_ranks(folder, {"embed.weight": (STATES[0][EMBEDDING], 0)}, 3),
     "GGUF": _gguf,
+    "Orbax": lambda folder: write_orbax(folder, {"params.wte.embedding": STATES[0][EMBEDDING].float().numpy()}),
     "ranks": _ranks,
     "sharded": _sharded,
     "Zarr": _zarr,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from deadtok_xr.bfloat16 import BFLOAT16, decode
 from tests.conversion import streams
-from tests.conversion.more_sources import write_dcp, write_gguf
+from tests.conversion.more_sources import write_dcp, write_gguf, write_orbax
 
 Array = NDArray[Any]
 T = 30
@@ -704,6 +704,16 @@ def dcp(rec: xr.Dataset, folder: Path) -> Built:
         write_dcp(folder / "checkpoint" / f"step-{step}", state)
     expected = {"W": run.W[steps], "exp_avg": run.exp_avg[steps], "exp_avg_sq": run.exp_avg_sq[steps]}
     return Built(folder / "checkpoint", expected, np.array(steps), ALL, dropped={"1 other tensors"})
+
+
+@family
+def orbax(rec: xr.Dataset, folder: Path) -> Built:
+    run = take(rec)
+    steps = [10, 20]
+    for step in steps:
+        arrays = {"params.token_embedder.embedding": run.W[step], "params.norm.scale": np.ones(16, np.float32)}
+        write_orbax(folder / "run" / str(step) / "default", arrays)
+    return Built(folder / "run", {"W": run.W[steps]}, np.array(steps), ALL, dropped={"1 other tensors"})
 
 
 @family

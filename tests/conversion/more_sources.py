@@ -80,3 +80,22 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_orbax(folder: Path, arrays: Mapping[str, Any], *, driver: str = "zarr") -> Path:
+    """Write arrays into one database, as Orbax does into the folder of an item."""
+    import tensorstore
+
+    for name, values in arrays.items():
+        values = np.asarray(values)
+        base = {"driver": "file", "path": f"{folder.absolute()}/"}
+        shape = [max(1, n // 2) for n in values.shape]
+        chunks: dict[str, Any] = {"chunks": shape}
+        if driver == "zarr3":
+            chunks = {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}}
+        spec = {
+            "driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+            "metadata": {"shape": list(values.shape), **chunks}, "dtype": values.dtype.name,
+        }  # fmt: skip
+        tensorstore.open(spec, create=True).result().write(values).result()
+    return folder

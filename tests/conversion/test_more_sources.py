@@ -19,7 +19,7 @@ import torch
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import InputError
-from tests.conversion.more_sources import EMBEDDING, write_dcp, write_dcp_of_ranks, write_gguf
+from tests.conversion.more_sources import EMBEDDING, write_dcp, write_dcp_of_ranks, write_gguf, write_orbax
 
 V, D = 31, 6
 
@@ -243,6 +243,23 @@ part = DTensor.from_local(whole[:16], mesh, [Shard(0)], shape=whole.shape, strid
 torch.save({"embed.weight": part}, sys.argv[1] + "/part.pt")
 dist.destroy_process_group()
 """
+
+
+@pytest.mark.parametrize("driver", ["zarr", "zarr3"])
+def test_orbax_checkpoint(tmp_path: Path, driver: str) -> None:
+    values = {
+        "params.wte.embedding": bits(weights(1)).view(BFLOAT16),
+        "params.lm_head.kernel": bits(weights(2)).view(BFLOAT16).T,
+    }
+    place = write_orbax(tmp_path / "5" / "items", values, driver=driver)
+    for source in (place, place.parent):
+        out = dx.convert(source, tmp_path / "out.zarr", overwrite=True)
+        np.testing.assert_array_equal(found(out)[0], bits(weights(2)))
+        np.testing.assert_array_equal(found(out, "E")[0], bits(weights(1)))
+    for path in (place / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"Orbax checkpoint \(OCDBT\), of which .* is not read .*np.savez"):
+        dx.convert(place, tmp_path / "x.zarr")
 
 
 @pytest.mark.slow

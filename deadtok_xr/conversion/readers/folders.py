@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deadtok_xr.conversion.readers.merged import OpenFile, model_file, open_model_folder
 from deadtok_xr.conversion.readers.names import NamedStep, named_step, stem, unread_number
+from deadtok_xr.conversion.readers.ocdbt import OcdbtSource, database_in
 from deadtok_xr.conversion.readers.parts import refuse_formats, refuse_parts
 from deadtok_xr.conversion.readers.ranks import JoinedRanks, rank_files
 from deadtok_xr.conversion.readers.source import Source
@@ -60,10 +61,13 @@ def open_folder(folder: Path, open_file: OpenFile, steps: Steps | None = None) -
     """
     if is_dcp(folder):
         return _open_dcp(folder)
-    refuse_formats(folder)
+    if database := database_in(folder):
+        return OcdbtSource(folder, database)
     items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     files = [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
     folders = [item for item in items if item.is_dir()]
+    if not any(database_in(item) for item in folders):
+        refuse_formats(folder)
     if model_file(folder) is None and (ranks := rank_files(folder, SUFFIXES)):
         return JoinedRanks(folder, ranks, open_file)
     if model_file(folder) is None:
@@ -99,7 +103,7 @@ def _counts(folder: Path) -> bool:
 def _is_checkpoint(folder: Path) -> bool:
     if named_step(folder.name) is None:
         return False
-    if model_file(folder) is not None:
+    if model_file(folder) is not None or database_in(folder) is not None:
         return True
     if not _counts(folder):
         return False
@@ -134,6 +138,8 @@ def _open_checkpoint(folder: Path, open_file: OpenFile) -> Source:
 
     if is_dcp(folder):
         return _open_dcp(folder)
+    if database := database_in(folder):
+        return OcdbtSource(folder, database)
     if model_file(folder) is not None:
         return open_model_folder(folder, open_file)
     if ranks := rank_files(folder, SUFFIXES):
