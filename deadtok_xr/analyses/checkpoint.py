@@ -118,7 +118,8 @@ def checkpoint(
     Notes
     -----
     Works block by block of tokens, in the memory of a few chunks, whatever the vocabulary. Every chunk is read twice,
-    since the reference is known only after the first reading. Equal tokens are found by a digest of 128 bits. L∞
+    since the reference is known only after the first reading. Equal tokens are found by a sample of
+    their bytes and then by a digest of 128 bits. L∞
     distances count representable numbers, not lattice coordinates W/ULP(W), which jump at every power of two.
     """
     x = step_selection.select_one_step(checks.require(ds, variable, "checkpoint"), step, "checkpoint")
@@ -161,9 +162,9 @@ def _token_positions(tokens: NDArray[np.int64], named: Sequence[int]) -> tuple[i
 
 
 def _describe(
-    rows: NDArray[Any], first: int, variable: str, grid: str, dead: NDArray[np.bool_] | None, digests: bool
+    rows: NDArray[Any], first: int, variable: str, grid: str, dead: NDArray[np.bool_] | None, samples: bool
 ) -> dict[str, Any]:
-    """Return the sums of a block of tokens, for dead and live tokens separately, and each token's norm and digest."""
+    """Return the sums of a block of tokens, for dead and live tokens separately, and each token's norm and sample."""
     from deadtok_xr import kernels
     from deadtok_xr.kernels.numba.incremental_counts import IncrementalCounts
 
@@ -183,7 +184,7 @@ def _describe(
     except OffGridError as error:
         raise OffGridError(f"{variable}: {error} of {grid}; measure recorded values, or say precision=") from None
     norm = np.where(valid, np.sqrt(np.einsum("nd,nd->n", x, x)), np.nan)
-    return {"sums": sums, "norm": norm, "valid": valid, "digests": equal_rows.digests(words) if digests else []}
+    return {"sums": sums, "norm": norm, "valid": valid, "samples": equal_rows.samples(words) if samples else None}
 
 
 def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
@@ -196,14 +197,14 @@ def _counts(counts: Any, n_exponents: int) -> dict[str, Any]:
 
 
 def _find_reference(*parts: list[Any], blocks: TokenBlocks, named: tuple[int, ...] | None) -> dict[str, Any]:
-    at = list(named) if named is not None else _largest_black_hole(parts[0])
+    at = list(named) if named is not None else _largest_black_hole(parts[0], blocks)
     return {"at": at, "rows": blocks.rows(at)}
 
 
-def _largest_black_hole(parts: list[Any]) -> list[int]:
+def _largest_black_hole(parts: list[Any], blocks: TokenBlocks) -> list[int]:
     """Return the position of the first token of the largest black hole, if there is one."""
     valid = np.concatenate([part["valid"] for part in parts])
-    return equal_rows.largest_group([part["digests"] for part in parts], valid)[:1].tolist()
+    return equal_rows.largest_group([part["samples"] for part in parts], valid, blocks)[:1].tolist()
 
 
 def _measure_distances(rows: NDArray[Any], first: int, grid: str, references: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
+from deadtok_xr.conversion.hub import is_hub_address
 from deadtok_xr.conversion.inspect.context import Context
 from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, weights_entry
 from deadtok_xr.conversion.inspect.matrices import stored_dtype
@@ -49,7 +50,8 @@ def open_weights(path: str | Path, options: Options = DEFAULT_OPTIONS) -> xr.Dat
     InputError
         If it cannot be read, or it is not clear which matrix is the output layer.
     """
-    if location.is_address(path) or RecordingBackend().guess_can_open(path):
+    is_store = location.is_address(path) and not is_hub_address(path)
+    if is_store or RecordingBackend().guess_can_open(path):
         return open_recording(path)
     opened = _OpenSource(path, options)
     context = opened.context

@@ -46,8 +46,8 @@ def tokens(
 ) -> None:  # fmt: skip
     """Say which tokens of a model may be under-trained, from its embedding alone.
 
-    CHECKPOINT is a safetensors, torch, HDF5 or NumPy file, the index of a sharded model, the folder of one, or a
-    store. Its embedding is read twice, in bounded memory, and no code in it is run.
+    CHECKPOINT is a safetensors, torch, HDF5 or NumPy file, the index of a sharded model, the folder of one, a
+    store, or hf://ORG/MODEL. Its embedding is read twice, in bounded memory, and no code in it is run.
 
     The first principal component takes N·D² operations, many times as long as everything else.
 

@@ -116,6 +116,14 @@ class TestTheReference:
         assert found["rank"].values[380:392].tolist() == list(range(1, 13))
         assert found.reference_agreement.values[0] == 1
 
+    def test_equal_rows_are_equal_in_all_bytes(self) -> None:
+        W = np.random.default_rng(0).normal(size=(60, 512)).astype(ml_dtypes.bfloat16)
+        W[10:35], W[40:52] = W[10], W[40]
+        W[20:35, 5] += 1  # in no sample of bytes
+        W[32:35, 6] += 1
+        found = dx.undertrained(dataset(W[None], (1, 7, 512))).compute()
+        assert np.flatnonzero(found.is_reference).tolist() == [*range(20, 32)]
+
     def test_dead_tokens_and_rows_without_text(self) -> None:
         ds = dataset(model()[None])
         dead, text = np.zeros(400, bool), np.full(400, "word", object)

@@ -213,3 +213,15 @@ def test_commands_of_the_page(
         assert "fetching: 100%" in capsys.readouterr().err
     check(tmp_path / "pythia.zarr", steps)
     assert dx.open_recording("two.zarr").step.values.tolist() == [0, 143000]
+
+
+def test_tokens_of_a_revision_that_were_hardly_trained(hub: Log) -> None:
+    """The rows that its tokenizer has no token for are the reference; nothing is converted."""
+    found = dx.undertrained(f"{SRC}@step8").compute()
+    assert found.reference.values[found.reference_used.values].tolist() == ["beyond_tokenizer"]
+    assert found.token[found.is_reference].values.tolist() == [V - 2, V - 1]
+    assert not found.candidate[V - 2 :].any()
+    E, W = (weights(8)[name].double().numpy() for name in (EMBED, HEAD))
+    np.testing.assert_allclose(found.norm, np.linalg.norm(E, axis=1))
+    np.testing.assert_allclose(found.l2_distance, np.linalg.norm(W - W[V - 2 :].mean(0), axis=1))
+    assert set(hub.sent) == {"config.json", "tokenizer.json", "model.safetensors"}

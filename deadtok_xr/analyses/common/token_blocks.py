@@ -11,7 +11,7 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Tasks, from_tasks
+from deadtok_xr.dask_arrays import Tasks, from_tasks, with_all_functions
 from deadtok_xr.store.stored_array import first_step
 
 
@@ -32,8 +32,10 @@ class TokenBlocks:
         return str(self._x.name)
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
-        """Read consecutive tokens, (n, d), in the dtype in which they were recorded."""
-        return np.asarray(first_step(self._x[:, begin:end]).compute(scheduler="synchronous"))[0]
+        """Read consecutive tokens of one block, (n, d), as they were recorded; the values must not be changed."""
+        part = with_all_functions(first_step(self._x[:, begin:end]))
+        (block,) = part.to_delayed().ravel()  # an array would be copied when it is computed
+        return np.asarray(block.compute(scheduler="synchronous"))[0]
 
     def rows(self, at: Sequence[int]) -> NDArray[Any]:
         """Read some tokens by position, (n, d)."""

@@ -47,7 +47,8 @@ def undertrained(
     ----------
     ds
         A recording, or the path of a saved model or a store: a safetensors, torch, HDF5 or NumPy file, the index of a
-        sharded model, its folder, or a folder of checkpoints. Torch files are read without running code from them.
+        sharded model, its folder, a folder of checkpoints, or ``hf://ORG/MODEL``. Torch files are read without running
+        code from them.
     step
         The label of the step; -1 for the last one.
     reference

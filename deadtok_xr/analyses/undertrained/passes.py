@@ -39,7 +39,7 @@ def squares(x: Floats) -> Floats:
         return np.asarray(np.einsum("nd,nd->n", x, x))
 
 
-def describe(rows: NDArray[Any], begin: int, masks: NDArray[np.bool_], want_digests: bool) -> dict[str, Any]:
+def describe(rows: NDArray[Any], begin: int, masks: NDArray[np.bool_], want_samples: bool) -> dict[str, Any]:
     """Return of each token the squared norm and the largest value; the sums of all tokens and of those in each mask.
 
     Tokens with NaN or infinity are in no sum.
@@ -57,8 +57,8 @@ def describe(rows: NDArray[Any], begin: int, masks: NDArray[np.bool_], want_dige
         for total, members in zip(found["sums"][1:], inside, strict=True):
             if members.any():
                 total += x[members].sum(axis=0)
-    if want_digests:
-        found["digests"] = equal_rows.digests(np.ascontiguousarray(rows).view(np.uint8).reshape(n, -1))
+    if want_samples:
+        found["samples"] = equal_rows.samples(rows)
     return found
 
 

@@ -91,7 +91,7 @@ def find(
     rows = np.full((len(kinds), blocks.n_dims), np.nan)
     for k, kind in enumerate(kinds):
         if kind == "black_hole":
-            group = equal_rows.largest_group([part["digests"] for part in parts], valid & (square > 0))
+            group = equal_rows.largest_group([part["samples"] for part in parts], valid & (square > 0), blocks)
             members[k, group] = True
             rows[k : k + 1] = blocks.rows(group[:1].tolist()) if group.size else np.nan
         elif kind == "zeros":
