@@ -8,6 +8,7 @@ validation            checks of the arguments
 recorded_parameter    a parameter and where its gradient and moments are found
 sampled_parameters    a sample of the elements of several parameters, recorded like one
 sample_recorder       a recorder for the samples of each parameter group and dtype
+sharded               parameters that are sharded over ranks
 schedule              which updates are recorded
 scaler                attempts that a GradScaler skips
 session               from a step in the loop to a write: buffers, settings, logged values

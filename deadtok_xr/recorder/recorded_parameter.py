@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deadtok_xr.errors import InputError
+from deadtok_xr.recorder.sharded import whole
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +57,11 @@ class RecordedParameter:
         return None if step is None else int(step)
 
     def gradient(self) -> torch.Tensor | None:
-        """Return the current gradient, dense; None if there is none."""
+        """Return the current gradient, dense and whole; None if there is none."""
         grad = self.parameter.grad
-        return grad.to_dense() if grad is not None and grad.is_sparse else grad
+        if grad is None:
+            return None
+        return grad.to_dense() if grad.is_sparse else whole(grad)
 
     def state(self, kind: str, *, initial: bool) -> torch.Tensor | None:
         """Return the parameter or one of its moments; None before the optimizer has created the moment.
@@ -69,10 +72,10 @@ class RecordedParameter:
             If the optimizer has created its state, without such a moment.
         """
         if kind == "W":
-            return self.parameter
+            return whole(self.parameter)
         state = self.optimizer.state.get(self.parameter, {})
         if kind in state:
-            return state[kind]
+            return whole(state[kind])
         if initial or self.parameter.grad is None:
             return None
         raise InputError(

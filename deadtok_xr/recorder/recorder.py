@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
-from deadtok_xr.recorder import validation
+from deadtok_xr.recorder import sharded, validation
 from deadtok_xr.recorder.appender import Appender, create_appender, open_appender
 from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes, scheduled_settings
 from deadtok_xr.recorder.host_buffers import Column, copier_for
@@ -39,7 +39,8 @@ class Recorder:
     Parameters
     ----------
     parameter
-        The embedding matrix, (vocabulary, hidden), one of the optimizer's parameters.
+        The embedding matrix, (vocabulary, hidden), one of the optimizer's parameters. If it is sharded over ranks (a
+        DTensor, as of FSDP2), all ranks need a Recorder, and one of them writes.
     optimizer
         A torch optimizer, or one that Accelerate or Lightning has wrapped; its own step hooks are used, so the
         training loop does not change.
@@ -181,6 +182,9 @@ class Recorder:
         self._flush_every = validation.check_flush_every(flush_every)
         self._overwrite, self._resume, self._on_error = overwrite, resume, on_error
         self._session: Session | None = None
+        self._mesh = sharded.mesh_of(self.recorded)
+        if self._mesh is not None and on_error == "continue":
+            raise InputError("on_error='continue': the ranks of a sharded parameter must all record; expected 'raise'")
         self._entered = self._left = self._failed = self._attempt_skipped = self._warned_of_repeat = False
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._n_calls = self._n_skipped = 0
@@ -200,16 +204,13 @@ class Recorder:
             raise InputError(
                 "this Recorder was entered before; expected a new one, with resume=True to append to the store"
             )
-        if self._resume and self.path.exists():
-            appender, self.step, initial = self._resume_store()
+        values: dict[str, Any] = {r.name: r.state("W", initial=True) for r in self.recorded} if self._resume else {}
+        if self._mesh is None:
+            self.step, initial = self._begin(values)
         else:
-            appender, self.step, initial = self._create_store(), self._updates_made(0), True
-        device = self.parameter.device
-        tokens = self.token_table.tokens
-        rows = None if np.array_equal(tokens, np.arange(self.parameter.shape[0])) else tokens
-        self._session = Session(
-            appender, self.recorded, copier_for(device, rows), on_error=self._on_error, flush_every=self._flush_every
-        )
+            begin = None if sharded.follows(self._mesh) else lambda: self._begin(values)
+            self.step, initial = sharded.agree(self._mesh, begin)
+        self._session = self._session or cast(Session, sharded.Follower(self.recorded))
         self._entered = True
         if initial:
             values = {name: np.nan for name in self._session.settings() if name.startswith("lr")}
@@ -261,6 +262,8 @@ class Recorder:
             For a name that the recorder writes itself, or a value with a shape that is not allowed.
         """
         session = self._entered_session()
+        if sharded.follows(self._mesh):
+            return
         if self._left:
             raise InputError("log(...) was called after the Recorder was left; expected a call inside its with block")
         for name, value in values.items():
@@ -349,6 +352,18 @@ class Recorder:
 
     # ---- creating and resuming a store
 
+    def _begin(self, values: Mapping[str, Any]) -> tuple[int, bool]:
+        """Create or open the store; return the step that the training is at, and whether to record its state."""
+        if self._resume and self.path.exists():
+            appender, step, initial = self._resume_store(values)
+        else:
+            appender, step, initial = self._create_store(), self._updates_made(0), True
+        tokens = self.token_table.tokens
+        rows = None if np.array_equal(tokens, np.arange(self.parameter.shape[0])) else tokens
+        copier = copier_for(self.parameter.device, rows)
+        self._session = Session(appender, self.recorded, copier, on_error=self._on_error, flush_every=self._flush_every)
+        return step, initial
+
     def _create_store(self) -> Appender:
         also = {r.name: optimizer_attributes(r) for r in self.recorded[1:]}
         attrs = {
@@ -366,10 +381,10 @@ class Recorder:
         }
         return create_appender(self.path, self.token_table, attrs, self._buffer_steps(), overwrite=self._overwrite)
 
-    def _resume_store(self) -> tuple[Appender, int, bool]:
+    def _resume_store(self, values: Mapping[str, Any]) -> tuple[Appender, int, bool]:
         """Return the store to append to, the step that the training is at, and whether to record its state."""
         appender = open_appender(self.path, self.token_table, self._buffer_steps())
-        step, keep = resume_position(appender, self.recorded, self.token_table, self._updates_made(None))
+        step, keep = resume_position(appender, self.recorded, values, self.token_table, self._updates_made(None))
         appender.truncate(keep)
         earlier = appender.group.attrs.get("resumed", [])
         assert isinstance(earlier, list)

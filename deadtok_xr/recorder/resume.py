@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,11 @@ from deadtok_xr.recorder.recorded_parameter import RecordedParameter
 
 
 def resume_position(
-    appender: Appender, recorded: list[RecordedParameter], token_table: store.TokenTable, updates: int | None
+    appender: Appender,
+    recorded: list[RecordedParameter],
+    values: Mapping[str, Any],
+    token_table: store.TokenTable,
+    updates: int | None,
 ) -> tuple[int, int]:
     """Return the step that the training is at, and how many steps of the store to keep.
 
@@ -24,6 +30,8 @@ def resume_position(
         The store.
     recorded, token_table
         The parameters and tokens to be recorded.
+    values
+        The present values of the parameters, whole tensors by name.
     updates
         How many updates were made; None if that is unknown: then as many as the store holds.
 
@@ -39,7 +47,7 @@ def resume_position(
     if step in steps:
         position = int(np.flatnonzero(steps == step)[0])
         for r in recorded:
-            now = to_numpy(r.parameter)[token_table.tokens]
+            now = to_numpy(values[r.name])[token_table.tokens]
             if appender.read_step(r.name, position).tobytes() != now.tobytes():
                 raise InputError(
                     f"{path}: {r.name} of step {step} differs from the parameter's present values, so the recording is "
