@@ -67,6 +67,19 @@ def test_the_same_from_every_kind_of_file(deadtok: Any, files: dict[str, Path], 
     assert sorted(map(int, listed)) == list(range(100, 108))
 
 
+def test_a_step_of_a_run(deadtok: Any, tmp_path: Path) -> None:
+    W = model()
+    for step in (10, 20):
+        save_file({"lm_head.weight": to_torch(W)}, tmp_path / f"step_{step}.safetensors")
+        W[300:308] = W[380]
+    for step, n in ((["--step", "10"], 12), ([], 20)):
+        found = json.loads(deadtok(tmp_path, "--json", *step)[1])
+        assert found["references"]["black_hole"] == n
+    status, _, err = deadtok(tmp_path, "--step", "11")
+    assert status == 2
+    assert "step 11 is not in this dataset; choose from its 2 steps, 10 to 20" in err
+
+
 def test_untied_weights_are_ranked_by_the_input_embedding(deadtok: Any, files: dict[str, Path]) -> None:
     status, out, _ = deadtok(files["untied.safetensors"], "--json", "--without-pc1")
     found = json.loads(out)

@@ -155,6 +155,8 @@ def _of_tokenizer(found: xr.Dataset) -> Iterator[str]:
     said = ", ".join(f"{n:,} {words}" for words, n in counts.items() if n)
     n = int((kinds == "reachable").sum())
     yield f"By the tokenizer {n:,} tokens are reachable{f'; {said}' if said else ''}."
+    if (kinds == "beyond_tokenizer").mean() > 0.5:
+        yield "The tokenizer has no token for more than half of the rows: it may be that of another model."
 
 
 def _not_finite(found: xr.Dataset) -> Iterator[str]:
