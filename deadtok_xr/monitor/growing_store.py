@@ -94,7 +94,8 @@ def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwri
             array[...] = values
     for name, (dims, dtype, about) in VARIABLES.items():
         shape = [sizes[d] for d in dims]
-        store.create_array(group, name, shape, dims, dtype, (n, *shape[1:]), attrs=about)
+        others = {"coordinates": "numel dtype group method"} if "parameter" in dims else {}  # for other readers
+        store.create_array(group, name, shape, dims, dtype, (n, *shape[1:]), attrs={**about, **others})
     return GrowingStore(group, fixed)
 
 

@@ -191,6 +191,8 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._entered:
+            raise InputError("this Monitor has not been entered; use it as: with Monitor(...) as monitor:")
         self._left = True
         for hook in self._hooks:
             hook.remove()

@@ -230,6 +230,7 @@ class TestStore:
         whole = dx.open_monitor(path)
         assert whole.attrs["complete"]
         assert whole.attrs["seed"] == 1
+        assert "numel" in xr.open_zarr(path, consolidated=False).coords
         model.load_state_dict(states[0])
         optimizer.load_state_dict(states[1])
         with pytest.raises(DestinationExistsError, match="exists already"), dx.Monitor(model, optimizer, path):
@@ -305,6 +306,8 @@ class TestBadInput:
         model = Tiny()
         with pytest.raises(InputError, match="the optimizer is a RMSprop.*copy=True.*0.0 MiB"):
             dx.Monitor(model.norm.weight, torch.optim.RMSprop([model.norm.weight]))
+        with pytest.raises(InputError, match="has not been entered"):
+            dx.Monitor(model, adamw(model)).__exit__(None, None, None)
         with pytest.raises(InputError, match="expected a torch optimizer"):
             dx.Monitor(model, model)
         for options, match in (
