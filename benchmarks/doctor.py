@@ -117,8 +117,9 @@ def _measured(folder: Path, a: Path, b: Path, small: Path, dtype: str, repeats: 
     rows = []
     for cache in ("warm", "cold"):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-        for _ in range(repeats):
-            for name, (what, paths) in calls.items():
+        for i in range(repeats):
+            turns = [*calls.items()]  # which call comes first changes: a disk may be faster after a rest
+            for name, (what, paths) in [*turns[i % len(turns) :], *turns[: i % len(turns)]]:
                 for path in paths if cache == "cold" else ():
                     drop(path)
                 words = json.dumps([what, str(small), *map(str, paths)])
