@@ -31,10 +31,13 @@ class RecordedParameter:
         if not hasattr(parameter, "ndim"):
             raise InputError(
                 f"Recorder takes a parameter, not a {type(parameter).__name__}: give it the weight, such as "
-                "model.embedding.weight"
+                "model.embedding.weight, or say sample=1024 to record elements of every parameter of a model"
             )
         if parameter.ndim != 2:
-            raise InputError(f"the parameter has the shape {tuple(parameter.shape)}; expected (vocabulary, hidden)")
+            raise InputError(
+                f"the parameter has the shape {tuple(parameter.shape)}; expected (vocabulary, hidden); record "
+                f"elements of one of any shape with Recorder({{'name': parameter}}, ..., sample={parameter.numel()})"
+            )
         if not len(parameter):
             raise InputError(f"{name} has no rows; expected (vocabulary, hidden)")
         dtype = str(parameter.dtype).removeprefix("torch.")
