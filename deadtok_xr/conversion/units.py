@@ -134,7 +134,7 @@ def fill(unit: Unit, plan: ConversionPlan, source: Source, out: Words, fill_valu
     reports = [NonFiniteReport()] * len(unit.token_chunks)
     _pad(unit, out, np.asarray(fill_value, v.dtype).view(word))
     positions = _row_positions(unit, plan)
-    for steps, rows in _parts(unit):
+    for steps, rows in _parts(unit, positions):
         words = as_words(v, plan, _read(unit, source, steps, rows))
         counted_from = int(np.searchsorted(plan.steps[steps.start : steps.stop], v.valid_from))
         non_finite = np.zeros((len(reports), 3), np.int64)
@@ -163,8 +163,12 @@ def _pad(unit: Unit, out: Words, padding: Words) -> None:
             out[:, t - unit.steps.start] = np.asarray(np.nan, v.dtype).view(word_type(v.dtype))
 
 
-def _parts(unit: Unit) -> Iterator[tuple[range, range]]:
-    """Divide a unit into parts of bounded size: positions along `step` and rows of the source."""
+def _parts(unit: Unit, positions: NDArray[np.int64]) -> Iterator[tuple[range, range]]:
+    """Divide a unit into parts of bounded size: positions along `step` and rows of the source.
+
+    Where a step is read in several parts, rows of other units are left out. Else all rows are read, so that checksums
+    of whole arrays can be verified.
+    """
     v = unit.variable
     assert v.entry.dtype is not None
     row_bytes = max(1, v.width * v.entry.dtype.itemsize)
@@ -172,9 +176,20 @@ def _parts(unit: Unit) -> Iterator[tuple[range, range]]:
     rows_at_once = max(1, min(n_rows, READ_BYTES // row_bytes))
     steps_at_once = max(1, READ_BYTES // (n_rows * row_bytes)) if rows_at_once == n_rows else 1
     start, stop = max(unit.steps.start, v.first), unit.steps.stop
+    blocks = [range(n_rows)]
+    if rows_at_once < n_rows:
+        blocks = [*_needed(positions, rows_at_once)]
     for t in range(start, stop, steps_at_once):
-        for n in range(0, n_rows, rows_at_once):
-            yield range(t, min(t + steps_at_once, stop)), range(n, min(n + rows_at_once, n_rows))
+        for rows in blocks:
+            yield range(t, min(t + steps_at_once, stop)), rows
+
+
+def _needed(positions: NDArray[np.int64], n: int) -> Iterator[range]:
+    """Yield ranges of at most n rows that hold all rows of a unit: those with a position in it."""
+    for start in range(0, len(positions), n):
+        rows = np.flatnonzero(positions[start : start + n] >= 0)
+        if rows.size:
+            yield range(start + int(rows[0]), start + int(rows[-1]) + 1)
 
 
 def _read(unit: Unit, source: Source, steps: range, rows: range) -> NDArray[Any]:

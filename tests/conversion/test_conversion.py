@@ -25,7 +25,8 @@ from safetensors.torch import save_file as save_torch
 
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16, decode, from_bits
-from deadtok_xr.conversion import empty_store
+from deadtok_xr.conversion import empty_store, units
+from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.readers import formats
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError, MissingFileError
@@ -397,7 +398,8 @@ import numpy as np
 import h5py
 from pathlib import Path
 import deadtok_xr as dx
-from deadtok_xr.conversion import empty_store
+from deadtok_xr.conversion import empty_store, units
+from deadtok_xr.conversion.plan import ConversionPlan
 from deadtok_xr.conversion.planning import make_plan
 from deadtok_xr.conversion.readers.formats import open_source
 
@@ -787,3 +789,15 @@ def test_many_files_are_listed_as_one_source(tmp_path: Path, monkeypatch: pytest
     hashes = "\n".join(blake3(file.read_bytes()).hexdigest() for file in files)
     total = sum(file.stat().st_size for file in files)
     assert listed == {"name": "run", "files": 5, "bytes": total, "blake3": blake3(hashes.encode()).hexdigest()}
+
+
+def test_rows_of_other_units_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step is read in several parts, a unit reads the parts that hold its rows, wherever dead tokens lie."""
+    rng = np.random.default_rng(3)
+    w, dead = rng.integers(0, 0x7F00, (3, 1500, 4), dtype=np.uint16), rng.choice(1500, 400, replace=False)
+    np.savez(tmp_path / "a.npz", W=w, dead_ids=dead)
+    monkeypatch.setattr(units, "READ_BYTES", 8 * 100)  # a hundred rows
+    monkeypatch.setattr(ConversionPlan, "unit_bytes", lambda plan, memory=0: plan.variables[0].chunk_bytes)
+    rec = dx.open_recording(dx.convert(tmp_path / "a.npz", tmp_path / "out.zarr"), raw=True)
+    np.testing.assert_array_equal(rec.W.values.view(np.uint16), w)
+    np.testing.assert_array_equal(rec.token[rec.dead.values], np.sort(dead))
