@@ -65,7 +65,10 @@ def limits_of(positions):
     low, high = np.full(D, positions.threshold), np.full(D, positions.threshold)
     if rule.spacing == PAIR:
         _fill_token_thresholds(words, rule, positions.token_thresholds)
-        low[:], high[:] = positions.token_thresholds.min(), positions.token_thresholds.max()
+        least = most = positions.token_thresholds[0]
+        for threshold in positions.token_thresholds:
+            least, most = min(least, threshold), max(most, threshold)
+        low[:], high[:] = least, most
     elif rule.spacing == ELEMENT:
         _element_limits(words, rule, low, high)
     return low, high

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.jit import compiled, inner
+from deadtok_xr.kernels.numba.rows import copy_row
 
 Longs = NDArray[np.int64]
 
@@ -74,7 +75,7 @@ def census(
 @compiled
 def _census(steps, changed, any_changed, zero, infinity, keys, hashes, labels):
     for t in range(1, len(labels)):
-        labels[t] = labels[t - 1]
+        copy_row(labels, t - 1, labels, t)
         if any_changed[t - 1]:
             _label(steps, t, changed[t - 1], zero, infinity, keys, hashes, labels[t - 1], labels[t])
 

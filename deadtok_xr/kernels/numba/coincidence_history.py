@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.jit import compiled, inner
+from deadtok_xr.kernels.numba.rows import copy_to
 
 Longs = NDArray[np.int64]
 APART = np.iinfo(np.int64).max
@@ -114,17 +115,19 @@ def _begin(label: Longs, first: int) -> CoincidenceHistory:
 @compiled
 def _follow(labels, any_changed, first, state, figures, events, wanted, snapshots):
     for t in range(len(labels)):
-        if t > 0 and any_changed[t - 1] and (labels[t] != state.label).any():
+        if t > 0 and any_changed[t - 1] and _differ(labels[t], state.label):
             sizes = _sizes(labels[t])
             _measure(labels[t], sizes, state.figures)
             _count_events(state.label, _sizes(state.label), labels[t], sizes, events[t - 1])
-            state.order[:], state.since[:] = regroup(state.order, state.since, labels[t], first + t)
-            state.label[:] = labels[t]
-        figures[t] = state.figures
+            order, since = regroup(state.order, state.since, labels[t], first + t)
+            copy_to(order, state.order)
+            copy_to(since, state.since)
+            copy_to(labels[t], state.label)
+        copy_to(state.figures, figures[t])
         if wanted[t] >= 0:
-            snapshots.label[wanted[t]] = state.label
-            snapshots.order[wanted[t]] = state.order
-            snapshots.since[wanted[t]] = state.since
+            copy_to(state.label, snapshots.label[wanted[t]])
+            copy_to(state.order, snapshots.order[wanted[t]])
+            copy_to(state.since, snapshots.since[wanted[t]])
 
 
 @compiled
@@ -165,6 +168,14 @@ def _measure(label, sizes, figures):
     figures[6] = squares / population**2 if holes else np.nan
     figures[7] = (2 * ranked / population - (holes + 1)) / holes if holes else np.nan
     figures[8] = (largest + second) / population if holes else np.nan
+
+
+@inner
+def _differ(a, b):
+    for n in range(len(a)):
+        if a[n] != b[n]:
+            return True
+    return False
 
 
 @inner

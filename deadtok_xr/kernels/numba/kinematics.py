@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.changes import finite_row
 from deadtok_xr.kernels.numba.jit import compiled, inlined_sums, inner
+from deadtok_xr.kernels.numba.rows import copy_row
 
 
 def kinematics(
@@ -56,7 +57,7 @@ def kinematics(
 def _centroids(steps, any_changed, centre, first):
     for t in range(first, len(steps)):
         if t > 0 and not any_changed[t - 1]:
-            centre[t] = centre[t - 1]
+            copy_row(centre, t - 1, centre, t)
         else:
             _mean(steps, t, centre)
 
@@ -86,7 +87,10 @@ def _spread(steps, any_changed, centre, radius, radius_max, n_invalid):
             if not largest >= distance:
                 largest = distance
         radius[t], radius_max[t], n_invalid[t] = total / N, largest, 0
-        if not np.isfinite(centre[t]).all():  # a mean is finite only if everything in it is
+        finite = 0.0
+        for d in range(centre.shape[1]):
+            finite += centre[t, d] - centre[t, d]  # 0 for finite values, else NaN
+        if finite != 0.0:  # a mean is finite only if everything in it is
             for n in range(N):
                 n_invalid[t] += not finite_row(steps, t, n)
 

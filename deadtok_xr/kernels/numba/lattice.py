@@ -36,6 +36,7 @@ from deadtok_xr.kernels.numba.incremental_counts import (
     refuse,
 )
 from deadtok_xr.kernels.numba.jit import compiled, inlined, inner, inner_finite
+from deadtok_xr.kernels.numba.rows import copy_row, copy_to
 
 COUNTS = (
     "n_moved", "n_outward", "n_upward", "n_half", "n_fractional", "n_crossings_up", "n_crossings_down",
@@ -153,14 +154,14 @@ def _lattice_steps(steps, changed, any_changed, lattice, step, states, transitio
 def _fill_state(step, states, t, smallest, same):
     """Fill in a step from its counts; its distributions are those of the step before if nothing changed."""
     if same:
-        states.exponent_count[t] = states.exponent_count[t - 1]
-        states.mantissa_count[t] = states.mantissa_count[t - 1]
+        copy_row(states.exponent_count, t - 1, states.exponent_count, t)
+        copy_row(states.mantissa_count, t - 1, states.mantissa_count, t)
     else:
         exponents, mantissas = np.zeros(256, np.int64), np.zeros(128, np.int64)
         add_distributions(step.leading, smallest, exponents, mantissas)
-        states.exponent_count[t] = exponents[: states.exponent_count.shape[1]]
-        states.mantissa_count[t] = mantissas
-    states.counts[t] = step.counts
+        copy_to(exponents, states.exponent_count[t])
+        copy_to(mantissas, states.mantissa_count[t])
+    copy_to(step.counts, states.counts[t])
     n_invalid = 0
     for n in range(len(step.not_finite)):
         n_invalid += step.not_finite[n] > 0
@@ -203,7 +204,7 @@ def _finish(t, n_valid, n_moving, counts, out):
     out.regimes[t, 0] = n_valid - n_moving
     out.l2_over_l1[t] = out.l2_over_l1[t] / n_moving if n_moving else np.nan
     out.linf_over_l2[t] = out.linf_over_l2[t] / n_moving if n_moving else np.nan
-    out.counts[t] = counts
+    copy_to(counts, out.counts[t])
 
 
 @inlined

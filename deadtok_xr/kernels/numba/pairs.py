@@ -142,7 +142,7 @@ def _measure(positions, limits, tokens, keep):
     P = len(nodes.counts)
     now, certain = without_edges(nodes, linked), without_edges(nodes, linked)
     pairs = np.empty((min(8 * P + 4096, P * (P - 1) // 2) if keep else 0, 2), np.int32)
-    reach = limits.apart[tokens.dims].view(np.float32)
+    reach = _take(limits.apart, tokens.dims).view(np.float32)
     far = np.empty(_TILE, np.int32)
     n_open, work = 0, 0.0
     for a in range(P):
@@ -224,7 +224,9 @@ def _complete_graph(nodes, linked, verlet):
     graph = without_edges(nodes, linked)
     if len(nodes.counts) > 1:
         graph.parent[:] = 0
-        graph.degree[:] += nodes.counts.sum() - nodes.counts
+        n_tokens = len(nodes.inverse)
+        for p in range(len(nodes.counts)):
+            graph.degree[p] += n_tokens - nodes.counts[p]
     invalidate(verlet)
     new = VerletList(
         verlet.factor, verlet.drift, verlet.skin, verlet.low, verlet.high,
@@ -246,7 +248,17 @@ def _sort(words, nodes, dims):
         rank[order[p]] = p
         for i in range(len(dims)):
             front[i, p] = float32_value(words[nodes.index[order[p]], dims[i]])
-    return SortedNodes(Nodes(nodes.index[order], nodes.counts[order], rank[nodes.inverse]), dims, front)
+    in_order = Nodes(_take(nodes.index, order), _take(nodes.counts, order), _take(rank, nodes.inverse))
+    return SortedNodes(in_order, dims, front)
+
+
+@inner
+def _take(values, places):
+    """Return values[places], which takes longer to compile."""
+    out = np.empty(len(places), values.dtype)
+    for i in range(len(places)):
+        out[i] = values[places[i]]
+    return out
 
 
 @inner

@@ -1,10 +1,24 @@
-"""Copy the rows of tokens to their positions in the chunks of a store."""
+"""Copy rows: within compiled functions, and those of tokens to their positions in the chunks of a store."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.jit import compiled
+from deadtok_xr.kernels.numba.jit import compiled, inner
+
+
+@inner
+def copy_row(source, t, out, u):
+    """Copy row t of a matrix to row u of another: a loop compiles in a third of the time of ``out[u] = source[t]``."""
+    for i in range(out.shape[1]):
+        out[u, i] = source[t, i]
+
+
+@inner
+def copy_to(source, out):
+    """Copy a vector to another of its length, see `copy_row`."""
+    for i in range(len(out)):
+        out[i] = source[i]
 
 
 @compiled

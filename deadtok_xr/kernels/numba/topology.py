@@ -16,6 +16,7 @@ from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_valu
 from deadtok_xr.kernels.numba.components import FIGURES, INVALID, count, name_components
 from deadtok_xr.kernels.numba.jit import compiled, inner
 from deadtok_xr.kernels.numba.pairs import add_open_pairs, measure_all
+from deadtok_xr.kernels.numba.rows import copy_row
 from deadtok_xr.kernels.numba.verlet_list import (
     VerletList,
     certain_graph,
@@ -104,7 +105,7 @@ def centroids(
 def _centroids(words, any_changed, first, out):
     for t in range(first, len(words)):
         if t > 0 and not any_changed[t - 1]:
-            out[t] = out[t - 1]
+            copy_row(out, t - 1, out, t)
         else:
             _mean(words[t], out[t])
 
@@ -138,7 +139,8 @@ def _topology(words, changed, any_changed, threshold, rule, verlet, first, out):
         motion = np.zeros(words.shape[2])
         if moved:
             displacement_ranges(words[t - 1], step, changed[t - 1], motion)
-        verlet.drift[:] += motion
+        for d in range(len(motion)):
+            verlet.drift[d] += motion[d]
         if out.figures[t, INVALID] or np.isnan(threshold[t]):
             out.figures[t, :INVALID] = -1
             out.label[t] = -1
@@ -155,8 +157,10 @@ def _topology(words, changed, any_changed, threshold, rule, verlet, first, out):
 @inner
 def _repeat(out, t):
     """Fill in a step that has the graph of the step before."""
-    out.figures[t], out.degrees[t], out.sizes[t] = out.figures[t - 1], out.degrees[t - 1], out.sizes[t - 1]
-    out.label[t] = out.label[t - 1]
+    copy_row(out.figures, t - 1, out.figures, t)
+    copy_row(out.degrees, t - 1, out.degrees, t)
+    copy_row(out.sizes, t - 1, out.sizes, t)
+    copy_row(out.label, t - 1, out.label, t)
 
 
 @inner
