@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import deadtok_xr as dx
 from deadtok_xr import cli
+from deadtok_xr.text import quoted, ranges
 from tests.analyses.test_undertrained import model
 from tests.store.test_reachability import byte_level
 
@@ -135,3 +136,11 @@ def test_unusable_input_is_one_sentence(deadtok: Any, files: dict[str, Path], tm
         assert (status, out, err.count("\n")) == (2, "", 1), err
         assert expected in err
     assert "--reference IDS" in deadtok(tmp_path / "random.safetensors")[2]
+
+
+def test_texts_stay_within_their_columns() -> None:
+    assert quoted(" the", 10) == '" the"'
+    assert quoted("a\x1b[31m\u202eb\n", 40) == '"a\\x1b[31m\\u202eb\\n"'
+    assert quoted("語" * 9, 12) == '"' + "語" * 4 + '…"'
+    assert quoted("語" * 5, 12) == '"' + "語" * 5 + '"'
+    assert ranges([1, 2, 3, 7, 9, 10, 20, 30, 31]) == "1-3, 7, 9-10, 20 and 2 more"
