@@ -257,13 +257,16 @@ def _fisher(r: float, error: float) -> tuple[float, float]:
     return float(np.tanh(z - 1.959964 * error)), float(np.tanh(z + 1.959964 * error))
 
 
+def _ranks(x: NDArray[Any]) -> Any:
+    """Return the ranks of `scipy.stats.rankdata`, whose import takes most of a second."""
+    return xr.DataArray(x, dims="token").to_series().rank()
+
+
 def spearman(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
     """Return Spearman's rank correlation and its 95% interval; NaN for too few values, or if one does not vary."""
-    import pandas as pd  # the same ranks as scipy.stats.rankdata, whose import takes most of a second
-
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return np.nan, np.nan, np.nan
-    rho = float(np.clip(np.corrcoef(pd.Series(a).rank(), pd.Series(b).rank())[0, 1], -1.0, 1.0))
+    rho = float(np.clip(np.corrcoef(*(_ranks(x) for x in (a, b)))[0, 1], -1.0, 1.0))
     if len(a) < 4 or abs(rho) == 1:
         return rho, np.nan, np.nan
     return rho, *_fisher(rho, np.sqrt((1 + rho**2 / 2) / (len(a) - 3)))
