@@ -218,7 +218,12 @@ def test_ranks_that_nothing_proves_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match):
             dx.convert(write_ranks(tmp_path / name, parts, config), tmp_path / "out.zarr")
 
-    refused("alone", split(0), None, r"parts \(ranks\) of one checkpoint.*if a config.json in it says hidden_size")
+    refused(
+        "alone",
+        split(0),
+        None,
+        r"parts \(ranks\).*joined here if a config.json beside them",
+    )
     refused("nothing", split(0), {"vocab_size": V}, r"parts \(ranks\) of one checkpoint")
     refused("other", split(0), {"hidden_size": 7, "vocab_size": V}, r"split over ranks in a way that nothing proves")
     refused("more", split(0), {"hidden_size": D, "vocab_size": 99}, r"split over ranks in a way that nothing proves")

@@ -14,15 +14,15 @@ from deadtok_xr.conversion.readers.names import NamedRank, named_rank, stem
 from deadtok_xr.errors import InputError
 
 _OPTIMIZER = ("optim", "zero_pp_rank")
-_MERGE = (
-    "merge them where they were made, with the script of the program that wrote them, and convert the result (a folder "
-    "of the ranks 0, 1, 2, ... alone is joined, if a config.json in it says hidden_size and vocab_size)"
-)
+_MERGE = "merge them where they were made, with the script of the program that wrote them, and convert the result"
+_JOIN = "; they are joined here if a config.json beside them says hidden_size and vocab_size of the whole model"
 _FORMATS = {
     "manifest.ocdbt": "an Orbax checkpoint (OCDBT), which is not read: restore it where it was made, with "
     "orbax.checkpoint, and save the embedding with np.savez(FILE, W=...)",
 }
 _MANY = 64
+CONFIGS = ("config.json", "params.json")
+"""Where programs keep the sizes of a model."""
 
 
 def refuse_formats(folder: Path) -> None:
@@ -70,12 +70,18 @@ def refuse_parts(folder: Path, items: Iterable[Path], *, told: bool) -> None:
             f"convert the model alone: {models[0]}"
         )
     group = next((v for v in parts.values() if not _of_optimizer(v[0][0])), next(iter(parts.values())))
-    raise InputError(f"{folder}: {_described(group)}")
+    raise InputError(f"{folder}: {_described(group)}{_JOIN if len(groups) == 1 and _joinable(group) else ''}")
 
 
 def _follow(group: list[tuple[Path, NamedRank]]) -> bool:
     """Return whether the numbers are 0, 1, 2, ...: only then can an uncertain name be a rank."""
     return sorted(rank.numbers[0] for _, rank in group) == list(range(len(group)))
+
+
+def _joinable(group: list[tuple[Path, NamedRank]]) -> bool:
+    """Return whether the parts would be joined, if the configuration of the model lay beside them."""
+    single = all(item.is_file() and rank.certain and len(rank.numbers) == 1 for item, rank in group)
+    return single and _follow(group) and not any((group[0][0].parent / name).is_file() for name in CONFIGS)
 
 
 def _described(group: list[tuple[Path, NamedRank]]) -> str:
@@ -103,7 +109,11 @@ def refuse_lone_part(path: Path, *, told: bool) -> None:
             raise InputError(
                 f"{path} is a part (rank) of a checkpoint, of which {', '.join(others[:3])} beside it "
                 f"{'is another' if len(others) == 1 else 'are others'}: its rows are not the whole vocabulary; "
-                + (_MERGE if rank.certain else _described(group))
+                + (
+                    f"convert the folder, {item.parent}, in which they may be joined; else {_MERGE}"
+                    if rank.certain
+                    else _described(group)
+                )
             )
         if any(rank.numbers):
             raise InputError(

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from deadtok_xr.conversion.readers.merged import OpenFile
 from deadtok_xr.conversion.readers.names import named_rank, stem
+from deadtok_xr.conversion.readers.parts import CONFIGS
 from deadtok_xr.conversion.readers.source import Entry, Source, dtype_of, explaining_damage, slabs
 from deadtok_xr.errors import InputError
 
-_CONFIGS = ("config.json", "params.json")
 _WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "model_dim", "embed_dim")
 _VOCABULARIES = ("vocab_size", "n_vocab", "padded_vocab_size")
 _MAX_CONFIG = 16 * 2**20
@@ -36,7 +36,7 @@ _UNPROVEN = (
 
 def rank_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the files of the ranks 0, 1, 2, ... of one checkpoint, if the folder holds these and says their width."""
-    if not any((folder / name).is_file() for name in _CONFIGS):
+    if not any((folder / name).is_file() for name in CONFIGS):
         return []
     files = [item for item in sorted(folder.iterdir()) if item.suffix.lower() in suffixes and item.is_file()]
     ranks = [(file, named_rank(stem(file))) for file in files]
@@ -159,7 +159,7 @@ class JoinedRanks(Source):
         return np.concatenate(found, axis) if found else self._parts[0].read(name, *(slice(0, 0) for _ in full))
 
     def files(self) -> list[Path]:
-        configs = [self.path / name for name in _CONFIGS if (self.path / name).is_file()]
+        configs = [self.path / name for name in CONFIGS if (self.path / name).is_file()]
         return [*(file for part in self._parts for file in part.files()), *configs]
 
     def unwritten(self, name: str) -> list[range]:
@@ -172,7 +172,7 @@ class JoinedRanks(Source):
 
 def _config(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for path in (folder / name for name in _CONFIGS):
+    for path in (folder / name for name in CONFIGS):
         if path.is_file():
             with explaining_damage(path, "the file", "JSON"):
                 if path.stat().st_size > _MAX_CONFIG:
