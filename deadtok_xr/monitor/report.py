@@ -34,7 +34,8 @@ class Totals:
             total += np.maximum(row[name], 0)
         self.margins += np.maximum(row["margin_count"], 0)
         self.exact &= row["exact"]
-        self.with_gradient |= np.nan_to_num(row["gradient_norm"], nan=0.0, posinf=1.0) > 0
+        norm = np.nan_to_num(row["gradient_norm"], nan=0.0, posinf=1.0)
+        self.with_gradient |= (norm > 0) | (row["unknown"] > 0)  # the norm of a gradient with NaN is NaN
 
 
 def report(totals: Totals) -> str:

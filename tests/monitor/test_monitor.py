@@ -197,17 +197,19 @@ class TestLoops:
         assert not [name for name in monitor.rows.logged({**watch._rows[0]}, watch._fixed) if "rounded" in name]
 
     def test_nan_and_infinity_are_unknown(self) -> None:
-        parameter = torch.nn.Parameter(torch.ones(6))
-        optimizer = torch.optim.AdamW([parameter], lr=1e-2)
-        with dx.Monitor([("p", parameter)], optimizer) as watch:
+        parameter, all_nan = torch.nn.Parameter(torch.ones(6)), torch.nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.AdamW([parameter, all_nan], lr=1e-2)
+        with dx.Monitor([("p", parameter), ("q", all_nan)], optimizer) as watch:
             parameter.grad = torch.tensor([1.0, np.nan, np.inf, 0.0, 1.0, 1.0])
+            all_nan.grad = torch.full((2,), np.nan)
             parameter.data[5] = np.inf
             optimizer.step()
         ds = watch.dataset().isel(step=0, parameter=0)
         assert ds.exact
         counts = {name: int(ds[name]) for name in ("moved", "rounded_to_zero", "no_gradient", "unknown")}
         assert counts == {"moved": 3, "rounded_to_zero": 0, "no_gradient": 0, "unknown": 3}  # g = 0 decays
-        assert "1 parameter (p) had NaN or infinite values in update 1" in watch.report
+        assert "2 parameters (p, q) had NaN or infinite values in update 1" in watch.report
+        assert "never had a gradient" not in watch.report
         assert np.isnan(ds.gradient_norm)
 
 
