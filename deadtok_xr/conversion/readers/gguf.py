@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, describe_part, explaining_damage, read_slab
+from deadtok_xr.conversion.readers.source import TEXTS, Entry, PlainFile
 from deadtok_xr.errors import InputError
 
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16, "F64": np.dtype("<f8")}
@@ -21,57 +20,26 @@ _QUANTIZED = "quantized: the weights are no longer exact; convert the safetensor
 _TOKENS, _TOKENIZER = "tokenizer.ggml.tokens", "tokenizer.ggml.model"
 
 
-class GgufSource(Source):
+class GgufSource(PlainFile):
     """The tensors of a GGUF file; its numbers and texts as attributes, with the texts of the tokens."""
 
     format = "GGUF"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb", buffering=0)
-        try:
-            with explaining_damage(path, "its header", self.format):
-                self._read_header()
-        except BaseException:
-            self.close()
-            raise
 
     def _read_header(self) -> None:
         reader = _reader(self.path)
         if reader.endianess.name != "LITTLE":
             raise InputError(f"{self.path} was written for a machine with another byte order; convert it there")
-        self._begins: dict[str, int] = {}
         entries: dict[str, Entry] = {}
         size = len(reader.data)
         for tensor in reader.tensors:
             name, kind, shape = tensor.name, tensor.tensor_type.name, tuple(int(n) for n in reversed(tensor.shape))
             dtype = _DTYPES.get(kind)
-            entries[name] = Entry(shape, dtype, kind if dtype is None else dtype.name)
-            if dtype is None:
-                entries[name] = Entry(shape, None, f"{kind}, {_QUANTIZED}")
-            elif (end := int(tensor.data_offset) + entries[name].nbytes) > size:
-                raise InputError(
-                    f"{self.path} is truncated: {name!r} ends at byte {end}, but the file has {size} bytes; copy it "
-                    "again from the original"
-                )
+            entries[name] = Entry(shape, dtype, f"{kind}, {_QUANTIZED}" if dtype is None else dtype.name)
+            if dtype is not None:
+                self._require_bytes(name, int(tensor.data_offset) + entries[name].nbytes, size)
             self._begins[name] = int(tensor.data_offset)
         self.entries: Mapping[str, Entry] = entries
         self.attributes = dict(_attributes(reader))
-
-    def read(self, name: str, *where: slice) -> NDArray[Any]:
-        entry = self.entries[name]
-        with explaining_damage(self.path, describe_part(name, where), self.format):
-            assert entry.dtype is not None
-            return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
-
-    def files(self) -> list[Path]:
-        return [self.path]
-
-    def unwritten(self, name: str) -> list[range]:
-        return []
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _reader(path: Path) -> Any:

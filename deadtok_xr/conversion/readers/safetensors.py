@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16
-from deadtok_xr.conversion.readers.source import (
-    Entry,
-    Source,
-    describe_part,
-    explaining_damage,
-    read_slab,
-    unreadable_type,
-)
+from deadtok_xr.conversion.readers.source import Entry, PlainFile, unreadable_type
 from deadtok_xr.errors import InputError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,23 +25,16 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class SafetensorsSource(Source):
+class SafetensorsSource(PlainFile):
     """The tensors of a safetensors file; its metadata as attributes."""
 
     format = "safetensors"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb", buffering=0)
-        try:
-            with explaining_damage(path, "its header", self.format):
-                header, self._data = self._header()
-                self.attributes = dict(header.pop("__metadata__", None) or {})
-                self.entries = {name: entry_of(fields) for name, fields in header.items()}
-                self._begins = {name: self._checked_begin(name, fields) for name, fields in header.items()}
-        except BaseException:
-            self.close()
-            raise
+    def _read_header(self) -> None:
+        header, self._data = self._header()
+        self.attributes = dict(header.pop("__metadata__", None) or {})
+        self.entries = {name: entry_of(fields) for name, fields in header.items()}
+        self._begins = {name: self._checked_begin(name, fields) for name, fields in header.items()}
 
     def _header(self) -> tuple[dict[str, Any], int]:
         size = os.fstat(self._file.fileno()).st_size
@@ -71,28 +55,8 @@ class SafetensorsSource(Source):
                 f"{self.path} is damaged: {name!r} is {entry}, but its bytes are {begin}..{end}; copy it "
                 "again from the original"
             )
-        size = os.fstat(self._file.fileno()).st_size
-        if self._data + end > size:
-            raise InputError(
-                f"{self.path} is truncated: {name!r} ends at byte {self._data + end}, but the file has "
-                f"{size} bytes; copy it again from the original"
-            )
+        self._require_bytes(name, self._data + end, os.fstat(self._file.fileno()).st_size)
         return self._data + begin
-
-    def read(self, name: str, *where: slice) -> NDArray[Any]:
-        entry = self.entries[name]
-        with explaining_damage(self.path, describe_part(name, where), self.format):
-            assert entry.dtype is not None
-            return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
-
-    def files(self) -> list[Path]:
-        return [self.path]
-
-    def unwritten(self, name: str) -> list[range]:
-        return []
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def entry_of(fields: dict[str, Any]) -> Entry:

@@ -106,6 +106,48 @@ class Source(Protocol):
         self.close()
 
 
+class PlainFile(Source):
+    """One file in which arrays lie as they are, uncompressed; a subclass reads where each begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self._begins: dict[str, int] = {}
+        try:
+            with explaining_damage(path, "its header", self.format):
+                self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self) -> None:
+        """Set ``entries``, ``attributes`` and ``_begins``: the first byte of each array in the file."""
+        raise NotImplementedError
+
+    def _require_bytes(self, name: str, end: int, size: int) -> None:
+        """Check that a file of so many bytes holds all of an array."""
+        if end > size:
+            raise InputError(
+                f"{self.path} is truncated: {name!r} ends at byte {end}, but the file has {size} bytes; copy it again "
+                "from the original"
+            )
+
+    def read(self, name: str, *where: slice) -> NDArray[Any]:
+        entry = self.entries[name]
+        with explaining_damage(self.path, describe_part(name, where), self.format):
+            assert entry.dtype is not None
+            return read_slab(self._file, self._begins[name], entry.dtype, entry.shape, where)
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def unwritten(self, name: str) -> list[range]:
+        return []
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class Wrapped(Source):
     """A source that delegates to another one; its subclasses change some entries."""
 
