@@ -44,7 +44,8 @@ def without_edges(nodes, linked):
 
 
 @inner
-def _root(parent, a):
+def root_of(parent, a):
+    """Return the root of a node's component, and shorten the way to it."""
     while parent[a] != a:
         parent[a] = parent[parent[a]]
         a = parent[a]
@@ -56,7 +57,7 @@ def join(graph, nodes, a, b):
     """Add the edges between the tokens of two nodes."""
     graph.degree[a] += nodes.counts[b]
     graph.degree[b] += nodes.counts[a]
-    x, y = _root(graph.parent, a), _root(graph.parent, b)
+    x, y = root_of(graph.parent, a), root_of(graph.parent, b)
     graph.parent[max(x, y)] = min(x, y)
 
 
@@ -84,7 +85,7 @@ def count(graph, nodes, figures, degrees, sizes):
         degrees[_bin(degree[a])] += counts[a]
         top = max(top, degree[a])
         if degree[a]:
-            size[_root(graph.parent, a)] += counts[a]
+            size[root_of(graph.parent, a)] += counts[a]
         else:
             alone += counts[a]
     sizes[0] = alone
@@ -106,7 +107,7 @@ def name_components(graph, nodes, label):
         if not graph.degree[a]:
             label[n] = n
             continue
-        root = _root(graph.parent, a)
+        root = root_of(graph.parent, a)
         if first[root] < 0:
             first[root] = n
         label[n] = first[root]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.bit_words import INFINITY, float32_word, unsigned_zero
+from deadtok_xr.kernels.numba.components import root_of
 from deadtok_xr.kernels.numba.jit import compiled, inlined, inner
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 
@@ -81,7 +82,7 @@ def _join(rows, out):
             a, b, edge = _shortest_edge(rows, root, parent, following, near, length, unseen)
             out[made] = edge
             made += 1
-            _unite(_root(parent, a), _root(parent, b), parent, following, size)
+            _unite(root_of(parent, a), root_of(parent, b), parent, following, size)
 
 
 @inner
@@ -91,14 +92,6 @@ def _largest(parent, size):
         if parent[u] == u and (best < 0 or size[u] > size[best]):
             best = u
     return best
-
-
-@inner
-def _root(parent, u):
-    while parent[u] != u:
-        parent[u] = parent[parent[u]]
-        u = parent[u]
-    return u
 
 
 @inner
@@ -139,7 +132,7 @@ def _first_outside(near, u, root, parent):
     for i in range(near.shape[1]):
         if near[u, i] < 0:
             return -1
-        if _root(parent, near[u, i]) != root:
+        if root_of(parent, near[u, i]) != root:
             return i
     return -1
 
@@ -151,7 +144,7 @@ def _compare_again(rows, u, root, parent, limit, near, length, unseen):
     near[u] = -1
     length[u] = limit
     for v in range(len(rows)):
-        if _root(parent, v) != root and _may_be_nearer(rows, u, v, length[u, K - 1]):
+        if root_of(parent, v) != root and _may_be_nearer(rows, u, v, length[u, K - 1]):
             _keep(near, length, u, v, _distance(rows, u, v))
     unseen[u] = length[u, K - 1]
 
