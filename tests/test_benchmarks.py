@@ -219,6 +219,7 @@ def test_the_ways_of_the_monitor_benchmark(tmp_path: Path) -> None:
     for way, loop in loops.items():
         with monitor.attached(loop, way, tmp_path):
             for _ in range(2):
-                assert loop.step() > loop.within / 2 > 0
+                before = loop.within
+                assert loop.step() > loop.within - before > 0  # what is added is a part of its step
     ends = [[p.detach().float().numpy() for p in loop.model.parameters()] for loop in loops.values()]
     assert all((p == q).all() for end in ends for p, q in zip(end, ends[0], strict=True))  # none changes the training

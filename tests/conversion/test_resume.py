@@ -530,7 +530,7 @@ def test_a_second_conversion_to_the_same_destination_is_refused(tmp_path: Path, 
                 began = time.perf_counter()
                 with pytest.raises(DestinationExistsError, match="is being written by another conversion"):
                     dx.convert(source, dest, overwrite=overwrite)
-                assert time.perf_counter() - began < 1
+                assert time.perf_counter() - began < 60  # it does not wait for the other one (600 s)
             command = [sys.executable, "-m", "deadtok_xr", "convert", source, dest]
             said = subprocess.run(command, capture_output=True, text=True)
             assert said.returncode == 2
