@@ -101,41 +101,44 @@ def test_single_analysis_computes_on_the_cluster(recording: Path, expected: xr.D
     np.testing.assert_array_equal(motion["lattice_l2"], expected["motion"]["lattice_l2"])
 
 
-class Accident(WorkerPlugin):  # type: ignore[misc]
-    """Happens once, to whichever worker first begins with the second row."""
+class Accidents(WorkerPlugin):  # type: ignore[misc]
+    """Each happens once, to whichever worker first begins with row 1, 2, ..."""
 
-    def __init__(self, marker: Path, what: str) -> None:
-        self.marker, self.what = marker, what
+    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
+        self.folder, self.kinds = folder, kinds
 
     def setup(self, worker: Any) -> None:
         self.worker = worker
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        if finish != "executing" or not (isinstance(key, tuple) and str(key[0]).startswith("pass-") and key[1] == 1):
+        if finish != "executing" or not (isinstance(key, tuple) and str(key[0]).startswith("pass-")):
+            return
+        what = dict(enumerate(self.kinds, start=1)).get(key[1])
+        if what is None:
             return
         try:
-            self.marker.touch(exist_ok=False)
+            (self.folder / what).touch(exist_ok=False)
         except FileExistsError:
             return
-        if self.what == "killed":
+        if what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif self.what == "out of memory":
+        elif what == "out of memory":
             self.hoard = np.ones(2**27)  # 1 GiB, which the nanny sees and ends
             time.sleep(60)
         else:
-            self.worker.loop.add_callback(self.worker.close, reason="restarted by a test", nanny=True)
+            self.worker.loop.add_callback(self.worker.close, reason="closed by a test", nanny=True)
 
 
-@pytest.mark.parametrize("what", ["killed", "out of memory", "lost for good"])
-def test_results_are_the_same_after_losing_a_worker(
-    recording: Path, tmp_path: Path, expected: xr.DataTree, what: str
+@pytest.mark.parametrize("kinds", [("killed", "lost for good"), ("out of memory",)])
+def test_results_are_the_same_after_losing_workers(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, kinds: tuple[str, ...]
 ) -> None:
-    with cluster(memory_limit="900MB" if what == "out of memory" else "auto") as client:
+    with cluster(memory_limit="900MB" if "out of memory" in kinds else "auto") as client:
         before = set(client.run(os.getpid).values())
-        client.register_plugin(Accident(tmp_path / "happened", what))
+        client.register_plugin(Accidents(tmp_path, kinds))
         tree = dx.save_results(dx.analyze(recording, analyses=SOME, tokens="all"), tmp_path / "r.zarr")
         after = set(client.run(os.getpid).values())
-    assert (tmp_path / "happened").exists()
+    assert all((tmp_path / what).exists() for what in kinds)
     assert before - after
     assert_same(tree, expected)
 

@@ -19,9 +19,9 @@ from deadtok_xr.bfloat16 import BFLOAT16
 
 pytestmark = pytest.mark.slow
 
-STEPS, TOKENS, DIMS = 1000, 600, 64
+STEPS, TOKENS, DIMS = 600, 600, 64
 LIMIT = 600 * 10**6
-"""Of each process, Python and the libraries included; the values are 0.3 GB."""
+"""Of each process, Python and the libraries included; the values are 0.2 GB."""
 PEAK = """
 import json, sys
 from pathlib import Path
