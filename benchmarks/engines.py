@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import deadtok_xr as dx
 from deadtok_xr.engine import StepBlock
 from deadtok_xr.engine.batches import batches
-from deadtok_xr.store.reading import chunk_reader
+from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.stored_array import StepReader, StoredArray, stored_array
 
 Blocks = Iterator[NDArray[Any]]

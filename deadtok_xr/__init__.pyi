@@ -47,8 +47,9 @@ from .recording.export import export
 from .recording.opening import open_recording
 from .recording.runs import concat_runs
 from .results.combine import combine
+from .results.opening import open_results
 from .results.report import report
-from .results.save import open_results, save_results
+from .results.save import save_results
 from .results.summary import summary
 from .store.labels import label
 from .undo.changed_mask import changed_mask

@@ -46,7 +46,7 @@ class IncompleteStoreError(InputError):
 
 
 class DamagedStoreError(OSError):
-    """A chunk that cannot be read back as it was written."""
+    """A chunk or a file of metadata that cannot be read back as it was written."""
 
 
 class MissingFileError(InputError, FileNotFoundError):

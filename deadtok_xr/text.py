@@ -40,6 +40,12 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def shortened(found: object, at_most: int = 200) -> str:
+    """Return an error or any other value on one line, escaped and cut, for a message about foreign contents."""
+    text = escaped(" ".join(str(found).split())) or type(found).__name__
+    return text if len(text) <= at_most else f"{text[:at_most]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _columns(letter: str) -> int:
     return 0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
 

@@ -20,7 +20,7 @@ from deadtok_xr import demo
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.store import motion_index, stored_array
 from deadtok_xr.store.chunk_layout import CHUNK_STEPS
-from deadtok_xr.store.reading import ChunkReader
+from deadtok_xr.store.chunk_reader import ChunkReader
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=400)  # pytest --hypothesis-profile thorough

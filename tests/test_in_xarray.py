@@ -120,7 +120,7 @@ class TestOpenResults:
         np.testing.assert_allclose(smooth[49], motion.displacement[:50].mean("step"), rtol=1e-5)
 
     def test_large_variables_are_dask_arrays(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("deadtok_xr.results.save.LOADED_AS_A_WHOLE", 100_000)
+        monkeypatch.setattr("deadtok_xr.results.opening.LOADED_AS_A_WHOLE", 100_000)
         motion = dx.open_results(saved)["motion"]
         assert isinstance(motion.displacement.data, da.Array)
         assert motion.displacement.chunks[0][0] == 128

@@ -45,8 +45,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     InputError
         As `open_recording`.
     """
-    group, n_steps = store.open_group(path, partial=partial)
-    arrays = dict(group.arrays())
+    group, arrays, n_steps = store.open_arrays(path, partial=partial)
     lines = [f"{path}: recording format {group.attrs['deadtok_format']}"]
     lines += [f"  {name:10s} {text}" for name, text in _facts(group, n_steps)]
     names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
@@ -58,7 +57,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
 
 def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
     """Return the facts of `describe` for scripts: sizes, and the layout and stored bytes of each variable."""
-    group, n_steps = store.open_group(path, partial=partial)
+    group, opened, n_steps = store.open_arrays(path, partial=partial)
     arrays = {
         name: {
             "dims": list(store.dimensions(array)), "shape": list(array.shape), "chunks": list(array.chunks),
@@ -66,7 +65,7 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
             "dtype": array.dtype.name if array.dtype.kind not in "OT" else "string",
             "bytes": int(array.nbytes), "bytes_stored": int(array.nbytes_stored()),
         }
-        for name, array in sorted(group.arrays())
+        for name, array in sorted(opened.items())
     }  # fmt: skip
     return {
         "store": str(path), "format": group.attrs["deadtok_format"], "complete": bool(group.attrs.get("complete")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from deadtok_xr.conversion.units import Unit, divide, fill, word_type
 from deadtok_xr.engine import cluster
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.store import motion_index
-from deadtok_xr.store import reading as reader
+from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.location import address_of
 
 Progress = Callable[[int, int], None]
@@ -80,10 +80,10 @@ def verify(
     InputError, IncompleteStoreError
         If the store or the source cannot be opened, or the source has other steps or tokens.
     """
-    group, _ = store.open_group(path)
+    group, arrays, _ = store.open_arrays(path)
     found = Verification()
     progress = progress or (lambda done, total: None)
-    _check_chunks(group, found, progress)
+    _check_chunks([*arrays.values()], found, progress)
     if source is not None and not found.problems:
         _compare(
             group,
@@ -95,8 +95,7 @@ def verify(
     return found
 
 
-def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) -> None:
-    arrays = [array for _, array in group.arrays()]
+def _check_chunks(arrays: Sequence[zarr.Array[Any]], found: Verification, progress: Progress) -> None:
     total = sum(math.prod(array.cdata_shape) for array in arrays)
     rows = [(array, i) for array in arrays for i in range(array.cdata_shape[0] if array.cdata_shape else 1)]
     for n_chunks, problems in cluster.map_items(_check_chunk_row, rows):
@@ -108,7 +107,7 @@ def _check_chunks(group: zarr.Group, found: Verification, progress: Progress) ->
 def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
     """Check the chunks at one position along the first axis; return their number, and the problems."""
     array, i = row
-    read, problems = reader.chunk_reader(array), []
+    read, problems = chunk_reader(array), []
     rest = list(np.ndindex(*array.cdata_shape[1:]))
     for position in [(i, *at) for at in rest] if array.cdata_shape else [()]:
         try:
@@ -198,7 +197,7 @@ def _differences(unit: Unit, plan: ConversionPlan, source: Source, array: zarr.A
     """Return where the values of a unit differ from the source's: (chunk, step, row, value) of each."""
     theirs = np.empty(unit.layout(), word_type(array.dtype))
     fill(unit, plan, source, theirs, array.fill_value)
-    read, found = reader.chunk_reader(array), []
+    read, found = chunk_reader(array), []
     for k, position in enumerate(unit.positions()):
         chunk = np.ascontiguousarray(read(position)).view(theirs.dtype)
         rows = chunk.shape[unit.variable.dims.index("token")] if "token" in unit.variable.dims else 1

@@ -113,10 +113,9 @@ def export(
     writer = _writer(out, uint16)
     _check_destination(out, Path(path), overwrite=overwrite)
     ds = _one_run(path, tokens, run)
-    group, _ = store.open_group(path)
+    _, arrays, _ = store.open_arrays(path)
     bits = out.suffix != ".safetensors" if uint16 is None else uint16
     names = _names(path, [str(n) for n, v in ds.data_vars.items() if v.dims[:1] == ("step",)], variables)
-    arrays = dict(group.arrays())
     members = [_member(ds[name], arrays[name], as_bits=bits, source_dtype=source_dtype) for name in names]
     members += [Member(name, v.dtype, v.shape, [v]) for name, v in _labels(ds).items()]
     texts = ds["token_text"].values.tolist() if "token_text" in ds.coords else None

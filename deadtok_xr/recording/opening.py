@@ -19,6 +19,7 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.recording import samples
 from deadtok_xr.recording.recorded_variable import RecordedVariable
 from deadtok_xr.store import reading
+from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.stored_array import StoredArray
 
 Kind = Literal["all", "dead", "live"]
@@ -71,15 +72,15 @@ def open_recording(
 
     Raises
     ------
-    MissingFileError, InputError, IncompleteStoreError
-        See `deadtok_xr.store.open_group`; InputError also for ``tokens="dead"`` if it is not known
+    MissingFileError, InputError, IncompleteStoreError, DamagedStoreError
+        See `deadtok_xr.store.open_arrays`; InputError also for ``tokens="dead"`` if it is not known
         which tokens are dead, and for tokens or a run that the store does not have.
     """
     if samples.is_sample(path):
         options = {"raw": raw, "partial": partial, "chunks": chunks}
         return cast(Any, samples.open_sample(path, lambda part: open_recording(part, **options)))
-    group, n_steps = store.open_group(path, partial=partial)
-    ds = _dataset(group, n_steps)
+    group, arrays, n_steps = store.open_arrays(path, partial=partial)
+    ds = _dataset(group, arrays, n_steps)
     ds = _select(ds if run is None else _one_run(ds, run, path), tokens, path)
     if not raw:
         ds = ds.map(_decoded, keep_attrs=True)
@@ -87,14 +88,17 @@ def open_recording(
     return ds if chunks is None else ds.chunk(chunks)
 
 
-def _dataset(group: zarr.Group, n_steps: int) -> xr.Dataset:
+def _dataset(group: zarr.Group, arrays: dict[str, zarr.Array[Any]], n_steps: int) -> xr.Dataset:
     """Return all variables in the order of the schema, cut to ``n_steps``; coordinates are read, the others lazy."""
-    arrays = dict(group.arrays())
     names = [n for n in schema.VARIABLES if n in arrays] + sorted({*arrays} - {*schema.VARIABLES, *schema.COORDINATES})
     identity = (str(group.store), group.attrs.asdict())
-    coords = {n: _variable(arrays[n], np.asarray(arrays[n][...]), n_steps) for n in schema.COORDINATES if n in arrays}
+    coords = {n: _variable(arrays[n], _values(arrays[n], n_steps), n_steps) for n in schema.COORDINATES if n in arrays}
     data = {n: _variable(arrays[n], _lazy(arrays[n], identity), n_steps) for n in names}
     return xr.Dataset(data, coords, portable(group.attrs.asdict()))
+
+
+def _values(array: zarr.Array[Any], n_steps: int) -> NDArray[Any]:
+    return read_values(array, n_steps if store.dimensions(array)[:1] == ("step",) else None)
 
 
 def _lazy(array: zarr.Array[Any], identity: object) -> da.Array:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from deadtok_xr import store
 from deadtok_xr.attributes import portable
 from deadtok_xr.errors import InputError
-from deadtok_xr.store import destination, location
+from deadtok_xr.store import destination
 from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART
 
 
@@ -26,7 +25,7 @@ def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
 
     ``open_one`` opens the recording store of a part.
     """
-    group = zarr.open_group(location.zarr_store(path), mode="r")
+    group = store.open_root(path, "a recording of samples")
     found: dict[str, Any] = dict(group.attrs.asdict())
     if str(found[KIND]).split(".")[0] != FORMAT.split(".")[0]:
         raise InputError(f"{path} has the format {found[KIND]}; this version of deadtok_xr reads {FORMAT}: update it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from deadtok_xr.dask_arrays import chunk_sizes, given_array
+from deadtok_xr.store import destination
 
 
 class RecordingBackend(BackendEntrypoint):
@@ -48,10 +48,10 @@ class RecordingBackend(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return whether a path is the folder of a recording store."""
         try:
-            root = json.loads((Path(filename_or_obj) / "zarr.json").read_text())
-            return "deadtok_format" in root["attributes"]
-        except (OSError, ValueError, KeyError, TypeError):
+            path = Path(filename_or_obj)
+        except TypeError:
             return False
+        return destination.RECORDING in destination.root_attributes(path)
 
 
 def dask_array_of(variable: xr.Variable) -> da.Array | None:

@@ -18,20 +18,19 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
-from deadtok_xr.attributes import plain, portable
-from deadtok_xr.dask_arrays import chunk_sizes, with_all_functions
+from deadtok_xr.attributes import plain
+from deadtok_xr.dask_arrays import chunk_sizes
 from deadtok_xr.engine import cluster
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
-from deadtok_xr.errors import DamagedStoreError, IncompleteStoreError, InputError, MissingFileError, StorageError
+from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
+from deadtok_xr.results.opening import open_results, opened_groups
 from deadtok_xr.store import destination, location, zarr_dtype
 
 Arrays = dict[str, "zarr.Array[Any]"]
 RESULTS_VERSION = "1.0"
-LOADED_AS_A_WHOLE = 2**26
-"""Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +92,7 @@ def save_results(
         with progress or nullcontext():
             # one graph for all groups, or the recording would be read once for each
             task.compute()
-        _check_complete(path, root)  # a worker on another machine may have written to a disk of its own
+        opened_groups(path, root)  # a worker on another machine may have written its chunks to a disk of its own
         root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
         work.finish()
     return open_results(path)
@@ -167,18 +166,6 @@ def _writing(path: str | Path) -> Iterator[None]:
         raise OSError(error.errno, f"{what}; {advice}, or choose another destination") from error
 
 
-def _check_complete(path: str | Path, root: zarr.Group) -> None:
-    """Check that no chunk is missing."""
-    keys = location.key_sizes(root.store)
-    for name, group in root.groups():
-        for key, array in group.arrays():
-            if holes := store.missing_chunks(array, root, keys):
-                raise IncompleteStoreError(
-                    f"{path}: {len(holes)} chunk(s) of {key!r} of {name} are missing: give the same command again, "
-                    "with --overwrite if it says that results exist; workers on other machines need the same disk"
-                )
-
-
 def _provenance() -> dict[str, Any]:
     return {
         RESULTS: RESULTS_VERSION,
@@ -226,67 +213,3 @@ def _coordinates(ds: xr.Dataset, key: str) -> dict[str, str]:
         return {}
     other = [str(c) for c in ds.coords if c not in ds.dims and set(ds[c].dims) <= set(ds[key].dims)]
     return {"coordinates": " ".join(other)} if other else {}
-
-
-def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
-    """Open saved results as a tree.
-
-    Coordinates are loaded now. Variables up to 64 MiB, and so all that have one value per token, are loaded when they
-    are first used, and then kept; larger ones are Dask arrays in the chunks of the store.
-
-    Parameters
-    ----------
-    path
-        The results.
-    load
-        Load everything now.
-
-    Returns
-    -------
-    xarray.DataTree
-        A group per analysis, in the order in which they were computed.
-
-    Raises
-    ------
-    MissingFileError, InputError, IncompleteStoreError
-        If there is nothing at ``path``, if it holds no results, or if they are incomplete.
-    """
-    if not location.exists(path):
-        raise MissingFileError(f"{path} does not exist; expected results that `deadtok analyze` wrote")
-    try:
-        with location.translate_errors(path):
-            root = zarr.open_group(location.zarr_store(path), mode="r")
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a Zarr group; expected results that `deadtok analyze` wrote") from error
-    attrs = root.attrs
-    if destination.RECORDING in attrs:
-        raise InputError(
-            f"{path} holds no results, but a recording: open it with open_recording, or `deadtok analyze` it"
-        )
-    if RESULTS not in attrs:
-        raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
-    if not attrs.get("complete"):
-        raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    _check_complete(path, root)
-    tree = xr.open_datatree(location.zarr_store(path), engine="zarr", consolidated=False, chunks=None)
-    groups: Any = attrs["groups"]  # Zarr lists groups in no order
-    ordered = {name: _opened_group(tree[name].to_dataset(), load) for name in groups}
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(tree.attrs)), **ordered})
-
-
-def _opened_group(ds: xr.Dataset, load: bool) -> xr.Dataset:
-    """Return a group with its variables in their order, in memory as far as `open_results` says."""
-    ds = ds[ds.attrs["variables"]]
-    # without the order of the variables: scipy cannot write NetCDF with an attribute of this name
-    ds.attrs = portable({k: v for k, v in ds.attrs.items() if k != "variables"})
-    replaced: dict[Any, xr.Variable] = {}
-    for name, v in ds.variables.items():
-        v.attrs = portable(v.attrs)
-        if load or name in ds.coords:
-            v.load()
-        elif v.nbytes > LOADED_AS_A_WHOLE:
-            chunked = v.chunk(v.encoding["preferred_chunks"])
-            replaced[name] = chunked.copy(data=with_all_functions(chunked.data))
-        if v.dtype.kind == "T":  # NetCDF and other libraries do not take numpy's new dtype for text
-            replaced[name] = xr.Variable(v.dims, v.values.astype(object), v.attrs)
-    return ds.assign(replaced)

@@ -12,6 +12,8 @@ token_table     vocabulary ids, dead mask and texts, and the order of rows on di
 arrays          how each array of a store is declared
 create, open    a new store; an existing one, checked
 chunk_bytes     the compressed bytes of a chunk, read and written without zarr's event loop
+members         the arrays of a store, with all their metadata checked when they are opened
+chunk_reader    chunks read directly, and the error for a damaged one
 reading         chunks as lazy Dask arrays
 stored_array    where a lazy array lies in a store, and readers of its chunks, a few steps at a time
 writing         blocks of values written as whole chunks
@@ -34,10 +36,12 @@ from deadtok_xr.store.arrays import (
     writable,
 )
 from deadtok_xr.store.create import StoreWriter, create, software_versions
-from deadtok_xr.store.open import missing_chunks, open_group
+from deadtok_xr.store.members import open_root
+from deadtok_xr.store.open import missing_chunks, open_arrays, open_group
 from deadtok_xr.store.token_table import TokenTable
 
 __all__ = [
     "ZSTD_LEVEL", "StoreWriter", "TokenTable", "create", "create_array", "create_coordinate", "declare_array",
-    "dimensions", "file_shape", "missing_chunks", "open_group", "read_coordinate", "software_versions", "writable",
+    "dimensions", "file_shape", "missing_chunks", "open_arrays", "open_group", "open_root", "read_coordinate",
+    "software_versions", "writable",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from zarr.codecs import ZstdCodec
 from deadtok_xr import schema
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.location import address_of
 
 ZSTD_LEVEL = 1
@@ -90,4 +91,4 @@ def read_coordinate(group: zarr.Group, name: str) -> NDArray[Any]:
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise InputError(f"{address_of(group)}: {name!r} is a group; expected an array")
-    return np.asarray(array[...])
+    return read_values(array)

@@ -81,5 +81,5 @@ def root_attributes(path: str | Path) -> dict[str, Any]:
     """Return the attributes of a store's root group; empty if there is no store or it cannot be read."""
     try:
         return dict(json.loads(location.read(path, "zarr.json") or b"")["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -25,7 +25,7 @@ from deadtok_xr import schema
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import arrays, location
 from deadtok_xr.store.occurrences import count_occurrences
-from deadtok_xr.store.open import open_group
+from deadtok_xr.store.open import open_arrays
 from deadtok_xr.store.token_ids import read_ids
 from deadtok_xr.store.tokenizer import token_texts
 
@@ -97,7 +97,7 @@ def label(
         )
     if location.is_address(store):
         raise InputError(f"{store} is an address: label a copy of the store on this machine, and upload that")
-    group, _ = open_group(store)
+    group, _, _ = open_arrays(store, may_lack=_DTYPES)
     tokens = arrays.read_coordinate(group, "token")
     wanted: dict[str, NDArray[Any]] = {}
     if token_text is not None:

@@ -15,13 +15,12 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zstandard import ZstdDecompressor, ZstdError
+from zstandard import ZstdDecompressor
 
 from deadtok_xr.dask_arrays import Index, origin_of
 from deadtok_xr.store import motion_index
-from deadtok_xr.store.reading import ChunkReader, chunk_reader
+from deadtok_xr.store.chunk_reader import BROKEN, ChunkReader, chunk_reader
 
-_BROKEN = (ZstdError, RuntimeError, ValueError, OSError)
 _SKIPPED_AT_ONCE = 8
 
 
@@ -320,7 +319,7 @@ class _Stream:
             for at in range(begin, len(buffer), out.strides[0]):
                 if source.readinto(buffer[at : at + size]) != size:
                     raise ValueError("the chunk ends too early")
-        except _BROKEN as error:
+        except BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
 
     def _open(self) -> Any:
@@ -335,7 +334,7 @@ class _Stream:
         try:
             while self._source is not None and self._source.read(2**17):
                 pass
-        except _BROKEN as error:
+        except BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
 
     def close(self) -> None:

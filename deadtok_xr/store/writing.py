@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from deadtok_xr.store import chunk_bytes
-from deadtok_xr.store.reading import is_plain
+from deadtok_xr.store.chunk_reader import is_plain
 
 Region = tuple[slice, ...]
 

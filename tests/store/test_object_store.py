@@ -23,7 +23,7 @@ from deadtok_xr.errors import (
     IncompleteStoreError,
     StorageError,
 )
-from deadtok_xr.store import location, reading
+from deadtok_xr.store import chunk_reader, location
 from tests.s3_server import BUCKET, KEYS, Proxy, server
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,7 @@ class TestShards:
             ours.shards,
         )  # fmt: skip
         theirs[...] = ours[...]
-        one, other = reading.chunk_reader(ours), reading.chunk_reader(theirs)
+        one, other = chunk_reader.chunk_reader(ours), chunk_reader.chunk_reader(theirs)
         assert one.direct
         assert other.direct
         for position in np.ndindex(*ours.cdata_shape):

@@ -50,7 +50,7 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from deadtok_xr.results.save import open_results
+    from deadtok_xr.results.opening import open_results
 
     out = Path(out)
     if out.exists() and (not overwrite or out.is_dir()):

@@ -1,0 +1,133 @@
+"""Open saved results: every group, array and chunk is checked, as those of a recording are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from deadtok_xr import store
+from deadtok_xr.attributes import portable
+from deadtok_xr.dask_arrays import with_all_functions
+from deadtok_xr.errors import IncompleteStoreError, InputError
+from deadtok_xr.results.in_progress import RESULTS, RESUMES
+from deadtok_xr.store import destination, location, members, reading, zarr_dtype
+from deadtok_xr.store.chunk_reader import read_region, read_values
+
+LOADED_AS_A_WHOLE = 2**26
+"""Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
+_Arrays = dict[str, "zarr.Array[Any]"]
+
+
+def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
+    """Open saved results as a tree.
+
+    Coordinates are loaded now. Variables up to 64 MiB, and so all that have one value per token, are loaded when they
+    are first used, and then kept; larger ones are Dask arrays in the chunks of the store.
+
+    Parameters
+    ----------
+    path
+        The results.
+    load
+        Load everything now.
+
+    Returns
+    -------
+    xarray.DataTree
+        A group per analysis, in the order in which they were computed.
+
+    Raises
+    ------
+    MissingFileError, InputError, IncompleteStoreError, DamagedStoreError
+        If there is nothing at ``path``, if it holds no results, if they are incomplete, or if their metadata or what
+        is loaded are damaged.
+    """
+    zarr_dtype.register()
+    root = store.open_root(path, "results that `deadtok analyze` wrote")
+    attrs = root.attrs
+    if destination.RECORDING in attrs:
+        raise InputError(
+            f"{path} holds no results, but a recording: open it with open_recording, or `deadtok analyze` it"
+        )
+    if RESULTS not in attrs:
+        raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
+    if not members.is_complete(path, root):
+        raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
+    groups = {}
+    for name, (group, arrays) in opened_groups(path, root).items():  # Zarr lists groups in no order
+        groups[name] = _dataset(group, arrays, attrs.asdict(), load=load)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs.asdict())), **groups})
+
+
+def opened_groups(path: str | Path, root: zarr.Group) -> dict[str, tuple[zarr.Group, _Arrays]]:
+    """Open the groups of results and their arrays, and check that no chunk is missing."""
+    keys = location.key_sizes(root.store)
+    opened = {}
+    for name in members.names_in(path, root, "groups"):
+        group = members.open_subgroup(path, root, name)
+        arrays = members.open_members(group, path, keys)
+        for key, array in arrays.items():
+            if missing := store.missing_chunks(array, keys):
+                raise IncompleteStoreError(
+                    f"{path}: {missing.n} chunk(s) of {key!r} of {name} are missing: give the same command again, "
+                    "with --overwrite if it says that results exist; workers on other machines need the same disk"
+                )
+        for key in members.names_in(path, group, "variables"):
+            if key not in arrays:
+                raise members.lost(path, f"{name}/{key}")
+        opened[name] = group, arrays
+    return opened
+
+
+def _dataset(group: zarr.Group, arrays: _Arrays, identity: object, *, load: bool) -> xr.Dataset:
+    """Return a group with its variables in their order, in memory as far as `open_results` says."""
+    attrs: dict[str, Any] = dict(group.attrs.asdict())
+    # without the order of the variables: scipy cannot write NetCDF with an attribute of this name
+    names: list[str] = attrs.pop("variables")
+    coords = {name: _variable(array, identity, load=True) for name, array in arrays.items() if name not in names}
+    variables = {name: _variable(arrays[name], identity, load=load) for name in names}
+    return xr.Dataset(variables, coords, portable(attrs))
+
+
+def _variable(array: zarr.Array[Any], identity: object, *, load: bool) -> xr.Variable:
+    attrs = portable({k: v for k, v in array.attrs.asdict().items() if k != "coordinates"})
+    data: Any
+    if load or array.dtype.kind in "TO":
+        values = read_values(array)
+        # NetCDF and other libraries do not take numpy's new dtype for text
+        data = values.astype(object) if values.dtype.kind == "T" else values
+    elif array.nbytes > LOADED_AS_A_WHOLE:
+        data = with_all_functions(reading.lazy(array, (str(array.store), identity)))
+    else:
+        lazily: Any = indexing.LazilyIndexedArray(_StoredValues(array))
+        data = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(lazily))
+    return xr.Variable(store.dimensions(array), data, attrs)
+
+
+class _StoredValues(BackendArray):
+    """The values of an array of a store, which xarray reads when they are used."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._values)
+
+    def _values(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
+        chosen = [range(n)[k] for n, k in zip(self.shape, key, strict=True)]
+        region, within = [], []
+        for k in chosen:
+            low, high = (k, k) if isinstance(k, int) else (min(k, default=0), max(k, default=-1))
+            region.append(slice(low, high + 1))
+            within.append(k - low if isinstance(k, int) else np.arange(k.start - low, k.stop - low, k.step))
+        found: NDArray[Any] = read_region(self.array, tuple(region))
+        for axis in reversed(range(len(within))):
+            found = np.take(found, within[axis], axis)
+        return found
