@@ -220,7 +220,7 @@ def verify(store: Path | str, source: Path | str | None, initial: Path | None, a
     type=PATH,
     multiple=True,
     metavar="FILE...",
-    help="Training data, whose tokens are counted: ids (.npy, .npz, .safetensors, .bin) or text.",
+    help="Training data, whose tokens are counted: ids (.npy, .npz, .safetensors, .arrow, .bin) or text.",
 )
 @click.argument("files", type=PATH, nargs=-1, metavar="")
 @click.option("--tokenizer", type=PATH, help="The tokenizer.json that encodes text of the corpus.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError, MissingFileError
+from deadtok_xr.store import arrow
 from deadtok_xr.store.reachability import load_tokenizer
 
 _PART = 4 * 2**20
@@ -22,8 +24,8 @@ _LLM_C: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtyp
 _LLM_C_HEADER = 1024
 _TEXTS = (".txt", ".md", ".jsonl")
 EXPECTED = (
-    "expected: token ids in .npy, .npz, .safetensors or .bin (raw numbers), or text in .txt, .md or .jsonl with "
-    "tokenizer=FILE (--tokenizer FILE)"
+    "expected: token ids in .npy, .npz, .safetensors, .arrow or .bin (raw numbers), or text in .arrow, .txt, .md or "
+    ".jsonl with tokenizer=FILE (--tokenizer FILE)"
 )
 
 
@@ -65,9 +67,9 @@ def count_occurrences(
     ----------
     corpus
         Files or arrays of ids. Of ``.npz`` and ``.safetensors``, every array of integers is counted but masks and
-        positions, whose names say so. ``.bin`` holds raw numbers, or is a file of llm.c. Text is encoded without the
-        special tokens that a tokenizer adds; of ``.jsonl`` the field ``text`` of each line, other text in parts that
-        end with a line.
+        positions, whose names say so. ``.arrow`` files of the library `datasets` hold ids in `input_ids` or `tokens`,
+        or text in `text`. ``.bin`` holds raw numbers, or is a file of llm.c. Text is encoded without the special tokens
+        that a tokenizer adds; of ``.jsonl`` the field ``text`` of each line, other text in parts that end with a line.
     tokenizer
         The ``tokenizer.json`` that encodes text.
     dtype
@@ -86,7 +88,7 @@ def count_occurrences(
     if dtype not in ("uint16", "uint32", "int32"):
         raise InputError(f"corpus_dtype={dtype!r} (--corpus-dtype): choose uint16, uint32 or int32")
     found = Occurrences()
-    encode: Callable[[list[str]], Any] | None = None
+    encode: Callable[..., Any] | None = None
     for item in corpus:
         if isinstance(item, np.ndarray):
             found.add(item, "corpus=")
@@ -94,17 +96,10 @@ def count_occurrences(
         path = Path(item)
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file; {EXPECTED}")
-        if path.suffix.lower() in _TEXTS:
-            if tokenizer is None:
-                raise InputError(
-                    f"{path} is text; its tokens need the tokenizer of the model: tokenizer=FILE (--tokenizer FILE)"
-                )
-            encode = encode or load_tokenizer(tokenizer).encode_batch_fast
-            for texts in _texts(path):
-                ids = [e.ids for e in encode(texts, add_special_tokens=False)]  # type: ignore[call-arg]
-                found.add(np.array([i for part in ids for i in part], np.int64), str(path))
-            continue
         for part in _parts(path, np.dtype(dtype)):
+            if isinstance(part, list):
+                encode = encode or _encoder(path, tokenizer)
+                part = np.concatenate([np.array(e.ids, np.int64) for e in encode(part, add_special_tokens=False)])
             found.add(part, str(path))
     if not found.counts.sum():
         raise InputError(f"the corpus holds no token; {EXPECTED}")
@@ -115,16 +110,25 @@ def _of_other_dtype(name: str) -> str:
     return "; of raw numbers say which: corpus_dtype= (--corpus-dtype)" if name.endswith(".bin") else ""
 
 
-def _parts(path: Path, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the ids of a file, part by part."""
-    readers = {".npy": _from_npy, ".npz": _from_npz, ".safetensors": _from_safetensors}
+def _encoder(path: Path, tokenizer: str | Path | None) -> Callable[..., Any]:
+    if tokenizer is None:
+        raise InputError(
+            f"{path} is text; its tokens need the tokenizer of the model: tokenizer=FILE (--tokenizer FILE)"
+        )
+    return load_tokenizer(tokenizer).encode_batch_fast  # type: ignore[no-any-return]
+
+
+def _parts(path: Path, dtype: np.dtype[Any]) -> Iterator[NDArray[Any] | list[str]]:
+    """Yield the ids of a file, or its texts in lists that are encoded together, part by part."""
+    kind = path.suffix.lower()
+    readers: dict[str, Callable[[Path], Iterator[NDArray[Any] | list[str]]]] = {
+        ".npy": _from_npy, ".npz": _from_npz, ".safetensors": _from_safetensors, **dict.fromkeys(_TEXTS, _texts),
+        ".arrow": partial(arrow.read, at_most=_PART), ".bin": partial(_from_bin, dtype=dtype),
+    }  # fmt: skip
+    if kind not in readers:
+        raise InputError(f"{path} is of no known kind; {EXPECTED}")
     try:
-        if path.suffix.lower() in readers:
-            yield from readers[path.suffix.lower()](path)
-        elif path.suffix.lower() == ".bin":
-            yield from _from_bin(path, dtype)
-        else:
-            raise InputError(f"{path} is of no known kind; {EXPECTED}")
+        yield from readers[kind](path)
     except InputError:
         raise
     except Exception as error:  # each format raises other errors

@@ -56,6 +56,38 @@ def test_every_kind_of_file_is_counted(files: dict[str, Path], name: str, monkey
     np.testing.assert_array_equal(count_occurrences([files[name], IDS], dtype=dtype), 2 * COUNTS)
 
 
+def write_arrow(path: Path, columns: dict[str, Any], *, stream: bool = True) -> Path:
+    """Write columns as `datasets` does, in batches of 7 rows, or in the format for files."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table(columns)
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return path
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_files_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    pa, tokenizers = pytest.importorskip("pyarrow"), pytest.importorskip("tokenizers")
+    monkeypatch.setattr(occurrences, "_PART", 9)
+    rows = [*IDS.tolist(), None, []]
+    of_ids = {"attention_mask": [[1, 1]] * len(rows), "input_ids": pa.array(rows, pa.list_(pa.int32()))}
+    files = [write_arrow(tmp_path / "a.arrow", of_ids, stream=stream)]
+    files.append(write_arrow(tmp_path / "b.arrow", {"tokens": IDS.ravel().astype("u2")}, stream=stream))
+    np.testing.assert_array_equal(count_occurrences(files), 2 * COUNTS)
+    byte_level(tmp_path / "tokenizer.json")
+    texts = write_arrow(tmp_path / "c.arrow", {"id": range(40), "text": ["the cat", None] * 20}, stream=stream)
+    with pytest.raises(InputError, match=r"c\.arrow is text; its tokens need the tokenizer"):
+        count_occurrences([texts])
+    ids = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("the cat").ids
+    found = count_occurrences([texts], tokenizer=tmp_path / "tokenizer.json")
+    np.testing.assert_array_equal(found, np.bincount(ids * 20))
+    other = write_arrow(tmp_path / "d.arrow", {"label": [1], "text": [0.5]}, stream=stream)
+    columns = r"the columns label \(int64\), text \(double\); expected: integers in input_ids"
+    with pytest.raises(InputError, match=columns):
+        count_occurrences([other])
+
+
 def test_text_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     byte_level(tmp_path / "tokenizer.json")
@@ -119,12 +151,14 @@ def test_files_that_hold_no_ids(tmp_path: Path) -> None:
     (tmp_path / "odd.bin").write_bytes(b"abc")
     (tmp_path / "a.csv").write_text("1,2")
     (tmp_path / "bad.npy").write_bytes(b"nothing")
+    (tmp_path / "bad.arrow").write_bytes(b"nothing at all")
     np.savez(tmp_path / "floats.npz", a=np.ones(3))
     for name, match in (
         ("odd.bin", "has 3 bytes, no whole number of uint16"),
         ("a.csv", "is of no known kind; expected"),
         ("bad.npy", "cannot be read as token ids"),
         ("floats.npz", "holds a, none of it token ids"),
+        ("bad.arrow", r"cannot be read as token ids|needs the library|which the library pyarrow reads"),
     ):
         with pytest.raises(InputError, match=match):
             count_occurrences([tmp_path / name])
