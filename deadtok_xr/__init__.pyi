@@ -35,6 +35,7 @@ from .analyses.open_loop import replay_open_loop
 from .analyses.phases import phases
 from .analyses.spectrum import spectrum
 from .analyses.topology import topology
+from .analyses.trajectory import trajectory
 from .analyses.undertrained import undertrained
 from .checkpoints.doctor import doctor
 from .conversion import convert
@@ -111,6 +112,7 @@ __all__ = [
     "summary",
     "testing",
     "topology",
+    "trajectory",
     "undertrained",
     "velocity_autocorrelation",
     "verify",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from deadtok_xr.analyses.census import census
@@ -29,14 +30,15 @@ from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
+from deadtok_xr.analyses.trajectory import trajectory
 from deadtok_xr.attributes import plain, portable
 from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError
 
 for _built_in in (
-    motion, phases, phases_magnitude, phases_cells, lifecycle, freezing, kinematics, epochs, topology, census, lattice,
-    exponents, cloud, spectrum, connectivity, mechanism, critical_boundary, coherence, h_persistence, centroid_origin,
-    freeze_predictors,
+    trajectory, motion, phases, phases_magnitude, phases_cells, lifecycle, freezing, kinematics, epochs, topology,
+    census, lattice, exponents, cloud, spectrum, connectivity, mechanism, critical_boundary, coherence, h_persistence,
+    centroid_origin, freeze_predictors,
 ):  # fmt: skip
     register(_built_in)
 
@@ -62,7 +64,8 @@ def analyze(
         Names of analyses, also of those that `deadtok_xr.analysis` defined. None: all that the recording allows; the
         tree's attribute `left_out` says which are not possible, and why. An analysis that is named must be possible.
     allow_gaps
-        Measure transitions that span several updates.
+        Measure transitions that span several updates. Of checkpoints, where most do, the analyses whose results are of
+        use there (`motion`, `freezing`, `freeze_predictors`) do so without being asked; the others are left out.
     precision
         The number format that the weights were trained in, if the recording does not name it or is wrong.
     options
@@ -100,14 +103,21 @@ def analyze(
     _check_options(options, analyses or list(ANALYSES))
     specs: dict[str, AnalysisSpec] = {}
     left_out = {}
+    checkpoints = are_checkpoints(ds)
     for name in analyses or ANALYSES:
-        analysis = ANALYSES[name]
-        given = {"allow_gaps": allow_gaps, "precision": precision}
+        analysis, by_name = ANALYSES[name], bool(analyses) or name in options
+        if analysis.only_checkpoints and not checkpoints and not by_name:
+            continue
+        gaps = allow_gaps or (checkpoints and analysis.across_gaps)
+        if checkpoints and not gaps and "allow_gaps" in analysis.options and not by_name:
+            left_out[name] = _needs_every_step(ds)
+            continue
+        given = {"allow_gaps": gaps, "precision": precision}
         shared = {k: v for k, v in given.items() if k in analysis.options and v is not None}
         try:
             specs[name] = analysis.spec(ds, **{**shared, **options.get(name, {})})
         except InputError as error:
-            if analyses or name in options:
+            if by_name:
                 raise
             left_out[name] = error.advice
     if not specs:
@@ -120,6 +130,22 @@ def analyze(
     for group in _groups(specs):
         results |= zip(group, run(list(group.values()), device), strict=True)
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **{name: results[name] for name in specs}})
+
+
+def are_checkpoints(ds: xr.Dataset) -> bool:
+    """Return whether most recorded steps are several updates apart, as the checkpoints of a run are."""
+    steps = ds["step"].values if "step" in ds.coords else np.arange(ds.sizes.get("step", 0))
+    span = np.diff(steps)
+    return steps.dtype.kind in "iu" and len(span) > 0 and bool(span.min() > 0 and np.median(span) > 1)
+
+
+def _needs_every_step(ds: xr.Dataset) -> str:
+    span = np.diff(ds["step"].values)
+    apart = f"{span.min():,}" if span.min() == span.max() else f"{span.min():,} to {span.max():,}"
+    return (
+        f"These need single updates, and the {len(span) + 1:,} recorded steps are {apart} apart: allow_gaps=True "
+        "(--allow-gaps) measures them anyway"
+    )
 
 
 def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:

@@ -308,6 +308,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("strongest rank correlation with freezing", overall=strongest)
 
 
+freeze_predictors.across_gaps = True
 freeze_predictors.pictures = (
     Picture(
         "freeze_predictors",

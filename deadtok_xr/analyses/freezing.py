@@ -206,6 +206,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 freezing.invalid = "which are not frozen"
+freezing.across_gaps = True
 freezing.pictures = (
     Picture(
         "freezing",

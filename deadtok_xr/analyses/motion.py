@@ -179,6 +179,7 @@ def _moving(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 motion.invalid = "which are left out of the means"
+motion.across_gaps = True
 motion.pictures = (
     Picture(
         "displacement",

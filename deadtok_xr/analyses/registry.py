@@ -105,6 +105,10 @@ class Analysis(Generic[P]):
         Its pictures; None for one by the dims of its variables.
     is_built_in
         Whether it belongs to the package.
+    across_gaps
+        Whether its results are of use where a transition spans many updates: `analyze` then runs it on checkpoints.
+    only_checkpoints
+        Whether `analyze` runs it only on checkpoints, unless it is named.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Analysis(Generic[P]):
         self.name = name or spec.__name__
         self.spec, self.summary, self.pictures, self.is_built_in = spec, summary, pictures, is_built_in
         self.invalid = ""
+        self.across_gaps = self.only_checkpoints = False
         self.warnings: Lines | None = None
         self.findings: Callable[[xr.Dataset], Iterator[Finding]] | None = None
         self.key_figure: Callable[[xr.Dataset], KeyFigure] | None = None
@@ -164,6 +169,7 @@ class Analysis(Generic[P]):
         same = Analysis(functools.partial(self.spec, **options), name, self.summary, pictures, self.is_built_in)
         same.invalid, same.warnings = self.invalid, self.warnings
         same.findings, same.key_figure = self.findings, self.key_figure
+        same.across_gaps, same.only_checkpoints = self.across_gaps, self.only_checkpoints
         return same
 
 

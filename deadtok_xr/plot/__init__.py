@@ -11,6 +11,7 @@ from deadtok_xr.plot.by_dims import by_dims
 from deadtok_xr.plot.census import census
 from deadtok_xr.plot.centroid_origin import centroid_origin
 from deadtok_xr.plot.checkpoint import checkpoint
+from deadtok_xr.plot.checkpoint_trajectory import checkpoint_trajectory
 from deadtok_xr.plot.cloud import cloud
 from deadtok_xr.plot.coherence import coherence
 from deadtok_xr.plot.compare_runs import compare_runs
@@ -38,6 +39,7 @@ __all__ = [
     "census",
     "centroid_origin",
     "checkpoint",
+    "checkpoint_trajectory",
     "cloud",
     "coherence",
     "compare_runs",

@@ -432,7 +432,7 @@ def test_info_of_a_zarr_group_that_is_no_recording(tmp_path: Path) -> None:
 def test_gaps_are_refused_with_the_option_that_allows_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", W=WIDE, steps=np.array(TIMES))
     convert(tmp_path / "a.npz", tmp_path / "a.zarr")
-    analyze = ("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", "motion")
+    analyze = ("analyze", tmp_path / "a.zarr", "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", "phases")
     status, output = run(*analyze)
     assert status == 2
     assert re.search(r"missing.*--allow-gaps", output)
