@@ -238,17 +238,17 @@ def _neighbours(x: Floats, k: int) -> NDArray[np.int32]:
     """Return the k nearest neighbours of each token, (n, k), ascending; of equally near ones the first."""
     if not k:
         return np.full((len(x), 1), -1, np.int32)
-    valid = np.isfinite(x).all(axis=1)
-    square = np.where(valid, (x * x).sum(axis=1), 0)
-    x = np.where(valid[:, None], x, 0)
+    invalid = ~np.isfinite(x).all(axis=1)
+    x = np.where(invalid[:, None], 0.0, x)
+    square = np.einsum("nd,nd->n", x, x)
     distance = square[:, None] + square - 2 * x @ x.T
     distance[distance < _SAME_PLACE * (square[:, None] + square)] = 0
-    distance[:, ~valid] = np.inf
+    distance[:, invalid] = np.inf
     np.fill_diagonal(distance, np.inf)
     key = distance.astype(np.float32).view(np.uint32).astype(np.uint64) << np.uint64(32)
     key |= np.arange(len(x), dtype=np.uint64)  # bits of floats that are not negative are in their order
     nearest = np.sort(np.argpartition(key, k - 1, axis=1)[:, :k], axis=1).astype(np.int32)
-    nearest[~valid] = -1
+    nearest[invalid] = -1
     return nearest
 
 
