@@ -15,6 +15,7 @@ from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.sampled import as_tokens
+from deadtok_xr.analyses.compare_runs import compare_runs
 from deadtok_xr.analyses.connectivity import connectivity
 from deadtok_xr.analyses.critical_boundary import critical_boundary
 from deadtok_xr.analyses.epochs import epochs
@@ -28,12 +29,15 @@ from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
+from deadtok_xr.analyses.runs import COMPARISON, stack_runs
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.analyses.trajectory import trajectory
 from deadtok_xr.attributes import plain, portable
 from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError
+from deadtok_xr.recording.runs import one_run, run_labels
+from deadtok_xr.schema import RUN
 
 for _built_in in (
     trajectory, motion, phases, phases_magnitude, phases_cells, lifecycle, freezing, kinematics, epochs, topology,
@@ -55,14 +59,18 @@ def analyze(
 ) -> xr.DataTree:
     """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
 
+    Each run of a dataset of several, from `concat_runs`, is analysed by itself, and the groups have the leading
+    dimension `run`. A group holds the runs that allow the analysis.
+
     Parameters
     ----------
     recording
-        A dataset from `open_recording`, or a path, which is opened with the remaining keywords; from a path, only the
-        dead tokens are analysed if the store knows them.
+        A dataset from `open_recording` or `concat_runs`, or a path, which is opened with the remaining keywords; from a
+        path, only the dead tokens are analysed if the store knows them.
     analyses
         Names of analyses, also of those that `deadtok_xr.analysis` defined. None: all that the recording allows; the
         tree's attribute `left_out` says which are not possible, and why. An analysis that is named must be possible.
+        For several runs also ``"compare_runs"``, which is among all: every run against the first, to the bit.
     allow_gaps
         Measure transitions that span several updates. Of checkpoints, where most do, the analyses whose results are of
         use there (`motion`, `freezing`, `freeze_predictors`) do so without being asked; the others are left out.
@@ -93,6 +101,8 @@ def analyze(
         If a named analysis or an option is unknown, a named analysis is not possible, or none is.
     """
     ds = _dataset(recording, opening)
+    if RUN in ds.dims:
+        return _each_run(ds, analyses, allow_gaps=allow_gaps, precision=precision, options=options, device=device)
     ds = as_tokens(ds) if "element" in ds.dims else ds
     analyses = [analyses] if isinstance(analyses, str) else analyses
     load_entry_points()
@@ -146,6 +156,23 @@ def _needs_every_step(ds: xr.Dataset) -> str:
         f"These need single updates, and the {len(span) + 1:,} recorded steps are {apart} apart: allow_gaps=True "
         "(--allow-gaps) measures them anyway"
     )
+
+
+def _each_run(ds: xr.Dataset, analyses: Sequence[str] | str | None, **keywords: Any) -> xr.DataTree:
+    """Analyse every run, and compare all with the first, if that is named or nothing is."""
+    names = [analyses] if isinstance(analyses, str) else analyses
+    compares = ds.sizes[RUN] > 1 and (names is None or COMPARISON in names)
+    of_one = None if names is None else [name for name in names if name != COMPARISON]
+    labels, trees = run_labels(ds), {}
+    for i, label in enumerate(labels if of_one is None or of_one else ()):
+        try:
+            trees[label] = analyze(one_run(ds, i), analyses=of_one, **keywords)
+        except InputError as error:
+            raise InputError(f"run {label}: {error.advice}") from error
+    tree = stack_runs(trees) if trees else xr.DataTree(xr.Dataset(attrs=checks.result_attrs(ds, runs=labels)))
+    if compares:
+        tree[COMPARISON] = xr.DataTree(compare_runs(ds))
+    return tree
 
 
 def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:

@@ -1,8 +1,10 @@
-"""Compare two recordings: whether they are equal to the bit, from which step and in which tokens they differ."""
+"""Compare recordings: whether they are equal to the bit, from which step and in which tokens they differ."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
-from deadtok_xr.analyses.registry import built_in
-from deadtok_xr.engine import (
-    AnalysisSpec,
-    Batch,
-    Output,
-    ReductionResults,
-    StepBlock,
-    allocate_outputs,
-)
+from deadtok_xr.analyses.common.differences import Differences
+from deadtok_xr.analyses.common.summary_text import number, percent
+from deadtok_xr.analyses.common.token_names import token_names
+from deadtok_xr.analyses.registry import Analysis, Finding, KeyFigure, Picture, register_comparison
+from deadtok_xr.analyses.runs import COMPARISON, REFERENCE, stack_datasets, stack_runs
+from deadtok_xr.engine import AnalysisSpec, ReductionResults
+from deadtok_xr.engine import run as in_one_pass
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
+from deadtok_xr.recording.runs import one_run, run_labels
+from deadtok_xr.schema import RUN
 
 ATTRS: dict[str, dict[str, Any]] = {
     "n_different": {
@@ -51,82 +53,148 @@ ATTRS: dict[str, dict[str, Any]] = {
     "n_equal": {"long_name": "elements that are equal to the bit, over all steps", "units": "1"},
     "n_elements": {"long_name": "elements compared", "units": "1"},
 }  # fmt: skip
-_PER_STEP = tuple(ATTRS)[:8]
 _JOINS = ("exact", "inner")
+_SHOWN = 3  # runs or tokens that a sentence names
 
 
-@built_in
-def compare_runs(a: xr.Dataset, b: xr.Dataset, *, variable: str = "W", join: str = "exact") -> AnalysisSpec:
-    """Compare two recordings token by token, aligned by step and by token id.
+def compare_runs(
+    a: xr.Dataset | xr.DataTree,
+    b: xr.Dataset | xr.DataTree | None = None,
+    *more: xr.Dataset | xr.DataTree,
+    variable: str = "W",
+    join: str = "exact",
+    run: Sequence[Any] | None = None,
+) -> Any:
+    """Compare recordings token by token to the bit, or put the results of several runs side by side.
 
     Parameters
     ----------
-    a, b
-        Recordings, (step, token, dim), of one run each.
+    a, b, more
+        Recordings, (step, token, dim), of one run each, or one dataset of several runs from `concat_runs`. All are
+        compared with the first, aligned by step and by token id. Or trees of results, from `analyze` or
+        `open_results`, of one run each.
     variable
-        The variable to compare.
+        The variable of recordings to compare.
     join
-        ``"exact"``: both have the same steps and tokens. ``"inner"``: compare the steps and tokens that both have, for
+        ``"exact"``: all have the same steps and tokens. ``"inner"``: compare the steps and tokens that all have, for
         instance if one run continues the other.
+    run
+        Labels of the runs; by default those of `concat_runs`, or the names of their stores without ``.zarr``.
 
     Returns
     -------
     xarray.Dataset
-        Lazy dataset over the steps. int64: `n_different` elements whose bits differ, `n_unequal` whose values differ,
-        `n_different_tokens`, `n_invalid`; float64: `different_fraction`, `frobenius`, `difference_max`; (step, token)
-        float32 `distance`. int64 (token): `token_first_difference`; numbers: `first_difference`, `n_common_prefix`,
-        `n_equal`, `n_elements`. Values stored in different formats are compared as float32, which holds each exactly.
+        Of recordings: lazy dataset over the steps. int64: `n_different` elements whose bits differ, `n_unequal` whose
+        values differ, `n_different_tokens`, `n_invalid`; float64: `different_fraction`, `frobenius`, `difference_max`;
+        (step, token) float32 `distance`. int64 (token): `token_first_difference`; numbers: `first_difference`,
+        `n_common_prefix`, `n_equal`, `n_elements`. Values stored in different formats are compared as float32, which
+        holds each exactly. For more than two recordings, or a dataset of several runs, every variable has the leading
+        dimension `run`: the runs that are compared with the first, whose label is the attribute `reference`.
+    xarray.DataTree
+        Of results: a group per analysis with the leading dimension `run`, as `analyze` returns for a dataset of
+        several runs; `summary` and `report` say which findings differ.
 
     Raises
     ------
     InputError
-        If the recordings differ in their steps, tokens (unless ``join="inner"``) or dims, or have nothing in common.
+        If the runs differ in their steps, tokens (unless ``join="inner"``) or dims, or have nothing in common.
+
+    Examples
+    --------
+        differ = dx.compare_runs(*(dx.open_recording(path) for path in paths)).compute()
+        differ.first_difference.to_pandas()  # by run
     """
-    one, two = _aligned(checks.require(a, variable, "compare_runs"), checks.require(b, variable, "compare_runs"), join)
-    labels = one["step"].values
-    numbers: dict[str, Any] = dict.fromkeys(tuple(ATTRS)[9:], ((), (), "i8"))
-    shapes = {"token_first_difference": (("token",), (one.sizes["token"],), "i8"), **numbers}
-
-    def finish(results: ReductionResults) -> xr.Dataset:
-        inputs = {
-            "first": results.merged("pairs", "first", _earlier),
-            "n_different": results.array("pairs", "n_different"),
-        }
-        totals = compute_together(inputs, _measure, shapes, ATTRS, steps=labels, n_elements=one.size)
-        values = {**results.variables("pairs", ATTRS), **totals}
-        coords = coordinates.within(one.drop_vars("run", errors="ignore").to_dataset(name=variable), "step", "token")
-        attrs = {"variable": variable, "n_tokens": one.sizes["token"]}
-        attrs |= {name: ds.attrs["source"] for name, ds in (("a", a), ("b", b)) if "source" in ds.attrs}
-        return xr.Dataset(values, coords, attrs)
-
-    return AnalysisSpec(
-        {"a": checks.as_dask(one.data), "b": checks.as_dask(two.data)}, {"pairs": Differences()}, finish
-    )
-
-
-def _aligned(a: xr.DataArray, b: xr.DataArray, join: str) -> tuple[xr.DataArray, xr.DataArray]:
     if join not in _JOINS:
         raise InputError(f"join={join!r}: choose one of {', '.join(_JOINS)}")
-    if a.sizes["dim"] != b.sizes["dim"]:
-        raise InputError(
-            f"compare_runs: {a.sizes['dim']} dims in one and {b.sizes['dim']} in the other; expected the same"
-        )
+    given: list[Any] = [x for x in (a, b, *more) if x is not None]
+    if any(isinstance(x, xr.DataTree) for x in given):
+        return _side_by_side(given, join, run)
+    several = len(given) == 1 and isinstance(a, xr.Dataset) and RUN in a.dims
+    if several and isinstance(a, xr.Dataset):
+        given = [one_run(a, i) for i in range(a.sizes[RUN])]
+        run = run_labels(a) if run is None else run
+    if len(given) < 2:
+        raise InputError("compare_runs takes two or more recordings, or a dataset of several runs: give it another one")
+    with_labels = several or len(given) > 2
+    labels = _labels(given, run) if with_labels or run is not None else None
+    arrays = _aligned([checks.require(ds, variable, COMPARISON) for ds in given], join)
+    sources = [ds.attrs.get("source") for ds in given]
+    return in_one_pass([_spec(arrays, sources, labels if with_labels else None)])[0]
+
+
+def _side_by_side(given: Sequence[Any], join: str, run: Sequence[Any] | None) -> xr.DataTree:
+    """Put trees of results of one run each together."""
+    if not all(isinstance(x, xr.DataTree) for x in given) or len(given) < 2:
+        raise InputError("compare_runs takes two or more recordings, or two or more trees of results, and no mixture")
+    return stack_runs(dict(zip(_labels(given, run), given, strict=True)), join=join)
+
+
+def _labels(given: Sequence[xr.Dataset | xr.DataTree], run: Sequence[Any] | None) -> list[Any]:
+    """Return the labels of runs: those given, the names of their stores, or numbers if these are not all different."""
+    if run is not None:
+        if len(run) != len(given) or len(set(run)) < len(run):
+            raise InputError(f"run={list(run)!r}: expected {len(given)} labels, one for each run, all different")
+        return list(run)
+    names = [Path(str(x.attrs.get("source", ""))).name.removesuffix(".zarr") for x in given]
+    return names if all(names) and len(set(names)) == len(names) else list(range(len(given)))
+
+
+def _spec(arrays: Sequence[xr.DataArray], sources: Sequence[Any], labels: Sequence[Any] | None) -> AnalysisSpec:
+    """Plan one pass that compares all arrays with the first; without labels, of the only other one."""
+    keys = [f"run_{i}" for i in range(len(arrays))] if labels else ["a", "b"]
+    reductions = {key: Differences(keys[0], key) for key in keys[1:]}
+
+    def finish(results: ReductionResults) -> xr.Dataset:
+        found = []
+        for i, key in enumerate(keys[1:], 1):
+            attrs = {name: at for name, at in (("a", sources[0]), ("b", sources[i])) if at is not None}
+            found.append(_differences(results, key, arrays[0], attrs))
+        if labels is None:
+            return found[0]
+        return stack_datasets(dict(zip(labels[1:], found, strict=True))).assign_attrs({REFERENCE: labels[0]})
+
+    matrices = {key: checks.as_dask(x.data) for key, x in zip(keys, arrays, strict=True)}
+    return AnalysisSpec(matrices, reductions, finish)
+
+
+def _differences(results: ReductionResults, key: str, one: xr.DataArray, sources: Mapping[str, Any]) -> xr.Dataset:
+    """Return the dataset of two runs."""
+    numbers: dict[str, Any] = dict.fromkeys(tuple(ATTRS)[9:], ((), (), "i8"))
+    shapes = {"token_first_difference": (("token",), (one.sizes["token"],), "i8"), **numbers}
+    inputs = {"first": results.merged(key, "first", _earlier), "n_different": results.array(key, "n_different")}
+    totals = compute_together(inputs, _measure, shapes, ATTRS, steps=one["step"].values, n_elements=one.size)
+    values = {**results.variables(key, ATTRS), **totals}
+    coords = coordinates.within(one.drop_vars(RUN, errors="ignore").to_dataset(name="x"), "step", "token")
+    return xr.Dataset(values, coords, {"variable": one.name, "n_tokens": one.sizes["token"], **sources})
+
+
+def _aligned(arrays: Sequence[xr.DataArray], join: str) -> list[xr.DataArray]:
+    """Return the arrays with the same steps and tokens, in the same order."""
+    first, aligned = arrays[0], list(arrays)
+    for other in arrays[1:]:
+        if first.sizes["dim"] != other.sizes["dim"]:
+            raise InputError(
+                f"compare_runs: {first.sizes['dim']} dims in one and {other.sizes['dim']} in the other; expected the "
+                "same"
+            )
     for dim in ("step", "token"):
-        one, two = a[dim].values, b[dim].values
-        if np.array_equal(one, two):
+        labels = [x[dim].values for x in aligned]
+        different = [x for x in labels[1:] if not np.array_equal(labels[0], x)]
+        if not different:
             continue
         if join == "exact":
+            one, two = labels[0], different[0]
             alone = np.setxor1d(one, two)
             reason = f"{dim} {alone[0]} is only in one" if alone.size else f"the {dim}s are in a different order"
             raise InputError(
                 f"compare_runs: the recordings have different {dim}s ({len(one)} and {len(two)}; {reason}): say "
-                "join='inner' to compare what both have"
+                "join='inner' to compare what " + ("both have" if len(arrays) == 2 else "all have")
             )
-        common = np.intersect1d(one, two)
+        common = functools.reduce(np.intersect1d, labels)
         if not common.size:
             raise InputError(f"compare_runs: the recordings have no {dim} in common; choose others")
-        a, b = (x.isel({dim: _positions(x[dim].values, common)}) for x in (a, b))
-    return a, b
+        aligned = [x.isel({dim: _positions(at, common)}) for x, at in zip(aligned, labels, strict=True)]
+    return aligned
 
 
 def _positions(labels: NDArray[Any], common: NDArray[Any]) -> Any:
@@ -134,67 +202,6 @@ def _positions(labels: NDArray[Any], common: NDArray[Any]) -> Any:
     order = np.argsort(labels, kind="stable")
     at = order[np.searchsorted(labels, common, sorter=order)]
     return slice(int(at[0]), int(at[-1]) + 1) if (np.diff(at) == 1).all() else at
-
-
-@dataclass(frozen=True)
-class Differences:
-    """The reduction that compares two matrices, "a" and "b"."""
-
-    @property
-    def matrices(self) -> tuple[str, ...]:
-        """Both matrices."""
-        return ("a", "b")
-
-    def outputs(self) -> dict[str, Output]:
-        """Return outputs per step and token, and `first`, the position of a token's first difference, -1 for none."""
-        kinds = {"different_fraction": "f8", "frobenius": "f8", "difference_max": "f8", "distance": "f4"}
-        return {
-            **{
-                n: Output(("step", "token") if n == "distance" else "step", dtype=kinds.get(n, "i8")) for n in _PER_STEP
-            },
-            "first": Output(at="block"),
-        }
-
-    def start(self, block: StepBlock) -> _Accumulator:
-        """Return an accumulator for a block."""
-        return _Accumulator(self, block)
-
-
-class _Accumulator:
-    def __init__(self, reduction: Differences, block: StepBlock) -> None:
-        self.block, self.outputs = block, reduction.outputs()
-        self.out = allocate_outputs(self.outputs, block)
-        self.differences = np.zeros((5, block.n_tokens))  # of each token, as of the last step compared
-        self.first = np.full(block.n_tokens, -1)
-        self.next = np.ones((1, block.n_tokens), bool)  # which tokens to compare at the next step
-
-    def update(self, batch: Batch) -> None:
-        from deadtok_xr.kernels.numba.differences import differences
-
-        n = batch.n_states
-        a, b = batch.floats("a")[:n], batch.floats("b")[:n]
-        compare = np.concatenate([self.next, batch.changed("a") | batch.changed("b")])
-        self.next = compare[n : n + 1]
-        out = batch.slices(self.out, self.outputs)
-        one, two = _words(batch.values["a"][:n], batch.values["b"][:n], a, b)
-        at = self.block.first + batch.start
-        differences(one, two, a, b, compare, self.differences, self.first, at, *(out[name] for name in _FILLED))
-
-    def result(self) -> dict[str, Any]:
-        self.out["frobenius"][:] = np.sqrt(self.out["frobenius"])
-        self.out["different_fraction"][:] = self.out["n_different_tokens"] / self.block.n_tokens
-        return {**self.out, "first": self.first}
-
-
-_FILLED = ("n_different", "n_unequal", "n_different_tokens", "frobenius", "difference_max", "n_invalid", "distance")
-
-
-def _words(one: NDArray[Any], two: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return both as unsigned integers: as recorded, or as float32 if the formats differ."""
-    pair = (one, two) if one.dtype == two.dtype else (a, b)
-    if pair[0].dtype != pair[1].dtype:  # float64 beside others
-        pair = (a.astype(np.float64), b.astype(np.float64))
-    return [np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") for x in pair]
 
 
 def _earlier(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -213,3 +220,70 @@ def _measure(inputs: dict[str, list[Any]], *, steps: NDArray[np.int64], n_elemen
         "n_equal": np.asarray(n_elements - different.sum()),
         "n_elements": np.asarray(n_elements),
     }
+
+
+def _spec_of_runs(ds: xr.Dataset, *, variable: str = "W") -> AnalysisSpec:
+    """Plan the comparison of a dataset of several runs."""
+    runs = [one_run(ds, i) for i in range(ds.sizes[RUN])]
+    arrays = [checks.require(one, variable, COMPARISON) for one in runs]
+    return _spec(arrays, [one.attrs.get("source") for one in runs], run_labels(ds))
+
+
+_ANALYSIS: Analysis[...] = Analysis(_spec_of_runs, COMPARISON)
+register_comparison(_ANALYSIS)
+
+
+@_ANALYSIS.find
+def _findings(ds: xr.Dataset) -> Iterator[Finding]:
+    """Say when each run parts from the first, and in which tokens."""
+    first = dict(zip(ds[RUN].values.tolist(), ds["first_difference"].values.tolist(), strict=True))
+    reference = ds.attrs[REFERENCE]
+    for step in sorted(set(first.values())):
+        runs = [label for label in first if first[label] == step]
+        verb = "is" if len(runs) == 1 else "are"
+        if step < 0:
+            yield Finding(0.99, f"{_named(runs)} {verb} equal to {reference}, to the bit.")
+            continue
+        differ = "differs" if len(runs) == 1 else "differ"
+        tokens = {label: _tokens(ds.sel({RUN: label}), step) for label in runs}
+        where = "; ".join(f"{label} {words}" for label, words in tokens.items())
+        where = tokens[runs[0]] if len(set(tokens.values())) == 1 else where
+        yield Finding(0.98, f"{_named(runs)} {differ} from {reference} from step {step:,} on, {where}.")
+    last = ds.isel(step=-1)
+    apart = last["frobenius"].values / np.sqrt(np.maximum(ds.attrs["n_tokens"] - last["n_invalid"].values, 1))
+    if apart.any() and np.isfinite(apart).all():
+        ends = list(dict.fromkeys([number(float(apart.min())), number(float(apart.max()))]))
+        what = f"a token lies {' to '.join(ends)} from its place in {reference} (root mean square)"
+        yield Finding(0.97, f"At step {int(last['step']):,} {what}.")
+
+
+def _named(runs: Sequence[Any]) -> str:
+    shown = list(map(str, runs if len(runs) <= _SHOWN else [*runs[: _SHOWN - 1], f"{len(runs) - _SHOWN + 1} more"]))
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _tokens(ds: xr.Dataset, step: int) -> str:
+    """Say in which tokens a run differs from the first, at the first step and in all."""
+    first, total = ds["token_first_difference"].values, ds.sizes["token"]
+    at_once, ever = ds["token"].values[first == step], int((first >= 0).sum())
+    if len(at_once) == total:
+        return f"in all {total:,} tokens"
+    later = "" if ever == len(at_once) else f", later in {'all' if ever == total else f'{ever:,} of'} {total:,}"
+    return f"first in {token_names(ds, at_once, _SHOWN)}{later}"
+
+
+@_ANALYSIS.measure
+def _key_figure(ds: xr.Dataset) -> KeyFigure:
+    share = ds["different_fraction"].mean(RUN).values
+    return KeyFigure("tokens that differ from the first run", percent(share[0]), percent(share[-1]))
+
+
+_ANALYSIS.pictures = (
+    Picture(
+        COMPARISON,
+        "compare_runs.compare_runs",
+        "How far the runs are apart",
+        "Top: the share of tokens that differ from the first run in at least one bit. Bottom: their mean distance from "
+        "their place in the first run, one colour for each run. The strip at the bottom marks steps without distance.",
+    ),
+)

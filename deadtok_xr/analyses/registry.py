@@ -191,6 +191,20 @@ def register(analysis: Analysis[...]) -> None:
     ANALYSES[analysis.name] = analysis
 
 
+COMPARISONS: dict[str, Analysis[...]] = {}
+"""Analyses of several runs, which `analyze` runs for a dataset of several."""
+
+
+def register_comparison(analysis: Analysis[...]) -> None:
+    """Add an analysis of several runs."""
+    COMPARISONS[analysis.name] = analysis
+
+
+def analysis_of(name: str) -> Analysis[...] | None:
+    """Return the analysis whose results a group of this name holds; None for a group of unknown origin."""
+    return ANALYSES.get(name) or COMPARISONS.get(name)
+
+
 def built_in(spec: Callable[P, AnalysisSpec]) -> Analysis[P]:
     """Turn a function that returns an AnalysisSpec into one that returns a Dataset; a decorator."""
     return Analysis(spec)

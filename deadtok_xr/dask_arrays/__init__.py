@@ -22,12 +22,13 @@ from deadtok_xr.dask_arrays.internals import (
     with_all_functions,
 )
 from deadtok_xr.dask_arrays.meta import EXPRESSIONS, Index, Tasks, chunk_sizes, empty_meta
-from deadtok_xr.dask_arrays.traced import Origin, TracedArray, origin_of, traced
+from deadtok_xr.dask_arrays.traced import Origin, Stacked, TracedArray, origin_of, stacked, traced
 
 __all__ = [
     "EXPRESSIONS",
     "Index",
     "Origin",
+    "Stacked",
     "Tasks",
     "TracedArray",
     "annotations_of",
@@ -39,6 +40,7 @@ __all__ = [
     "names_of_blocks",
     "once_done",
     "origin_of",
+    "stacked",
     "traced",
     "with_all_functions",
 ]

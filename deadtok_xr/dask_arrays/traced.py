@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dask.array as da
@@ -76,6 +77,32 @@ def traced(x: da.Array, origin: Origin | None) -> da.Array:
 def origin_of(x: Any) -> Origin | None:
     """Return where the values of an array come from, if that is known and they were not changed since."""
     return x.origin if isinstance(x, TracedArray) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """The origin of arrays that are stacked along a new first axis: each of them, with its own origin."""
+
+    parts: tuple[da.Array, ...]
+
+    def select(self, index: tuple[Index, ...]) -> Origin | None:
+        """Return the origin of a selection; of one position, that of the array there."""
+        first, rest = index[0], index[1:]
+        if isinstance(first, int):
+            return origin_of(self.parts[first][rest])
+        positions = range(len(self.parts))[first] if isinstance(first, slice) else first.tolist()
+        return Stacked(tuple(self.parts[i][rest] for i in positions))
+
+    def transpose(self, axes: tuple[int, ...]) -> Origin | None:
+        """Return the origin with the other axes in another order; None if the first axis does not stay the first."""
+        if axes[0] != 0:
+            return None
+        return Stacked(tuple(part.transpose(tuple(k - 1 for k in axes[1:])) for part in self.parts))
+
+
+def stacked(parts: Sequence[da.Array]) -> da.Array:
+    """Stack arrays of equal shape along a new first axis; a position along it has the origin of the array there."""
+    return traced(with_all_functions(da.stack(parts)), Stacked(tuple(parts)))
 
 
 def _without_origin(x: da.Array) -> da.Array:

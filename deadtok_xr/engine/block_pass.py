@@ -14,7 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Index, Tasks, from_tasks, origin_of, traced, with_all_functions
+from deadtok_xr.dask_arrays import Index, Stacked, Tasks, chunk_sizes, from_tasks, origin_of, traced, with_all_functions
 from deadtok_xr.engine.block_task import BlockLayout, BlockTask, Pick
 from deadtok_xr.engine.reduction import BlockResult, Reduction
 from deadtok_xr.engine.scan import fold
@@ -79,6 +79,21 @@ def pass_output(x: Any) -> PassOutput | None:
     """Return which output of a pass a lazy array is; None if it is not an unchanged output."""
     origin = origin_of(x)
     return origin if isinstance(origin, PassOutput) else None
+
+
+def pass_outputs(x: Any) -> list[tuple[PassOutput, tuple[int, ...]]]:
+    """Return the outputs of passes that a lazy array consists of, and the leading position of each.
+
+    It is one, at no position, or one for each run. The list is empty if an array holds anything else, or outputs in
+    blocks that are not the chunks of the whole.
+    """
+    origin = origin_of(x)
+    if isinstance(origin, PassOutput):
+        return [(origin, ())]
+    if not isinstance(origin, Stacked) or any(chunk_sizes(part) != chunk_sizes(x)[1:] for part in origin.parts):
+        return []
+    outputs = [pass_output(part) for part in origin.parts]
+    return [] if None in outputs else [(output, (i,)) for i, output in enumerate(outputs) if output is not None]
 
 
 def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reduction], device: str) -> BlockPass:

@@ -85,11 +85,28 @@ class Pick:
 
 @dataclass(frozen=True)
 class WriteTarget:
-    """An output that the tasks of a pass write themselves, and the array that they write."""
+    """An output that the tasks of a pass write themselves.
+
+    Attributes
+    ----------
+    reduction, output
+        The output.
+    array
+        The array that they write.
+    leading
+        The position of the run, if the array holds several.
+    """
 
     reduction: str
     output: str
     array: zarr.Array[Any]
+    leading: tuple[int, ...] = ()
+
+    def write(self, start: int, values: Any) -> None:
+        """Write a block of values from position ``start`` along the steps."""
+        if len(values):
+            new_axes = (None,) * len(self.leading)
+            writing.write_block(self.array, (*self.leading, start), values[new_axes])
 
 
 @dataclass(frozen=True)
@@ -129,9 +146,7 @@ class BlockTask:
         with one_process_compiles():
             result = self._reduce(i, blocks)
         for target in self.targets:
-            values = result[target.reduction][target.output]
-            if len(values):
-                writing.write_block(target.array, (self.layout.starts[i],), values)
+            target.write(self.layout.starts[i], result[target.reduction][target.output])
         if self.picks is None:
             return result
         passed_on = {pick.key: pick(result) for pick in self.picks}

@@ -119,8 +119,8 @@ def _software() -> dict[str, str]:
     return {**store.software_versions(), "deadtok_xr": __version__, "Python": python}
 
 
-def check_places(results: str | Path, recording: str | Path | None) -> None:
-    """Check that every worker sees the recording and the results.
+def check_places(results: str | Path, recordings: Sequence[str | Path]) -> None:
+    """Check that every worker sees the recordings and the results.
 
     Raises
     ------
@@ -130,13 +130,12 @@ def check_places(results: str | Path, recording: str | Path | None) -> None:
     client = current()
     if client is None:
         return
-    places = {"the results": location.absolute(results)}
-    if recording is not None:
-        places["the recording"] = location.absolute(recording)
-    known = {what: location.read(place, "zarr.json") for what, place in places.items()}
-    for what, place in places.items():
+    places = {location.absolute(recording): "the recording" for recording in recordings}
+    places[location.absolute(results)] = "the results"
+    for place, what in places.items():
+        known = location.read(place, "zarr.json")
         for worker, seen in client.run(location.read, place, "zarr.json").items():
-            if known[what] is not None and seen != known[what]:
+            if known is not None and seen != known:
                 other = "nothing" if seen is None else "something else"
                 raise InputError(
                     f"the worker {worker} sees {other} at {place}, where {what} lie: workers need the same disk or an "

@@ -17,15 +17,14 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 
 from deadtok_xr.dask_arrays import Tasks, annotations_of, graph_of, names_of_blocks, once_done
-from deadtok_xr.engine.block_pass import BlockPass, pass_output, replaced_tasks, task_key
+from deadtok_xr.engine.block_pass import BlockPass, pass_outputs, replaced_tasks, task_key
 from deadtok_xr.engine.block_task import BlockTask, Pick, WriteTarget
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.store import writing
 
 Pairs = Sequence[tuple[da.Array, "zarr.Array[Any]"]]
-Targets = Sequence["zarr.Array[Any]"]
-Resume = Callable[[str, BlockTask, Targets], tuple[ResumeJournal, Collection[int]]]
-"""Given the name of a pass, its task and the arrays that it writes, returns its journal and its finished blocks."""
+Resume = Callable[[str, BlockTask, Sequence[WriteTarget]], tuple[ResumeJournal, Collection[int]]]
+"""Given the name of a pass, its task and the outputs that it writes, returns its journal and its finished blocks."""
 
 
 def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
@@ -38,14 +37,17 @@ def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
     resume
         Returns the finished blocks, which are not computed again, and the journal. None: all blocks are computed.
     """
-    direct = [(found, target) for x, target in pairs if (found := pass_output(x)) is not None]
-    others = [(x, target) for x, target in pairs if pass_output(x) is None]
+    others: list[tuple[da.Array, zarr.Array[Any]]] = []
     written_by: dict[str, list[WriteTarget]] = {}
-    for found, target in direct:
-        written_by.setdefault(found.block_pass.name, []).append(
-            WriteTarget(found.pick.reduction, found.pick.output, target)
-        )
-    blocks = {found.block_pass.name: found.block_pass.blocks for found, _ in direct}
+    blocks: dict[str, da.Array] = {}
+    for x, array in pairs:
+        outputs = pass_outputs(x)
+        if not outputs:
+            others.append((x, array))
+        for output, leading in outputs:
+            target = WriteTarget(output.pick.reduction, output.pick.output, array, leading)
+            written_by.setdefault(output.block_pass.name, []).append(target)
+            blocks[output.block_pass.name] = output.block_pass.blocks
     tasks = graph_of([*blocks.values(), *(x for x, _ in others)])
     keys = _write_blocks(tasks, others)
     for name, task in _passes(tasks).items():
@@ -58,7 +60,7 @@ def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
 
 def passes_in(arrays: Sequence[da.Array]) -> dict[str, BlockTask]:
     """Return the work of every pass that writes one of the arrays."""
-    found: list[BlockPass] = [output.block_pass for x in arrays if (output := pass_output(x)) is not None]
+    found: list[BlockPass] = [output.block_pass for x in arrays for output, _ in pass_outputs(x)]
     return {block_pass.name: block_pass.task for block_pass in found}
 
 
@@ -86,10 +88,10 @@ def _write_in_pass(
 ) -> list[Any]:
     """Let the tasks of a pass write their blocks, and return only what other tasks take from them."""
     picks = {pick.key: pick for pick in _picks(tasks, name)}
-    journal, done = resume(name, task, [t.array for t in targets]) if resume else (None, ())
+    journal, done = resume(name, task, targets) if resume else (None, ())
     writing_task = replace(task, targets=tuple(targets), picks=tuple(picks.values()), journal=journal)
     tasks |= replaced_tasks(name, writing_task, frozenset(done), tasks)
-    finished = f"block-{tokenize(name, [t.array.path for t in targets])}"
+    finished = f"block-{tokenize(name, [(t.array.path, t.leading) for t in targets])}"
     keys = [(finished, i) for i in range(len(task.layout.n_states))]
     tasks |= {key: (_nothing, (name, key[1])) for key in keys}
     return keys

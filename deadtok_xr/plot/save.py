@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deadtok_xr.analyses import ANALYSES
-from deadtok_xr.analyses.registry import Picture
+from deadtok_xr.analyses.registry import Picture, analysis_of
 from deadtok_xr.plot import _style
 from deadtok_xr.plot.by_dims import READING, drawable, layout
 
@@ -66,7 +66,8 @@ def figures(tree: xr.DataTree) -> Iterator[tuple[Picture, Figure]]:
 
 def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:
     """Return the pictures of a group of results: its own, or one by the dims of its variables."""
-    own = ANALYSES[group].pictures if group in ANALYSES else None
+    analysis = analysis_of(group)
+    own = None if analysis is None else analysis.pictures
     if own is not None and ds.attrs.get("precision") == "none":  # without a lattice some variables do not exist
         own = tuple(picture for picture in own if {*_shows(picture, ds).needed} <= {*ds.data_vars}) or None
     if own is not None:

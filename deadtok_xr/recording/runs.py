@@ -6,18 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.attributes import plain, portable
-from deadtok_xr.dask_arrays import with_all_functions
+from deadtok_xr.attributes import plain, portable, read
+from deadtok_xr.dask_arrays import stacked, with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
 from deadtok_xr.schema import RUN
 
 Join = Literal["exact", "inner", "outer"]
 _JOINS = ("exact", "inner", "outer")
+_ATTRIBUTE = "attribute"
+"""The attribute of a coordinate along `run` that says which attribute of the recordings it was, as a path."""
 _SAME_IN_ALL = ("precision", "valid_from")
 """Attributes that must be the same in all runs, because analyses depend on them."""
 
@@ -32,8 +35,9 @@ def concat_runs(
 ) -> xr.Dataset:
     """Open the stores of several runs as one lazy dataset, aligned by step and by token id.
 
-    Analyses take one run at a time: ``dx.motion(ds.isel(run=0))`` gives the same as the store alone. (If stores are
-    chunked differently, sums over tokens are taken in another order and may differ in the last digit.)
+    `analyze` analyses each run; single analyses take one run: ``dx.motion(ds.isel(run=0))`` gives the same as the store
+    alone. (If stores are chunked differently, sums over tokens are taken in another order and may differ in the last
+    digit.)
 
     Parameters
     ----------
@@ -70,7 +74,7 @@ def concat_runs(
 
         ds = dx.concat_runs(sorted(Path("sweep").glob("*.zarr")), tokens="dead")
         ds.W.sel(step=100).isel(token=0).mean("dim").plot()
-        trees = {label: dx.analyze(ds.sel(run=label)) for label in ds.run.values}
+        tree = dx.analyze(ds)  # the groups have the dimension run
     """
     if isinstance(paths, (str, Path)) or not paths:
         raise InputError(f"concat_runs takes a list of stores, but got {paths!r}: give it two or more paths")
@@ -176,6 +180,8 @@ def _stacked(name: str, aligned: Sequence[xr.Dataset]) -> xr.Variable:
     none = xr.full_like(like.variable, np.nan, dtype=like.dtype if like.dtype.kind in "fV" else np.float64)
     none = none.copy(data=with_all_functions(none.data))
     parts = [ds[name].variable if name in ds else none for ds in aligned]
+    if all(isinstance(part.data, da.Array) for part in parts):
+        return xr.Variable((RUN, *like.dims), stacked([part.data for part in parts]), shared)
     together = xr.Variable.concat(parts, RUN, combine_attrs="drop")
     together.attrs = shared
     return together
@@ -207,11 +213,45 @@ def _attributes(
         values = [leaves.get(p) for leaves in flat]
         if name not in taken and _are_labels(values):
             coords[name] = _along_run(values)
+            coords[name].attrs = portable({_ATTRIBUTE: list(p)})
         else:
             for label, leaves in zip(labels, flat, strict=True):
                 if p in leaves:
                     per_run.setdefault(str(label), {})[".".join(p)] = leaves[p]
     return {**common, **shared, **({"per_run": per_run} if per_run else {})}, coords
+
+
+def run_labels(ds: xr.Dataset) -> list[Any]:
+    """Return the labels of the runs of a dataset; their positions if it has none."""
+    labels: list[Any] = ds[RUN].values.tolist() if RUN in ds.coords else list(range(ds.sizes[RUN]))
+    return labels
+
+
+def one_run(ds: xr.Dataset, position: int) -> xr.Dataset:
+    """Return one run of a dataset of several, with the attributes of its recording, of which `concat_runs` made labels.
+
+    Parameters
+    ----------
+    ds
+        From `concat_runs`, or a store of several runs.
+    position
+        The position of the run.
+    """
+    one = ds.isel({RUN: position})
+    attrs = plain(ds.attrs)
+    own = attrs.pop("per_run", {})
+    labels = [name for name, c in ds.coords.items() if c.dims == (RUN,) and _ATTRIBUTE in c.attrs]
+    paths = {name: read(ds[name].attrs, _ATTRIBUTE) for name in labels}
+    leaves = {tuple(path.split(".")): value for path, value in own.get(str(run_labels(ds)[position]), {}).items()}
+    leaves |= {tuple(paths[name]): one[name].values.tolist() for name in labels}
+    for path, value in leaves.items():
+        inner = attrs
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
+    one = one.drop_vars(labels)
+    one.attrs = portable(attrs)
+    return one
 
 
 def _leaves(attrs: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from deadtok_xr import attributes
 from deadtok_xr.analyses.common import summary_text
-from deadtok_xr.analyses.registry import ANALYSES, Analysis, Finding, KeyFigure, load_entry_points
+from deadtok_xr.analyses.registry import ANALYSES, Finding, KeyFigure, analysis_of, load_entry_points
 
 Groups = Mapping[str, xr.Dataset]
 
@@ -75,7 +75,7 @@ def detailed_lines(name: str, ds: xr.Dataset) -> list[str]:
 
 def _known(name: str, attribute: str) -> Any:
     """Return an attribute of the analysis that made a group; None for a group of unknown origin."""
-    analysis: Analysis[...] | None = ANALYSES.get(name)
+    analysis = analysis_of(name)
     return None if analysis is None else getattr(analysis, attribute)
 
 

@@ -26,8 +26,9 @@ import zarr
 from dask.base import tokenize
 
 from deadtok_xr import store
+from deadtok_xr.analyses.runs import sources
 from deadtok_xr.attributes import plain
-from deadtok_xr.engine.block_task import BlockTask
+from deadtok_xr.engine.block_task import BlockTask, WriteTarget
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
 from deadtok_xr.store import destination, location, motion_index
@@ -116,12 +117,12 @@ class Work:
         self._notes.finish()
 
     def journal(
-        self, name: str, task: BlockTask, targets: Sequence[zarr.Array[Any]]
+        self, name: str, task: BlockTask, targets: Sequence[WriteTarget]
     ) -> tuple[ResumeJournal, Collection[int]]:
         """Return where the blocks of a pass are recorded, and which of them are finished."""
         chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
         journal = ResumeJournal(location.absolute(self.place), name, chunks)
-        written = location.object_versions(targets[0].store) if self.begun and targets else {}
+        written = location.object_versions(targets[0].array.store) if self.begun and targets else {}
         done = {i for i in range(len(chunks)) if _is_written(written, targets, i) and journal.passed_on(i) is not None}
         self.blocks = (self.blocks[0] + len(done), self.blocks[1] + len(chunks))
         return journal, done
@@ -138,8 +139,7 @@ class Work:
     def _versions(self) -> dict[str, tuple[int, str]]:
         """Every file of the recordings, with its size and version (mtime or ETag)."""
         stores = {location.address_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
-        source = self._tree.attrs.get("source")
-        if isinstance(source, str) and destination.root_attributes(source):
+        for source in filter(destination.root_attributes, sources(self._tree)):
             opened = zarr.open_group(location.zarr_store(source), mode="r").store
             stores.setdefault(location.address_of(opened), opened)
         return {
@@ -182,11 +182,12 @@ def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
         yield f"{_place(stored)}/{file_key(array, (*leading, *position, 0))}"
 
 
-def _is_written(written: Mapping[str, tuple[int, str]], targets: Sequence[zarr.Array[Any]], i: int) -> bool:
+def _is_written(written: Mapping[str, tuple[int, str]], targets: Sequence[WriteTarget], i: int) -> bool:
     """Return whether all chunks of a block's results exist; one that a power cut left empty does not count."""
-    for array in targets:
-        n_blocks, *others = array.cdata_shape
-        for position in itertools.product((i,) if i < n_blocks else (), *map(range, others)):
+    for target in targets:
+        array, leading = target.array, target.leading
+        n_blocks, *others = array.cdata_shape[len(leading) :]
+        for position in itertools.product(*((k,) for k in leading), (i,) if i < n_blocks else (), *map(range, others)):
             if not written.get(f"{array.path}/{array.metadata.encode_chunk_key(position)}", (0, ""))[0]:
                 return False
     return True
@@ -205,4 +206,10 @@ def _determinants(tree: xr.DataTree) -> list[Any]:
 
 
 def _attributes_text(attrs: Mapping[Any, Any]) -> str:
-    return json.dumps({str(k): v for k, v in plain(attrs).items() if k != "source"}, default=str, sort_keys=True)
+    return json.dumps(_without_source(plain(attrs)), default=str, sort_keys=True)
+
+
+def _without_source(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {str(k): _without_source(v) for k, v in value.items() if k != "source"}

@@ -18,6 +18,7 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
+from deadtok_xr.analyses.runs import sources
 from deadtok_xr.attributes import plain
 from deadtok_xr.dask_arrays import chunk_sizes
 from deadtok_xr.engine import cluster
@@ -84,7 +85,7 @@ def save_results(
     work = Work(path, tree)
     with _explaining_resume(work), _writing(path), work.held():
         root, created = _open_or_create(work, tree, overwrite)
-        cluster.check_places(path, tree.attrs.get("source"))
+        cluster.check_places(path, sources(tree))
         cluster.check_writing(path, work.place)
         task = write_all(_pairs(root, created, tree), work.journal)
         if not created and work.blocks[1]:
@@ -126,14 +127,14 @@ def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zar
 
 def _refuse_recording(tree: xr.DataTree, path: str | Path) -> None:
     """Refuse to write results over the recording, or into it."""
-    source = str(tree.attrs.get("source", ""))
-    if location.is_address(path) != location.is_address(source):
-        return
-    recording, results = (
-        PurePosixPath(p) if location.is_address(p) else Path(p).resolve() for p in (source, str(path))
-    )
-    if "source" in tree.attrs and (recording == results or recording in results.parents):
-        raise InputError(f"{path} is or lies in the recording {tree.attrs['source']}: choose another destination")
+    for source in sources(tree):
+        if location.is_address(path) != location.is_address(source):
+            continue
+        recording, results = (
+            PurePosixPath(p) if location.is_address(p) else Path(p).resolve() for p in (source, str(path))
+        )
+        if recording == results or recording in results.parents:
+            raise InputError(f"{path} is or lies in the recording {source}: choose another destination")
 
 
 @contextmanager

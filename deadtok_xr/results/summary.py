@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import xarray as xr
 
 from deadtok_xr.analyses.common.summary_text import number
 from deadtok_xr.analyses.registry import Finding, KeyFigure
+from deadtok_xr.analyses.runs import labels_of, select_run
 from deadtok_xr.errors import keywords_alone
-from deadtok_xr.results import findings
+from deadtok_xr.results import findings, side_by_side
 from deadtok_xr.text import table
 
 Spell = Callable[[str], str]
@@ -30,7 +32,8 @@ def summary(tree: xr.DataTree, *, details: bool = False) -> str:
     ----------
     tree
         From `open_results`, `save_results` or `analyze` (which is computed, as far as needed). Analyses without a
-        summary of their own get a line for each variable.
+        summary of their own get a line for each variable. Of several runs: when the recordings part, then findings that
+        differ and findings of all; a number that differs is given for each run.
     details
         Instead of up to ten findings and a table with a key figure of each analysis, return all lines of all analyses,
         which the definitions of the variables explain.
@@ -41,6 +44,8 @@ def summary(tree: xr.DataTree, *, details: bool = False) -> str:
 
 def one_screen(tree: xr.DataTree, groups: findings.Groups, spell: Spell = keywords_alone) -> str:
     """Return the main findings and the key figures, in which ``spell`` names keywords or options."""
+    if labels_of(tree):
+        return _of_runs(tree, groups, spell)
     warnings = [f"Warning: {spell(text)}" for text in findings.warnings(groups)]
     left_out = map(spell, findings.left_out(tree))
     end = ["", *_table(findings.key_figures(groups)), _WORDS, *_wrapped(left_out, "  ", 3)]
@@ -48,17 +53,82 @@ def one_screen(tree: xr.DataTree, groups: findings.Groups, spell: Spell = keywor
     return "\n".join([heading(tree, groups), "", *shown, *end])
 
 
+def _of_runs(tree: xr.DataTree, groups: findings.Groups, spell: Spell) -> str:
+    """Return the findings of several runs: when they part, what differs, and what is the same."""
+    runs = side_by_side.groups_of_runs(tree, groups)
+    warnings = [f"Warning: {run}: {spell(text)}" for run, own in runs.items() for text in findings.warnings(own)]
+    found = side_by_side.shared_findings(runs)
+    apart = [finding.text for finding in side_by_side.comparison(groups)]
+    differing, same = [f.text for f in found if f.differs], [f.text for f in found if not f.differs]
+    end = ["", *_table_of_runs(runs), _WORDS, *_wrapped(map(spell, findings.left_out(tree)), "  ", 3)]
+    several = f"{len(runs)} runs, {side_by_side.enumeration(runs)}"
+    lines = [f"{several}: {_what(tree, groups)}", "", *_bullets([*warnings[:3], *apart])]
+    if differing:
+        order = " / ".join(map(str, runs)) if len(runs) <= side_by_side.AT_MOST else "smallest to largest"
+        head = ["", *_wrapped([f"Where the runs differ ({order}):"], "  ")]
+        lines += [*head, *_within(differing, LINES - len(lines) - len(end) - len(head), 3)]
+    if alike := _within(same, LINES - len(lines) - len(end) - 2, 0):
+        lines += ["", "In all runs:", *alike]
+    return "\n".join(lines + end)
+
+
+def _bullets(texts: Iterable[str]) -> list[str]:
+    return _wrapped((f"- {text}" for text in texts), "  ")
+
+
+def _within(texts: Sequence[str], room: int, fewest: int) -> list[str]:
+    """Return the first texts as bullets, as many as there is room for, and at least the fewest."""
+    lines: list[str] = []
+    for i, text in enumerate(texts):
+        more = _bullets([text])
+        if i >= fewest and len(lines) + len(more) > room:
+            break
+        lines += more
+    return lines
+
+
+def _table_of_runs(runs: Mapping[Any, findings.Groups]) -> list[str]:
+    """Return a line for each analysis whose key figure differs between runs, and one that names the others."""
+    rows = side_by_side.figures(runs)
+    differing = [row for row in rows if len(set(row[2])) > 1]
+    labels = [textwrap.shorten(str(label), 14, placeholder="...") for label in runs]
+    if len(runs) > side_by_side.AT_MOST:
+        labels = [*labels[: side_by_side.AT_MOST - 1], "..."]
+    head = ["analysis", "key figure, at the end", *labels]
+    cells = [
+        [name, textwrap.shorten(what, 40, placeholder=" ..."), *values[: side_by_side.AT_MOST - 1], "..."]
+        if len(runs) > side_by_side.AT_MOST
+        else [name, textwrap.shorten(what, 40, placeholder=" ..."), *values]
+        for name, what, values in differing
+    ]
+    lines = table([head, *cells], align="<<" + ">" * len(labels)) if differing else []
+    same = [name for name, _, values in rows if len(set(values)) == 1]
+    return [*lines, *_wrapped([f"The same key figure in all runs: {', '.join(same)}."] if same else [], "  ")]
+
+
 def detailed(tree: xr.DataTree, groups: findings.Groups, spell: Spell = keywords_alone) -> str:
     """Return all lines of all analyses."""
+    if labels_of(tree):
+        parts = [
+            select_run(xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups}), label)
+            for label in labels_of(tree)
+        ]
+        texts = [f.text for f in side_by_side.comparison(groups)]
+        return "\n\n".join(["\n".join(texts), *(detailed(one, findings.load(one), spell) for one in parts)])
     lines = [line for name, ds in groups.items() for line in findings.detailed_lines(name, ds)]
     return "\n".join(map(spell, [heading(tree, groups), *lines, *findings.left_out(tree)]))
 
 
 def heading(tree: xr.DataTree, groups: findings.Groups) -> str:
     """Return the name of the recording, and what was analysed."""
+    return f"{tree.attrs.get('source', 'recording')}: {_what(tree, groups)}"
+
+
+def _what(tree: xr.DataTree, groups: findings.Groups) -> str:
+    """Return the number of tokens, and the steps."""
     kind = tree.attrs.get("tokens", "all")
     n = tree.attrs.get("n_tokens", "?")
-    text = f"{tree.attrs.get('source', 'recording')}: {n} {'' if kind == 'all' else kind + ' '}tokens"
+    text = f"{n} {'' if kind == 'all' else kind + ' '}tokens"
     steps = [ds["step"].values for ds in groups.values() if "step" in ds.coords]
     if not steps:
         return text

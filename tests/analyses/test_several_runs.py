@@ -1,0 +1,138 @@
+"""Several runs at once: results with the dimension `run` are those of each run alone, and say where runs differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import xarray as xr
+
+import deadtok_xr as dx
+from deadtok_xr.analyses.runs import select_run
+from deadtok_xr.errors import InputError
+from deadtok_xr.results.side_by_side import _merged
+from tests.conftest import once
+from tests.store.test_store import write_store
+
+LABELS = ["same", "later", "seed"]
+ANALYSES = ["motion", "phases", "freezing", "compare_runs"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs of 200 steps: the first, one that parts from it in one token at step 150, and one of another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    rng = np.random.default_rng(0)
+    W = (1 + rng.integers(0, 40, (2, 200, 12, 4)) / 128).astype(ml_dtypes.bfloat16)
+    later = W[0].copy()
+    later[150:, 5] = 1
+    runs = dict(zip(LABELS, (W[0], later, W[1]), strict=True))
+    return [write_store(folder / f"{name}.zarr", x, np.arange(12), None) for name, x in runs.items()]
+
+
+@pytest.fixture(scope="module")
+def saved(stores: list[Path], tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
+    tree = dx.analyze(dx.concat_runs(stores), analyses=ANALYSES)
+    return dx.save_results(tree, tmp_path_factory.mktemp("results") / "results.zarr")
+
+
+def test_each_run_has_the_results_of_the_run_alone(stores: list[Path], saved: xr.DataTree) -> None:
+    assert list(saved.children) == ANALYSES
+    assert saved["phases"].fraction.dims == ("run", "step", "phase")
+    for label, path in zip(LABELS, stores, strict=True):
+        one, alone = select_run(saved, label), dx.analyze(path, analyses=ANALYSES[:-1]).compute()
+        assert list(one.children) == list(alone.children)
+        assert one.attrs["source"] == str(path)
+        for name, node in alone.children.items():
+            found = one[name].to_dataset()
+            for key, expected in node.data_vars.items():
+                np.testing.assert_array_equal(found[key], expected, err_msg=f"{label} {name} {key}")
+                assert found[key].dtype == expected.dtype
+            assert found.attrs == node.attrs
+    with pytest.raises(InputError, match="no run 'x': choose one of same, later, seed"):
+        select_run(saved, "x")
+
+
+def test_all_are_compared_with_the_first(stores: list[Path], saved: xr.DataTree) -> None:
+    opened = [dx.open_recording(path) for path in stores]
+    found = dx.compare_runs(*opened).compute()
+    assert found.attrs["reference"] == "same"
+    assert found.first_difference.to_series().to_dict() == {"later": 150, "seed": 0}
+    for label, other in zip(LABELS[1:], opened[1:], strict=True):
+        for key, expected in dx.compare_runs(opened[0], other).compute().data_vars.items():
+            np.testing.assert_array_equal(found[key].sel(run=label), expected)
+    for same in (dx.compare_runs(dx.concat_runs(stores)), saved["compare_runs"].to_dataset()):
+        xr.testing.assert_equal(same.compute(), found)
+
+
+def test_selected_runs_are_read_from_the_store(stores: list[Path], decoded: Counter[Any]) -> None:
+    ds = dx.concat_runs(stores)
+    dx.analyze(ds.isel(run=[0, 2]), analyses=["motion", "phases"]).compute()
+    assert decoded == {chunk: 2 * n for chunk, n in once(200, "W").items()}
+
+
+def test_summary_says_when_runs_part_and_what_differs(saved: xr.DataTree) -> None:
+    text = " ".join(dx.summary(saved).split())
+    assert "3 runs, same, later and seed: 12 tokens, steps 0 to 199" in text
+    assert "later differs from same from step 150 on, first in token 5." in text
+    assert "seed differs from same from step 0 on, in all 12 tokens." in text
+    assert "Where the runs differ (same / later / seed):" in text
+    assert "All 12 tokens move at step 1, 12 / 11 / 12 at step 199, the last." in text
+    assert "later: At step 199, 91.7% of the tokens are early (larger changes), 8.3% frozen." in text
+    assert "In all runs: - At least one token moves in every one of the 199 steps." in text
+    assert "At step 199 a token lies" in text
+    assert _merged(["3 of 1,162 (1.5%)", "4 of 1,162 (2%)"]) == "3 / 4 of 1,162 (1.5% / 2%)"
+
+
+def test_results_of_runs_side_by_side(stores: list[Path], saved: xr.DataTree) -> None:
+    trees = [dx.analyze(path, analyses=ANALYSES[:-1]).compute() for path in stores]
+    together = dx.compare_runs(*trees, run=LABELS)
+    for name in ANALYSES[:-1]:
+        assert together[name].to_dataset().equals(saved[name].to_dataset().compute())
+    shorter = dx.analyze(dx.open_recording(stores[1]).isel(step=slice(0, 90)), analyses=ANALYSES[:-1])
+    with pytest.raises(InputError, match="motion has other steps in the run 1 than in 0: say join='inner'"):
+        dx.compare_runs(trees[0], shorter, run=[0, 1])
+    assert dx.compare_runs(trees[0], shorter, join="inner")["motion"].sizes["step"] == 89
+    with pytest.raises(InputError, match="no mixture"):
+        dx.compare_runs(trees[0], dx.open_recording(stores[0]))
+
+
+def test_an_interrupted_analysis_of_runs_resumes(
+    stores: list[Path], saved: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Counter[Any]
+) -> None:
+    from deadtok_xr.engine.block_task import WriteTarget
+
+    def save() -> xr.DataTree:
+        tree = dx.analyze(dx.concat_runs(stores), analyses=["motion", "freezing"])
+        return dx.save_results(tree, tmp_path / "results.zarr")
+
+    write, calls = WriteTarget.write, Counter[str]()
+
+    def interrupted(self: WriteTarget, *args: Any) -> None:
+        calls["write"] += 1
+        if calls["write"] > 25:
+            raise KeyboardInterrupt
+        write(self, *args)
+
+    monkeypatch.setattr(WriteTarget, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    monkeypatch.setattr(WriteTarget, "write", write)
+    decoded.clear()
+    resumed = save()
+    assert 0 < sum(decoded.values()) < 3 * sum(once(200, "W").values())
+    for name in ("motion", "freezing"):
+        assert resumed[name].to_dataset().compute().equals(saved[name].to_dataset().compute())
+
+
+def test_an_analysis_that_only_some_runs_allow(stores: list[Path]) -> None:
+    ds = dx.concat_runs(stores[:2])
+    trees = [dx.analyze(ds.isel(run=0), analyses=names).compute() for names in (["motion", "phases"], ["motion"])]
+    tree = dx.compare_runs(*trees, run=["a", "b"])
+    assert tree["phases"].run.values.tolist() == ["a"]
+    assert list(select_run(tree, "b").children) == ["motion"]
+    assert dx.summary(tree)
