@@ -26,6 +26,7 @@ from benchmarks import (
     notebook,
     recorder,
     side_by_side,
+    stored_changes,
 )
 from benchmarks.recording import as_hdf5
 from deadtok_xr import demo
@@ -223,3 +224,11 @@ def test_the_ways_of_the_monitor_benchmark(tmp_path: Path) -> None:
                 assert loop.step() > loop.within - before > 0  # what is added is a part of its step
     ends = [[p.detach().float().numpy() for p in loop.model.parameters()] for loop in loops.values()]
     assert all((p == q).all() for end in ends for p, q in zip(end, ends[0], strict=True))  # none changes the training
+
+
+def test_the_ways_to_store_changes_hold_the_same_values() -> None:
+    """`measure` compares values and results of all ways, also where nothing or everything changes."""
+    steps = stored_changes.fine_tuning(5, 3, 7, rate=1e-3)
+    for words in (steps, steps[:1].repeat(4, axis=0), ~steps):
+        found = stored_changes.measure(words & np.uint16(0xBFFF))  # no infinities or NaN
+        assert {*found} == {*stored_changes.WAYS}
