@@ -147,10 +147,10 @@ def _after(before: Callable[[], None], progress: AbstractContextManager[None]) -
 
 def _is_bfloat16(store: Path | str, *, partial: bool) -> bool:
     """Return whether the weights are stored in 16 bits: kernels are compiled for the words of a recording."""
-    from deadtok_xr.store import open_group
+    from deadtok_xr.store import open_arrays
 
-    group, _ = open_group(store, partial=partial)
-    return any(name == "W" and array.dtype.name == "bfloat16" for name, array in group.arrays())
+    _, arrays, _ = open_arrays(store, partial=partial)
+    return "W" in arrays and arrays["W"].dtype.name == "bfloat16"
 
 
 @contextmanager
@@ -181,12 +181,12 @@ def _plan_text(
     from dask.utils import format_bytes
 
     from deadtok_xr.cli import describe
-    from deadtok_xr.store import open_group
+    from deadtok_xr.store import open_arrays
 
     here = workers is None and scheduler == "threads"
     threads = CPU_COUNT if here else 1
-    group, _ = open_group(store, partial=partial)
-    bound = format_bytes(describe.memory_bound(group, recording.sizes["token"], threads=threads))
+    _, arrays, _ = open_arrays(store, partial=partial)
+    bound = format_bytes(describe.memory_bound(arrays, recording.sizes["token"], threads=threads))
     sizes = " x ".join(f"{recording.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
     where = f"with {threads} threads" if here else "for each thread of a worker"
     analyses = "1 analysis" if n_analyses == 1 else f"{n_analyses} analyses"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
     rows = [_HEAD, *(_row(name, arrays[name]) for name in names)]
     lines += ["  " + line for line in table(rows, align="<<<<<>>")]
-    lines.append(f"  memory to analyse all tokens with {CPU_COUNT} threads: about {format_bytes(memory_bound(group))}")
+    lines.append(f"  memory to analyse all tokens with {CPU_COUNT} threads: about {format_bytes(memory_bound(arrays))}")
     return "\n".join(lines)
 
 
@@ -70,11 +71,13 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
     return {
         "store": str(path), "format": group.attrs["deadtok_format"], "complete": bool(group.attrs.get("complete")),
         "n_steps": n_steps, "n_tokens": len(store.read_coordinate(group, "token")), "variables": arrays,
-        "memory_to_analyse": memory_bound(group),
+        "memory_to_analyse": memory_bound(opened),
     }  # fmt: skip
 
 
-def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int | None = None) -> int:
+def memory_bound(
+    opened: Mapping[str, zarr.Array[Any]], n_tokens: int | None = None, *, threads: int | None = None
+) -> int:
     """Estimate the peak memory of analysing a store, in bytes.
 
     Per thread: the outputs of the analyses for one block of steps, the decompressors of its chunks, and a batch as
@@ -82,14 +85,14 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
 
     Parameters
     ----------
-    group
-        A recording store.
+    opened
+        The arrays of a recording store.
     n_tokens
         How many tokens are analysed; None for all.
     threads
         Number of blocks that are processed at the same time; None for one per core.
     """
-    arrays = [a for _, a in group.arrays() if without_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
+    arrays = [a for a in opened.values() if without_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
     if not arrays:
         return _BASE_BYTES
     steps, tokens, dims = arrays[0].shape[-3:]
@@ -99,7 +102,7 @@ def memory_bound(group: zarr.Group, n_tokens: int | None = None, *, threads: int
     step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
     batch = max(BATCH_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
     kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
-    base = _BASE_BYTES + (_TORCH_BYTES if "grad" in group else 0)
+    base = _BASE_BYTES + (_TORCH_BYTES if "grad" in opened else 0)
     at_once = min(threads or CPU_COUNT, math.ceil(steps / height))
     return base + at_once * (outputs + streams + batch) + kept
 
@@ -135,7 +138,7 @@ def _training(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:
     if isinstance(settings, dict) and settings:
         facts.append(("settings", ", ".join(_setting(k, v) for k, v in settings.items() if _matters(k, v))))
     if "lr" in group:
-        rates = np.asarray(group["lr"][:n_steps], np.float64)  # type: ignore[index]
+        rates = store.read_coordinate(group, "lr")[:n_steps].astype(np.float64)
         facts += [("lr", _rates(rates[np.isfinite(rates)]))] if rates.ndim == 1 else []
     checks = textwrap.wrap(str(attrs.get("self_check", "")).replace("\n", ". "), 100)
     return facts + [("" if i else "self-check", line) for i, line in enumerate(checks)]

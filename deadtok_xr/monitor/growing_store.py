@@ -15,11 +15,13 @@ import numpy as np
 import zarr
 
 from deadtok_xr import store
-from deadtok_xr.errors import InputError, MissingFileError
+from deadtok_xr.errors import InputError
 from deadtok_xr.monitor import rows
 from deadtok_xr.monitor.variables import COORDINATES, VARIABLES
 from deadtok_xr.store import chunk_bytes, location, writing
+from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.destination import refuse_existing
+from deadtok_xr.store.members import lost, open_members
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,16 +144,19 @@ def open_monitor(path: str | Path) -> xr.Dataset:
         If there is nothing at ``path``, or it was not written by a Monitor.
     """
     group = _open(path, "r")
-    arrays = dict(group.arrays())
+    arrays = open_members(group, path, location.key_sizes(group.store), growing=True)
+    for name in (*COORDINATES, *VARIABLES):
+        if name not in arrays:
+            raise lost(path, name)
     n = _n_steps(arrays)
     values: dict[str, Any] = {}
     for name in (*COORDINATES, *VARIABLES):
         array = arrays[name]
         shape = (n, *array.shape[1:]) if store.dimensions(array)[0] == "step" else array.shape
         if array.dtype.kind in "OUT":
-            values[name] = np.asarray(array[...]).astype(object)
+            values[name] = read_values(array).astype(object)
         elif np.prod(shape) * array.dtype.itemsize <= _LOADED_AS_A_WHOLE:
-            values[name] = np.asarray(array[: shape[0]])
+            values[name] = read_values(array, shape[0])
         else:
             import dask.array as da
 
@@ -160,13 +165,7 @@ def open_monitor(path: str | Path) -> xr.Dataset:
 
 
 def _open(path: str | Path, mode: Any) -> zarr.Group:
-    if not location.exists(path):
-        raise MissingFileError(f"{path} does not exist; expected a store that Monitor writes")
-    try:
-        with location.translate_errors(path):
-            group = zarr.open_group(location.zarr_store(path), mode=mode, zarr_format=3)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a Zarr group; expected a store that Monitor writes") from error
+    group = store.open_root(path, "a store that Monitor writes", mode=mode)
     found = group.attrs.get(KIND)
     if found is None:
         raise InputError(f"{path} was not written by a Monitor; open_recording opens recordings, open_results results")

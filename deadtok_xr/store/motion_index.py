@@ -17,11 +17,13 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
+from zstandard import ZstdError, frame_content_size
 
 from deadtok_xr import schema
 
 GROUP = "motion"
 _CHECKSUM = 2  # words of 16 bits
+_LARGEST_ENTRY = 2**24  # bytes, more than any chunk has tokens
 
 
 def create(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None:
@@ -78,10 +80,12 @@ def first_and_last_motion(steps: NDArray[Any]) -> NDArray[np.uint16]:
 def decode(data: bytes, end_of_chunk: bytes) -> NDArray[np.uint16] | None:
     """Decode an index entry into first and last motion, (2, n); None if it belongs to other content or is damaged."""
     try:
+        if frame_content_size(data) > _LARGEST_ENTRY:
+            return None
         bounds = np.frombuffer(Zstd().decode(data), "<u2")
-    except RuntimeError:
+    except (RuntimeError, ValueError, ZstdError):
         return None  # the index only saves time, so a damaged entry is no error
-    if len(bounds) < _CHECKSUM or bounds[:_CHECKSUM].tobytes() != end_of_chunk:
+    if len(bounds) < _CHECKSUM or len(bounds) % 2 or bounds[:_CHECKSUM].tobytes() != end_of_chunk:
         return None
     return bounds[_CHECKSUM:].reshape(2, -1)
 
@@ -103,9 +107,12 @@ def read(array: zarr.Array[Any], position: tuple[int, ...]) -> NDArray[np.uint16
         data = (root / bounds_key(array, position)).read_bytes()
         with (root / array.basename / array.metadata.encode_chunk_key(position)).open("rb", buffering=0) as file:
             file.seek(-4, 2)
-            return decode(data, file.read(4))
+            bounds = decode(data, file.read(4))
     except OSError:
         return None
+    n_tokens = min(array.chunks[-2], array.shape[-2] - position[-2] * array.chunks[-2])
+    fits = bounds is not None and bounds.shape[1] >= n_tokens and bounds.max(initial=0) < array.chunks[-3]
+    return bounds if fits else None
 
 
 def matches(array: zarr.Array[Any], position: tuple[int, ...], chunk: NDArray[Any]) -> bool:

@@ -624,8 +624,8 @@ def test_memory_is_printed_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp
     said = deadtok("analyze", run_zarr, "-o", tmp_path / "r.zarr", "--only", "motion", "--tokens", "dead")
     plan = said.err.splitlines()[0]
     assert plan.startswith("analysing 200 steps x 14 tokens x 8 dims: 1 analysis, about ")
-    group, _ = store.open_group(run_zarr)
-    assert format_bytes(describe.memory_bound(group, 14)) in plan
+    _, arrays, _ = store.open_arrays(run_zarr)
+    assert format_bytes(describe.memory_bound(arrays, 14)) in plan
 
 
 def test_compilation_of_kernels_is_announced(

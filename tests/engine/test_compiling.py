@@ -53,6 +53,23 @@ def test_cache_folder_is_that_of_numba(tmp_path: Path, given: bool) -> None:
     assert done.stdout == "True\n"
 
 
+def test_cache_that_others_may_write_is_not_read(tmp_path: Path) -> None:
+    """numba runs what lies there."""
+    owned, foreign = tmp_path / "owned", tmp_path / "foreign"
+    code = "from deadtok_xr.kernels.numba import ranks as r; import numpy as np; x = np.arange(3.0); "
+    code += "print(r.concordance._cache.__class__.__name__)"
+    said = {}
+    for folder in (owned, foreign):
+        folder.mkdir()
+        folder.chmod(0o777 if folder == foreign else 0o700)
+        start = [sys.executable, "-c", code]
+        done = subprocess.run(
+            start, env={**os.environ, "NUMBA_CACHE_DIR": str(folder)}, capture_output=True, text=True, check=True
+        )
+        said[folder] = done.stdout.strip(), "may be written by everyone" in done.stderr
+    assert said == {owned: ("FunctionCache", False), foreign: ("NullCache", True)}
+
+
 def test_kernels_work_where_no_folder_can_be_written() -> None:
     environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # the package is not in a zip file
     code = "import numpy as np; from deadtok_xr.kernels.numba.sparse_directions import _finite; "

@@ -41,9 +41,9 @@ def analysed(folder: Path, steps: int) -> dict[str, int]:
     (folder / "out").mkdir()
     command = [sys.executable, "-c", PEAK, tiny, path, folder / "out", str(THREADS)]
     found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    group, _ = store.open_group(path)
-    found["promised"] = describe.memory_bound(group, threads=THREADS)
-    found["row"] = group["W"].chunks[0] * TOKENS * DIMS * 4  # type: ignore[union-attr]
+    _, arrays, _ = store.open_arrays(path)
+    found["promised"] = describe.memory_bound(arrays, threads=THREADS)
+    found["row"] = arrays["W"].chunks[0] * TOKENS * DIMS * 4
     found["data"] = steps * TOKENS * DIMS * 4
     return found
 
@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path_factory: pytest.TempPa
 
 def test_memory_bound_depends_on_blocks_and_threads(tmp_path: Path) -> None:
     path = testing.synthetic_recording(tmp_path / "run.zarr", steps=300, tokens=200, dims=16)
-    group, _ = store.open_group(path)
-    all_tokens = describe.memory_bound(group, threads=2)
-    assert describe.memory_bound(group, 50, threads=2) < all_tokens < describe.memory_bound(group, threads=4)
+    _, arrays, _ = store.open_arrays(path)
+    all_tokens = describe.memory_bound(arrays, threads=2)
+    assert describe.memory_bound(arrays, 50, threads=2) < all_tokens < describe.memory_bound(arrays, threads=4)
     assert "memory to analyse all tokens" in describe.describe(path)

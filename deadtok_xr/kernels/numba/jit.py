@@ -8,11 +8,15 @@ renaming one, delete the *.nbi files.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numba import njit
 from numba.extending import register_jitable
+
+from deadtok_xr.kernels.cache_safety import unsafe_because
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
 _ENTRY: dict[str, Any] = {**_OPTIONS, "no_cfunc_wrapper": True}  # nobody calls it through ctypes
@@ -22,9 +26,23 @@ _REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called."""
     try:
-        return njit(**_ENTRY, cache=True)(function)
+        made = njit(**_ENTRY, cache=True)(function)
     except RuntimeError:  # there is no folder that can be written: each process compiles what it uses
         return njit(**_ENTRY)(function)
+    if why := unsafe_because(made.stats.cache_path):
+        _warn(why)
+        return njit(**_ENTRY)(function)
+    return made
+
+
+@cache
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"{why}, and numba's cache is code that runs as you: it is not used, and every process compiles its kernels; "
+        "take these permissions away, or set NUMBA_CACHE_DIR to a folder of your own",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
