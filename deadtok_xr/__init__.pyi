@@ -41,6 +41,7 @@ from .checkpoints.doctor import doctor
 from .conversion import convert
 from .conversion.verify import verify
 from .engine.output import Output
+from .explorer.server import explore
 from .monitor.growing_store import open_monitor
 from .monitor.monitor import Monitor
 from .recorder.recorder import Recorder
@@ -84,6 +85,7 @@ __all__ = [
     "elements",
     "epochs",
     "errors",
+    "explore",
     "exponents",
     "export",
     "find_arithmetic",

@@ -14,10 +14,10 @@ MAX_ROOT_MODULES = 14
 PACKAGES = (
     "_version", "errors", "text", "attributes", "bfloat16", "sparse_updates", "schema", "kernels", "dask_arrays",
     "store", "recording", "replay", "recorder", "monitor", "undo", "engine", "conversion", "checkpoints", "analyses",
-    "plot", "results", "testing", "demo", "cli", "__main__",
+    "plot", "results", "explorer", "testing", "demo", "cli", "__main__",
 )  # fmt: skip
 """The packages and modules in the import order: each may import those before it."""
-HEAVY = {"torch", "h5py", "matplotlib", "numba", "scipy", "zarr", "xarray", "dask"}
+HEAVY = {"torch", "h5py", "matplotlib", "numba", "scipy", "zarr", "xarray", "dask", "bokeh"}
 
 
 def module_name(path: Path) -> str:

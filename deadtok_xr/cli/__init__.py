@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import analyze, demo, doctor, report, spelling, stores, tokens
+from deadtok_xr.cli import analyze, demo, doctor, explore, report, spelling, stores, tokens
 from deadtok_xr.cli.failures import status
 from deadtok_xr.cli.warm_up import warm_up
 
@@ -18,7 +18,9 @@ deadtok records and analyses how the embedding matrix of a language model moves 
   deadtok demo                              train a tiny model, record and analyse it
   deadtok convert SOURCE run.zarr           make a store of a recording that you have
   deadtok analyze run.zarr -o results.zarr  measure how the tokens move
+  deadtok explore results.zarr              look at every token and step in the browser
   deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
+  deadtok watch run.zarr                    look at a training run while it is recorded
   deadtok doctor model.pt --lr 1e-5         say which values of a saved model cannot move
   deadtok tokens model.pt                   say which tokens of a saved model were hardly trained
 
@@ -54,6 +56,8 @@ for _command in (
     stores.label,
     stores.export,
     report.report,
+    explore.explore,
+    explore.watch,
     doctor.doctor,
     tokens.tokens,
     warm_up,

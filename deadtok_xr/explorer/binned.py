@@ -1,0 +1,191 @@
+"""Average quantities over bins of steps, read block by block, and make pictures of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+MAX_BINS = 1024
+"""Bins along the steps, more than a picture has columns."""
+CACHE_BYTES = 2**28
+_READERS = 2  # threads that read blocks: the memory for a block each
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A quantity over bins of steps.
+
+    Attributes
+    ----------
+    values
+        (bin, row) float32: means of finite values, NaN without any; of categories, the value at the last step.
+    first, last
+        The first and last step of each bin.
+    width
+        Recorded steps in a bin.
+    """
+
+    values: NDArray[np.float32]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    width: int
+
+    @property
+    def middle(self) -> NDArray[np.float64]:
+        """The middle of each bin, in steps."""
+        return (self.first + self.last) / 2
+
+
+class Blocks:
+    """Bins of quantities, of which each block of steps is read once, and kept in a cache of limited size."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._lock = Lock()
+
+    def binned(
+        self, key: str, x: xr.DataArray, start: float = -np.inf, stop: float = np.inf, *, max_bins: int = MAX_BINS
+    ) -> Binned:
+        """Return the means of a quantity over bins of the steps from ``start`` to ``stop``.
+
+        Parameters
+        ----------
+        key
+            A name that stands for this quantity in the cache.
+        x
+            (step, row), lazy or not.
+        max_bins
+            How many bins there are at most, about.
+        """
+        steps = x["step"].values
+        a, b = np.searchsorted(steps, [start, stop + 1])  # whole blocks are read, and cut afterwards
+        width = bin_width(b - a, max_bins)
+        spans = [(i, j) for i, j in step_blocks(x) if i < b and j > a]
+        last_value = is_category(x)
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(pool.map(lambda span: self._block(key, x, span, width, last_value), spans))
+        edges = [_edges(steps[i:j], width) for i, j in spans]
+        first, last = (np.concatenate([e[k] for e in edges] or [steps[:0]]) for k in (0, 1))
+        values = np.concatenate(parts) if parts else np.empty((0, x.shape[1]), np.float32)
+        inside = (last >= start) & (first <= stop)
+        return Binned(values[inside], first[inside], last[inside], width)
+
+    def _block(
+        self, key: str, x: xr.DataArray, span: tuple[int, int], width: int, last_value: bool
+    ) -> NDArray[np.float32]:
+        i, j = span
+        name = (key, int(x["step"][i]), int(x["step"][j - 1]), width)
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        with dask.config.set(scheduler="synchronous"):
+            values = x[i:j].values
+        found = bin_steps(values, width, last_value=last_value)
+        with self._lock:
+            self._kept[name] = found
+            while len(self._kept) > 1 and sum(v.nbytes for v in self._kept.values()) > CACHE_BYTES:
+                self._kept.popitem(last=False)
+        return found
+
+
+def is_category(x: xr.DataArray) -> bool:
+    """Return whether the values of a quantity stand for words, so that a mean of them means nothing."""
+    return "flag_meanings" in x.attrs or x.dtype == bool
+
+
+def bin_width(n_steps: int, max_bins: int = MAX_BINS) -> int:
+    """Return the smallest power of two that makes at most ``max_bins`` bins of steps."""
+    width = 1
+    while width * max_bins < n_steps:
+        width *= 2
+    return width
+
+
+def step_blocks(x: xr.DataArray) -> list[tuple[int, int]]:
+    """Return the blocks of steps in which a quantity is stored, as half-open ranges of positions."""
+    n = x.sizes["step"]
+    sizes = x.chunksizes.get("step")
+    height = x.encoding.get("preferred_chunks", {}).get("step", n)  # of a stored array that is no Dask array
+    edges = [0, *itertools.accumulate(sizes)] if sizes else [*range(0, n, max(height, 1)), n]
+    return [(i, j) for i, j in itertools.pairwise(edges) if j > i]
+
+
+def bin_steps(values: NDArray[Any], width: int, *, last_value: bool = False) -> NDArray[np.float32]:
+    """Return means (bin, row) over ``width`` steps each, of finite values; or the values at the last step of each."""
+    if width == 1:
+        return values.astype(np.float32)
+    if last_value:
+        return values[np.minimum(np.arange(width - 1, len(values) + width - 1, width), len(values) - 1)].astype("f4")
+    starts = np.arange(0, len(values), width)
+    if values.dtype.kind == "f":
+        valid = np.isfinite(values)
+        total = np.add.reduceat(np.where(valid, values, 0), starts, axis=0, dtype=np.float64)
+        count = np.add.reduceat(valid, starts, axis=0, dtype=np.int64)
+    else:
+        total = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+        count = np.diff([*starts, len(values)])[:, None]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _edges(steps: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    starts = np.arange(0, len(steps), width)
+    return steps[starts], steps[np.minimum(starts + width - 1, len(steps) - 1)]
+
+
+def picture(
+    x: Binned, order: NDArray[np.intp], span: tuple[float, float], size: tuple[int, int], *, mean: bool = True
+) -> NDArray[np.float32]:
+    """Return a quantity as pixels (row, column), of equal widths in steps.
+
+    Parameters
+    ----------
+    x
+        The bins.
+    order
+        The positions of the rows to show, from the bottom up.
+    span
+        The steps at the left and the right edge.
+    size
+        Rows and columns at most. More rows are averaged, or without ``mean`` one of them is shown.
+    """
+    columns = min(size[1], max(len(x.first), 1))
+    at = span[0] + (np.arange(columns) + 0.5) * (span[1] - span[0]) / columns
+    nearest = np.clip(np.searchsorted(x.last, at - 0.5), 0, max(len(x.last) - 1, 0))
+    rows = _grouped(x.values, order, size[0], mean)
+    image = rows[nearest].T if len(rows) else np.full((max(rows.shape[1], 1), columns), np.nan, "f4")
+    return np.ascontiguousarray(image)
+
+
+def _grouped(values: NDArray[np.float32], order: NDArray[np.intp], n: int, mean: bool) -> NDArray[np.float32]:
+    if len(order) <= n:
+        return values[:, order]
+    starts = np.linspace(0, len(order), n, endpoint=False).astype(np.intp)
+    if not mean:
+        return values[:, order[starts]]
+    chosen = values[:, order]
+    valid = np.isfinite(chosen)
+    total = np.add.reduceat(np.where(valid, chosen, 0), starts, axis=1, dtype=np.float64)
+    count = np.add.reduceat(valid, starts, axis=1, dtype=np.int64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def fold_blocks(x: xr.DataArray, after: int | None, fold: Callable[[NDArray[np.int64], NDArray[Any]], None]) -> None:
+    """Call ``fold`` with the steps and values of each block of a quantity, from the step behind ``after`` on."""
+    steps = x["step"].values
+    done = 0 if after is None else int(np.searchsorted(steps, after, "right"))
+    for i, j in step_blocks(x):
+        if j > done:
+            i = max(i, done)
+            with dask.config.set(scheduler="synchronous"):
+                fold(steps[i:j], x[i:j].values)

@@ -1,0 +1,143 @@
+"""The local web server that shows the page: on 127.0.0.1, under an address with a random token."""
+
+from __future__ import annotations
+
+import secrets
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from deadtok_xr.errors import InputError
+from deadtok_xr.explorer.source import Source, open_source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+HOST = "127.0.0.1"
+_HEIGHT = 900  # pixels of the page in a notebook
+
+
+class Explorer:
+    """A running page.
+
+    Attributes
+    ----------
+    url
+        The address of the page, which only this machine can open, and only those who know the token in it.
+    """
+
+    def __init__(self, source: Source, port: int = 0) -> None:
+        if find_spec("bokeh") is None:
+            raise InputError("the explorer needs Bokeh: pip install 'deadtok_xr[explore]'")
+        self._source, self._port = source, port
+        self._ready = Event()
+        self._loop: Any = None
+        self._error: Exception | None = None
+        self._thread = Thread(target=self._run, name="deadtok explore", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        """Serve until `close`; the event loop belongs to this thread."""
+        import asyncio
+
+        from tornado.ioloop import IOLoop
+
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        try:
+            self._loop = IOLoop.current()
+            self.url, server = _start(self._source, self._port)
+        except (InputError, OSError) as error:
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        self._loop.start()
+        server.stop()
+
+    def wait(self) -> None:
+        """Wait until the page is closed, or the user interrupts."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def close(self) -> None:
+        """Stop serving the page."""
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.add_callback(self._loop.stop)
+            self._thread.join(5)
+
+    def __repr__(self) -> str:
+        return f"Explorer({self.url!r})"
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe src="{escape(self.url)}" title="deadtok explore" width="100%" height="{_HEIGHT}" '
+            'style="border:0" allow="clipboard-write"></iframe>'
+        )
+
+
+def explore(what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None = None, port: int = 0) -> Explorer:
+    """Explore results or a recording on an interactive page, in a notebook or in a browser.
+
+    Parameters
+    ----------
+    what
+        A tree of results, from `open_results`, `save_results` or `analyze`; or the dataset of a recording; or the path
+        of either, or of a Monitor's store, which may still be written.
+    tokens
+        Of the path of a recording: ``"all"``, ``"live"`` or ``"dead"``; None for the dead ones if they are known.
+    port
+        The port on 127.0.0.1; 0 for any that is free.
+
+    Returns
+    -------
+    Explorer
+        A notebook shows it as the page. `url` is its address for a browser on the same machine, and `close` stops it.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to explore at ``what``, Bokeh is not installed, or the port is in use.
+
+    Examples
+    --------
+        dx.explore(dx.open_results("results.zarr"))
+    """
+    return Explorer(open_source(what, tokens=tokens), port)
+
+
+def _start(source: Source, port: int) -> tuple[str, Any]:
+    """Bind the port and start to serve; return the address and the server."""
+    from bokeh.application import Application
+    from bokeh.application.handlers.function import FunctionHandler
+    from bokeh.server.server import BaseServer
+    from bokeh.server.tornado import BokehTornado
+    from bokeh.server.util import bind_sockets
+    from bokeh.settings import settings
+    from tornado.httpserver import HTTPServer
+    from tornado.ioloop import IOLoop
+
+    from deadtok_xr.explorer.page import Page
+
+    settings.resources.set_value("server")  # whatever the environment says: nothing comes from another machine
+    try:
+        sockets, port = bind_sockets(HOST, port)
+    except (OSError, OverflowError) as error:
+        what = f"port {port} on {HOST} is in use, or not allowed"
+        raise InputError(f"{what}: choose another, or none for a free one") from error
+    path = f"/{secrets.token_urlsafe(16)}"
+    app = BokehTornado(
+        {path: Application(FunctionHandler(lambda document: Page(source, document).show()))},
+        extra_websocket_origins=[f"{HOST}:{port}", f"localhost:{port}"],
+        use_index=False,
+        check_unused_sessions_milliseconds=5000,
+    )
+    http = HTTPServer(app)
+    http.add_sockets(sockets)
+    server = BaseServer(IOLoop.current(), app, http)
+    server.start()
+    return f"http://{HOST}:{port}{path}", server

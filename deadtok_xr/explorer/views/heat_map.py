@@ -1,0 +1,214 @@
+"""The heat map of any quantity over steps and rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bokeh.events import Reset, SelectionGeometry, Tap
+from bokeh.layouts import column
+from bokeh.models import (
+    BasicTicker,
+    BoxSelectTool,
+    ColorBar,
+    ColumnDataSource,
+    CustomJSHover,
+    FixedTicker,
+    HoverTool,
+    LinearColorMapper,
+    LogColorMapper,
+    LogTicker,
+    Range1d,
+    Select,
+)
+
+from deadtok_xr.explorer import quantities
+from deadtok_xr.explorer.binned import Binned, is_category, picture
+from deadtok_xr.explorer.views.common import (
+    MARKER,
+    PHASES,
+    UNKNOWN,
+    View,
+    base_figure,
+    in_words,
+    mark_step,
+    offer_quantities,
+    wrapping,
+)
+
+if TYPE_CHECKING:
+    from deadtok_xr.explorer.page import Page
+
+PIXELS = (500, 1000)
+"""Rows and columns of the picture at most."""
+_CAUSE = "mechanism/cause"
+_AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
+_NOTHING: dict[str, Any] = {
+    "image": [np.zeros((1, 1), "f4")], "cause": [np.full((1, 1), -1, "i1")], "x": [0], "y": [0], "dw": [1], "dh": [1],
+}  # fmt: skip
+
+
+class HeatMap(View):
+    """Steps from left to right, rows in the order of the page from the bottom up; a box selects rows."""
+
+    name = "heat_map"
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(page)
+        self.y_range = Range1d(0, max(len(page.frame), 1), bounds=(0, max(len(page.frame), 1)))
+        self.plot = base_figure(
+            x_range=page.x_range,
+            y_range=self.y_range,
+            height=420,
+            x_axis_label="step",
+            tools="xpan,box_zoom,reset,save",
+        )
+        box = BoxSelectTool()
+        self.plot.add_tools(box)
+        self.plot.toolbar.active_drag = box
+        self.data = ColumnDataSource(_NOTHING)
+        self.linear = LinearColorMapper(palette="Viridis256", nan_color=UNKNOWN)
+        self.log = LogColorMapper(palette="Viridis256", nan_color=UNKNOWN, low=1e-9, high=1, low_color="#10214f")
+        self.image = self.plot.image(
+            "image", source=self.data, x="x", y="y", dw="dw", dh="dh", color_mapper=self.linear
+        )
+        self.bar = ColorBar(color_mapper=self.linear, width=12, title="", padding=6)
+        self.plot.add_layout(self.bar, "right")
+        self.marks = ColumnDataSource({"y": []})
+        self.plot.extra_x_ranges = {"share": Range1d(0, 1)}
+        for left, right in ((0, 0.012), (0.988, 1)):  # at both edges, where they hide little
+            self.plot.hbar(
+                y="y", left=left, right=right, height=1, source=self.marks, color=MARKER, x_range_name="share"
+            )
+        self.marker = mark_step(page, self.plot)
+        self.hover, self.row_names = HoverTool(renderers=[self.image]), ColumnDataSource({"name": []})
+        self.plot.add_tools(self.hover)
+        self.plot.on_event(SelectionGeometry, self._boxed)
+        self.plot.on_event(Tap, self._tapped)
+        self.plot.on_event(Reset, lambda event: page.show_all_steps())
+        self.y_range.on_change("start", lambda attr, old, new: self._draw_soon())
+        self.choice = Select(title="Heat map shows", width=330)
+        self.choice.on_change("value", lambda attr, old, new: page.show_quantity(new))
+        self.sorting = Select(title=f"{page.source.rows.capitalize()}s sorted by", options=page.orders, width=210)
+        self.sorting.value = page.order
+        self.sorting.on_change("value", lambda attr, old, new: page.sort(new))
+        self.root = column(wrapping(self.choice, self.sorting), self.plot, sizing_mode="stretch_width")
+        self._binned: Binned | None = None
+
+    def refresh(self) -> None:
+        """Read the visible steps of the quantity, and draw them."""
+        page = self.page
+        offer_quantities(page, self.choice, [page.first_quantity()])
+        page.quantity = self.choice.value
+        if page.quantity not in page.quantities:
+            return
+        key, span = page.quantity, page.visible_steps
+        self.plot.title.text = f"reading {quantities.label(key, page.quantities[key])} …"
+        x, cause = page.quantities[key], page.quantities.get(_CAUSE)
+        blocks = page.source.blocks
+
+        def read() -> tuple[Binned, Binned | None]:
+            found = blocks.binned(key, x, *span)
+            small = cause is not None and (found.width == 1 or cause.nbytes <= 2**26)
+            return found, blocks.binned(_CAUSE, cause, *span) if small and cause is not None else None
+
+        page.later("heat map", read, lambda found: self._show(key, span, *found))
+
+    def _show(self, key: str, span: tuple[int, int], found: Binned, cause: Binned | None) -> None:
+        x = self.page.quantities[key]
+        self._binned, self._cause, self._key = found, cause, key
+        words, name = quantities.words_of(x), quantities.label(key, x)
+        self._colour(found, words)
+        over = "" if found.width == 1 else (
+            f", at every {found.width}th step" if is_category(x) else f", mean over {found.width} steps"
+        )  # fmt: skip
+        zoom = "" if found.width == 1 else "; zoom in for every step"
+        self.plot.title.text = f"{name}{over}{zoom}"
+        self._explain(words, self.page.words_of_cause if cause is not None else None)
+        self.draw()
+
+    def _colour(self, found: Binned, words: dict[int, str]) -> None:
+        finite = found.values[np.isfinite(found.values)]
+        if words:
+            self._colour_words(words)
+            return
+        mapper: Any = self.linear
+        positive = finite[finite > 0]
+        low, high = map(float, np.percentile(positive, [2, 99.8])) if positive.size else (0.0, 1.0)
+        if positive.size and finite.min() >= 0 and high > 30 * low:
+            mapper = self.log
+            mapper.update(low=low, high=high)
+        else:
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            middle = 0.0 if high > low else 0.5
+            mapper.update(palette="Viridis256", low=low - middle, high=high + middle, low_color=None)
+        self.image.glyph.color_mapper = mapper
+        ticker = LogTicker() if mapper is self.log else BasicTicker()
+        self.bar.update(color_mapper=mapper, major_label_overrides={}, ticker=ticker)
+
+    def _colour_words(self, words: dict[int, str]) -> None:
+        n, low = max(len(words), 2), min(words)
+        palette = PHASES.get(n) or [PHASES[5][round(i * 4 / (n - 1))] for i in range(n)]
+        self.linear.update(palette=list(palette), low=low - 0.5, high=low + n - 0.5, low_color=UNKNOWN)
+        self.bar.update(color_mapper=self.linear, ticker=FixedTicker(ticks=list(words)), major_label_overrides=words)
+        self.image.glyph.color_mapper = self.linear
+
+    def _explain(self, words: dict[int, str], causes: dict[int, str] | None) -> None:
+        names = CustomJSHover(
+            args={"rows": self.row_names},
+            code="""
+            const names = rows.data.name, i = Math.floor(special_vars.y)
+            return i >= 0 && i < names.length ? names[i] : ""
+            """,
+        )
+        step = CustomJSHover(code="return Math.round(special_vars.x).toLocaleString('en')")
+        tooltips = [(self.page.source.rows, "$y{custom}"), ("step", "$x{custom}"), ("value", "@image{custom}")]
+        formatters: dict[str, Any] = {"$y": names, "$x": step, "@image": in_words(words)}
+        if causes is not None:
+            tooltips.append(("cause", "@cause{custom}"))
+            formatters["@cause"] = in_words(causes)
+        self.hover.update(tooltips=tooltips, formatters=formatters)
+
+    def draw(self) -> None:
+        """Draw the rows that are visible, from what was read."""
+        if self._binned is None:
+            return
+        found, order = self._binned, self.page.row_order
+        low, high = max(int(self.y_range.start), 0), min(int(np.ceil(self.y_range.end)), len(order))
+        rows = order[low:high] if high > low else order
+        span = (float(found.first[0]) - 0.5, float(found.last[-1]) + 0.5) if len(found.first) else (0.0, 1.0)
+        x = self.page.quantities[self._key]
+        image = picture(found, rows, span, PIXELS, mean=not is_category(x))
+        hidden = np.full(image.shape, -1, np.int8)
+        causes = hidden if self._cause is None else picture(self._cause, rows, span, PIXELS, mean=False)
+        if causes.shape != image.shape:
+            causes = hidden
+        self.data.data = {"image": [image], "cause": [np.nan_to_num(causes, nan=-1).astype(np.int8)], "x": [span[0]],
+                          "y": [low], "dw": [span[1] - span[0]], "dh": [len(rows)]}  # fmt: skip
+        self.row_names.data = {"name": [self.page.names[i] for i in order]}
+        self.plot.yaxis.axis_label = f"{self.page.source.rows}s, by {self.page.order}"
+        self.show_selection()
+
+    def show_selection(self) -> None:
+        """Mark the selected rows."""
+        place = np.argsort(self.page.row_order)
+        chosen = place[list(self.page.selected)] if self.page.selected else np.empty(0, np.intp)
+        self.marks.data = {"y": (chosen + 0.5).tolist()}
+
+    def show_step(self) -> None:
+        """Move the marker."""
+        self.marker.location = self.page.selection_step
+
+    def _draw_soon(self) -> None:
+        self.page.soon("heat map rows", self.draw)
+
+    def _boxed(self, event: Any) -> None:
+        geometry = event.geometry
+        if event.final and geometry.get("type") == "rect":
+            order = self.page.row_order
+            low, high = max(int(geometry["y0"]), 0), min(int(np.ceil(geometry["y1"])), len(order))
+            self.page.select(order[low:high].tolist())
+
+    def _tapped(self, event: Any) -> None:
+        if event.y is not None and 0 <= event.y < len(self.page.row_order):
+            self.page.select([int(self.page.row_order[int(event.y)])])
