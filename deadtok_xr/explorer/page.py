@@ -120,7 +120,7 @@ class Page:
         everything = Button(label="All steps", width=90)
         everything.on_click(self.show_all_steps)
         self._chosen = Div(sizing_mode="stretch_width")
-        self._python = TextInput(title="The selection in Python; rec is the recording or a group of the results",
+        self._python = TextInput(title="Selection in Python (rec: the recording, or a group)",
                                  sizing_mode="stretch_width", min_width=200)  # fmt: skip
         self._link = TextInput(visible=False)
         copies = []

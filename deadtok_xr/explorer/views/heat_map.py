@@ -72,8 +72,6 @@ class HeatMap(View):
         self.image = self.plot.image(
             "image", source=self.data, x="x", y="y", dw="dw", dh="dh", color_mapper=self.linear
         )
-        self.bar = ColorBar(color_mapper=self.linear, width=12, title="", padding=6)
-        self.plot.add_layout(self.bar, "right")
         self.marks = ColumnDataSource({"y": []})
         self.plot.extra_x_ranges = {"share": Range1d(0, 1)}
         for left, right in ((0, 0.012), (0.988, 1)):  # at both edges, where they hide little
@@ -142,16 +140,17 @@ class HeatMap(View):
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
             middle = 0.0 if high > low else 0.5
             mapper.update(palette="Viridis256", low=low - middle, high=high + middle, low_color=None)
-        self.image.glyph.color_mapper = mapper
-        ticker = LogTicker() if mapper is self.log else BasicTicker()
-        self.bar.update(color_mapper=mapper, major_label_overrides={}, ticker=ticker)
+        self._show_bar(mapper, ticker=LogTicker() if mapper is self.log else BasicTicker())
 
     def _colour_words(self, words: dict[int, str]) -> None:
         n, low = max(len(words), 2), min(words)
         palette = PHASES.get(n) or [PHASES[5][round(i * 4 / (n - 1))] for i in range(n)]
         self.linear.update(palette=list(palette), low=low - 0.5, high=low + n - 0.5, low_color=UNKNOWN)
-        self.bar.update(color_mapper=self.linear, ticker=FixedTicker(ticks=list(words)), major_label_overrides=words)
-        self.image.glyph.color_mapper = self.linear
+        self._show_bar(self.linear, ticker=FixedTicker(ticks=list(words)), major_label_overrides=words)
+
+    def _show_bar(self, mapper: Any, **ticks: Any) -> None:
+        self.image.glyph.color_mapper = mapper
+        self.plot.right = [ColorBar(color_mapper=mapper, width=12, padding=6, **ticks)]
 
     def _explain(self, words: dict[int, str], causes: dict[int, str] | None) -> None:
         names = CustomJSHover(

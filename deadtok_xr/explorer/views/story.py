@@ -125,7 +125,7 @@ class Story(View):
         if isinstance(updates, str):
             self.words.text += f". Margins and causes are not known: {escape(updates)}"
         else:
-            self._show_elements(story.at_step(found.merge(updates), found.attrs["chosen"]))
+            self._show_elements(story.at_step(found.merge(updates, join="left"), found.attrs["chosen"]))
 
     def _show_elements(self, frame: pd.DataFrame) -> None:
         n = len(frame)

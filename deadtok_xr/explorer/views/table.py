@@ -46,7 +46,10 @@ class Table(View):
     def __init__(self, page: Page) -> None:
         super().__init__(page)
         self.search = TextInput(
-            title=f"Find {page.source.rows}s: text, ids separated by commas, or a /regular expression/", width=390
+            title=f"Find {page.source.rows}s",
+            placeholder="text, ids with commas, or a /regular expression/",
+            sizing_mode="stretch_width",
+            max_width=390,
         )
         self.search.on_change("value", lambda attr, old, new: self.refresh())
         self.found = Div(text="", styles={"align-self": "end", "padding-bottom": "6px"})

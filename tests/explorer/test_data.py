@@ -1,0 +1,272 @@
+"""What the explorer shows, without a page: bins, pictures, life cycles, the table, the cloud, one token's elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import deadtok_xr as dx
+from deadtok_xr import testing
+from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
+from deadtok_xr.explorer import cloud, quantities, rows, story
+from deadtok_xr.explorer.binned import Blocks, bin_steps, picture
+from deadtok_xr.explorer.in_words import line
+from deadtok_xr.explorer.motion_so_far import MotionSoFar
+from deadtok_xr.explorer.selection import Selection, from_query
+from deadtok_xr.explorer.source import Growing, Source, open_source
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "$$x^2$$",
+    r"\(y\)",
+    "</script><script>alert(1)</script>",
+    "\u202eabc",
+    "a\nb",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run with gradients, and token texts that are markup."""
+    path = tmp_path_factory.mktemp("trained") / "run.zarr"
+    train(path, 40)
+    return path
+
+
+def train(path: Path, steps: int, look: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """Record a run; call ``look`` after every step."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(12, 8).to(torch.bfloat16))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    text = [*HOSTILE, *map(str, range(6))]
+    with dx.Recorder(
+        weight, optimizer, path, variables=("W", "grad", "exp_avg", "exp_avg_sq"), token_text=text, flush_every=1e-3
+    ):
+        for step in range(steps):
+            weight.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+            optimizer.step()
+            look()
+    return weight.detach().clone()
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording without gradients, and its results beside it."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    run = testing.synthetic_recording(folder / "run.zarr", steps=300, tokens=40, dims=8)
+    dx.save_results(dx.analyze(run, analyses=["motion", "phases", "lifecycle"], tokens="all"), folder / "results.zarr")
+    return folder
+
+
+class TestBins:
+    def test_means_of_finite_values_and_the_last_of_categories(self) -> None:
+        values, words = (
+            np.array([[1.0, np.nan], [3.0, np.inf], [5.0, 2.0]], np.float32),
+            np.array([[1], [3], [5]], np.int8),
+        )
+        np.testing.assert_array_equal(bin_steps(values, 2), [[2, np.nan], [5, 2]])
+        np.testing.assert_array_equal(bin_steps(words, 2, last_value=True), [[3], [5]])
+
+    def test_blocks_are_read_once_and_only_those_that_are_visible(self) -> None:
+        read = []
+
+        def count(block: np.ndarray) -> np.ndarray:
+            read.append(int(block[0, 0]))
+            return block
+
+        values = da.from_array(np.arange(40.0)[:, None] * np.ones(3), chunks=(10, 3))
+        x = xr.DataArray(
+            values.map_blocks(count, meta=np.empty((0, 0))), dims=("step", "token"), coords={"step": np.arange(40) * 2}
+        )
+        blocks = Blocks()
+        found = blocks.binned("x", x, 30, 50)
+        assert sorted(read) == [10, 20]
+        assert found.first.tolist() == list(range(30, 51, 2))
+        np.testing.assert_array_equal(found.values[:, 0], np.arange(15, 26))
+        blocks.binned("x", x, 30, 50)
+        assert len(read) == 2
+        coarse = blocks.binned("x", x, max_bins=11)
+        assert coarse.width == 4
+        np.testing.assert_array_equal(coarse.values[:3, 0], [1.5, 5.5, 8.5])  # bins end with their block
+
+    def test_pictures_follow_the_order_and_average_rows_that_share_a_pixel(self) -> None:
+        x = xr.DataArray(np.arange(8.0).reshape(2, 4), dims=("step", "token"), coords={"step": [1, 2]})
+        found = Blocks().binned("x", x)
+        order = np.array([3, 2, 1, 0])
+        assert picture(found, order, (0.5, 2.5), (4, 100)).tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
+        assert picture(found, order, (0.5, 2.5), (2, 100)).tolist() == [[2.5, 6.5], [0.5, 4.5]]
+        assert picture(found, order, (0.5, 2.5), (2, 100), mean=False).tolist() == [[3, 7], [1, 5]]
+
+
+def test_life_cycles_that_grow_block_by_block_are_those_of_lifecycle(synthetic: Path) -> None:
+    rec = dx.open_recording(synthetic / "run.zarr")
+    expected, moved = dx.lifecycle(rec).compute(), dx.motion(rec).moved_dims.compute()
+    so_far = MotionSoFar(rec.sizes["token"])
+    for a, b in ((0, 1), (1, 1), (1, 90), (90, 299)):
+        so_far.add(moved["step"].values[a:b], moved.values[a:b])
+    columns = so_far.columns()
+    for name in ("first_freeze", "last_motion", "thaw_count", "censored", "moved_steps"):
+        np.testing.assert_array_equal(columns[name], expected[name], name)
+    thawed = (moved.values[1:] > 0) & (moved.values[:-1] == 0)
+    for token in np.flatnonzero(columns["thaw_count"]):
+        assert columns["last_thaw"][token] == moved["step"].values[1:][thawed[:, token]].max()
+
+
+def test_selections_as_python_and_as_links() -> None:
+    selection = Selection((3, 35), (10, 20), 15, "motion/displacement", "thaws")
+    assert selection.as_python() == "rec.sel(token=[3, 35], step=slice(10, 20))"
+    assert Selection(("a.weight",)).as_python("parameter") == "rec.sel(parameter=['a.weight'])"
+    assert Selection().as_python() == "rec"
+    assert Selection().as_query() == ""
+    query = {"token": [b"3", b"35"], "steps": [b"10-20"], "step": [b"15"], "quantity": [b"motion/displacement"],
+             "order": [b"thaws"]}  # fmt: skip
+    assert from_query(query) == selection
+    assert from_query({"steps": [b"20-10"], "step": ["²".encode(), b"1"]}) == Selection()
+
+
+def test_the_table_is_searched_by_text_expressions_and_ids(trained: Path) -> None:
+    source = open_source(trained)
+    frame = rows.table(source, source.motion_so_far())
+    assert rows.matching(frame, "IMG").nonzero()[0].tolist() == [0]
+    assert rows.matching(frame, "/^[345]$/").nonzero()[0].tolist() == [3, 4, 5, 9, 10, 11]  # ids and texts
+    assert rows.matching(frame, "2, 7").nonzero()[0].tolist() == [2, 7]
+    assert rows.matching(frame, " ").all()
+    with pytest.raises(InputError, match="no regular expression"):
+        rows.matching(frame, "/[/")
+    assert {"token", "text", "last motion", "thaws", "last thaw", "at the end"} <= set(rows.shown_columns(frame))
+    order = rows.ordered(frame, "moved steps")
+    assert (np.diff(frame["moved steps"].to_numpy()[order]) >= 0).all()
+
+
+def test_no_name_of_a_token_is_taken_for_a_formula_or_hides_letters(trained: Path) -> None:
+    names = rows.names(open_source(trained))
+    assert names[0] == "0 <img src=x onerror=aler…"  # markup stays text: pages escape it
+    assert not any("$$" in name or r"\(" in name for name in names)
+    assert names[4] == r"4 \u202eabc"
+    assert names[5] == r"5 a\nb"
+
+
+def test_the_cloud_is_projected_on_its_principal_axes(synthetic: Path) -> None:
+    w = dx.open_recording(synthetic / "run.zarr").W
+    axes = cloud.principal_axes(w, 250)
+    x = w.sel(step=250).values.astype(np.float64)
+    _, singular, vectors = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(vectors[:2] @ axes.vectors), np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(axes.share, (singular**2 / (singular**2).sum())[:2], rtol=1e-6)
+    expected = (w.sel(step=130).values - axes.mean) @ axes.vectors
+    np.testing.assert_allclose(cloud.Projection(w, axes).at(130), expected, atol=1e-6)
+
+
+def test_the_elements_of_a_token_are_those_of_elements_and_mechanism(trained: Path) -> None:
+    rec = dx.open_recording(trained)
+    part = story.around(rec, 7, 20, steps=3)
+    found = story.elements_of(part).merge(story.updates_of(part), join="left")
+    assert part.step.values.tolist() == list(range(16, 24))  # one before, for the displacement of the first
+    expected = dx.mechanism(rec.sel(step=slice(16, 23))).compute()
+    np.testing.assert_array_equal(found.margin.sel(step=20).max(), expected.margin.sel(token=7, step=20))
+    frame = story.at_step(found, 20)
+    assert len(frame) == 8
+    np.testing.assert_array_equal(frame["before"], rec.W.sel(step=19, token=7))
+    moved = frame["after"] != frame["before"]
+    assert ((frame["moved by, in gaps"] != 0) == moved).all()
+    assert ((frame["cause"] == "moved") == moved).all()
+
+
+class TestSources:
+    def test_results_open_in_two_parts(self, synthetic: Path) -> None:
+        source = open_source(synthetic / "results.zarr")
+        assert source.grows
+        assert set(source.groups["motion"]) == {"displacement"}
+        assert source.refresh()
+        assert source.recording is not None
+        found = quantities.of_rows(source)
+        assert {quantities.PHASE, quantities.NORM, quantities.DISTANCE, "lifecycle/stratigraphy"} <= set(found)
+        phase = found[quantities.PHASE]
+        shares = [(phase == k).mean("token").values for k in range(4)]
+        np.testing.assert_array_equal(np.stack(shares, 1), source.groups["phases"]["fraction"])
+
+    def test_moved_results_find_the_recording_beside_them_or_say_what_is_missing(
+        self, synthetic: Path, tmp_path: Path
+    ) -> None:
+        tree = dx.open_results(synthetic / "results.zarr")
+        assert open_source(tree).notes == []
+        source = open_source(
+            tree.assign_attrs(source=str(tmp_path / "gone.zarr")) if hasattr(tree, "assign_attrs") else tree
+        )
+        assert source.recording is None
+        assert "no such file" in source.notes[0]
+
+    def test_what_cannot_be_explored_is_said_in_a_sentence(self, synthetic: Path, tmp_path: Path) -> None:
+        with pytest.raises(MissingFileError, match="does not exist"):
+            open_source(tmp_path / "nothing")
+        for attributes, message in (
+            ('{"deadtok_results": "2.0", "complete": true}', "format 2.0; this version"),
+            ('{"deadtok_results": "1.0", "complete": false, "groups": []}', "was not completed"),
+            ('{"deadtok_sample": "1.0"}', "samples of many parameters"),
+            ('{"deadtok_format": "1.0", "complete": false}', "deadtok watch"),
+        ):
+            (tmp_path / "x.zarr").mkdir(exist_ok=True)
+            meta = f'{{"zarr_format": 3, "node_type": "group", "attributes": {attributes}}}'
+            (tmp_path / "x.zarr" / "zarr.json").write_text(meta, "utf-8")
+            with pytest.raises(InputError, match=message):
+                open_source(tmp_path / "x.zarr")
+        with pytest.raises(InputError, match="do not grow"):
+            open_source(synthetic / "results.zarr", live=True)
+        with pytest.raises(InputError, match="several runs"):
+            open_source(dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"]))
+
+    def test_a_recording_alone_shows_motion_and_offers_to_analyse(self, synthetic: Path) -> None:
+        source = open_source(synthetic / "run.zarr", tokens="all")
+        assert "deadtok analyze" in source.notes[0]
+        saved = dx.open_results(synthetic / "results.zarr")["motion"].displacement
+        found = source.blocks.binned("displacement", quantities.of_rows(source)["motion/displacement"])
+        np.testing.assert_array_equal(found.values, saved)
+        assert line(source).startswith("step 299; 100.0% frozen; 40 of 40 tokens stand still; mean displacement 0")
+
+    def test_a_run_is_the_same_to_the_bit_when_it_is_watched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("deadtok_xr.explorer.source._WAIT", 0.0)
+        alone = train(tmp_path / "alone.zarr", 40)
+        with pytest.raises(MissingFileError):
+            Growing(tmp_path / "watched.zarr", None)
+
+        sources: list[Source] = []
+        seen: list[int] = []
+
+        def look() -> None:
+            try:
+                sources[:] = sources or [open_source(tmp_path / "watched.zarr", live=True)]
+            except IncompleteStoreError:  # nothing is written yet
+                return
+            sources[0].refresh()
+            so_far = sources[0].motion_so_far()
+            assert so_far is None or so_far.step == sources[0].steps[1]
+            seen.append(sources[0].steps[1])
+
+        watched = train(tmp_path / "watched.zarr", 40, look)
+        assert torch.equal(alone, watched)
+        assert len(set(seen)) > 1  # it grew while it was watched
+        assert sources[0].refresh()
+        assert line(sources[0]).endswith("; complete")
+        a, b = (dx.open_recording(tmp_path / f"{name}.zarr").W for name in ("alone", "watched"))
+        assert a.equals(b)
+
+    def test_a_monitor_is_watched_by_parameter(self, tmp_path: Path) -> None:
+        model = torch.nn.LayerNorm(24, bias=False, dtype=torch.bfloat16)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+        with dx.Monitor(model, optimizer, tmp_path / "m", every=1):
+            for _ in range(3):
+                model.weight.grad = torch.ones_like(model.weight)
+                optimizer.step()
+        source = open_source(tmp_path / "m", live=True)
+        assert source.rows == "parameter"
+        assert quantities.of_rows(source)["monitor/rounded_to_zero_fraction"].values.tolist() == [[1.0]] * 3
+        assert line(source) == "step 3; 100.0% rounded to zero; complete"
+        assert rows.table(source)["parameter"].tolist() == source.labels.tolist()
