@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(path: Path, steps: int, look: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Record a run; call ``look`` after every step."""
+    """Record a run; call ``look`` after every tenth step."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(12, 8).to(torch.bfloat16))
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
@@ -51,7 +52,9 @@ def train(path: Path, steps: int, look: Callable[[], None] = lambda: None) -> to
         for step in range(steps):
             weight.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
             optimizer.step()
-            look()
+            time.sleep(2e-3)  # longer than flush_every
+            if step % 10 == 9:
+                look()
     return weight.detach().clone()
 
 
@@ -196,9 +199,8 @@ class TestSources:
     ) -> None:
         tree = dx.open_results(synthetic / "results.zarr")
         assert open_source(tree).notes == []
-        source = open_source(
-            tree.assign_attrs(source=str(tmp_path / "gone.zarr")) if hasattr(tree, "assign_attrs") else tree
-        )
+        tree.attrs = {**tree.attrs, "source": str(tmp_path / "gone.zarr")}
+        source = open_source(tree)
         assert source.recording is None
         assert "no such file" in source.notes[0]
 
@@ -245,7 +247,9 @@ class TestSources:
                 sources[:] = sources or [open_source(tmp_path / "watched.zarr", live=True)]
             except IncompleteStoreError:  # nothing is written yet
                 return
-            sources[0].refresh()
+            before, began = sources[0].steps[1], time.monotonic()
+            while sources[0].steps[1] == before and time.monotonic() - began < 10:  # another thread writes
+                sources[0].refresh()
             so_far = sources[0].motion_so_far()
             assert so_far is None or so_far.step == sources[0].steps[1]
             seen.append(sources[0].steps[1])
