@@ -223,7 +223,10 @@ def edit(place: Place) -> None:
         deep = rng.choice(["[", '{"a":']) * 100_000
         _replace(file, deep.encode())
         return
-    tree = json.loads(file.read_bytes())
+    try:
+        tree = json.loads(file.read_bytes())
+    except ValueError:
+        return  # damaged already
     path = rng.choice([*_parts(tree)][1:])
     parent = tree
     for key in path[:-1]:

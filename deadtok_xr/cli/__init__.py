@@ -10,6 +10,7 @@ import click
 from deadtok_xr._version import __version__
 from deadtok_xr.cli import analyze, demo, doctor, explore, report, spelling, stores, tokens
 from deadtok_xr.cli.failures import status
+from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.warm_up import warm_up
 
 _FIRST_HOUR = """\
@@ -43,7 +44,7 @@ def cli(ctx: click.Context) -> None:
     """
     spelling.running(cli.commands.get(ctx.invoked_subcommand or ""))
     if ctx.invoked_subcommand is None:
-        click.echo(_FIRST_HOUR, nl=False)
+        echo(_FIRST_HOUR, nl=False)
 
 
 for _command in (

@@ -25,6 +25,7 @@ from deadtok_xr.cli.options import (
     print_places,
     print_summary,
 )
+from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.cli.warm_up import compile_missing
 from deadtok_xr.errors import InputError
@@ -122,7 +123,7 @@ def analyze(
         def before() -> None:
             """Do what comes before the computation, after all checks."""
             if plan:
-                click.echo(plan, err=True)
+                echo(plan, err=True)
             compile_missing(names, in_bfloat16=_is_bfloat16(store, partial=partial), quiet=quiet)
 
         progress = _after(before, dask_progress("analysing", quiet=quiet))
@@ -170,7 +171,7 @@ def _print_log(quiet: bool) -> Iterator[None]:
 
 class _Printed(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        echo(record.getMessage(), err=True)
 
 
 def _plan_text(
@@ -208,7 +209,7 @@ def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> I
         raise InputError(f"--workers {workers} and --scheduler {name} exclude each other: give one of them")
     with cluster.connected(name) if workers is None else cluster.local_cluster(workers) as client:
         if find_spec("bokeh") and not quiet:  # without bokeh Dask has no dashboard
-            click.echo(f"dashboard: {client.dashboard_link}", err=True)
+            echo(f"dashboard: {client.dashboard_link}", err=True)
         _check_workers(client.scheduler_info()["workers"], name, device)
         yield
 

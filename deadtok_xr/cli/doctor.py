@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadtok_xr.cli.options import JSON, PATH, QUIET, print_json
+from deadtok_xr.cli.output import echo
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +63,7 @@ def doctor(
     if as_json:
         print_json(**_facts(found), stuck=stuck)
     else:
-        click.echo(describe(found, details=details))
+        echo(describe(found, details=details))
     ctx.exit(STUCK if stuck else 0)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadtok_xr.cli.options import PLACE
+from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import IncompleteStoreError, MissingFileError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _opened_when_there_is_something(store: Path | str, tokens: str | None) -> So
             raise
         except IncompleteStoreError as error:
             if str(error) != said:
-                click.echo(f"waiting: {error}", err=True)
+                echo(f"waiting: {error}", err=True)
                 said = str(error)
             time.sleep(_LOOK)
 
@@ -91,7 +92,7 @@ def _print_lines(source: Source) -> None:
     while True:
         if version != source.version:
             version = source.version
-            click.echo(line(source))
+            echo(line(source))
             sys.stdout.flush()
         if not source.grows:
             return
@@ -103,13 +104,13 @@ def _serve(source: Source, port: int, *, browser: bool) -> None:
     from deadtok_xr.explorer.server import Explorer
 
     for note in source.notes:
-        click.echo(note, err=True)
+        echo(note, err=True)
     explorer = Explorer(source, port)
-    click.echo(explorer.url)
+    echo(explorer.url)
     sys.stdout.flush()
     try:
         if browser and not _open_browser(explorer.url):
-            click.echo("no browser was found: open the address in one on this machine", err=True)
+            echo("no browser was found: open the address in one on this machine", err=True)
         explorer.wait()
     except KeyboardInterrupt:
         pass

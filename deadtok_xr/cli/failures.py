@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.spelling import options_alone
 from deadtok_xr.errors import InputError
 
@@ -33,7 +34,7 @@ def status(run: Callable[[], Any]) -> int:
         message, status = _explained(error)
         message = "; ".join([message, *_notes(error)])
         message = message.replace("\n", " ")  # a path may contain a line break
-        click.echo(f"deadtok: {message}", err=True)
+        echo(f"deadtok: {message}", err=True)
         return status
     return own if isinstance(own, int) else 0
 
@@ -92,7 +93,7 @@ def _plain_warnings() -> Iterator[None]:
     """Show each warning as one sentence, without Python's file and line."""
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        click.echo(f"deadtok: warning: {options_alone(' '.join(str(message).split()))}", err=True)
+        echo(f"deadtok: warning: {options_alone(' '.join(str(message).split()))}", err=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

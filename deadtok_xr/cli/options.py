@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError
 
 
@@ -70,7 +71,7 @@ def print_json(**facts: Any) -> None:
     """Print one JSON object on one line, for scripts."""
     import json
 
-    click.echo(json.dumps(facts))
+    echo(json.dumps(facts))
 
 
 def print_summary(tree: Any, *, details: bool = False) -> None:
@@ -79,7 +80,7 @@ def print_summary(tree: Any, *, details: bool = False) -> None:
     from deadtok_xr.results import findings, summary
 
     groups = findings.load(tree)
-    click.echo((summary.detailed if details else summary.one_screen)(tree, groups, options_alone))
+    echo((summary.detailed if details else summary.one_screen)(tree, groups, options_alone))
 
 
 def draw(tree: Any, folder: Path) -> list[Path]:
@@ -98,7 +99,7 @@ def print_places(results: Path | str, figures: list[Path], **others: Path | str)
     words = ("deadtok", "report", str(results), "-o", str(Path(page).with_suffix(".html")))
     places["next"] = f"{shlex.join(words)}   (a page with all pictures)"
     width = max(map(len, places)) + 1
-    click.echo("\n".join(["", *(f"{name + ':':{width}} {place}" for name, place in places.items())]))
+    echo("\n".join(["", *(f"{name + ':':{width}} {place}" for name, place in places.items())]))
 
 
 def read_ids(path: Path) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from deadtok_xr.cli.options import OVERWRITE, PATH
+from deadtok_xr.cli.output import echo
 
 
 @click.command()
@@ -21,4 +22,4 @@ def report(results: Path, out: Path, overwrite: bool) -> None:
     """
     from deadtok_xr.results.report import report as write_report
 
-    click.echo(f"report: {write_report(results, out, overwrite=overwrite)}")
+    echo(f"report: {write_report(results, out, overwrite=overwrite)}")

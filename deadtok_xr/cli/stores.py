@@ -24,6 +24,7 @@ from deadtok_xr.cli.options import (
     print_json,
     read_ids,
 )
+from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,9 +102,9 @@ def convert(
     memory = _bytes("--memory", options.pop("memory")) or DEFAULT_MEMORY
     options["shard"] = _bytes("--shard", options["shard"])
     if only_plan:
-        click.echo(_planned(source, dest, options, memory, overwrite=overwrite))
+        echo(_planned(source, dest, options, memory, overwrite=overwrite))
         return
-    show = None if quiet else lambda plan: click.echo(plan.describe(memory), err=True)
+    show = None if quiet else lambda plan: echo(plan.describe(memory), err=True)
     recipe = options.pop("recipe")
     sentences = run_conversion(
         source, dest, Options.from_arguments(**options), recipe, memory=memory, overwrite=overwrite, planned=show,
@@ -113,7 +114,7 @@ def convert(
     )  # fmt: skip
     for sentence in sentences:
         warnings.warn(sentence, UserWarning, stacklevel=1)
-    click.echo(description(dest))
+    echo(description(dest))
 
 
 def _bytes(option: str, text: str | None) -> int | None:
@@ -160,7 +161,7 @@ def recipes() -> None:
     from deadtok_xr.conversion import recipes as shipped
 
     for name, recipe in shipped().items():
-        click.echo(f"{name:16s}{recipe['family']}")
+        echo(f"{name:16s}{recipe['family']}")
 
 
 @click.command()
@@ -178,7 +179,7 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
 
         print_json(**facts(store, partial=partial))
         return
-    click.echo(description(store, partial=partial))
+    echo(description(store, partial=partial))
 
 
 @click.command()
@@ -206,7 +207,7 @@ def verify(store: Path | str, source: Path | str | None, initial: Path | None, a
     if as_json:
         return
     same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""
-    click.echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")
+    echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")
 
 
 @click.command()
@@ -252,9 +253,9 @@ def label(
         store, dead_ids=dead_ids, token_text=token_text, corpus=[*corpus, *files] or None, tokenizer=tokenizer,
         corpus_dtype=corpus_dtype, overwrite=overwrite,
     )  # fmt: skip
-    click.echo(description(store))
+    echo(description(store))
     if corpus:
-        click.echo(_occurrences(store))
+        echo(_occurrences(store))
 
 
 def _occurrences(path: Path) -> str:
@@ -303,4 +304,4 @@ def export(
             source_dtype=source_dtype, format=format, parameter=parameter, compress=compress, overwrite=overwrite,
             progress=report,
         )  # fmt: skip
-    click.echo(f"{out}: {size_of(out)} bytes")
+    echo(f"{out}: {size_of(out)} bytes")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadtok_xr.cli.options import JSON, PATH, PLACE, QUIET, pairs, print_json, read_ids
+from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.spelling import options_alone
 from deadtok_xr.errors import InputError
 
@@ -76,9 +77,9 @@ def tokens(
     if as_json:
         print_json(**_facts(found))
         return
-    click.echo(options_alone(findings.describe(found)))
+    echo(options_alone(findings.describe(found)))
     if csv_file is not None:
-        click.echo(f"\n{csv_file}: {found.sizes['token']:,} tokens")
+        echo(f"\n{csv_file}: {found.sizes['token']:,} tokens")
 
 
 def _reference(text: str) -> str | list[int]:

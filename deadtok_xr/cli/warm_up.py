@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from deadtok_xr.cli.options import QUIET
+from deadtok_xr.cli.output import echo
 
 _ANALYSES = {
     "topology": ("topology", "connectivity"),
@@ -53,7 +54,7 @@ def warm_up(workers: int | None, quiet: bool) -> None:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 report(done, len(futures))
-    click.echo("all kernels are compiled")
+    echo("all kernels are compiled")
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def compile_missing(names: Iterable[str], *, in_bfloat16: bool, quiet: bool) -> 
 
     jobs = missing_kernels(names)
     if jobs and not quiet:
-        click.echo("compiling the kernels, once after an installation", err=True)
+        echo("compiling the kernels, once after an installation", err=True)
     if len(jobs) > 1:
         with (
             compiling_beside(names, in_bfloat16=in_bfloat16) as futures,

@@ -113,7 +113,7 @@ class Saved(Source):
         self._place, self.grows = place, True
 
     def refresh(self) -> bool:
-        from deadtok_xr.results.save import open_results
+        from deadtok_xr.results.opening import open_results
 
         with self._lock:
             if self.grows:
@@ -210,7 +210,7 @@ def _saved(place: str | Path, attrs: Mapping[str, Any]) -> Source:
         source = Saved(place)
         if len(source.labels):
             return source
-    from deadtok_xr.results.save import open_results
+    from deadtok_xr.results.opening import open_results
 
     return _of_results(open_results(place), str(place), _folder(place))
 

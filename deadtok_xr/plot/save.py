@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from deadtok_xr.analyses import ANALYSES
@@ -119,4 +120,15 @@ def _figure(picture: Picture, ds: xr.Dataset) -> Figure:
         draw(ds, axes=np.ravel(figure.subplots(**layout)))
     else:
         draw(ds, ax=figure.subplots())
+    _show_dollars(figure)
     return figure
+
+
+def _show_dollars(figure: Figure) -> None:
+    """Let all texts but the labels of ticks be text, not formulas: names and attributes may be anybody's."""
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    ticks = {label for axis in axes for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)}
+    ticks |= {label for axis in axes for tick in axis.get_minor_ticks() for label in (tick.label1, tick.label2)}
+    for text in figure.findobj(Text):
+        if text not in ticks:
+            text.set_parse_math("$" not in text.get_text())  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ def open_root(path: str | Path, expected: str, *, mode: Any = "r") -> zarr.Group
     try:
         with location.translate_errors(path):
             group = zarr.open_group(location.zarr_store(path), mode=mode, zarr_format=3)
-        if not isinstance(group.attrs.asdict(), dict):
+        if not isinstance(group.metadata.attributes, dict):
             raise TypeError("its attributes are no JSON object")
         return group
     except StorageError:
@@ -85,7 +85,7 @@ def open_subgroup(path: str | Path, root: zarr.Group, name: str) -> zarr.Group:
         group = root[name]
         if not isinstance(group, zarr.Group):
             raise TypeError("they are those of an array")
-        if not isinstance(group.attrs.asdict(), dict):
+        if not isinstance(group.metadata.attributes, dict):
             raise TypeError("its attributes are no JSON object")
     except (StorageError, PermissionError):
         raise
@@ -226,7 +226,7 @@ def _opener(
                 return None  # a group inside, such as the motion index
             if not isinstance(node, zarr.Array):
                 raise TypeError("they are those of a group")
-            if not isinstance(node.attrs.asdict(), dict):
+            if not isinstance(node.metadata.attributes, dict):
                 raise TypeError("their attributes are no JSON object")
         except StorageError:
             raise

@@ -700,3 +700,22 @@ def test_closed_output_pipe(run_zarr: Path) -> None:
         running.stdout.close()
         assert running.stderr is not None
         assert "Traceback" not in running.stderr.read()
+
+
+def test_control_characters_of_a_store_are_escaped(deadtok: Deadtok, tmp_path: Path) -> None:
+    """Nothing in a store reaches the terminal that it would act on: attributes, names of arrays, errors."""
+    hostile, path = "\x1b]0;owned\x07\x1b[2J\u202e", tmp_path / "run.zarr"
+    attrs = {"optimizer": hostile, "hyperparameters": {hostile: hostile}, "made_by": hostile}
+    writer = store.create(path, store.TokenTable(np.arange(2)), attrs)
+    writer.add_variable(hostile, ("step",), (), np.float32)
+    writer.extend(np.arange(3))
+    writer.write(hostile, 0, np.ones(3, np.float32))
+    writer.finish()
+    said = deadtok("info", path)
+    assert said.status == 0
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\u202e" in said.out
+    (path / hostile / "zarr.json").write_text(hostile)
+    refused = deadtok("info", path)
+    assert refused.status == 1
+    assert "\\x1b" in refused.err
+    assert not any(c in text for text in (said.out, refused.err) for c in "\x1b\x07\u202e")

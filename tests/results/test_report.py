@@ -19,6 +19,7 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.analyses.common.summary_text import percent
+from deadtok_xr.attributes import portable
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.results.report import series
 
@@ -210,3 +211,52 @@ def test_page_in_a_browser_has_no_errors_and_no_overflow(page: Path, tmp_path: P
 def _chromium(*args: Any) -> subprocess.CompletedProcess[str]:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+RUN = "document.documentElement.dataset.ran=1"
+HOSTILE = (
+    f"<script>{RUN}</script>", f"</script><script>{RUN}</script><!--", f"\"><img src=x onerror='{RUN}'>",
+    f"'><svg onload={RUN}>", f"javascript:{RUN}", "{{ 1/0 }}", "$\\frac{$", "\x1b[31m\x07", "\u202e\u2028]]>",
+)  # fmt: skip
+
+
+def hostile_results(results: xr.DataTree) -> xr.DataTree:
+    """Return results in which all names, texts and attributes that a store can have are markup."""
+    every = " ".join(HOSTILE)
+    steps = np.arange(3)
+    own = xr.Dataset(
+        {
+            name.replace("/", "\\"): ("step", np.arange(3.0), {"long_name": name, "units": name, "formula": name})
+            for name in HOSTILE
+        },
+        {"step": ("step", steps, {"long_name": every, "units": every})},
+        attrs={"precision": every},
+    )
+    recording = dict.fromkeys(("model", "optimizer", "parameter_dtype", "device", "made_by", "created"), every)
+    settings = {name: name for name in HOSTILE} | {"betas": [every], "eps": every}
+    attrs = {
+        "source": every, "analysed": every, "tokens": every, "n_tokens": every,
+        "analysed_with": {every: every}, "left_out": {every: every},
+        "recording": {**recording, "hyperparameters": settings, "sources": [{"name": every, "bytes": every}]},
+    }  # fmt: skip
+    motion = results["motion"].to_dataset()
+    motion = motion.assign_coords(
+        token_text=("token", [HOSTILE[i % len(HOSTILE)] for i in range(motion.sizes["token"])])
+    )
+    groups = {"motion": motion, HOSTILE[0].replace("/", "\\"): own, "own": own}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **groups})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning", "ignore:constrained_layout:UserWarning")
+def test_names_and_attributes_never_become_markup(results: xr.DataTree, tmp_path: Path) -> None:
+    tree = hostile_results(results)
+    path = dx.report(tree, tmp_path / "hostile.html")
+    text = path.read_text("utf-8")
+    assert sum(tag in ("script", "svg") for tag, _ in Page(text).elements) == 2  # the series, and the page's own
+    assert all("onerror" not in attrs and "onload" not in attrs for _, attrs in Page(text).elements)
+    done = _chromium("--dump-dom", "--virtual-time-budget=3000", path.as_uri())
+    assert "data-ran" not in re.sub(r"<body.*", "", done.stdout, flags=re.DOTALL)
+    assert "with-scripts" in done.stdout  # the page's own script ran
+    assert html.escape(HOSTILE[0]) in text
