@@ -34,6 +34,7 @@ from .analyses.neighbours import neighbour_preservation
 from .analyses.open_loop import replay_open_loop
 from .analyses.phases import phases
 from .analyses.spectrum import spectrum
+from .analyses.token_indicators import token_indicators
 from .analyses.topology import topology
 from .analyses.trajectory import trajectory
 from .analyses.undertrained import undertrained
@@ -113,6 +114,7 @@ __all__ = [
     "spectrum",
     "summary",
     "testing",
+    "token_indicators",
     "topology",
     "trajectory",
     "undertrained",

@@ -63,6 +63,7 @@ GROUPS = [
     "h_persistence",
     "centroid_origin",
     "freeze_predictors",
+    "token_indicators",
 ]
 """The groups of all results, in their order."""
 

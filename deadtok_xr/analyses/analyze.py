@@ -31,6 +31,7 @@ from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
 from deadtok_xr.analyses.runs import COMPARISON, stack_runs
 from deadtok_xr.analyses.spectrum import spectrum
+from deadtok_xr.analyses.token_indicators import token_indicators
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.analyses.trajectory import trajectory
 from deadtok_xr.attributes import plain, portable
@@ -42,7 +43,7 @@ from deadtok_xr.schema import RUN
 for _built_in in (
     trajectory, motion, phases, phases_magnitude, phases_cells, lifecycle, freezing, kinematics, epochs, topology,
     census, lattice, exponents, cloud, spectrum, connectivity, mechanism, critical_boundary, coherence, h_persistence,
-    centroid_origin, freeze_predictors,
+    centroid_origin, freeze_predictors, token_indicators,
 ):  # fmt: skip
     register(_built_in)
 
@@ -143,10 +144,13 @@ def analyze(
 
 
 def are_checkpoints(ds: xr.Dataset) -> bool:
-    """Return whether most recorded steps are several updates apart, as the checkpoints of a run are."""
+    """Return whether most recorded steps are several updates apart, as the checkpoints of a run are.
+
+    A recorder with ``every=`` records pairs of steps: these are no checkpoints.
+    """
     steps = ds["step"].values if "step" in ds.coords else np.arange(ds.sizes.get("step", 0))
     span = np.diff(steps)
-    return steps.dtype.kind in "iu" and len(span) > 0 and bool(span.min() > 0 and np.median(span) > 1)
+    return steps.dtype.kind in "iu" and len(span) > 0 and bool(span.min() > 0 and (span == 1).mean() < 0.25)
 
 
 def _needs_every_step(ds: xr.Dataset) -> str:

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
+from deadtok_xr.analyses.common.rank_correlation import INTERVAL, JACKKNIFE, concordance, spearman
 from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
@@ -27,8 +28,6 @@ PREDICTORS = {
     "final_ulp": "geometric mean over dims of ULP(W[last])",
     "final_ulp_min": "min over dims of ULP(W[last])",
 }
-_INTERVAL = "95% confidence interval"
-_JACKKNIFE = "jackknife over tokens, on Fisher's scale"
 ATTRS: dict[str, dict[str, Any]] = {
     "freeze_step": {
         "long_name": "first step after which the token never moved again", "units": "step",
@@ -46,12 +45,12 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": "positive: tokens with larger values freeze later. A pair counts if its earlier freeze was observed",
     },
     "rank_correlation_low": {
-        "long_name": f"lower end of the {_INTERVAL} of the rank correlation", "units": "1",
-        "formula": _JACKKNIFE,
+        "long_name": f"lower end of the {INTERVAL} of the rank correlation", "units": "1",
+        "formula": JACKKNIFE,
     },
     "rank_correlation_high": {
-        "long_name": f"upper end of the {_INTERVAL} of the rank correlation", "units": "1",
-        "formula": _JACKKNIFE,
+        "long_name": f"upper end of the {INTERVAL} of the rank correlation", "units": "1",
+        "formula": JACKKNIFE,
     },
     "n_pairs": {"long_name": "pairs of tokens of known order of freezing", "units": "1"},
     "spearman": {
@@ -59,11 +58,11 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": "biased if many tokens are censored, since these are left out",
     },
     "spearman_low": {
-        "long_name": f"lower end of the {_INTERVAL} of Spearman's correlation", "units": "1",
+        "long_name": f"lower end of the {INTERVAL} of Spearman's correlation", "units": "1",
         "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
     },
     "spearman_high": {
-        "long_name": f"upper end of the {_INTERVAL} of Spearman's correlation", "units": "1",
+        "long_name": f"upper end of the {INTERVAL} of Spearman's correlation", "units": "1",
         "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
     },
     "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
@@ -123,7 +122,7 @@ def freeze_predictors(
     }
 
     def finish(results: ReductionResults) -> xr.Dataset:
-        inputs = {"ends": results.merged("ends", "ends", _merge)}
+        inputs = {"ends": results.merged("ends", "ends", merge_ends)}
         if with_h:
             inputs["h_mean"] = checks.as_series(ds["h_mean"])[1:].rechunk(-1)
         values: dict[str, Any] = compute_together(
@@ -176,7 +175,8 @@ class _Accumulator:
         return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}
 
 
-def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def merge_ends(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Return the ends of two consecutive blocks as those of one."""
     return {"first": a["first"], "last": b["last"], "moved": np.maximum(a["moved"], b["moved"])}
 
 
@@ -223,53 +223,12 @@ def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], g
 def _correlate(time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats) -> dict[str, float]:
     known = np.isfinite(value)
     time, censored, value = time[known], censored[known], value[known]
-    correlation, low, high, n_pairs = _concordance(time, censored, value)
+    correlation, low, high, n_pairs = concordance(time, censored, value)
     rho, rho_low, rho_high = spearman(value[~censored], time[~censored])
     return {
         "rank_correlation": correlation, "rank_correlation_low": low, "rank_correlation_high": high,
         "n_pairs": n_pairs, "spearman": rho, "spearman_low": rho_low, "spearman_high": rho_high,
     }  # fmt: skip
-
-
-def _concordance(
-    time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats
-) -> tuple[float, float, float, float]:
-    """Return Somers' D over Harrell's pairs, its interval by the jackknife, and the number of pairs."""
-    from deadtok_xr.kernels.numba.ranks import concordance
-
-    agree, known = np.zeros((2, len(time)), np.int64)
-    concordance(time, censored, value, agree, known)
-    pairs = known.sum() // 2
-    if pairs == 0:
-        return np.nan, np.nan, np.nan, 0
-    D = agree.sum() / 2 / pairs
-    rest = pairs - known  # without each token in turn
-    if (rest == 0).any() or len(time) < 3 or abs(D) == 1:
-        return D, np.nan, np.nan, pairs
-    without = (agree.sum() / 2 - agree) / rest
-    n = len(time)
-    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return D, *_fisher(D, error / (1 - D**2)), pairs
-
-
-def _fisher(r: float, error: float) -> tuple[float, float]:
-    z = np.arctanh(r)
-    return float(np.tanh(z - 1.959964 * error)), float(np.tanh(z + 1.959964 * error))
-
-
-def _ranks(x: NDArray[Any]) -> Any:
-    """Return the ranks of `scipy.stats.rankdata`, whose import takes most of a second."""
-    return xr.DataArray(x, dims="token").to_series().rank()
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float, float]:
-    """Return Spearman's rank correlation and its 95% interval; NaN for too few values, or if one does not vary."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return np.nan, np.nan, np.nan
-    rho = float(np.clip(np.corrcoef(*(_ranks(x) for x in (a, b)))[0, 1], -1.0, 1.0))
-    if len(a) < 4 or abs(rho) == 1:
-        return rho, np.nan, np.nan
-    return rho, *_fisher(rho, np.sqrt((1 + rho**2 / 2) / (len(a) - 3)))
 
 
 @freeze_predictors.summarize

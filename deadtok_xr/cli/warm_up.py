@@ -18,9 +18,16 @@ from deadtok_xr.cli.output import echo
 _ANALYSES = {
     "topology": ("topology", "connectivity"),
     "lattice": ("lattice", "exponents"),
-    "coherence": ("coherence", "h_persistence", "centroid_origin", "freeze_predictors", "spectrum"),
+    "coherence": (
+        "coherence",
+        "h_persistence",
+        "centroid_origin",
+        "freeze_predictors",
+        "token_indicators",
+        "spectrum",
+    ),
     "motion": ("motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "epochs", "kinematics"),
-    "census": ("census", "cloud"),
+    "census": ("census", "cloud", "token_indicators"),
     "mechanism": ("mechanism", "critical_boundary"),
 }
 """For the main kernel of each, the analyses that one process compiles together, those that take longest first."""

@@ -32,6 +32,7 @@ from deadtok_xr.plot.phases import phases
 from deadtok_xr.plot.save import save_figures
 from deadtok_xr.plot.sky_map import sky_map
 from deadtok_xr.plot.spectrum import spectrum
+from deadtok_xr.plot.token_indicators import token_indicators
 from deadtok_xr.plot.topology import topology
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "sky_map",
     "spectrum",
     "speeds",
+    "token_indicators",
     "topology",
     "trajectories",
 ]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import deadtok_xr as dx
-from deadtok_xr.analyses.freeze_predictors import _concordance, spearman
+from deadtok_xr.analyses.common.rank_correlation import concordance as concordance_of
+from deadtok_xr.analyses.common.rank_correlation import spearman
 from deadtok_xr.errors import InputError
 from tests import reference
 from tests.strategies import dataset
@@ -98,7 +99,7 @@ def test_concordance_is_that_of_the_definition(data: st.DataObject, n: int) -> N
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     time, x = rng.integers(0, 6, n), rng.integers(0, data.draw(st.sampled_from([2, 5, 1000])), n).astype(float)
     censored = rng.random(n) < data.draw(st.sampled_from([0.0, 0.4, 1.0]))
-    D, low, high, pairs = _concordance(time, censored, x)
+    D, low, high, pairs = concordance_of(time, censored, x)
     expected, n_pairs = concordance(time, censored, x)
     np.testing.assert_allclose(D, expected, atol=1e-14)
     assert pairs == n_pairs
@@ -115,10 +116,10 @@ def test_confidence_intervals_cover_the_true_value() -> None:
     for _ in range(300):
         x, t = rng.normal(size=(2, n))
         t = rho * x + math.sqrt(1 - rho**2) * t
-        _, low, high, _ = _concordance(t, np.zeros(n, bool), x)
+        _, low, high, _ = concordance_of(t, np.zeros(n, bool), x)
         _, low_rank, high_rank = spearman(x, t)
         late = np.quantile(t, 0.7)  # the latest third is not seen to freeze
-        D, *_ = _concordance(np.minimum(t, late), t > late, x)
+        D, *_ = concordance_of(np.minimum(t, late), t > late, x)
         covered += [low < tau < high, low_rank < rank < high_rank, abs(D - tau) < 0.35]
     assert 0.91 < covered[0] / 300 < 0.985
     assert 0.91 < covered[1] / 300 < 0.985

@@ -267,7 +267,7 @@ def test_one_screen_after_an_analysis_ends_with_the_next_command(
     assert list(places) == ["results", "figures", "next"]
     assert all(len(line) <= 100 for line in lines[1:-3])  # without paths
     assert places["results"] == str(tmp_path / "r.zarr")
-    assert places["figures"] == f"{tmp_path / 'figures'} (22 files)"
+    assert places["figures"] == f"{tmp_path / 'figures'} (23 files)"
     command = shlex.split(places["next"].split("   ")[0])
     assert command[:2] == ["deadtok", "report"]
     assert deadtok(*command[1:]).status == 0

@@ -90,7 +90,7 @@ def test_the_blocks_record_open_analyse_and_save(ran: Ran) -> None:
     assert list(tree.children) == [
         "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "kinematics", "epochs",
         "topology", "census", "lattice", "exponents", "cloud", "spectrum", "connectivity", "mechanism",
-        "critical_boundary", "coherence", "centroid_origin", "freeze_predictors",
+        "critical_boundary", "coherence", "centroid_origin", "freeze_predictors", "token_indicators",
     ]  # fmt: skip
     assert tree["motion"].sizes == {"step": 50, "token": 10}
     assert float(tree["motion"]["moved_dims"].max()) > 0

@@ -418,7 +418,7 @@ def test_extremes_can_be_drawn(values: Any, draw: Any) -> None:
 def test_results_of_two_steps_and_of_one_token(recording: Path, tmp_path: Path) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     for part in (rec.isel(step=slice(0, 2)), rec.isel(token=[0], step=slice(0, 50))):
-        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 22
+        assert len(plot.save_figures(dx.analyze(part), tmp_path, dpi=30)) == 23
 
 
 # --- files and imports -------------------------------------------------------------------------------------
@@ -430,14 +430,14 @@ def test_save_figures_writes_pictures(recording: Path, tmp_path: Path) -> None:
     names = ("displacement", "trajectories", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing",
              "speeds", "epochs", "topology", "census", "lattice", "exponents", "cloud", "spectrum", "connectivity",
              "mechanism", "critical_boundary", "coherence", "h_persistence", "centroid_origin",
-             "freeze_predictors")  # fmt: skip
+             "freeze_predictors", "token_indicators")  # fmt: skip
     assert paths == [tmp_path / "new" / "figures" / f"{name}.png" for name in names]
     for path in paths:
         pixels = imread(path)[..., :3]
         assert pixels.shape == (700, 1200, 3)
         assert pixels.var() > 0.005
         assert (pixels != 1).any(axis=2).mean() > 0.02
-    assert len({path.read_bytes() for path in paths}) == 22
+    assert len({path.read_bytes() for path in paths}) == 23
 
 
 def test_save_figures_skips_absent_groups(results: xr.DataTree, tmp_path: Path) -> None:

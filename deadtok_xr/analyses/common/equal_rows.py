@@ -13,7 +13,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from deadtok_xr.analyses.common.token_blocks import TokenBlocks
+from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
 
 _WORDS = 8
 """Words of 64 bits in a sample."""
@@ -30,7 +30,7 @@ def samples(rows: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def largest_group(
-    parts: Sequence[NDArray[np.uint8]], considered: NDArray[np.bool_], blocks: TokenBlocks
+    parts: Sequence[NDArray[np.uint8]], considered: NDArray[np.bool_], blocks: TokenBlocks | HeldTokens
 ) -> NDArray[np.int64]:
     """Return the positions of the largest group of equal rows, ascending; of equally large ones, of the first.
 
@@ -66,7 +66,7 @@ def _groups(keys: list[bytes] | dict[int, bytes], at: NDArray[np.int64]) -> list
     return [np.array(group) for group in groups.values()]
 
 
-def _digests(blocks: TokenBlocks, at: NDArray[np.int64]) -> dict[int, bytes]:
+def _digests(blocks: TokenBlocks | HeldTokens, at: NDArray[np.int64]) -> dict[int, bytes]:
     """Return a digest of 128 bits of rows, by position."""
     found: dict[int, bytes] = {}
     for begin, end in blocks.bounds:

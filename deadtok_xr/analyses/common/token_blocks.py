@@ -58,6 +58,23 @@ class TokenBlocks:
         return from_tasks(name, tasks, ((1,) * len(self.bounds),), np.empty(0, object), list(after))
 
 
+class HeldTokens:
+    """A matrix in memory, (token, dim), as one block of tokens."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self._rows = rows
+        self.n_tokens, self.n_dims = rows.shape
+        self.bounds = [(0, self.n_tokens)]
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Return consecutive tokens, (n, d)."""
+        return self._rows[begin:end]
+
+    def rows(self, at: Sequence[int]) -> NDArray[Any]:
+        """Return some tokens by position, (n, d)."""
+        return self._rows[list(at)]
+
+
 @dataclass(frozen=True, eq=False)
 class _BlockWork:
     """What all tasks of a reading have in common: one object of the graph, and not a part of each task."""

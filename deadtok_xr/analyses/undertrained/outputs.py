@@ -130,7 +130,7 @@ def combine(
     known = ~np.isnan(indicator)
     pool = indicator[known & ranked]
     threshold = np.quantile(pool, share) if pool.size else np.nan
-    key, limit = _without_rounding(indicator, threshold)
+    key, limit = without_rounding(indicator, threshold)
     rank = np.full(len(indicator), -1)
     rank[np.argsort(key, kind="stable")[: known.sum()]] = 1 + np.arange(known.sum())
     out |= {
@@ -150,7 +150,7 @@ def _roots(squares: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.where(np.isfinite(squares), squares, np.nan))
 
 
-def _without_rounding(values: NDArray[np.float64], limit: float) -> tuple[NDArray[np.float64], float]:
+def without_rounding(values: NDArray[np.float64], limit: float) -> tuple[NDArray[np.float64], float]:
     """Round values and a limit, so that equal rows are equal although BLAS may sum their products in two orders."""
     scale = np.max(np.abs(values), initial=0, where=~np.isnan(values)) or 1.0
     return np.asarray(np.round(values / scale, _DIGITS), np.float64), round(float(limit / scale), _DIGITS)
@@ -175,7 +175,7 @@ def _lowest(distance: NDArray[np.float64], share: float, ranked: NDArray[np.bool
     known = ranked & np.isfinite(distance)
     if not known.any():
         return known
-    key, limit = _without_rounding(distance, float(np.quantile(distance[known], share)))
+    key, limit = without_rounding(distance, float(np.quantile(distance[known], share)))
     return known & (np.where(known, key, np.inf) <= limit)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import equal_rows
-from deadtok_xr.analyses.common.token_blocks import TokenBlocks
+from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
 from deadtok_xr.bfloat16 import BFLOAT16
 
 Floats = NDArray[np.float64]
@@ -124,7 +124,7 @@ def without_axis(rows: NDArray[Any], begin: int, references: dict[str, Any], axi
     return found
 
 
-def principal_axis(*, blocks: TokenBlocks) -> dict[str, Any]:
+def principal_axis(*, blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
     """Return the first principal axis of the tokens that are finite, and how far its variance is from the next.
 
     The covariance is summed in one task, block after block: it is as large as many blocks.

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, equal_rows
-from deadtok_xr.analyses.common.token_blocks import TokenBlocks
+from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
 from deadtok_xr.errors import InputError
 
 FOUND = ("black_hole", "beyond_tokenizer", "dead", "zeros")
@@ -75,7 +75,12 @@ def _given(ds: xr.Dataset, reference: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def find(
-    parts: list[dict[str, Any]], *, blocks: TokenBlocks, kinds: tuple[str, ...], masks: NDArray[np.bool_], tied: bool
+    parts: list[dict[str, Any]],
+    *,
+    blocks: TokenBlocks | HeldTokens,
+    kinds: tuple[str, ...],
+    masks: NDArray[np.bool_],
+    tied: bool,
 ) -> dict[str, Any]:
     """Return for each kind the mean row of its tokens and which these are; the mean row; the kind that is used; norms.
 
