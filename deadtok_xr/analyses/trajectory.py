@@ -238,7 +238,7 @@ def _neighbours(x: Floats, k: int) -> NDArray[np.int32]:
     """Return the k nearest neighbours of each token, (n, k), ascending; of equally near ones the first."""
     if not k:
         return np.full((len(x), 1), -1, np.int32)
-    invalid: NDArray[np.bool_] = ~np.isfinite(x).all(axis=1)
+    invalid = np.asarray(~np.isfinite(x).all(axis=1))
     x = np.where(invalid[:, None], 0.0, x)
     square = np.einsum("nd,nd->n", x, x)
     distance = square[:, None] + square - 2 * x @ x.T
