@@ -23,6 +23,7 @@ from deadtok_xr.store.chunk_reader import read_region, read_values
 LOADED_AS_A_WHOLE = 2**26
 """Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
 _Arrays = dict[str, "zarr.Array[Any]"]
+Opened = dict[str, tuple[zarr.Group, _Arrays]]
 
 
 def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
@@ -60,17 +61,21 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not members.is_complete(path, root):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    groups = {}
-    for name, (group, arrays) in opened_groups(path, root).items():  # Zarr lists groups in no order
-        groups[name] = _dataset(group, arrays, attrs.asdict(), load=load)
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs.asdict())), **groups})
+    return as_tree(root, opened_groups(path, root), load=load)
 
 
-def opened_groups(path: str | Path, root: zarr.Group) -> dict[str, tuple[zarr.Group, _Arrays]]:
+def as_tree(root: zarr.Group, opened: Opened, *, load: bool = False) -> xr.DataTree:
+    """Return the tree of opened results."""
+    attrs = root.attrs.asdict()
+    groups = {name: _dataset(group, arrays, attrs, load=load) for name, (group, arrays) in opened.items()}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **groups})
+
+
+def opened_groups(path: str | Path, root: zarr.Group) -> Opened:
     """Open the groups of results and their arrays, and check that no chunk is missing."""
     keys = location.key_sizes(root.store)
     opened = {}
-    for name in members.names_in(path, root, "groups"):
+    for name in members.names_in(path, root, "groups"):  # Zarr lists groups in no order
         group = members.open_subgroup(path, root, name)
         arrays = members.open_members(group, path, keys)
         for key, array in arrays.items():

@@ -27,7 +27,7 @@ from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
-from deadtok_xr.results.opening import open_results, opened_groups
+from deadtok_xr.results.opening import as_tree, opened_groups
 from deadtok_xr.store import destination, location, zarr_dtype
 
 Arrays = dict[str, "zarr.Array[Any]"]
@@ -93,10 +93,11 @@ def save_results(
         with progress or nullcontext():
             # one graph for all groups, or the recording would be read once for each
             task.compute()
-        opened_groups(path, root)  # a worker on another machine may have written its chunks to a disk of its own
+        # checks as well: a worker on another machine may have written its chunks to a disk of its own
+        opened = opened_groups(path, root)
         root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
         work.finish()
-    return open_results(path)
+    return as_tree(root, opened)
 
 
 def _select(tree: xr.DataTree, full: bool) -> xr.DataTree:
@@ -118,9 +119,7 @@ def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zar
     work.clear()
     attributes = {**plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
-    created: Arrays = {}
-    for name, node in tree.children.items():
-        created |= _create_group(root, name, node.to_dataset())
+    created = _create_groups(root, tree)
     work.begin(root)
     return root, created
 
@@ -177,23 +176,27 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _create_group(root: zarr.Group, name: str, ds: xr.Dataset) -> Arrays:
-    """Create a group and its arrays, write those in memory, and return the others by path."""
-    group = root.create_group(name, attributes={**plain(ds.attrs), "variables": list(map(str, ds.data_vars))})
-    created = {}
-    for key, variable in ds.variables.items():
-        lazy = variable.chunks is not None
-        source: Any = uniform(variable.data) if lazy else variable.values
-        text = source.dtype.kind in "UOT"
-        array = store.create_array(
-            group, str(key), source.shape, variable.dims, "string" if text else source.dtype,  # type: ignore[arg-type]
-            chunk_sizes(source) if lazy else "auto", attrs={**plain(variable.attrs), **_coordinates(ds, str(key))},
-        )  # fmt: skip
-        if lazy:
-            created[f"{name}/{key}"] = array
-        elif source.size:
-            array[...] = source.astype(object) if text else source
-    return created
+def _create_groups(root: zarr.Group, tree: xr.DataTree) -> Arrays:
+    """Create the groups and their arrays, write those in memory, and return the others by path."""
+    groups, arrays, values = {}, {}, {}
+    for name, node in tree.children.items():
+        ds = node.to_dataset()
+        groups[name] = {**plain(ds.attrs), "variables": list(map(str, ds.data_vars))}
+        for key, variable in ds.variables.items():
+            path, lazy = f"{name}/{key}", variable.chunks is not None
+            source: Any = uniform(variable.data) if lazy else variable.values
+            text = source.dtype.kind in "UOT"
+            arrays[path] = store.NewArray(
+                source.shape, list(map(str, variable.dims)), "string" if text else source.dtype.str,
+                chunk_sizes(source) if lazy else [max(1, n) for n in source.shape],
+                {**plain(variable.attrs), **_coordinates(ds, str(key))},
+            )  # fmt: skip
+            if not lazy and source.size:
+                values[path] = source.astype(object) if text else source
+    created = store.create_arrays(root, groups, arrays)
+    for path, source in values.items():
+        store.write_block(created[path], (), source)
+    return {path: array for path, array in created.items() if path not in values}
 
 
 def _pairs(root: zarr.Group, created: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:

@@ -27,7 +27,9 @@ reachability    which tokens text can become, by a tokenizer
 
 from deadtok_xr.store.arrays import (
     ZSTD_LEVEL,
+    NewArray,
     create_array,
+    create_arrays,
     create_coordinate,
     declare_array,
     dimensions,
@@ -39,9 +41,10 @@ from deadtok_xr.store.create import StoreWriter, create, software_versions
 from deadtok_xr.store.members import open_root
 from deadtok_xr.store.open import missing_chunks, open_arrays, open_group
 from deadtok_xr.store.token_table import TokenTable
+from deadtok_xr.store.writing import write_block
 
 __all__ = [
-    "ZSTD_LEVEL", "StoreWriter", "TokenTable", "create", "create_array", "create_coordinate", "declare_array",
-    "dimensions", "file_shape", "missing_chunks", "open_arrays", "open_group", "open_root", "read_coordinate",
-    "software_versions", "writable",
+    "ZSTD_LEVEL", "NewArray", "StoreWriter", "TokenTable", "create", "create_array", "create_arrays",
+    "create_coordinate", "declare_array", "dimensions", "file_shape", "missing_chunks", "open_arrays", "open_group",
+    "open_root", "read_coordinate", "software_versions", "writable", "write_block",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -40,6 +41,46 @@ def create_array(
         fill_value=math.nan if floating else None,
         config=_WRITE_ALL_CHUNKS,
     )
+
+
+class NewArray(NamedTuple):
+    """What `create_arrays` needs to know of an array."""
+
+    shape: Sequence[int]
+    dims: Sequence[str]
+    dtype: str
+    """A dtype of numpy, or "string"."""
+    chunks: Sequence[int]
+    attrs: Mapping[str, Any]
+
+
+def create_arrays(
+    root: zarr.Group, groups: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, NewArray]
+) -> dict[str, zarr.Array[Any]]:
+    """Create groups, given by their attributes, and arrays as `create_array` does, all at once.
+
+    Each on its own takes six times as long: Zarr then looks whether each parent exists, one request after another.
+    """
+    nodes = {path: type(root.metadata)(attributes=dict(attrs)) for path, attrs in groups.items()}
+    created = zarr.create_hierarchy(store=root.store, nodes=nodes | {path: _metadata(a) for path, a in arrays.items()})
+    return {path: writable(node) for path, node in created if isinstance(node, zarr.Array)}
+
+
+def _metadata(array: NewArray) -> Any:
+    like = _metadata_of_an_array(array.dtype)
+    changed = {
+        "shape": list(array.shape),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.chunks)}},
+        "attributes": dict(array.attrs),
+        "dimension_names": list(array.dims),
+    }
+    return type(like).from_dict({**like.to_dict(), **changed})
+
+
+@cache
+def _metadata_of_an_array(dtype: str) -> Any:
+    """Return the metadata of an array that `create_array` creates in memory."""
+    return create_array(zarr.create_group({}), "x", (1,), ("x",), dtype, (1,)).metadata
 
 
 def writable(array: zarr.Array[Any]) -> zarr.Array[Any]:
