@@ -112,7 +112,9 @@ def convert(
         checking=reporting("checking", quiet=quiet, bytes_=True),
         writing=reporting("converting", quiet=quiet, bytes_=True),
     )  # fmt: skip
-    for sentence in sentences:
+    if sentences is None:
+        echo(f"{dest} is already complete: nothing was written")
+    for sentence in sentences or ():
         warnings.warn(sentence, UserWarning, stacklevel=1)
     echo(description(dest))
 
@@ -186,28 +188,46 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
 @STORE_ANYWHERE
 @click.option("--source", type=SOURCE, help="The source of STORE: compare every bit with it.")
 @click.option("--initial", type=PATH, help="The initial weights of the conversion, if they are not beside SOURCE.")
+@click.option("--write-manifest", is_flag=True, help="Write the manifest of a store that has none, if all is well.")
+@click.option("--overwrite", is_flag=True, help="With --write-manifest: replace a manifest, accepting all changes.")
 @JSON
 @QUIET
-def verify(store: Path | str, source: Path | str | None, initial: Path | None, as_json: bool, quiet: bool) -> None:
-    """Check the checksum of every chunk of a store, and compare the store with its source.
+def verify(
+    store: Path | str, source: Path | str | None, initial: Path | None, write_manifest: bool, overwrite: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Check every chunk of a store against its checksum and the manifest, and compare the store with its source.
+
+    The manifest of a store says which arrays belong to it and which chunk belongs where.
 
     \b
     Example:  deadtok verify thimble_7.zarr --source thimble_7.h5
+              deadtok verify older.zarr --write-manifest
     """
     from deadtok_xr.conversion.verify import verify as verify_store
     from deadtok_xr.engine.progress import reporting
     from deadtok_xr.errors import DamagedStoreError
 
     with reporting("verifying", quiet=quiet) as report:
-        found = verify_store(store, source, initial=initial, progress=report)
+        found = verify_store(
+            store, source, initial=initial, write_manifest=write_manifest, overwrite=overwrite, progress=report
+        )
     if as_json:
-        print_json(store=str(store), n_chunks=found.n_chunks, compared=found.compared, problems=found.problems)
+        print_json(
+            store=str(store), n_chunks=found.n_chunks, compared=found.compared, problems=found.problems,
+            manifest=found.has_manifest,
+        )  # fmt: skip
     if found.problems:
         raise DamagedStoreError("; ".join(found.problems))
     if as_json:
         return
     same = f"; the same bits as {source}: {', '.join(found.compared)}" if source else ""
-    echo(f"{store}: {found.n_chunks} chunks read, all as they were written{same}")
+    unknown = (
+        "; it has no manifest, so it is not known whether each chunk is at its place: add one with --write-manifest"
+    )
+    echo(
+        f"{store}: {found.n_chunks} chunks read, all as they were written{same}{'' if found.has_manifest else unknown}"
+    )
 
 
 @click.command()

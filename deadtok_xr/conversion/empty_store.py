@@ -15,17 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import zarr
 from blake3 import blake3
 
 from deadtok_xr import store
 from deadtok_xr.conversion.finished_chunks import FinishedChunks
 from deadtok_xr.conversion.plan import ConversionPlan, PlannedVariable
-from deadtok_xr.store import destination, location, motion_index
+from deadtok_xr.store import destination, location, manifest, manifest_write, motion_index
 from deadtok_xr.store.in_progress import Facts, InProgress, file_record
 
 MADE_BY = "convert"
 _ROOT = "zarr.json"
-_SET_LAST = ("complete", "sources")
+_SET_LAST = ("complete", "sources", "fingerprint", manifest.FLAG)
 MOST_SOURCES = 1000
 """More files than these are listed as one, since every reader of the store loads the list."""
 
@@ -39,12 +40,13 @@ def create(plan: ConversionPlan, facts: Facts, work: InProgress) -> None:
         records = {name: file_record(path.read_bytes()) for name, path in sorted(files.items()) if name != _ROOT}
         identity = {"root": _identity(destination.root_attributes(folder)), "files": records}
         work.remove_destination()
+        work.begin(facts, identity)  # first, so that whatever a power cut leaves of the store is recognised
         if work.folder is not None:
+            location.flush(folder / _ROOT)
             folder.replace(work.dest)
         else:  # the root first: it says that the store is incomplete
             for name in sorted(files, key=lambda name: name != _ROOT):
                 location.write(work.dest, name, files[name].read_bytes())
-    work.begin(facts, identity)
 
 
 def belongs_to(work: InProgress, finished: FinishedChunks) -> bool:
@@ -77,10 +79,17 @@ def repair(plan: ConversionPlan, work: InProgress) -> None:
             location.write(work.dest, name, content)
 
 
-def complete(work: InProgress, sources: list[dict[str, Any]]) -> None:
-    """Declare the store complete; only then does it open."""
-    root = location.read(work.dest, _ROOT) or b""
-    location.write(work.dest, _ROOT, _with_attributes(root, {"sources": sources, "complete": True}))
+def complete(work: InProgress, sources: list[dict[str, Any]], fingerprint: str, finished: FinishedChunks) -> None:
+    """Write the manifest and declare the store complete; only then does it open."""
+    group = zarr.open_group(location.zarr_store(work.dest), mode="r+")
+    attributes = {**group.attrs.asdict(), "sources": sources, "fingerprint": fingerprint}
+    manifest_write.complete(group, dict(group.arrays()), attributes, finished.entries)
+
+
+def declared(dest: Path | str) -> dict[str, Any]:
+    """Return what a complete store was declared complete with, for `complete`."""
+    attributes = destination.root_attributes(dest)
+    return {"sources": attributes["sources"], "fingerprint": attributes.get("fingerprint", "")}
 
 
 def listed_sources(path: Path, files: Sequence[Path], hashes: Sequence[str] | None = None) -> list[dict[str, Any]]:

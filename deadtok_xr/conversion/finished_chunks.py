@@ -11,6 +11,7 @@ import json
 
 from deadtok_xr.conversion.units import NonFiniteReport
 from deadtok_xr.store import location
+from deadtok_xr.store.chunk_entries import Entry
 from deadtok_xr.store.in_progress import InProgress, file_record
 
 
@@ -21,11 +22,14 @@ class FinishedChunks:
     ----------
     reports
         Key of a chunk in the store -> what was found in it.
+    entries
+        For the manifest: array -> grid position -> entry, of the chunks that this attempt wrote.
     """
 
     def __init__(self, work: InProgress) -> None:
         self._work = work
         self.reports: dict[str, NonFiniteReport] = {}
+        self.entries: dict[str, dict[tuple[int, ...], Entry]] = {}
 
     def load(self) -> None:
         """Read which chunks an earlier attempt finished."""

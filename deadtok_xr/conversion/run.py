@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 
+from blake3 import blake3
+
+from deadtok_xr._version import __version__
 from deadtok_xr.conversion.hub import is_hub_address
 from deadtok_xr.conversion.opening import open_with_options
-from deadtok_xr.conversion.options import Options, with_parameter
+from deadtok_xr.conversion.options import Options, load_recipe, with_parameter
 from deadtok_xr.conversion.plan import DROPPED_ON_REQUEST, ConversionPlan, Progress
 from deadtok_xr.conversion.planning import make_plan
-from deadtok_xr.conversion.write import check_destination, check_free, write_plan
+from deadtok_xr.conversion.readers.source import Source
+from deadtok_xr.conversion.write import check_destination, check_free, is_finished, write_plan
 from deadtok_xr.store import location
 
 
@@ -48,7 +54,7 @@ def convert(
     The content of a file shows its format, and keys and shapes show what its arrays mean. A float32 array in which
     every value is a bfloat16 number is stored as bfloat16, exactly. If a source can be read in two ways, the conversion
     stops with an error that names both, and the argument that chooses. After an interruption at any moment, the same
-    call resumes.
+    call resumes; after it is complete, the same call changes nothing.
 
     Parameters
     ----------
@@ -120,7 +126,7 @@ def convert(
         can be read in two ways; if ``memory`` is too little. The message names the file, the variable, what was
         found and what is needed.
     DestinationExistsError
-        If ``dest`` exists, or another conversion is writing it.
+        If ``dest`` exists and is not the result of the same call, or another conversion is writing it.
     OSError
         If the disk is full or cannot be written; the store stays incomplete and does not open.
 
@@ -151,7 +157,7 @@ def convert(
         fetching=nullcontext(lambda done, total: None), checking=nullcontext(lambda done, total: None),
         writing=nullcontext(progress or (lambda done, total: None)),
     )  # fmt: skip
-    for sentence in sentences:  # after the store is complete, as a user may turn warnings into errors
+    for sentence in sentences or ():  # after the store is complete, as a user may turn warnings into errors
         warnings.warn(sentence, UserWarning, stacklevel=2)
     return location.as_path(dest)
 
@@ -160,25 +166,60 @@ def run_conversion(
     src: Path | str, dest: Path | str, options: Options, recipe: str | Path | None, *, memory: int | None,
     overwrite: bool, planned: Callable[[ConversionPlan], None] | None, fetching: AbstractContextManager[Progress],
     checking: AbstractContextManager[Progress], writing: AbstractContextManager[Progress],
-) -> list[str]:  # fmt: skip
-    """Fetch, plan and write, each with its own progress display; return warnings, one sentence each."""
+) -> list[str] | None:  # fmt: skip
+    """Fetch, plan and write, each with its own progress display.
+
+    Returns
+    -------
+    list[str] | None
+        Warnings, one sentence each; None if the same conversion is complete already.
+    """
+    asked = options
     fetched = _place_of_fetched(dest) if is_hub_address(src) else None
     if fetched is not None:
+        if not overwrite and is_finished(dest, _fingerprint(src, asked, recipe)):
+            return None
         check_free(dest, overwrite=overwrite)  # before gigabytes are fetched for nothing
     with (
         fetching as fetch_progress,
         open_with_options(src, options, recipe, fetched=fetched, fetching=fetch_progress) as (source, options),
     ):
+        fingerprint = _fingerprint(src, asked, recipe, None if fetched is not None else source)
+        if not overwrite and is_finished(dest, fingerprint):
+            return None
         check_destination(source, dest, overwrite=overwrite)
         with checking as progress:
             plan = make_plan(source, options, progress=progress)
         if planned is not None:
             planned(plan)
         with writing as progress:
-            non_finite = write_plan(plan, source, dest, overwrite=overwrite, memory=memory, progress=progress)
+            non_finite = write_plan(
+                plan, source, dest, overwrite=overwrite, memory=memory, fingerprint=fingerprint, progress=progress
+            )
     if fetched is not None:
         shutil.rmtree(fetched, ignore_errors=True)
     return [*non_finite, *_warnings(plan)]
+
+
+def _fingerprint(src: Path | str, options: Options, recipe: str | Path | None, source: Source | None = None) -> str:
+    """Return what identifies a conversion: the files of the source, the options, and the version.
+
+    Of a model on the Hub only its address is known before it is fetched, so ``source`` is None.
+    """
+    files = [] if source is None else source.files()
+    files += [path for path in (options.initial, options.metadata) if path is not None and path.is_file()]
+    stats = [(path.name, path.stat()) for path in files]
+    asked = {f.name: getattr(options, f.name) for f in fields(options)}
+    facts = {
+        "source": str(src) if source is None else [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "settings": None if source is None else dict(source.attributes),
+        "options": {
+            name: list(ids) if name.endswith("_ids") and ids is not None else ids for name, ids in asked.items()
+        },
+        "recipe": None if recipe is None else load_recipe(recipe),
+        "version": __version__,
+    }
+    return blake3(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest(length=16)
 
 
 def _place_of_fetched(dest: Path | str) -> Path:

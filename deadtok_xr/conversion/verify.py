@@ -22,7 +22,7 @@ from deadtok_xr.conversion.readers.source import Source
 from deadtok_xr.conversion.units import Unit, divide, fill, word_type
 from deadtok_xr.engine import cluster
 from deadtok_xr.errors import DamagedStoreError, InputError
-from deadtok_xr.store import motion_index
+from deadtok_xr.store import destination, location, manifest, manifest_check, manifest_write, motion_index
 from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.location import address_of
 
@@ -41,11 +41,14 @@ class Verification:
         Variables that were compared with the source, bit by bit.
     problems
         One sentence for each problem; empty for a good store.
+    has_manifest
+        Whether the store has a manifest, which says which arrays belong to it and which chunk belongs where.
     """
 
     n_chunks: int = 0
     compared: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    has_manifest: bool = False
 
 
 def verify(
@@ -53,9 +56,11 @@ def verify(
     source: str | Path | None = None,
     *,
     initial: str | Path | None = None,
+    write_manifest: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
-    """Read every chunk of a store against its checksum, and compare every bit with the source.
+    """Read every chunk of a store against its checksum and the manifest, and compare every bit with the source.
 
     Parameters
     ----------
@@ -66,6 +71,10 @@ def verify(
         read with the options that the store was converted with.
     initial
         File with the initial weights that displacements were added to; None if it lies beside the source.
+    write_manifest
+        Write the manifest of a store that has none, once every chunk is found to be good.
+    overwrite
+        With ``write_manifest``: replace a manifest, which accepts the store as it is now.
     progress
         Called with the chunks done and the chunks to do, then with the bytes compared and to compare.
 
@@ -80,8 +89,9 @@ def verify(
     InputError, IncompleteStoreError
         If the store or the source cannot be opened, or the source has other steps or tokens.
     """
+    replaced = _set_aside_manifest(path) if write_manifest and overwrite else None
     group, arrays, _ = store.open_arrays(path)
-    found = Verification()
+    found = Verification(has_manifest=manifest.load(group) is not None)
     progress = progress or (lambda done, total: None)
     _check_chunks([*arrays.values()], found, progress)
     if source is not None and not found.problems:
@@ -92,6 +102,26 @@ def verify(
             None if initial is None else Path(initial),
             progress,
         )
+    if write_manifest and not found.has_manifest and not found.problems:
+        root = zarr.open_group(location.zarr_store(path), mode="r+")
+        manifest_write.complete(root, dict(root.arrays()), root.attrs.asdict())
+        found.has_manifest = True
+    elif replaced is not None:
+        manifest_write.put(zarr.open_group(location.zarr_store(path), mode="r+"), replaced)
+    return found
+
+
+def _set_aside_manifest(path: str | Path) -> manifest.Manifest | None:
+    """Remove the manifest of a complete recording, so that the store as it is now can be checked; return it."""
+    attributes = destination.root_attributes(path)
+    if destination.RECORDING not in attributes or attributes.get("complete") is not True:
+        return None
+    root = zarr.open_group(location.zarr_store(path), mode="r+")
+    try:
+        found = manifest.load(root)
+    except DamagedStoreError:
+        found = None
+    manifest_write.remove(root)
     return found
 
 
@@ -113,7 +143,7 @@ def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
         try:
             chunk = read(position)
         except DamagedStoreError as error:
-            problems.append(str(error))
+            problems.append(_problem(array, position, error))
         else:
             if not motion_index.matches(array, position, chunk):
                 problems.append(
@@ -121,6 +151,15 @@ def _check_chunk_row(row: tuple[zarr.Array[Any], int]) -> tuple[int, list[str]]:
                     f"remove {motion_index.bounds_key(array, position)}; the store is complete without it"
                 )
     return len(rest), problems
+
+
+def _problem(array: zarr.Array[Any], position: tuple[int, ...], error: DamagedStoreError) -> str:
+    """Describe a chunk that cannot be read, or is another one."""
+    listed = manifest.cached(array.store)
+    if listed is None or not isinstance(error.__cause__, manifest.WrongChunkError):
+        return str(error)
+    text = manifest_check.wrong_chunk(listed, array, position, error.__cause__)
+    return f"{address_of(array.store)}: {text}"
 
 
 def _compare(

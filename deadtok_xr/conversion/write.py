@@ -26,7 +26,7 @@ from deadtok_xr.conversion.plan import UNITS_IN_FLIGHT, ConversionPlan, PlannedV
 from deadtok_xr.conversion.readers.source import Source, explaining_damage
 from deadtok_xr.conversion.units import NonFiniteReport, Unit, Words, divide, fill, word_type
 from deadtok_xr.errors import InputError, StorageError
-from deadtok_xr.store import destination, location, motion_index, zarr_dtype
+from deadtok_xr.store import chunk_entries, destination, location, motion_index, zarr_dtype
 from deadtok_xr.store.chunk_bytes import encode_shard, file_key
 from deadtok_xr.store.in_progress import Facts, InProgress
 
@@ -56,6 +56,25 @@ def check_destination(source: Source, dest: Path | str, *, overwrite: bool) -> N
     check_free(dest, overwrite=overwrite or _is_unfinished(source.path, files, dest))
 
 
+def is_finished(dest: Path | str, fingerprint: str) -> bool:
+    """Return whether the same conversion is complete at the destination; notes that it left are removed.
+
+    Raises
+    ------
+    InputError, DamagedStoreError
+        If it is complete, but does not open.
+    """
+    attributes = destination.root_attributes(dest)
+    if attributes.get("complete") is not True or attributes.get("fingerprint") != fingerprint:
+        return False
+    work = InProgress(dest, KIND)
+    if work.begun():  # interrupted at the very end: what is written is compared with the notes
+        return False
+    work.clear_finished()
+    store.open_group(dest)
+    return True
+
+
 def check_free(dest: Path | str, *, overwrite: bool) -> None:
     """Refuse a destination that exists, or that another process writes; an unfinished conversion is let pass."""
     blocking = next((p for p in Path(dest).resolve().parents if p.exists() and not p.is_dir()), None)
@@ -82,6 +101,7 @@ def write_plan(
     *,
     overwrite: bool = False,
     memory: int | None = None,
+    fingerprint: str = "",
     progress: Progress | None = None,
 ) -> list[str]:
     """Write a plan to a store, or the part of it that an earlier attempt did not finish.
@@ -96,6 +116,8 @@ def write_plan(
         Replace an existing store.
     memory
         Bytes of memory to use at most; None for the default.
+    fingerprint
+        What identifies the command; it becomes an attribute of the store, by which the same command is recognised.
     progress
         Called with the bytes written and the bytes to write.
 
@@ -126,10 +148,13 @@ def write_plan(
         _prepare(plan, facts, work, finished, overwrite=overwrite)
         if destination.root_attributes(dest).get("complete"):  # interrupted at the very end, or damaged since
             _write_units(plan, source, finished, work, unit_bytes, counts)
+            if finished.entries:
+                work.check_held()
+                empty_store.complete(work, **empty_store.declared(dest), finished=finished)
         else:
             with _hashing(plan) as hashes:
                 _write_units(plan, source, finished, work, unit_bytes, counts)
-                _complete(plan, facts, work, hashes.result())
+                _complete(plan, facts, work, hashes.result(), fingerprint, finished)
         store.open_group(dest)  # checks that no chunk is missing, as any reader does
         work.finish()
     return _warnings(plan, finished)
@@ -224,6 +249,9 @@ def _write(file: _File, filled: _FilledUnit, array: zarr.Array[Any], finished: F
         i = file.chunks[0]
         steps = blocks[i][: len(filled.unit.steps)]
         motion_index.write(Path(work.dest), array, filled.unit.positions()[i], steps, content)
+    entries = finished.entries.setdefault(array.path, {})
+    for i, data in zip(file.chunks, encoded, strict=True):
+        entries[filled.unit.positions()[i]] = chunk_entries.entry_of(len(data), data)
     finished.write(file.key, content, sum((filled.reports[i] for i in file.chunks), NonFiniteReport()))
     return sum(blocks[i].nbytes for i in file.chunks)
 
@@ -236,12 +264,14 @@ def _wait(written: tuple[Words, list[Future[int]]], buffers: SimpleQueue[Words],
     buffers.put(buffer)
 
 
-def _complete(plan: ConversionPlan, facts: Facts, work: InProgress, hashes: list[str]) -> None:
+def _complete(
+    plan: ConversionPlan, facts: Facts, work: InProgress, hashes: list[str], fingerprint: str, finished: FinishedChunks
+) -> None:
     if plan.facts() != facts:
         raise InputError(f"{plan.path} changed during the conversion; convert it when nothing writes to it")
-    if hasattr(os, "sync"):
-        os.sync()  # otherwise a power cut could leave a store that is declared complete but lacks chunks
-    empty_store.complete(work, empty_store.listed_sources(plan.path, plan.files, hashes))
+    work.check_held()
+    sources = empty_store.listed_sources(plan.path, plan.files, hashes)
+    empty_store.complete(work, sources, fingerprint, finished)
 
 
 @contextmanager

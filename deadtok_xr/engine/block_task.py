@@ -20,6 +20,7 @@ from deadtok_xr.engine.reduction import Accumulator, BlockResult, Reduction
 from deadtok_xr.kernels import device as devices
 from deadtok_xr.kernels.device import BATCH_BYTES, Device
 from deadtok_xr.store import writing
+from deadtok_xr.store.chunk_entries import Entry
 from deadtok_xr.store.stored_array import StepReader, StoredArray
 
 PASSED_ON = "passed on"
@@ -102,11 +103,12 @@ class WriteTarget:
     array: zarr.Array[Any]
     leading: tuple[int, ...] = ()
 
-    def write(self, start: int, values: Any) -> None:
-        """Write a block of values from position ``start`` along the steps."""
-        if len(values):
-            new_axes = (None,) * len(self.leading)
-            writing.write_block(self.array, (*self.leading, start), values[new_axes])
+    def write(self, start: int, values: Any) -> list[tuple[tuple[int, ...], Entry]]:
+        """Write a block of values from position ``start`` along the steps; return the chunks as `write_block` does."""
+        if not len(values):
+            return []
+        new_axes = (None,) * len(self.leading)
+        return writing.write_block(self.array, (*self.leading, start), values[new_axes])
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,15 @@ class BlockTask:
     def __call__(self, i: int, blocks: list[Any]) -> dict[str, BlockResult]:
         with one_process_compiles():
             result = self._reduce(i, blocks)
+        written = []
         for target in self.targets:
-            target.write(self.layout.starts[i], result[target.reduction][target.output])
+            entries = target.write(self.layout.starts[i], result[target.reduction][target.output])
+            written += [(target.array.path, *pair) for pair in entries]
         if self.picks is None:
             return result
         passed_on = {pick.key: pick(result) for pick in self.picks}
         if self.journal is not None:  # last, because this marks the block as finished
-            self.journal.note(i, passed_on)
+            self.journal.note(i, passed_on, written)
         return {PASSED_ON: passed_on}
 
     def resumed(self, i: int) -> dict[str, BlockResult]:

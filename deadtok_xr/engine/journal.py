@@ -47,19 +47,31 @@ class ResumeJournal:
     pass_name: str
     chunks: tuple[str, ...]
 
-    def note(self, i: int, returned: Any) -> None:
-        """Mark a block as finished, after its results are written; one that returns other objects is repeated."""
+    def note(self, i: int, returned: Any, written: Any) -> None:
+        """Mark a block as finished, after its results are written; one that returns other objects is repeated.
+
+        ``written`` lists the chunks of its results: (path of the array, grid position, entry).
+        """
         try:
-            data = to_bytes((self.chunks[i], returned))
+            data = to_bytes((self.chunks[i], returned, written))
         except NotPlain:
             return
         location.write(self.place, f"{self.pass_name}/{i}", data)
 
     def passed_on(self, i: int) -> Any:
         """Return what the task of a block returned; None if it is not finished, or was finished for other chunks."""
+        entry = self._entry(i)
+        return None if entry is None else entry[1]
+
+    def written(self, i: int) -> Any:
+        """Return the chunks of a block's results, as `note` was given them; None if the block is not finished."""
+        entry = self._entry(i)
+        return None if entry is None else entry[2]
+
+    def _entry(self, i: int) -> Any:
         data = location.read(self.place, f"{self.pass_name}/{i}")
         entry = None if data is None else from_bytes(data)
-        return entry[1] if isinstance(entry, tuple) and entry[0] == self.chunks[i] else None
+        return entry if isinstance(entry, tuple) and len(entry) == 3 and entry[0] == self.chunks[i] else None
 
 
 def to_bytes(value: Any) -> bytes:

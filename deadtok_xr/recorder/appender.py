@@ -1,8 +1,8 @@
 """A recording store that grows at its end, and can be read while it grows.
 
-Each chunk file is written under another name and renamed, and only then are the arrays made longer, so that a reader
-(``partial=True``) finds every step that the arrays have. An interrupted write leaves files beyond the ends of the
-arrays, which are not read and are replaced by the next attempt.
+Each chunk file is written under another name, flushed to the disk and renamed, and only then are the arrays made
+longer, so that a reader (``partial=True``) finds every step that the arrays have, also after a power cut. An
+interrupted write leaves files beyond the ends of the arrays, which are not read and are replaced by the next attempt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.host_buffers import Column
-from deadtok_xr.store import chunk_bytes, location, motion_index, writing
+from deadtok_xr.store import chunk_bytes, chunk_entries, location, manifest, manifest_write, motion_index, writing
 from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
 
 
@@ -31,6 +31,7 @@ class Appender:
         self.root = Path(str(group.store_path).removeprefix("file://"))
         self._order = token_table.disk_order()
         self._arrays = dict(group.arrays())
+        self._entries: dict[str, dict[tuple[int, ...], chunk_entries.Entry]] = {}
         self._bounds = dict(cast(zarr.Group, group["motion"]).arrays()) if "motion" in group else {}
 
     def append(
@@ -87,7 +88,10 @@ class Appender:
 
     def truncate(self, n_steps: int) -> None:
         """Keep the first ``n_steps`` steps and mark the store as incomplete; later steps are recorded again."""
+        listed = manifest.load(self.group)
+        self._entries = {} if listed is None else listed.entries()  # of the chunks that are kept
         self.group.attrs["complete"] = False
+        manifest_write.remove(self.group)
         self._set_length(n_steps)
 
     def set_attributes(self, attrs: Mapping[str, Any]) -> None:
@@ -95,8 +99,8 @@ class Appender:
         self.group.attrs.update(dict(attrs))
 
     def finish(self) -> None:
-        """Mark the store as complete."""
-        self.group.attrs["complete"] = True
+        """Write the manifest and mark the store as complete, after everything has reached the disk."""
+        manifest_write.complete(self.group, self._arrays, self.group.attrs.asdict(), self._entries)
 
     def _set_length(self, n_steps: int) -> None:
         for array in self._arrays.values():
@@ -156,7 +160,8 @@ class Appender:
                 key = (i, *((j,) if array.ndim > 1 else ()), *(0,) * (array.ndim - 2))
                 data = writing.encode_chunk(array, chunk)
                 motion_index.write(self.root, array, key, chunk[: high - i * size], data)
-                chunk_bytes.write_chunk(array, key, data)
+                chunk_bytes.write_chunk(array, key, data, durable=True)
+                self._entries.setdefault(array.path, {})[key] = chunk_entries.entry_of(len(data), data)
 
     def _token_chunks(self, array: zarr.Array[Any]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
         """Yield the chunks along `token`, each with the rows of the token table that it holds; None without `token`."""

@@ -91,8 +91,8 @@ def check_scaler(scaler: Any) -> Any:
 
 
 _RESERVED = (
-    "deadtok_format", "complete", "index_convention", "created", "software", "made_by", "recorded_variables",
-    "parameter_dtype", "parameter_shape",
+    "deadtok_format", "complete", "deadtok_manifest", "index_convention", "created", "software", "made_by",
+    "recorded_variables", "parameter_dtype", "parameter_shape",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from deadtok_xr.attributes import plain
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
-from deadtok_xr.recording.plain_files import WRITERS, Member
+from deadtok_xr.recording.plain_files import WRITERS, Member, read_metadata
 from deadtok_xr.recording.sparse_stream import write_stream
 from deadtok_xr.store import destination, location
 
@@ -96,7 +96,7 @@ def export(
     InputError
         As `open_recording`; for an unknown suffix or variable, or a dtype that cannot hold the values.
     DestinationExistsError
-        If ``out`` exists, unless ``overwrite``.
+        If ``out`` exists, unless ``overwrite`` or the same call wrote it, which then changes nothing.
     OSError
         If the file cannot be written; then no part of it is left, and an existing file is kept.
     """
@@ -111,7 +111,9 @@ def export(
             "parameter= (--parameter) and compress= (--compress) are for format='prime-rl' (--as prime-rl)"
         )
     writer = _writer(out, uint16)
-    _check_destination(out, Path(path), overwrite=overwrite)
+    may_be_finished = not overwrite and out.is_file() and not out.is_symlink()
+    if not may_be_finished:
+        _check_destination(out, Path(path), overwrite=overwrite)
     ds = _one_run(path, tokens, run)
     _, arrays, _ = store.open_arrays(path)
     bits = out.suffix != ".safetensors" if uint16 is None else uint16
@@ -119,8 +121,13 @@ def export(
     members = [_member(ds[name], arrays[name], as_bits=bits, source_dtype=source_dtype) for name in names]
     members += [Member(name, v.dtype, v.shape, [v]) for name, v in _labels(ds).items()]
     texts = ds["token_text"].values.tolist() if "token_text" in ds.coords else None
+    metadata = _metadata(ds.attrs, members)
+    if may_be_finished:
+        if read_metadata(out) == metadata:
+            return out
+        _check_destination(out, Path(path), overwrite=overwrite)
     with _all_or_nothing(out, members, progress) as (unfinished, tick):
-        writer(unfinished, members, _metadata(ds.attrs, members), texts, tick)
+        writer(unfinished, members, metadata, texts, tick)
     return out
 
 
@@ -270,6 +277,7 @@ def _metadata(attrs: dict[str, Any], members: list[Member]) -> dict[str, str]:
         "hyperparameters": json.dumps(attrs.get("hyperparameters", {})),
         "attributes": json.dumps({k: v for k, v in attrs.items() if k != "hyperparameters"}, default=str),
         "variables": json.dumps(notes, default=str),
+        "arrays": json.dumps([[m.name, m.dtype.name, list(m.shape)] for m in members]),
     }
 
 

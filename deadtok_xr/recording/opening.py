@@ -18,7 +18,7 @@ from deadtok_xr.dask_arrays import traced
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording import samples
 from deadtok_xr.recording.recorded_variable import RecordedVariable
-from deadtok_xr.store import reading
+from deadtok_xr.store import manifest, reading
 from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.stored_array import StoredArray
 
@@ -94,7 +94,8 @@ def _dataset(group: zarr.Group, arrays: dict[str, zarr.Array[Any]], n_steps: int
     identity = (str(group.store), group.attrs.asdict())
     coords = {n: _variable(arrays[n], _values(arrays[n], n_steps), n_steps) for n in schema.COORDINATES if n in arrays}
     data = {n: _variable(arrays[n], _lazy(arrays[n], identity), n_steps) for n in names}
-    return xr.Dataset(data, coords, portable(group.attrs.asdict()))
+    attrs = {k: v for k, v in group.attrs.asdict().items() if k not in (manifest.FLAG, "fingerprint")}
+    return xr.Dataset(data, coords, portable(attrs))
 
 
 def _values(array: zarr.Array[Any], n_steps: int) -> NDArray[Any]:

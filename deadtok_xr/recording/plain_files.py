@@ -104,6 +104,25 @@ def write_npz(
                     _write_blocks(file, m, tick)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a file that one of the writers wrote; empty for any other file."""
+    try:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                found = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__", {})
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                found = json.loads(str(archive["metadata"]))
+        else:
+            import h5py
+
+            with h5py.File(path, "r") as h5:
+                found = dict(h5.attrs)
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, MemoryError, OverflowError):
+        return {}
+    return {str(name): str(value) for name, value in found.items() if name != "token_text"}
+
+
 def _write_npy_header(file: Any, member: Member) -> None:
     stream: BinaryIO = file
     header = {"descr": np.lib.format.dtype_to_descr(member.dtype), "fortran_order": False, "shape": member.shape}

@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from dask.base import tokenize
+from numcodecs.zstd import Zstd
 
 from deadtok_xr import store
 from deadtok_xr.analyses.runs import sources
@@ -32,7 +33,8 @@ from deadtok_xr.engine.block_task import BlockTask, WriteTarget
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
 from deadtok_xr.store import destination, location, motion_index
-from deadtok_xr.store.chunk_bytes import file_key
+from deadtok_xr.store.chunk_bytes import file_key, open_chunk
+from deadtok_xr.store.chunk_entries import entry_of
 from deadtok_xr.store.in_progress import VERSION, InProgress
 from deadtok_xr.store.stored_array import StoredArray
 
@@ -101,6 +103,20 @@ class Work:
         self._notes.remove_partial_files()
         return True
 
+    def check_held(self) -> None:
+        """Raise an error if another process has taken over the lock."""
+        self._notes.check_held()
+
+    def is_finished(self) -> bool:
+        """Return whether the same work is at the destination, complete; notes that it left are removed."""
+        attributes = destination.root_attributes(self.path)
+        if not (RESULTS in attributes and attributes.get("complete") is True and "fingerprint" in attributes):
+            return False
+        if attributes["fingerprint"] != self.fingerprint:
+            return False
+        self._notes.clear_finished()
+        return True
+
     def clear(self) -> None:
         """Remove earlier notes and results."""
         self._notes.forget()
@@ -110,6 +126,12 @@ class Work:
         """Record what will be computed, once the results hold every array."""
         self._notes.begin(self._facts, root.attrs["begun"])
         self.begun = True
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the work: the content of the recording, the analyses, their options, and the versions."""
+        read = [item for item in sorted(self._versions.items()) if not _is_motion_index(item[0])]
+        return str(tokenize(self._facts, read))
 
     def finish(self) -> None:
         """Remove all notes."""
@@ -123,7 +145,7 @@ class Work:
         chunks = tuple(self._chunks_of(task, i) for i in range(len(task.layout.n_states)))
         journal = ResumeJournal(location.absolute(self.place), name, chunks)
         written = location.object_versions(targets[0].array.store) if self.begun and targets else {}
-        done = {i for i in range(len(chunks)) if _is_written(written, targets, i) and journal.passed_on(i) is not None}
+        done = {i for i in range(len(chunks)) if _is_written(written, targets, i) and _is_intact(journal, targets, i)}
         self.blocks = (self.blocks[0] + len(done), self.blocks[1] + len(chunks))
         return journal, done
 
@@ -190,6 +212,24 @@ def _is_written(written: Mapping[str, tuple[int, str]], targets: Sequence[WriteT
         for position in itertools.product(*((k,) for k in leading), (i,) if i < n_blocks else (), *map(range, others)):
             if not written.get(f"{array.path}/{array.metadata.encode_chunk_key(position)}", (0, ""))[0]:
                 return False
+    return True
+
+
+def _is_intact(journal: ResumeJournal, targets: Sequence[WriteTarget], i: int) -> bool:
+    """Return whether a block is finished, and the chunks of its results are those that were written."""
+    written, arrays = journal.written(i), {target.array.path: target.array for target in targets}
+    if written is None or any(path not in arrays for path, _, _ in written):
+        return False
+    try:
+        for path, position, entry in written:
+            array = arrays[path]
+            with open_chunk(array, position) as file:
+                data = file.read()
+            if entry_of(len(data), data) != entry:
+                return False
+            Zstd().decode(data)  # a power cut may have left holes
+    except (OSError, ValueError, RuntimeError):
+        return False
     return True
 
 

@@ -17,7 +17,7 @@ from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from deadtok_xr.results.in_progress import RESULTS, RESUMES
-from deadtok_xr.store import destination, location, members, reading, zarr_dtype
+from deadtok_xr.store import destination, location, manifest, manifest_check, members, reading, zarr_dtype
 from deadtok_xr.store.chunk_reader import read_region, read_values
 
 LOADED_AS_A_WHOLE = 2**26
@@ -47,8 +47,8 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
     Raises
     ------
     MissingFileError, InputError, IncompleteStoreError, DamagedStoreError
-        If there is nothing at ``path``, if it holds no results, if they are incomplete, or if their metadata or what
-        is loaded are damaged.
+        If there is nothing at ``path``, if it holds no results, if they are incomplete, or if their metadata, or any
+        chunk, are not as they were written.
     """
     zarr_dtype.register()
     root = store.open_root(path, "results that `deadtok analyze` wrote")
@@ -61,14 +61,18 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not members.is_complete(path, root):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    return as_tree(root, opened_groups(path, root), load=load)
+    opened = opened_groups(path, root)
+    arrays = arrays_by_path(opened)
+    manifest_check.check(root, arrays, arrays)
+    return as_tree(root, opened, load=load)
 
 
 def as_tree(root: zarr.Group, opened: Opened, *, load: bool = False) -> xr.DataTree:
     """Return the tree of opened results."""
     attrs = root.attrs.asdict()
     groups = {name: _dataset(group, arrays, attrs, load=load) for name, (group, arrays) in opened.items()}
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **groups})
+    shown = {k: v for k, v in attrs.items() if k not in (manifest.FLAG, "fingerprint")}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(shown)), **groups})
 
 
 def opened_groups(path: str | Path, root: zarr.Group) -> Opened:
@@ -89,6 +93,11 @@ def opened_groups(path: str | Path, root: zarr.Group) -> Opened:
                 raise members.lost(path, f"{name}/{key}")
         opened[name] = group, arrays
     return opened
+
+
+def arrays_by_path(opened: Opened) -> _Arrays:
+    """Return the arrays of all groups that `opened_groups` returned, by their paths."""
+    return {f"{name}/{key}": array for name, (_, arrays) in opened.items() for key, array in arrays.items()}
 
 
 def _dataset(group: zarr.Group, arrays: _Arrays, identity: object, *, load: bool) -> xr.Dataset:

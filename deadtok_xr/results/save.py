@@ -15,6 +15,7 @@ from typing import Any, cast
 import dask.array as da
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 
 from deadtok_xr import store
 from deadtok_xr.analyses.kinematics import PER_TOKEN
@@ -27,8 +28,8 @@ from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
-from deadtok_xr.results.opening import as_tree, opened_groups
-from deadtok_xr.store import destination, location, zarr_dtype
+from deadtok_xr.results.opening import arrays_by_path, as_tree, open_results, opened_groups
+from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
 
 Arrays = dict[str, "zarr.Array[Any]"]
 RESULTS_VERSION = "1.0"
@@ -81,8 +82,11 @@ def save_results(
         raise InputError(f"save_results takes the tree that analyze makes, not a {type(tree).__name__}")
     _refuse_recording(tree, path)
     tree = _select(tree, full)
-    _refuse_existing(path, overwrite)
     work = Work(path, tree)
+    if not overwrite and work.is_finished():
+        _log.info("%s is already complete", path)
+        return open_results(path)
+    _refuse_existing(path, overwrite)
     with _explaining_resume(work), _writing(path), work.held():
         root, created = _open_or_create(work, tree, overwrite)
         cluster.check_places(path, sources(tree))
@@ -95,7 +99,9 @@ def save_results(
             task.compute()
         # checks as well: a worker on another machine may have written its chunks to a disk of its own
         opened = opened_groups(path, root)
-        root.attrs.put({**{k: v for k, v in root.attrs.items() if k != "begun"}, "complete": True})
+        work.check_held()
+        attributes = {k: v for k, v in root.attrs.asdict().items() if k != "begun"}
+        manifest_write.complete(root, arrays_by_path(opened), {**attributes, "fingerprint": work.fingerprint})
         work.finish()
     return as_tree(root, opened)
 
@@ -114,11 +120,16 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
 def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zarr.Group, Arrays]:
     """Open the results that the same work left, or create new ones with all arrays, without data."""
     if not overwrite and unfinished.is_unfinished(work.path) and work.resumes():
-        return zarr.open_group(location.zarr_store(work.path), mode="r+"), {}
+        root = zarr.open_group(location.zarr_store(work.path), mode="r+")
+        if _rewrite_small(root, tree):
+            return root, {}
+        work.begun = False
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
     attributes = {**plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
     root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
+    if not location.is_address(work.path):
+        location.flush(Path(work.path) / "zarr.json")  # without it, what a power cut leaves would not be recognised
     created = _create_groups(root, tree)
     work.begin(root)
     return root, created
@@ -192,11 +203,30 @@ def _create_groups(root: zarr.Group, tree: xr.DataTree) -> Arrays:
                 {**plain(variable.attrs), **_coordinates(ds, str(key))},
             )  # fmt: skip
             if not lazy and source.size:
-                values[path] = source.astype(object) if text else source
+                values[path] = _as_stored(source)
     created = store.create_arrays(root, groups, arrays)
     for path, source in values.items():
         store.write_block(created[path], (), source)
     return {path: array for path, array in created.items() if path not in values}
+
+
+def _rewrite_small(root: zarr.Group, tree: xr.DataTree) -> bool:
+    """Write again what was in memory, which a power cut may have damaged; return whether all arrays are there."""
+    try:
+        for name, node in tree.children.items():
+            for key, variable in node.to_dataset().variables.items():
+                array = cast("zarr.Array[Any]", root[f"{name}/{key}"])
+                if array.shape != variable.shape:
+                    return False
+                if variable.chunks is None and variable.size:
+                    store.write_block(store.writable(array), (), _as_stored(variable.values))
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+def _as_stored(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(object) if values.dtype.kind in "UOT" else values
 
 
 def _pairs(root: zarr.Group, created: Arrays, tree: xr.DataTree) -> list[tuple[da.Array, zarr.Array[Any]]]:

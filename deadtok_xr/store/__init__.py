@@ -12,6 +12,8 @@ token_table     vocabulary ids, dead mask and texts, and the order of rows on di
 arrays          how each array of a store is declared
 create, open    a new store; an existing one, checked
 chunk_bytes     the compressed bytes of a chunk, read and written without zarr's event loop
+chunk_entries   the size and the checksum of a chunk
+manifest        which arrays belong to a store, and which chunk belongs where; manifest_write, manifest_check
 members         the arrays of a store, with all their metadata checked when they are opened
 chunk_reader    chunks read directly, and the error for a damaged one
 reading         chunks as lazy Dask arrays
@@ -20,6 +22,7 @@ writing         blocks of values written as whole chunks
 motion_index    the first and last motion of each token in each chunk
 sample          the layout of a recording of samples of many parameters
 in_progress     the lock and journal of unfinished conversions and analyses, so that they resume
+lease           a lock in an object store
 labels          `dead`, `token_text` and `count` added to a store afterwards; token_ids and tokenizer read their files
 occurrences     how often tokens occur in files of ids or text
 reachability    which tokens text can become, by a tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -25,6 +25,9 @@ from deadtok_xr.store import location
 _FIRST_REQUEST, _LARGEST_REQUEST = 2**17, 2**20
 _PARALLEL_REQUESTS = 32
 _ABSENT = 2**64 - 1
+_END = 4
+Check = Callable[[int, bytes], None]
+"""Called with the size of a chunk and its last four bytes, before it is read; raises if it is the wrong chunk."""
 
 
 def sharding_codec(array: zarr.Array[Any]) -> ShardingCodec | None:
@@ -44,16 +47,37 @@ def has_direct_access(array: zarr.Array[Any]) -> bool:
     return isinstance(array.store, (LocalStore, ObjectStore))
 
 
-def open_chunk(array: zarr.Array[Any], position: tuple[int, ...]) -> BinaryIO:
+def open_chunk(array: zarr.Array[Any], position: tuple[int, ...], check: Check | None = None) -> BinaryIO:
     """Open the compressed bytes of the chunk at a grid position.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the chunk is missing, or the index of its shard is damaged; whatever ``check`` raises.
+    """
+    return _open(array, *_extent(array, position), check)
+
+
+def read_end(array: zarr.Array[Any], position: tuple[int, ...]) -> tuple[int, bytes]:
+    """Read the size of the chunk at a grid position, and its last four bytes.
 
     Raises
     ------
     OSError, ValueError
         If the chunk is missing, or the index of its shard is damaged.
     """
+    key, start, length = _extent(array, position)
+    if isinstance(array.store, LocalStore):
+        with _path(array, key).open("rb", buffering=0) as file:
+            return _end_of(file, start, length)
+    store = cast("ObjectStore[Any]", array.store)
+    return _end_of_object(store, _object_name(array, key), start, length)
+
+
+def _extent(array: zarr.Array[Any], position: tuple[int, ...]) -> tuple[str, int, int | None]:
+    """Return where a chunk is: a key, and the first byte and the number of bytes in it; None for all of it."""
     if array.shards is None:
-        return _open(array, array.metadata.encode_chunk_key(position), 0, None)
+        return array.metadata.encode_chunk_key(position), 0, None
     per_shard = _chunks_per_shard(array)
     key = file_key(array, position)
     inner = np.ravel_multi_index([i % k for i, k in zip(position, per_shard, strict=True)], per_shard)
@@ -62,7 +86,7 @@ def open_chunk(array: zarr.Array[Any], position: tuple[int, ...]) -> BinaryIO:
     start, length = (int(x) for x in index[inner])
     if start == _ABSENT:
         raise FileNotFoundError(f"it is not in the shard {key}")
-    return _open(array, key, start, length)
+    return key, start, length
 
 
 def file_key(array: zarr.Array[Any], position: tuple[int, ...]) -> str:
@@ -83,9 +107,9 @@ def encode_shard(chunks: Sequence[bytes], n: int) -> bytes:
     return b"".join([*chunks, end, struct.pack("<I", google_crc32c.value(end))])
 
 
-def write_chunk(array: zarr.Array[Any], position: tuple[int, ...], data: bytes) -> None:
-    """Write the file of a chunk atomically, for an array in a folder and without shards."""
-    location.write_atomically(_path(array, array.metadata.encode_chunk_key(position)), data)
+def write_chunk(array: zarr.Array[Any], position: tuple[int, ...], data: bytes, *, durable: bool = False) -> None:
+    """Write the file of a chunk atomically, for an array in a folder and without shards; see `write_atomically`."""
+    location.write_atomically(_path(array, array.metadata.encode_chunk_key(position)), data, durable=durable)
 
 
 def _chunks_per_shard(array: zarr.Array[Any]) -> tuple[int, ...]:
@@ -109,12 +133,37 @@ def _object_name(array: zarr.Array[Any], key: str) -> str:
     return f"{array.path}/{key}" if array.path else key
 
 
-def _open(array: zarr.Array[Any], key: str, start: int, length: int | None) -> BinaryIO:
+def _open(array: zarr.Array[Any], key: str, start: int, length: int | None, check: Check | None) -> BinaryIO:
     if isinstance(array.store, LocalStore):
         file = _path(array, key).open("rb", buffering=0)
+        try:
+            if check is not None:
+                check(*_end_of(file, start, length))
+                file.seek(0)
+        except BaseException:
+            file.close()
+            raise
         return file if length is None else cast(BinaryIO, _FileSection(file, start, length))
     store = cast("ObjectStore[Any]", array.store)
-    return cast(BinaryIO, _ObjectSection(store, _object_name(array, key), start, length))
+    return cast(BinaryIO, _ObjectSection(store, _object_name(array, key), start, length, check))
+
+
+def _end_of(file: Any, start: int, length: int | None) -> tuple[int, bytes]:
+    """Return the size of a file, or of a part of it, and its last bytes."""
+    size = file.seek(0, 2) - start
+    length = size if length is None else min(length, size)
+    file.seek(start + max(0, length - _END))
+    return length, file.read(min(_END, length))
+
+
+def _end_of_object(store: ObjectStore[Any], name: str, start: int, length: int | None) -> tuple[int, bytes]:
+    """Return the size of an object, or of a part of it, and its last bytes, by one request."""
+    import obstore
+
+    wanted: Any = {"suffix": _END} if length is None else (start + max(0, length - _END), start + length)
+    with location.translate_errors(location.address_of(store)):
+        found = obstore.get(store.store, name, options={"range": wanted})
+        return int(found.meta["size"]) if length is None else length, bytes(found.bytes())
 
 
 def _read_end(array: zarr.Array[Any], key: str, n: int) -> bytes:
@@ -162,11 +211,15 @@ class _FileSection(_Section):
 class _ObjectSection(_Section):
     """Reads an object, or a part of one, as if it were a file; fetches the next range while one is used."""
 
-    def __init__(self, store: ObjectStore[Any], name: str, start: int, length: int | None) -> None:
+    def __init__(
+        self, store: ObjectStore[Any], name: str, start: int, length: int | None, check: Check | None = None
+    ) -> None:
         self._store, self._name, self._position = store, name, start
         self._end = None if length is None else start + length
         self._size, self._data = _FIRST_REQUEST, memoryview(b"")
         self._next: Future[tuple[bytes, int]] | None = self._request()
+        self._check = check
+        self._end_bytes = _request_pool().submit(_end_of_object, store, name, start, length) if check else None
 
     def _request(self) -> Future[tuple[bytes, int]] | None:
         """Request the next range; None at the end."""
@@ -179,6 +232,9 @@ class _ObjectSection(_Section):
 
     def _receive(self) -> bool:
         """Take the range that was requested and request the next one; False at the end."""
+        if self._end_bytes is not None and self._check is not None:
+            self._check(*self._end_bytes.result())
+            self._end_bytes = None
         if self._next is None:
             return False
         data, n_bytes = self._next.result()

@@ -8,6 +8,7 @@ error and never becomes data, and its size is checked before memory is taken for
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 
 from deadtok_xr.errors import DamagedStoreError, StorageError
-from deadtok_xr.store import chunk_bytes, location
+from deadtok_xr.store import chunk_bytes, chunk_entries, location, manifest
 from deadtok_xr.text import shortened
 
 BROKEN = (zstandard.ZstdError, RuntimeError, ValueError, OSError, MemoryError, OverflowError)
@@ -55,13 +56,31 @@ class ChunkReader:
 
     def _read_by_zarr(self, block_id: tuple[int, ...]) -> NDArray[Any]:
         try:
+            if manifest.lists(self.array):
+                self._check_entry(block_id)
             return np.asarray(self.array[self._region(block_id)])
         except Exception as error:  # codecs raise errors of any type for damaged bytes
             raise self.damaged(block_id, error) from error
 
     def open(self, block_id: tuple[int, ...]) -> BinaryIO:
         """Open the compressed bytes of a chunk; for arrays whose chunks are read directly."""
-        return cast(BinaryIO, _Frame(chunk_bytes.open_chunk(self.array, block_id), self.nbytes))
+        return cast(BinaryIO, _Frame(chunk_bytes.open_chunk(self.array, block_id, self._check(block_id)), self.nbytes))
+
+    def _check(self, block_id: tuple[int, ...]) -> chunk_bytes.Check | None:
+        """Return what compares a chunk with the manifest; None if the store has none, or it is compared already."""
+        if not manifest.lists(self.array):
+            return None
+        if chunk_entries.ends_with_checksum(self.array):
+            return functools.partial(manifest.check_chunk, self.array, block_id)
+        self._check_entry(block_id)
+        return None
+
+    def _check_entry(self, block_id: tuple[int, ...]) -> None:
+        """Compare a chunk with the manifest that is read as a whole for this."""
+        array = self.array
+        if not chunk_entries.ends_with_checksum(array) and array.shards is not None:
+            block_id = tuple(i * c // s for i, c, s in zip(block_id, array.chunks, array.shards, strict=True))
+        manifest.check_entry(array, block_id, chunk_entries.read_entry(array, block_id))
 
     def _read_directly(self, block_id: tuple[int, ...]) -> NDArray[Any]:
         array = self.array

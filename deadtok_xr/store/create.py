@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
-from deadtok_xr.store import location, zarr_dtype
+from deadtok_xr.store import location, manifest_write, zarr_dtype
 from deadtok_xr.store.arrays import create_coordinate, declare_array, dimensions
 from deadtok_xr.store.chunk_layout import CHUNK_STEPS, chunks_of
 from deadtok_xr.store.destination import refuse_existing
@@ -121,8 +121,8 @@ class StoreWriter:
         array[part if run is None else (run, part)] = values
 
     def finish(self) -> None:
-        """Mark the store as complete, so that it opens without ``partial=True``."""
-        self.group.attrs["complete"] = True
+        """Write the manifest and mark the store as complete, so that it opens without ``partial=True``."""
+        manifest_write.complete(self.group, self._arrays, self.group.attrs.asdict(), sync=False)
 
 
 def create(
@@ -172,6 +172,8 @@ def create(
             **attrs,
         },
     )
+    if not location.is_address(path):
+        location.flush(Path(path) / "zarr.json")  # without it, what a power cut leaves would not be recognised
     return StoreWriter(group, token_table, runs)
 
 

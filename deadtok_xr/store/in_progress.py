@@ -2,14 +2,14 @@
 
 While DEST is written, `.DEST.progress` lies beside it, in the same folder or bucket, and holds
 
-    lock        in a folder only: held by the process that writes; the system releases it when the process dies
+    lock        held by the process that writes: a lock of the system, which releases it when the process dies, or in
+                an object store an object (`store.lease`)
     job.json    the facts: what is written, from which source, with which options and versions
     journal/    one small file per finished part
     ...         temporary files
 
 An attempt with the same facts resumes; an attempt with other facts is refused with a sentence that names what differs.
-The directory is removed when the work is complete. An object store has no locks: two attempts with the same facts write
-the same bytes, and an attempt with other facts is refused.
+The directory is removed when the work is complete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from blake3 import blake3
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from zarr.storage import LocalStore
 
 from deadtok_xr.errors import DestinationExistsError
-from deadtok_xr.store import location
+from deadtok_xr.store import lease, location
+from deadtok_xr.store.lease import Lease
 
 Facts = Mapping[str, Any]
 """What must be equal for work to resume: a name for the user ("the source") -> a value that JSON can hold."""
@@ -96,12 +97,13 @@ class InProgress:
         self.place = progress_path(dest)
         self.folder = None if location.is_address(dest) else Path(self.place)
         self.journal = Journal(self.place)
+        self._lease: Lease | None = None
 
     # --- lock -------------------------------------------------------------------------------------
 
     @contextmanager
     def held(self) -> Iterator[Self]:
-        """Hold the lock, where there are locks. An empty directory of notes is removed at the end.
+        """Hold the lock. An empty directory of notes is removed at the end.
 
         Raises
         ------
@@ -109,24 +111,47 @@ class InProgress:
             If another process holds it.
         """
         if self.folder is None:
-            yield self
+            with self._leased():
+                yield self
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK, timeout=0)
+        lock: BaseFileLock = FileLock(self.folder / _LOCK, timeout=0)
         try:
-            lock.acquire()
+            try:
+                lock.acquire()
+            except NotImplementedError:  # a file system without locks
+                lock = SoftFileLock(self.folder / _LOCK, timeout=0)
+                lock.acquire()
         except Timeout:
-            raise DestinationExistsError(
-                f"{self.dest} is being written by another {self.kind}: wait for it, or choose another destination"
-            ) from None
-        except NotImplementedError:
-            pass  # a file system without locks
+            raise DestinationExistsError(f"{self._being_written}: wait for it, or choose another destination") from None
         try:
             yield self
         finally:
             if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= {_LOCK}:
                 shutil.rmtree(self.folder, ignore_errors=True)
             lock.release()
+
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        """Hold the lock in an object store, where that is possible."""
+        if not self.place.startswith("s3://"):
+            yield
+            return
+        self._lease = Lease(self.place, self._being_written)
+        self._lease.acquire()
+        try:
+            yield
+        finally:
+            self._lease.release()
+
+    @property
+    def _being_written(self) -> str:
+        return f"{self.dest} is being written by another {self.kind}"
+
+    def check_held(self) -> None:
+        """Raise an error if another process has taken over the lock; called before a store is declared complete."""
+        if self._lease is not None:
+            self._lease.check()
 
     def check_free(self) -> None:
         """Refuse a destination that another process writes. Notes whose removal was interrupted are removed."""
@@ -135,12 +160,23 @@ class InProgress:
                 if not self.begun():
                     self.forget()
 
+    def clear_finished(self) -> None:
+        """Remove the notes on work that is finished, if a kill came before that, unless another process is writing."""
+        if not location.exists(self.place):
+            return
+        try:
+            with self.held():
+                self.forget()
+        except DestinationExistsError:
+            pass
+
     # --- facts ------------------------------------------------------------------------------------
 
     def begin(self, facts: Facts, store: Any) -> None:
         """Record what is written, and what identifies the store that it is written to."""
         job = {"facts": facts, "store": store}
-        location.write(self.place, _JOB, json.dumps({**job, "checksum": _checksum(job)}, default=str).encode())
+        content = json.dumps({**job, "checksum": _checksum(job)}, default=str).encode()
+        location.write(self.place, _JOB, content, durable=True)
 
     def begun(self) -> bool:
         """Return whether work was begun and is not finished."""
@@ -232,7 +268,7 @@ class InProgress:
     def forget(self) -> None:
         """Remove all notes: the facts first, because without them the rest means nothing."""
         if self.folder is None:
-            location.remove(self.place)
+            location.remove(self.place, keep=(lease.NAME,))
             return
         for name in (_JOB, _OLDER_JOB):
             (self.folder / name).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """Add the coordinates `dead`, `token_text` and `count` to a store that was written without them.
 
 The data are not touched. Each coordinate is written to a folder next to the store and moved into it by one rename, so
-that a reader sees the store either without it or with all of it, even if the process is killed. The attributes that
-name the coordinates for other readers are updated last; repeating an interrupted call completes it.
+that a reader sees the store either without it or with all of it, even if the process is killed. Meanwhile the manifest
+of the store lists both states. The attributes that name the coordinates for other readers are updated last; repeating
+an interrupted call completes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deadtok_xr import schema
 from deadtok_xr.errors import InputError
-from deadtok_xr.store import arrays, location
+from deadtok_xr.store import arrays, location, manifest, manifest_write
 from deadtok_xr.store.occurrences import count_occurrences
 from deadtok_xr.store.open import open_arrays
 from deadtok_xr.store.token_ids import read_ids
@@ -112,6 +114,7 @@ def label(
     with _temporary_folder(path) as folder:
         _write_coordinates(folder, path, changed)
         _update_attributes(folder, path, wanted)
+    _settle_manifest(path)
     if missing := int((wanted["token_text"] == "").sum()) if token_text is not None else 0:
         text = f'{store}: {missing} of {len(tokens)} tokens have no text: they are labelled ""'
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -188,9 +191,36 @@ def _write_coordinates(folder: Path, path: Path, coordinates: Mapping[str, NDArr
     group = zarr.create_group(str(folder))
     for name, values in coordinates.items():
         arrays.create_coordinate(group, name, values, ("token",), dtype=_DTYPES[name])
+    _announce(path, {name: manifest_write.describe(array) for name, array in group.arrays()})
     for name in coordinates:
         _flush(folder / name)
         _move_in(folder / name, path / name)
+
+
+def _announce(path: Path, new: Mapping[str, manifest.Member]) -> None:
+    """List in the manifest of a store, if it has one, also the coordinates that are about to be put in place."""
+    root = zarr.open_group(location.zarr_store(path), mode="r+")
+    listed = manifest.load(root)
+    if listed is not None and new:
+        both = {name: (*listed.states(name), member, None) for name, member in new.items()}
+        manifest_write.put(root, replace(listed, members={**listed.members, **both}))
+
+
+def _settle_manifest(path: Path) -> None:
+    """List in the manifest of a store only the state that each coordinate is in."""
+    root = zarr.open_group(location.zarr_store(path), mode="r+")
+    listed = manifest.load(root)
+    if listed is None or all(len(states) == 1 for states in listed.members.values()):
+        return
+    present = dict(root.arrays())
+    settled = dict(listed.members)
+    for name, states in listed.members.items():
+        if len(states) > 1 and name in present:
+            found = manifest_write.describe(present[name])
+            settled[name] = tuple(s for s in states if s is not None and s.describes(found))[:1] or states
+        elif len(states) > 1:
+            del settled[name]
+    manifest_write.put(root, replace(listed, members=settled))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -173,22 +173,48 @@ def read(path: str | Path, name: str) -> bytes | None:
         return None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it; its folder is created where it is missing."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file under another name and rename it; its folder is created where it is missing.
+
+    With ``durable`` its content has reached the disk before it is renamed, and its name when this returns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # a task believed lost may still write it too
     try:
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except OSError:
         part.unlink(missing_ok=True)
         raise
 
 
-def write(path: str | Path, name: str, data: bytes) -> None:
+def flush(path: Path) -> None:
+    """Let the content of a file reach the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where folders can be opened for that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: str | Path, name: str, data: bytes, *, durable: bool = False) -> None:
     """Write a small file of a store atomically; requests to S3 are repeated when the connection breaks."""
     if not is_address(path):
-        write_atomically(Path(path) / name, data)
+        write_atomically(Path(path) / name, data, durable=durable)
         return
     import obstore
 
@@ -196,15 +222,18 @@ def write(path: str | Path, name: str, data: bytes) -> None:
         obstore.put(zarr_store(path).store, name, data)
 
 
-def remove(path: str | Path) -> None:
-    """Remove a store; on S3 its metadata first, so that a removal that is interrupted leaves nothing that opens."""
+def remove(path: str | Path, *, keep: Collection[str] = ()) -> None:
+    """Remove a store; on S3 its metadata first, so that a removal that is interrupted leaves nothing that opens.
+
+    On S3, objects of the names ``keep`` stay.
+    """
     if not is_address(path):
         shutil.rmtree(path)
         return
     import obstore
 
     store = zarr_store(path)
-    names = sorted(key_sizes(store), key=lambda name: name not in ("zarr.json", "job.json"))
+    names = sorted({*key_sizes(store)} - {*keep}, key=lambda name: name not in ("zarr.json", "job.json"))
     with translate_errors(path):
         for start in range(0, len(names), 1000):
             obstore.delete(store.store, names[start : start + 1000])

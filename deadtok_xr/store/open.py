@@ -13,7 +13,7 @@ import zarr
 
 from deadtok_xr import schema
 from deadtok_xr.errors import IncompleteStoreError, InputError
-from deadtok_xr.store import location, zarr_dtype
+from deadtok_xr.store import location, manifest_check, zarr_dtype
 from deadtok_xr.store.arrays import dimensions, file_shape
 from deadtok_xr.store.members import Arrays, check_recording, is_complete, open_members, open_root
 from deadtok_xr.store.sample import KIND
@@ -83,7 +83,8 @@ def open_arrays(
     InputError
         If it is not a recording, or has a newer format.
     DamagedStoreError
-        If metadata cannot be read, or disagree with each other.
+        If metadata cannot be read or disagree with each other; if metadata or coordinates of a complete store are not
+        those of its manifest.
     IncompleteStoreError
         If writing has not finished or a chunk is missing, unless ``partial``; with ``partial``, if no step is complete.
     """
@@ -95,6 +96,8 @@ def open_arrays(
     keys = location.key_sizes(group.store, f"{group.path}/" if group.path else "")  # one listing for all arrays
     arrays = open_members(group, path, keys, growing=partial, may_lack=may_lack)
     check_recording(path, arrays)
+    if is_complete(path, group):
+        manifest_check.check(group, arrays, schema.COORDINATES)
     holes = {name: missing for name, array in arrays.items() if (missing := missing_chunks(array, keys))}
     if partial:
         return group, arrays, _complete_steps(path, group, arrays, holes)

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from deadtok_xr.store import chunk_bytes
+from deadtok_xr.store.chunk_entries import Entry, ends_with_checksum, entry_of, read_entry
 from deadtok_xr.store.chunk_reader import is_plain
 
 Region = tuple[slice, ...]
 
 
-def write_block(array: zarr.Array[Any], start: Sequence[int], block: NDArray[Any]) -> None:
+def write_block(
+    array: zarr.Array[Any], start: Sequence[int], block: NDArray[Any]
+) -> list[tuple[tuple[int, ...], Entry]]:
     """Write a block of values into an array, directly if it fills whole chunks.
 
     Parameters
@@ -33,15 +36,21 @@ def write_block(array: zarr.Array[Any], start: Sequence[int], block: NDArray[Any
         Where the block begins along the leading dimensions; 0 along the others.
     block
         The values, with as many dimensions as the array.
+
+    Returns
+    -------
+    The grid positions and entries of the chunks that were written, in a folder; in an object store, where a chunk is
+    written whole or not at all, nothing.
     """
     starts = (*start, *(0,) * (array.ndim - len(start)))
     region = tuple(slice(a, a + n) for a, n in zip(starts, block.shape, strict=True))
     direct = isinstance(array.store, LocalStore) and array.shards is None and is_plain(array)
     if direct and _fills_chunks(array, region):
-        for position, part in _chunks(array, region):
-            _write_chunk(array, position, block[part])
-    else:
-        array[region] = block
+        return [(position, _write_chunk(array, position, block[part])) for position, part in _chunks(array, region)]
+    array[region] = block
+    if not isinstance(array.store, LocalStore) or not ends_with_checksum(array):
+        return []
+    return [(position, read_entry(array, position)) for position, _ in _chunks(array, region)]
 
 
 def _fills_chunks(array: zarr.Array[Any], region: Region) -> bool:
@@ -58,12 +67,14 @@ def _chunks(array: zarr.Array[Any], region: Region) -> Iterator[tuple[tuple[int,
         yield position, tuple(slice(i * c - s.start, (i + 1) * c - s.start) for i, c, s in sizes)
 
 
-def _write_chunk(array: zarr.Array[Any], position: tuple[int, ...], values: NDArray[Any]) -> None:
+def _write_chunk(array: zarr.Array[Any], position: tuple[int, ...], values: NDArray[Any]) -> Entry:
     if values.shape != array.chunks:  # the last chunk along a dimension is padded
         padded = np.full(array.chunks, array.fill_value, array.dtype)
         padded[tuple(slice(n) for n in values.shape)] = values
         values = padded
-    chunk_bytes.write_chunk(array, position, encode_chunk(array, np.ascontiguousarray(values, array.dtype)))
+    data = encode_chunk(array, np.ascontiguousarray(values, array.dtype))
+    chunk_bytes.write_chunk(array, position, data)
+    return entry_of(len(data), data)
 
 
 def encode_chunk(array: zarr.Array[Any], chunk: NDArray[Any]) -> bytes:

@@ -13,6 +13,7 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests.cli.test_cli import Deadtok, deadtok
+from tests.manifests import accept
 
 __all__ = ["deadtok"]
 ADAMW = ("--optimizer", "adamw", "--hyperparameter", "betas=0.9,0.999", "--hyperparameter", "eps=1e-8")
@@ -27,6 +28,7 @@ def untold(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("optimizer", "optimizer_class", "hyperparameters", "implementation"):
         del group.attrs[name]
     shutil.rmtree(path / "lr")
+    accept(path)
     return path
 
 

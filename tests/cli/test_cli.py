@@ -127,7 +127,10 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
     assert groups(tmp_path / "Δ.zarr") == [
         g for g in GROUPS if g not in ("mechanism", "critical_boundary", "h_persistence")
     ]
-    again = process("convert", source.name, "thimble 7.zarr", cwd=tmp_path)
+    again = process("convert", source.name, "thimble 7.zarr", "-q", cwd=tmp_path)
+    assert again.status == 0
+    assert again.out.startswith("thimble 7.zarr is already complete: nothing was written\n")
+    again = process("convert", source.name, "thimble 7.zarr", "--keep-dtype", cwd=tmp_path)
     assert again.status == 2
     assert "exists already and is left as it is" in again.sentence
 

@@ -495,8 +495,11 @@ def test_interrupted_conversion_leaves_no_complete_store(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         dx.convert(source, tmp_path / "a.zarr", progress=interrupt)
     check_refused_then_done(source, tmp_path / "a.zarr", arrays["W"])
-    with pytest.raises(DestinationExistsError):  # it is whole now
-        dx.convert(source, tmp_path / "a.zarr")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a.zarr").rglob("*")}
+    dx.convert(source, tmp_path / "a.zarr")  # it is whole now: nothing is written
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "a.zarr").rglob("*")}
+    with pytest.raises(DestinationExistsError):
+        dx.convert(source, tmp_path / "a.zarr", keep_dtype=True)
 
 
 def test_damage_found_in_the_middle_leaves_no_complete_store(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import zarr
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
+from tests.manifests import accept
 
 
 @pytest.fixture
@@ -71,6 +72,8 @@ def test_source_that_differs_in_one_value_is_found(converted: Path, source: Path
 def test_changed_values_with_valid_checksums(converted: Path, source: Path) -> None:
     array = zarr.open_group(str(converted), mode="r+")["grad"]
     array[130, 5, 3] = 1.0
+    assert "grad" in dx.verify(converted).problems[0]
+    accept(converted)
     (problem,) = dx.verify(converted, source).problems
     assert "'grad' differ from" in problem
     assert "the first at step 130" in problem

@@ -24,6 +24,7 @@ from safetensors import safe_open
 import deadtok_xr as dx
 from deadtok_xr import schema, store, testing
 from deadtok_xr.errors import DamagedStoreError, DestinationExistsError, InputError
+from tests.manifests import accept
 from tests.store.test_store import write_store
 
 SUFFIXES = (".safetensors", ".h5", ".npz")
@@ -91,6 +92,7 @@ def test_every_bit_pattern_is_exported(tmp_path_factory: Any, data: Any, steps: 
     np.testing.assert_array_equal(found["W"], W[:, np.argsort(tokens)])
     wide = data.draw(st.sampled_from(["float32", "float64", "uint16"]))
     zarr.open_group(str(path), mode="r+")["W"].attrs["source_dtype"] = wide
+    accept(path)
     found = arrays(dx.export(path, folder / f"y{suffix}", source_dtype=True))
     assert found["W"].dtype == wide
     if wide == "float32":
@@ -104,6 +106,7 @@ def test_chunks_of_every_shape_are_assembled(tmp_path: Path) -> None:
     group = zarr.open_group(str(path), mode="r+")
     on_disk = group["W"][:]
     store.create_array(group, "W2", W.shape, schema.MATRIX, "f4", (6, 4, 3))[...] = on_disk
+    accept(path)
     for tokens in ("all", "dead", "live"):
         found = arrays(dx.export(path, tmp_path / f"{tokens}.npz", tokens=tokens))  # type: ignore[arg-type]
         np.testing.assert_array_equal(found["W"], dx.open_recording(path, tokens=tokens).W)  # type: ignore[arg-type]
@@ -181,6 +184,7 @@ def test_invalid_exports_are_refused(recording: Path, tmp_path: Path) -> None:
 def test_source_dtype_that_is_not_exact_is_refused(tmp_path: Path) -> None:
     path = write_store(tmp_path / "x.zarr", np.full((2, 2, 2), 0.1, "f4"), np.arange(2), None)
     zarr.open_group(str(path), mode="r+")["W"].attrs["source_dtype"] = "float16"
+    accept(path)
     with pytest.raises(InputError, match="'W' is stored in float32, and 8 of its values are not exact in float16"):
         dx.export(path, tmp_path / "x.npz", source_dtype=True)
     assert not list(tmp_path.glob("*x.npz*"))

@@ -17,6 +17,7 @@ import deadtok_xr as dx
 from deadtok_xr import demo, schema, store
 from deadtok_xr.cli.describe import describe
 from deadtok_xr.errors import IncompleteStoreError, InputError
+from tests.manifests import accept
 from tests.recording.test_opening import chunk_reads
 from tests.store.test_store import write_store
 
@@ -264,6 +265,7 @@ def test_runs_that_cannot_be_concatenated(sweep: list[Path], tmp_path: Path) -> 
         dx.concat_runs([sweep[0], runs])
     other = Path(shutil.copytree(sweep[1], tmp_path / "other.zarr"))
     zarr.open_group(str(other), mode="r+")["W"].attrs["precision"] = "none"
+    accept(other)
     with pytest.raises(InputError, match=r"other\.zarr: 'W' has the precision none, and in .*a\.zarr bfloat16"):
         dx.concat_runs([sweep[0], other])
     far = write_store(tmp_path / "far.zarr", np.zeros((2, 2, 2), "f4"), np.array([7, 9]), None)

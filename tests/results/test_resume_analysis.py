@@ -327,8 +327,11 @@ def test_overwrite_starts_again(small: Path, undisturbed: Path, begun: Path, loo
     save(small, begun)
     assert sorted(looked) == [0, 1, 2, 3, 4]
     check_whole(begun, undisturbed)
+    before = contents(begun)
+    save(small, begun)  # the same work: nothing is written
+    assert contents(begun) == before
     with pytest.raises(DestinationExistsError, match="exists already and is left as it is"):
-        save(small, begun)
+        dx.save_results(dx.analyze(small, analyses=["motion"]), begun)
 
 
 @pytest.mark.parametrize("lost", ["the results", "the job", "before the first row"])

@@ -23,6 +23,7 @@ from deadtok_xr import store
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.store.token_ids import read_ids
 from deadtok_xr.store.tokenizer import token_texts
+from tests.manifests import accept
 from tests.recording.test_opening import chunk_reads
 from tests.store.test_store import write_store
 
@@ -101,6 +102,7 @@ def test_other_labels_need_overwrite(unlabelled: Path) -> None:
 def test_a_coordinate_with_another_chunk_layout_is_replaced(unlabelled: Path) -> None:
     group = zarr.open_group(str(unlabelled), mode="r+")
     store.create_array(group, "dead", (50,), ("token",), bool, (7,))[...] = np.arange(50) == 9
+    accept(unlabelled)
     dx.label(unlabelled, dead_ids=IDS, overwrite=True)
     np.testing.assert_array_equal(dx.open_recording(unlabelled, tokens="dead").token, sorted(IDS))
 

@@ -24,6 +24,7 @@ from deadtok_xr.errors import (
     MissingFileError,
 )
 from deadtok_xr.store import chunk_layout
+from tests.manifests import accept
 
 
 def write_store(path: Path, W: np.ndarray, tokens: np.ndarray, dead: np.ndarray | None, *, finish: bool = True) -> Path:
@@ -104,6 +105,7 @@ def test_other_codecs_read_the_same_values(tmp_path: Path, compressor, dtype) ->
     array = group.create_array("W", shape=W.shape, chunks=(64, 2, 3), dtype=dtype, compressors=compressor,
                                dimension_names=schema.MATRIX, attributes=metadata, overwrite=True)  # fmt: skip
     array[:] = W
+    accept(path)
     np.testing.assert_array_equal(dx.open_recording(path).W.values, W.astype(np.float32))
     np.testing.assert_array_equal(dx.open_recording(path, raw=True).W.values.view("u1"), W.view("u1"))
     (path / "W" / "c" / "1" / "0" / "0").write_bytes(b"rubbish")

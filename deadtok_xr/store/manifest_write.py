@@ -1,0 +1,102 @@
+"""Write and remove the manifest of a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs.zstd import Zstd
+from zarr.storage import LocalStore
+
+from deadtok_xr.store import chunk_entries, location, manifest
+from deadtok_xr.store.arrays import create_array
+from deadtok_xr.store.chunk_entries import Entry
+from deadtok_xr.store.manifest import ARRAY, FLAG, GROUP, KEY, VERSION, Entries, Manifest, Member
+
+
+def complete(
+    root: zarr.Group,
+    arrays: Mapping[str, zarr.Array[Any]],
+    attributes: Mapping[str, Any],
+    known: Entries | None = None,
+    *,
+    sync: bool = True,
+) -> None:
+    """Write the manifest of a store and declare it complete, once everything in it has reached the disk.
+
+    Parameters
+    ----------
+    root
+        The root group.
+    arrays
+        The arrays that belong to it, by their paths.
+    attributes
+        The final attributes of the root group, but for `FLAG` and ``complete``.
+    known
+        Entries of chunks as they were written; those of other chunks are read from the store.
+    sync
+        Whether files may not have reached the disk yet: a power cut could leave a store that is declared complete but
+        lacks chunks.
+    """
+    local = root.store.root if isinstance(root.store, LocalStore) else None
+    if local is not None and sync and hasattr(os, "sync"):
+        os.sync()
+    members = {name: (describe(array, (known or {}).get(name)),) for name, array in arrays.items()}
+    put(root, Manifest(manifest.digests(attributes), members))
+    final = {**attributes, FLAG: VERSION, "complete": True}
+    if local is None:
+        root.attrs.put(final)
+        return
+    metadata = json.loads((local / "zarr.json").read_bytes())
+    metadata["attributes"] = final
+    location.write_atomically(local / "zarr.json", json.dumps(metadata, indent=2).encode(), durable=True)
+    root.metadata.attributes.clear()
+    root.metadata.attributes.update(final)
+
+
+def describe(array: zarr.Array[Any], known: Mapping[tuple[int, ...], Entry] | None = None) -> Member:
+    """Describe an array as it is in its store."""
+    known = known or {}
+    positions = chunk_entries.positions_of(array)
+    missing = [p for p in positions if p not in known]
+    read = dict(zip(missing, chunk_entries.read_entries(array, missing), strict=True))
+    for error in read.values():
+        if isinstance(error, Exception):
+            raise error
+    entries = np.array([known.get(p) or read[p] for p in positions], np.uint32)
+    return Member(
+        manifest.facts_of(array), manifest.digests(array.attrs.asdict()), entries.reshape(*chunk_entries.grid(array), 2)
+    )
+
+
+def put(root: zarr.Group, listed: Manifest) -> None:
+    """Put a manifest into a store, in place of an earlier one."""
+    if f"{GROUP}/{ARRAY}" not in root:
+        create_array(root.require_group(GROUP), ARRAY, (), (), "string", ())
+        if isinstance(root.store, LocalStore):
+            for node in (GROUP, f"{GROUP}/{ARRAY}"):
+                location.flush(root.store.root / node / "zarr.json")
+    text = manifest.to_text(listed).encode()
+    if isinstance(root.store, LocalStore):
+        data = bytes(Zstd(level=1, checksum=True).encode(struct.pack("<II", 1, len(text)) + text))
+        location.write_atomically(root.store.root / KEY, data, durable=True)
+    else:
+        array: Any = root[f"{GROUP}/{ARRAY}"]
+        array[...] = text.decode()
+    manifest.forget(root.store)
+
+
+def remove(root: zarr.Group) -> None:
+    """Remove the manifest of a store that is about to change: first the attribute, so that none is expected."""
+    if FLAG in root.attrs:
+        root.attrs.put({k: v for k, v in root.attrs.items() if k != FLAG})
+    if isinstance(root.store, LocalStore):
+        (root.store.root / KEY).unlink(missing_ok=True)
+    elif GROUP in root:
+        del root[GROUP]
+    manifest.forget(root.store)

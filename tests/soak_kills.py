@@ -1,0 +1,441 @@
+"""Kill commands at random moments, repeat them, and compare what they leave with what an undisturbed run leaves.
+
+    python -m tests.soak_kills --count 300 --seed 1
+
+Each attempt runs in a forked process and is killed by SIGKILL: half of them after a random time, the others at a random
+one of the calls that change the disk (before or after it). With probability ``--power`` the kill is a power cut: every
+file whose present content was never flushed to the disk (`os.fsync`, `os.sync`) is then kept, cut, zeroed or dropped at
+random. After every kill, what is left is checked: what passes for complete must be the same as an undisturbed run's,
+and the steps of a recording that can be read must have the right values. Then the same command is given again, until it
+has been killed a few times, and at last to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import zarr
+from blake3 import blake3
+
+import deadtok_xr as dx
+from deadtok_xr import testing
+from deadtok_xr.cli import cli, status
+from deadtok_xr.conversion.verify import verify
+from deadtok_xr.store import manifest, manifest_write
+
+TIMES = ("created", "analysed", "labelled")
+"""Attributes in which two undisturbed runs differ."""
+REFUSED = (ValueError, OSError)
+"""How a store that is not whole is refused."""
+MOST_KILLS = 4
+"""Kills of one work before it is done to its end."""
+TRAINED, CHECKPOINT_EVERY = 300, 40
+
+
+# --- in the process that is killed ----------------------------------------------------------------
+
+
+class Watched:
+    """Counts the calls that change the disk, kills at one of them, and notes what has been flushed to the disk."""
+
+    def __init__(self, log: Path, folder: Path, at: float | None) -> None:
+        self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._folder, self._at, self.n = folder, at, 0
+        for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
+            setattr(os, name, self._counting(getattr(os, name)))
+        self._fsync, self._sync = os.fsync, os.sync
+        os.fsync, os.sync = self._counting(self._flush), self._counting(self._flush_all)
+
+    def _counting(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.n += 1
+            if self._at is not None and self.n == int(self._at) and self._at % 1 < 0.5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **options)
+            if self._at is not None and self.n == int(self._at):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    def _flush(self, descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}")
+        if path.is_file():
+            self._note(path)
+
+    def _flush_all(self) -> None:
+        for path in self._folder.rglob("*"):
+            try:
+                if path.is_file():
+                    self._note(path)
+            except OSError:
+                continue
+
+    def _note(self, path: Path) -> None:
+        os.write(self._log, f"{path.stat().st_ino} {blake3(path.read_bytes()).hexdigest()}\n".encode())
+
+
+def in_child(work: Callable[[], int], folder: Path, log: Path, at: float | None, seconds: float | None) -> int | None:
+    """Run a function in a forked process; return its status, or None if it was killed."""
+    process = os.fork()
+    if process == 0:
+        code = 70
+        try:
+            with (folder.parent / "out").open("a") as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            watched = Watched(log, folder, at)
+            code = work()
+            (folder.parent / "calls").write_text(str(watched.n))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        done, how = os.waitpid(process, os.WNOHANG)
+        if done:
+            return None if os.WIFSIGNALED(how) else os.waitstatus_to_exitcode(how)
+        if until is not None and time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            until = None
+        time.sleep(0.002)
+
+
+def cut_power(folder: Path, log: Path, rng: random.Random, history: list[str]) -> int:
+    """Damage the files whose content was not flushed; return how many."""
+    flushed = {tuple(line.split()) for line in log.read_text().splitlines()} if log.exists() else set()
+    n = 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "lock"):
+        content = path.read_bytes()
+        if (str(path.stat().st_ino), blake3(content).hexdigest()) in flushed:
+            continue
+        fate = rng.choice(["kept", "kept", "cut", "zeroed", "emptied", "dropped"])
+        n += fate != "kept"
+        if fate != "kept":
+            history.append(f"{fate} {path.relative_to(folder)}")
+        if fate == "dropped":
+            path.unlink()
+        elif fate != "kept":
+            kept = rng.randrange(len(content) + 1) if fate != "emptied" else 0
+            path.write_bytes(content[:kept] + (bytes(len(content) - kept) if fate == "zeroed" else b""))
+    return n
+
+
+# --- the works ------------------------------------------------------------------------------------
+
+
+def deadtok(*words: object) -> Callable[[], int]:
+    return lambda: status(lambda: cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Return the files of a store or the bytes of a file, without times."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    found: dict[str, Any] = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    for name in [name for name in found if name.endswith("zarr.json")]:
+        found[name] = json.loads(found[name])
+        for time_ in TIMES:
+            found[name]["attributes"].pop(time_, None)
+    return found
+
+
+@dataclass
+class Work:
+    """A command whose killing is tried.
+
+    Attributes
+    ----------
+    name
+        For the report.
+    begin
+        Prepares the folder in which the command works.
+    run
+        The command, of that folder.
+    result
+        What it writes, in the folder.
+    check
+        Checks what a kill has left, given the result of an undisturbed run.
+    """
+
+    name: str
+    begin: Callable[[Path], None]
+    run: Callable[[Path], Callable[[], int]]
+    result: str
+    check: Callable[[Path, Path], None]
+    life: float = 0.0
+    calls: int = 1
+
+
+def same(path: Path, expected: Path) -> None:
+    ours, theirs = contents(path), contents(expected)
+    different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    if different:
+        raise AssertionError(f"{path} differs in {different[:5]}")
+
+
+def whole_or_refused(open_: Callable[[Path], Any]) -> Callable[[Path, Path], None]:
+    """What opens must be whole."""
+
+    def check(path: Path, expected: Path) -> None:
+        try:
+            open_(path)
+        except REFUSED:
+            return
+        same(path, expected)
+
+    return check
+
+
+def whole_file(path: Path, expected: Path) -> None:
+    if path.exists():
+        same(path, expected)
+
+
+def opens(path: Path, expected: Path) -> None:
+    """A store that is labelled, or gets a manifest, always opens, and its data stay."""
+    assert verify(path).problems == [], verify(path).problems
+    np.testing.assert_array_equal(dx.open_recording(path).W.values, dx.open_recording(expected).W.values)
+
+
+def recorded(path: Path, expected: Path) -> None:
+    """The steps of a recording that can be read have the right values."""
+    theirs = dx.open_recording(expected)
+    try:
+        ours = dx.open_recording(path)
+        assert ours.sizes["step"] == theirs.sizes["step"]
+    except REFUSED:
+        try:
+            ours = dx.open_recording(path, partial=True)
+        except REFUSED:
+            return
+    for name in ("W", "grad", "exp_avg", "step", "lr"):
+        np.testing.assert_array_equal(ours[name].values, theirs[name].values[: ours.sizes["step"]], name)
+
+
+def train(folder: Path) -> Callable[[], int]:
+    """Return a training that resumes from the newest checkpoint up to which its recording is complete."""
+
+    def run() -> int:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model = torch.nn.Embedding(48, 8)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        path, first = folder / "run.zarr", 0
+        try:
+            last = int(dx.open_recording(path, partial=True).step[-1])
+        except REFUSED:
+            last = -1
+        checkpoints = sorted((p for p in folder.glob("*.pt") if int(p.stem) <= last), key=lambda p: int(p.stem))
+        if checkpoints:
+            state = torch.load(checkpoints[-1])
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            first = int(checkpoints[-1].stem)
+        options: Any = {"resume": True} if checkpoints else {"overwrite": True}
+        recorder: Any = dx.Recorder(
+            model.weight, optimizer, path, variables=["W", "grad", "exp_avg"], flush_every=0.02, first_step=first,
+            **options,
+        )  # fmt: skip
+        with recorder:
+            for step in range(first + 1, TRAINED + 1):
+                optimizer.param_groups[0]["lr"] = 1e-2 / step
+                ids = torch.randint(0, 40, (16,), generator=torch.Generator().manual_seed(step))
+                optimizer.zero_grad()
+                (model(ids) ** 2).sum().backward()
+                optimizer.step()
+                if step % CHECKPOINT_EVERY == 0:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                    with (folder / "new").open("wb") as file:
+                        torch.save(state, file)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    (folder / "new").replace(folder / f"{step}.pt")
+        return 0
+
+    return run
+
+
+def make_inputs(inputs: Path) -> int:
+    """Make what the works read."""
+    recording = inputs / "recording.zarr"
+    testing.synthetic_recording(recording, steps=700, tokens=120, dims=16)
+    dx.export(recording, inputs / "source.npz")
+    (inputs / "texts.json").write_text(json.dumps([f"t{i}" for i in range(120)]))
+    (inputs / "ids.txt").write_text("3 5 8")
+    shutil.copytree(recording, inputs / "older.zarr")
+    manifest_write.remove(zarr.open_group(str(inputs / "older.zarr"), mode="r+"))
+    shutil.rmtree(inputs / "older.zarr" / manifest.GROUP)
+    return 0
+
+
+def works(inputs: Path) -> list[Work]:
+    """List the works."""
+    recording = inputs / "recording.zarr"
+
+    def convert(folder: Path) -> Callable[[], int]:
+        return deadtok("convert", inputs / "source.npz", folder / "s.zarr", "-q")
+
+    def analyse(*options: str) -> Callable[[Path], Callable[[], int]]:
+        words = ("--only", "motion,phases,census,kinematics", "-q", *options)
+        return lambda folder: deadtok("analyze", recording, "-o", folder / "r.zarr", *words)
+
+    def label(folder: Path) -> Callable[[], int]:
+        words = ("--dead-ids", inputs / "ids.txt", "--token-text", inputs / "texts.json", "--overwrite")
+        return deadtok("label", folder / "s.zarr", *words)
+
+    def export(folder: Path) -> Callable[[], int]:
+        return deadtok("export", recording, folder / "x.h5", "-q")
+
+    def add_manifest(folder: Path) -> Callable[[], int]:
+        return deadtok("verify", folder / "s.zarr", "--write-manifest", "-q")
+
+    def copy(name: str) -> Callable[[Path], None]:
+        def begin(folder: Path) -> None:
+            shutil.copytree(inputs / name, folder / "s.zarr")
+            os.sync()
+
+        return begin
+
+    def nothing(folder: Path) -> None:
+        pass
+
+    results = whole_or_refused(dx.open_results)
+    return [
+        Work("convert", nothing, convert, "s.zarr", whole_or_refused(dx.open_recording)),
+        Work("analyze", nothing, analyse(), "r.zarr", results),
+        Work("record", nothing, train, "run.zarr", recorded),
+        Work("label", copy("recording.zarr"), label, "s.zarr", opens),
+        Work("export", nothing, export, "x.h5", whole_file),
+        Work("add a manifest", copy("older.zarr"), add_manifest, "s.zarr", opens),
+        Work("processes", nothing, analyse("--scheduler", "processes"), "r.zarr", results),
+    ]
+
+
+# --- the soak -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Soak:
+    """What happened: kills and power cuts by work, files that power cuts damaged, works that were finished, faults."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    cuts: Counter[str] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=Counter)
+    damaged: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {n} kills, {self.cuts[name]} of them power cuts; {self.finished[name]} times to the end"
+            for name, n in self.kills.items()
+        ]
+        total = f"{self.kills.total()} kills, {self.cuts.total()} of them power cuts that damaged {self.damaged} files"
+        return "\n".join([*lines, f"{total}; {self.finished.total()} works finished; {len(self.faults)} faults"])
+
+
+def soak(folder: Path, count: int, seed: int, power: float, only: str = "") -> Soak:
+    """Kill so many times."""
+    rng, found = random.Random(seed), Soak()
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    must(lambda: make_inputs(inputs), inputs)
+    chosen = [work for work in works(inputs) if only in ("", work.name)]
+    for work in chosen:
+        for _ in range(2):  # the second time without compiling anything
+            place = new_folder(folder / work.name / "undisturbed")
+            work.begin(place)
+            began = time.monotonic()
+            must(work.run(place), place)
+            work.life = time.monotonic() - began
+            work.calls = int((place.parent / "calls").read_text())
+    while found.kills.total() < count:
+        for work in chosen:
+            kill_and_repeat(work, folder / work.name, rng, power, found)
+    return found
+
+
+def kill_and_repeat(work: Work, folder: Path, rng: random.Random, power: float, found: Soak) -> None:
+    """Kill a work a few times, check what is left each time, and at last let it come to its end."""
+    place, undisturbed, log = new_folder(folder / "killed"), folder / "undisturbed", folder / "log"
+    log.unlink(missing_ok=True)
+    result, expected = place / work.result, undisturbed / work.result
+    work.begin(place)
+    history: list[str] = []
+    try:
+        for _ in range(rng.randint(1, MOST_KILLS)):
+            aimed, cut = rng.random() < 0.5, rng.random() < power
+            at = rng.uniform(1, work.calls + 1) if aimed else None
+            seconds = None if aimed else rng.uniform(0, work.life * 1.05)
+            if in_child(work.run(place), place, log, at, seconds) == 0:
+                break
+            found.kills[work.name] += 1
+            history.append(f"killed at {at}")
+            if cut:
+                found.cuts[work.name] += 1
+                found.damaged += cut_power(place, log, rng, history)
+            must(lambda: work.check(result, expected) or 0, place)
+        for _ in range(2):  # the second time it is complete already
+            must(work.run(place), place, log)
+        must(lambda: (recorded if work.name == "record" else same)(result, expected) or 0, place)
+        left = {p.name for p in place.iterdir()} - {p.name for p in undisturbed.iterdir()}
+        assert not left, f"{left} is left"
+        found.finished[work.name] += 1
+    except AssertionError as error:
+        found.faults.append(f"{work.name}: {'; '.join(history)}: {error}")
+        click.echo(found.faults[-1])
+        place.rename(folder / f"fault{len(found.faults)}")
+
+
+def must(function: Callable[[], Any], place: Path, log: Path | None = None) -> None:
+    """Run a function in a child, and raise an AssertionError with what it printed unless it succeeds."""
+    out = place.parent / "out"
+    out.unlink(missing_ok=True)
+    code = in_child(function, place, log or place.parent / "log", None, None)
+    assert code == 0, f"status {code}: {out.read_text()[-1500:] if out.exists() else ''}"
+
+
+def new_folder(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+@click.command()
+@click.option("--count", default=100, show_default=True, help="Number of kills.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--power", default=0.4, show_default=True, help="Share of the kills that are power cuts.")
+@click.option("--only", default="", help="One work alone, by its name.")
+@click.option("--keep", is_flag=True, help="Keep the folder.")
+def main(count: int, seed: int, power: float, only: str, keep: bool) -> None:
+    """Kill commands, repeat them, and compare what they leave."""
+    folder = Path(tempfile.mkdtemp(prefix="soak-kills-"))
+    found = soak(folder, count, seed, power, only)
+    click.echo(str(found))
+    if not keep:
+        shutil.rmtree(folder)
+    if found.faults:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
