@@ -24,6 +24,7 @@ from deadtok_xr.cli.options import (
     print_json,
     print_places,
     print_summary,
+    remove_leftovers,
 )
 from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.replaying import for_mechanism, replay_options
@@ -111,6 +112,7 @@ def analyze(
     if figures:
         destination.refuse_inside_store(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # a failure is reported now, not after an hour's work
+    remove_leftovers(store)
     recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
     tree = build_tree(
         recording, analyses=names, allow_gaps=allow_gaps, precision=precision,

@@ -102,6 +102,13 @@ def print_places(results: Path | str, figures: list[Path], **others: Path | str)
     echo("\n".join(["", *(f"{name + ':':{width}} {place}" for name, place in places.items())]))
 
 
+def remove_leftovers(store: Path | str) -> None:
+    """Remove what a kill in the last moment of writing has left beside a store. Imports zarr only when called."""
+    from deadtok_xr.store import in_progress
+
+    in_progress.remove_leftovers(store)
+
+
 def read_ids(path: Path) -> list[int]:
     """Return the token ids in a file. Imports NumPy only when it is called."""
     from deadtok_xr.store import token_ids

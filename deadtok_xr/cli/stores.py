@@ -23,6 +23,7 @@ from deadtok_xr.cli.options import (
     pairs,
     print_json,
     read_ids,
+    remove_leftovers,
 )
 from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError
@@ -176,6 +177,7 @@ def info(store: Path | str, partial: bool, as_json: bool) -> None:
     \b
     Example:  deadtok info thimble_7.zarr
     """
+    remove_leftovers(store)
     if as_json:
         from deadtok_xr.cli.describe import facts
 
@@ -208,6 +210,7 @@ def verify(
     from deadtok_xr.engine.progress import reporting
     from deadtok_xr.errors import DamagedStoreError
 
+    remove_leftovers(store)
     with reporting("verifying", quiet=quiet) as report:
         found = verify_store(
             store, source, initial=initial, write_manifest=write_manifest, overwrite=overwrite, progress=report
@@ -269,6 +272,7 @@ def label(
 
     if files and not corpus:
         raise InputError(f"{' '.join(map(str, files))} beside the store: expected: --corpus before files of the corpus")
+    remove_leftovers(store)
     add_labels(
         store, dead_ids=dead_ids, token_text=token_text, corpus=[*corpus, *files] or None, tokenizer=tokenizer,
         corpus_dtype=corpus_dtype, overwrite=overwrite,
@@ -318,6 +322,7 @@ def export(
     from deadtok_xr.recording.sparse_stream import size_of
 
     names = None if variables is None else [name.strip() for name in variables.split(",") if name.strip()]
+    remove_leftovers(store)
     with reporting("exporting", quiet=quiet) as report:
         write_file(
             store, out, variables=names, tokens=cast("Tokens", tokens), run=run, uint16=uint16 or None,

@@ -27,8 +27,8 @@ from blake3 import blake3
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from zarr.storage import LocalStore
 
-from deadtok_xr.errors import DestinationExistsError
-from deadtok_xr.store import lease, location
+from deadtok_xr.errors import DestinationExistsError, StorageError
+from deadtok_xr.store import destination, lease, location
 from deadtok_xr.store.lease import Lease
 
 Facts = Mapping[str, Any]
@@ -139,10 +139,14 @@ class InProgress:
             return
         self._lease = Lease(self.place, self._being_written)
         self._lease.acquire()
+        reachable = True
         try:
             yield
+        except StorageError:
+            reachable = False
+            raise
         finally:
-            self._lease.release()
+            self._lease.release(reachable=reachable)
 
     @property
     def _being_written(self) -> str:
@@ -279,6 +283,14 @@ class InProgress:
     def finish(self) -> None:
         """Remove all notes, once the store is complete."""
         self.forget()
+
+
+def remove_leftovers(dest: str | Path) -> None:
+    """Remove the notes beside a complete store in a folder, which a kill in the last moment of the work has left."""
+    if location.is_address(dest) or not Path(progress_path(dest)).is_dir():
+        return
+    if destination.root_attributes(dest).get("complete") is True:
+        InProgress(dest, "command").clear_finished()
 
 
 def file_record(content: bytes) -> tuple[int, str]:

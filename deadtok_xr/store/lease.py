@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Lease:
                 self._take_over()
             except (NotImplementedError, NotSupportedError):
                 return
+        _held.add(self._owner["id"])
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -74,15 +76,17 @@ class Lease:
                 f"{LEASE_SECONDS:.0f} s: wait for it, or choose another destination"
             )
 
-    def release(self) -> None:
-        """Remove the lock, if it is still held."""
+    def release(self, *, reachable: bool = True) -> None:
+        """Remove the lock, if it is still held; one that cannot be removed is taken over later."""
         self._stop.set()
+        _held.discard(self._owner["id"])
         if self._thread is not None:
             self._thread.join()
-        if self._version is not None and not self._lost:
+        if self._version is not None and not self._lost and reachable:
             import obstore
+            from obstore.exceptions import BaseError
 
-            with location.translate_errors(self._place):
+            with suppress(BaseError, OSError):
                 obstore.delete(self._store, NAME)
 
     def _put(self, mode: Any) -> None:
@@ -123,16 +127,22 @@ class Lease:
         return float((now - meta["last_modified"]).total_seconds())
 
     def _renew(self) -> None:
+        while not self._lost and not self._stop.wait(RENEW_SECONDS):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
         from obstore.exceptions import BaseError, PreconditionError
 
-        while not self._stop.wait(RENEW_SECONDS):
-            try:
-                self._put({"e_tag": self._version})
-            except (PreconditionError, FileNotFoundError):
-                self._lost = True
-                return
-            except (BaseError, OSError):
-                continue  # the network; tried again
+        try:
+            self._put({"e_tag": self._version})
+        except (PreconditionError, FileNotFoundError):
+            self._lost = True
+        except (BaseError, OSError):
+            pass  # the network; tried again
+
+
+_held: set[str] = set()
+"""The locks that this process holds."""
 
 
 def _this_process() -> dict[str, Any]:
@@ -153,6 +163,8 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     here = _this_process()
     if not here["system"] or any(owner.get(name) != here[name] for name in ("host", "system")):
         return False
+    if owner.get("pid") == here["pid"]:
+        return owner.get("id") not in _held
     try:
         os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:

@@ -144,8 +144,8 @@ from deadtok_xr.engine.journal import ResumeJournal
 
 real = ResumeJournal.note
 
-def note(self, i, passed):
-    real(self, i, passed)
+def note(self, i, *passed):
+    real(self, i, *passed)
     print("done", flush=True)
     time.sleep(600)
 
@@ -242,10 +242,27 @@ def test_incomplete_blocks_are_computed_again(
     other.write_bytes(to_bytes(("other chunks", {})))
     (chunks / "2").unlink()
     (chunks / "3").write_bytes(b"")
+    holes = bytearray((chunks / "4").read_bytes())  # as a power cut may leave them: of the right size and end
+    holes[8:-8] = bytes(len(holes) - 16)
+    (chunks / "4").write_bytes(holes)
     looked.clear()
     save(small, path)
-    assert sorted(looked) == [0, 1, 2, 3]
+    assert sorted(looked) == [0, 1, 2, 3, 4]
     check_whole(path, undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["exchanged", "cut", "of other results"])
+def test_results_with_a_chunk_that_was_not_written_there_do_not_open(
+    undisturbed: Path, tmp_path: Path, damage: str
+) -> None:
+    path = Path(shutil.copytree(undisturbed, tmp_path / "r.zarr"))
+    first, second = (path / "census" / "n_unique" / "c" / name for name in "01")
+    content = first.read_bytes()
+    first.write_bytes(content[:-1] if damage == "cut" else second.read_bytes())
+    if damage == "exchanged":
+        second.write_bytes(content)
+    with pytest.raises(DamagedStoreError, match="the chunk of 'census/n_unique' at step positions .* is not the one"):
+        dx.open_results(path)
 
 
 def test_resumes_after_a_damaged_chunk_was_restored(

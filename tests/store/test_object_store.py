@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ from deadtok_xr.errors import (
     IncompleteStoreError,
     StorageError,
 )
-from deadtok_xr.store import chunk_reader, location
+from deadtok_xr.store import chunk_reader, lease, location
+from deadtok_xr.store.in_progress import InProgress
 from tests.s3_server import BUCKET, KEYS, Proxy, server
 
 pytestmark = pytest.mark.slow
@@ -270,6 +274,32 @@ class TestShards:
             dx.convert(source, tmp_path / "r.zarr", shard="2MB")
         dx.convert(source, tmp_path / "r.zarr", shard="1MB")
         assert not dx.verify(tmp_path / "r.zarr", source).problems
+
+
+def test_two_writers_of_one_destination_are_told_apart(
+    here: str, source: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{here}/run.zarr"
+    with InProgress(place, "conversion").held() as first:
+        taken = r"is being written by another conversion \(process \d+ on .* s ago\): wait for it"
+        with pytest.raises(DestinationExistsError, match=taken):
+            dx.convert(source, place)
+        first.check_held()
+        with monkeypatch.context() as patch:
+            patch.setattr(lease, "LEASE_SECONDS", -1)  # as if the first had not renewed its lock for long
+            with InProgress(place, "conversion").held():
+                first._lease._renew_once()  # type: ignore[union-attr]
+                with pytest.raises(DestinationExistsError, match="which took over because this process had stopped"):
+                    first.check_held()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {**lease._this_process(), "pid": ended.pid}  # killed
+    location.write(InProgress(place, "conversion").place, lease.NAME, json.dumps(owner).encode())
+    dx.convert(source, place)
+    assert not location.exists(InProgress(place, "conversion").place)
+    before = keys(place)
+    dx.convert(source, place)  # the same conversion is complete
+    assert keys(place) == before
 
 
 def stop_at(share: float) -> Any:
