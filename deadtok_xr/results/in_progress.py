@@ -32,9 +32,9 @@ from deadtok_xr.attributes import plain
 from deadtok_xr.engine.block_task import BlockTask, WriteTarget
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
-from deadtok_xr.store import destination, location, motion_index
+from deadtok_xr.store import destination, location, manifest, motion_index
 from deadtok_xr.store.chunk_bytes import file_key, open_chunk
-from deadtok_xr.store.chunk_entries import entry_of
+from deadtok_xr.store.chunk_entries import entry_of, read_key
 from deadtok_xr.store.in_progress import VERSION, InProgress
 from deadtok_xr.store.stored_array import StoredArray
 
@@ -129,9 +129,10 @@ class Work:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the work: the content of the recording, the analyses, their options, and the versions."""
-        read = [item for item in sorted(self._versions.items()) if not _is_motion_index(item[0])]
-        return str(tokenize(self._facts, read))
+        """What identifies the work: the content of the recordings, the analyses, their options, and the versions."""
+        facts = {name: value for name, value in self._facts.items() if name != "the recording"}
+        contents = [(place, _content(found)) for place, found in sorted(self._stores.items())]
+        return str(tokenize(facts, contents))
 
     def finish(self) -> None:
         """Remove all notes."""
@@ -160,15 +161,20 @@ class Work:
     @cached_property
     def _versions(self) -> dict[str, tuple[int, str]]:
         """Every file of the recordings, with its size and version (mtime or ETag)."""
+        return {
+            f"{place}/{key}": version
+            for place, found in self._stores.items()
+            for key, version in location.object_versions(found).items()
+        }
+
+    @cached_property
+    def _stores(self) -> dict[str, Any]:
+        """The recordings, by their places."""
         stores = {location.address_of(p.array.store): p.array.store for job in self._jobs for p in job.stored.values()}
         for source in filter(destination.root_attributes, sources(self._tree)):
             opened = zarr.open_group(location.zarr_store(source), mode="r").store
             stores.setdefault(location.address_of(opened), opened)
-        return {
-            f"{place}/{key}": version
-            for place, found in stores.items()
-            for key, version in location.object_versions(found).items()
-        }
+        return stores
 
     @cached_property
     def _jobs(self) -> list[BlockTask]:
@@ -185,6 +191,14 @@ class Work:
             "the analyses, their options or the tokens": tokenize(_determinants(self._tree)),
             **{f"{VERSION}{name}": version for name, version in store.software_versions().items()},
         }
+
+
+def _content(found: Any) -> Any:
+    """Return what identifies the content of a recording: its manifest, or else its files with their times."""
+    listed = read_key(found, manifest.KEY)
+    if listed is not None:
+        return listed
+    return [item for item in sorted(location.object_versions(found).items()) if not _is_motion_index(f"/{item[0]}")]
 
 
 def _is_motion_index(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -256,12 +257,14 @@ def test_results_with_a_chunk_that_was_not_written_there_do_not_open(
     undisturbed: Path, tmp_path: Path, damage: str
 ) -> None:
     path = Path(shutil.copytree(undisturbed, tmp_path / "r.zarr"))
-    first, second = (path / "census" / "n_unique" / "c" / name for name in "01")
+    chunks = sorted(path.glob("*/*/c/*"))
+    pairs = ((a, b) for a, b in itertools.pairwise(chunks) if a.parent == b.parent and a.is_file() and b.is_file())
+    first, second = next((a, b) for a, b in pairs if a.read_bytes() != b.read_bytes())
     content = first.read_bytes()
     first.write_bytes(content[:-1] if damage == "cut" else second.read_bytes())
     if damage == "exchanged":
         second.write_bytes(content)
-    with pytest.raises(DamagedStoreError, match="the chunk of 'census/n_unique' at step positions .* is not the one"):
+    with pytest.raises(DamagedStoreError, match="the chunk of '.*' at .* positions .* is not the one"):
         dx.open_results(path)
 
 
