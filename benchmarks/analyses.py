@@ -28,7 +28,18 @@ from dask.base import tokenize
 import deadtok_xr as dx
 from deadtok_xr.analyses import open_for_analysis
 from deadtok_xr.analyses.common.checks import as_dask
-from deadtok_xr.engine import Accumulator, AnalysisSpec, Batch, Output, Reduction, ReductionResults, StepBlock, run
+from deadtok_xr.engine import (
+    Accumulator,
+    AnalysisSpec,
+    Batch,
+    Cost,
+    Output,
+    Reduction,
+    ReductionResults,
+    Sizes,
+    StepBlock,
+    run,
+)
 
 _taken: Counter[str] = Counter()
 _lock = threading.Lock()
@@ -60,6 +71,10 @@ class Timed:
     def start(self, block: StepBlock) -> Accumulator:
         """Start with a block."""
         return _TimedAccumulator(self.reduction, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return that of the reduction."""
+        return self.reduction.cost(sizes)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         # else this file's globals were part of it, which change
@@ -97,6 +112,10 @@ class Nothing:
     def start(self, block: StepBlock) -> _NoAccumulator:
         """Start with a block."""
         return _NoAccumulator(block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return no cost."""
+        return Cost()
 
 
 class _NoAccumulator:

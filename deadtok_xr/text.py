@@ -23,6 +23,15 @@ def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
+def duration(seconds: float) -> str:
+    """Return a time as text with two digits: "0.4 s", "12 s", "3.5 min", "20 h", "8.1 days"."""
+    for unit, size in (("s", 60), ("min", 60), ("h", 48)):
+        if seconds < size:
+            return f"{seconds:.{0 if seconds >= 9.95 else 1}f} {unit}"
+        seconds /= size if unit != "h" else 24
+    return f"{seconds:,.{0 if seconds >= 9.95 else 1}f} days"
+
+
 def quoted(text: str, width: int) -> str:
     """Return a text in quotes, at most ``width`` columns wide, with escapes for what a terminal might act on."""
     shown, used = "", 2

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
-from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.sampled import as_tokens
 from deadtok_xr.analyses.compare_runs import compare_runs
 from deadtok_xr.analyses.connectivity import connectivity
@@ -28,14 +26,13 @@ from deadtok_xr.analyses.lifecycle import lifecycle
 from deadtok_xr.analyses.mechanism import mechanism
 from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
+from deadtok_xr.analyses.plan import Plan, check_memory, dask_threads, make_plan
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
 from deadtok_xr.analyses.runs import COMPARISON, stack_runs
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.token_indicators import token_indicators
 from deadtok_xr.analyses.topology import topology
 from deadtok_xr.analyses.trajectory import trajectory
-from deadtok_xr.attributes import plain, portable
-from deadtok_xr.engine import AnalysisSpec, run
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.runs import one_run, run_labels
 from deadtok_xr.schema import RUN
@@ -56,6 +53,8 @@ def analyze(
     precision: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "auto",
+    budget: float | str | None = None,
+    memory: int | str | None = None,
     **opening: Any,
 ) -> xr.DataTree:
     """Run several analyses as one lazy tree, which reads every chunk once when it is computed.
@@ -90,6 +89,13 @@ def analyze(
         The device is resolved where a task runs. Under dask.distributed, ``"cuda"`` requests workers with the resource
         ``GPU``; `save_results` and the command line preserve that request. If you compute the tree yourself, set
         Dask's ``optimization.fuse.active`` to False, because fused tasks lose it.
+    budget
+        CPU time that an analysis may take, in seconds or as text such as ``"2h"``. What is expected to take longer is
+        in `left_out`; if it is named, it is an error. None: 10 minutes, or ten times all others together if that is
+        more, for analyses that are neither named nor have options.
+    memory
+        Bytes, or text such as ``"4GB"``, that a process may use. If the analyses are expected to need more, with as
+        many threads as Dask would use now, it is an error that says what would fit. None: no limit.
 
     Returns
     -------
@@ -99,67 +105,45 @@ def analyze(
     Raises
     ------
     InputError
-        If a named analysis or an option is unknown, a named analysis is not possible, or none is.
+        If a named analysis or an option is unknown, a named analysis is not possible, or none is; or if the analyses
+        need more than ``memory``, or a named one more than ``budget``.
     """
     ds = _dataset(recording, opening)
+    keywords: dict[str, Any] = {
+        "allow_gaps": allow_gaps, "precision": precision, "options": options, "budget": budget, "memory": memory,
+    }  # fmt: skip
     if RUN in ds.dims:
-        return _each_run(ds, analyses, allow_gaps=allow_gaps, precision=precision, options=options, device=device)
-    ds = as_tokens(ds) if "element" in ds.dims else ds
+        return _each_run(ds, analyses, device=device, **keywords)
+    return plan_analyses(ds, analyses=analyses, **keywords).tree(device)
+
+
+def plan_analyses(
+    recording: xr.Dataset | str | Path,
+    *,
+    analyses: Sequence[str] | None = None,
+    allow_gaps: bool = False,
+    precision: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: float | str | None = None,
+    memory: int | str | None = None,
+    **opening: Any,
+) -> Plan:
+    """Plan what `analyze` does with one run, of several with the first, with the same parameters."""
+    ds = _dataset(recording, opening)
     analyses = [analyses] if isinstance(analyses, str) else analyses
+    if RUN in ds.dims:
+        ds, analyses = one_run(ds, 0), analyses and [name for name in analyses if name != COMPARISON]
+    ds = as_tokens(ds) if "element" in ds.dims else ds
     load_entry_points()
     unknown = [name for name in analyses or () if name not in ANALYSES]
     if unknown:
         raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
     options = options or {}
     _check_options(options, analyses or list(ANALYSES))
-    specs: dict[str, AnalysisSpec] = {}
-    left_out = {}
-    checkpoints = are_checkpoints(ds)
-    for name in analyses or ANALYSES:
-        analysis, by_name = ANALYSES[name], bool(analyses) or name in options
-        if analysis.only_checkpoints and not checkpoints and not by_name:
-            continue
-        gaps = allow_gaps or (checkpoints and analysis.across_gaps)
-        if checkpoints and not gaps and "allow_gaps" in analysis.options and not by_name:
-            left_out[name] = _needs_every_step(ds)
-            continue
-        given = {"allow_gaps": gaps, "precision": precision}
-        shared = {k: v for k, v in given.items() if k in analysis.options and v is not None}
-        try:
-            specs[name] = analysis.spec(ds, **{**shared, **options.get(name, {})})
-        except InputError as error:
-            if by_name:
-                raise
-            left_out[name] = error.advice
-    if not specs:
-        raise InputError(f"no analysis is possible: {next(iter(left_out.values()))}")
-    attrs = {
-        **checks.result_attrs(ds, left_out=left_out),
-        "recording": {k: v for k, v in plain(ds.attrs).items() if k not in ("source", "tokens")},
-    }
-    results: dict[str, xr.Dataset] = {}
-    for group in _groups(specs):
-        results |= zip(group, run(list(group.values()), device), strict=True)
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(attrs)), **{name: results[name] for name in specs}})
-
-
-def are_checkpoints(ds: xr.Dataset) -> bool:
-    """Return whether most recorded steps are several updates apart, as the checkpoints of a run are.
-
-    A recorder with ``every=`` records pairs of steps: these are no checkpoints.
-    """
-    steps = ds["step"].values if "step" in ds.coords else np.arange(ds.sizes.get("step", 0))
-    span = np.diff(steps)
-    return steps.dtype.kind in "iu" and len(span) > 0 and bool(span.min() > 0 and (span == 1).mean() < 0.25)
-
-
-def _needs_every_step(ds: xr.Dataset) -> str:
-    span = np.diff(ds["step"].values)
-    apart = f"{span.min():,}" if span.min() == span.max() else f"{span.min():,} to {span.max():,}"
-    return (
-        f"These need single updates, and the {len(span) + 1:,} recorded steps are {apart} apart: allow_gaps=True "
-        "(--allow-gaps) measures them anyway"
-    )
+    plan = make_plan(ds, analyses, options, allow_gaps=allow_gaps, precision=precision, budget=budget)
+    if memory is not None:
+        check_memory(plan, memory, dask_threads())
+    return plan
 
 
 def _each_run(ds: xr.Dataset, analyses: Sequence[str] | str | None, **keywords: Any) -> xr.DataTree:
@@ -177,24 +161,6 @@ def _each_run(ds: xr.Dataset, analyses: Sequence[str] | str | None, **keywords: 
     if compares:
         tree[COMPARISON] = xr.DataTree(compare_runs(ds))
     return tree
-
-
-def _groups(specs: Mapping[str, AnalysisSpec]) -> list[dict[str, AnalysisSpec]]:
-    """Return the analyses that can share a pass: in a pass one name means one array, and options can change that."""
-    groups: list[dict[str, AnalysisSpec]] = []
-    for name, spec in specs.items():
-        compatible = (g for g in groups if all(_compatible(spec, other) for other in g.values()))
-        group = next(compatible, None)
-        if group is None:
-            groups.append({name: spec})
-        else:
-            group[name] = spec
-    return groups
-
-
-def _compatible(one: AnalysisSpec, other: AnalysisSpec) -> bool:
-    shared = one.matrices.keys() & other.matrices.keys()
-    return all(one.matrices[name].name == other.matrices[name].name for name in shared)
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
@@ -220,7 +186,7 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
     if opening:
         raise InputError(
             f"analyze does not know {', '.join(f'{k}=' for k in opening)} for an open dataset: it takes analyses=, "
-            "allow_gaps=, precision=, options= and device=; pass the rest to open_recording"
+            "allow_gaps=, precision=, options=, device=, budget= and memory=; pass the rest to open_recording"
         )
     return recording
 

@@ -15,9 +15,11 @@ from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
+    Cost,
     Output,
     ReductionResults,
     SingleVariable,
+    Sizes,
     StepBlock,
     allocate_outputs,
 )
@@ -184,6 +186,11 @@ class Coincidence(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        places = 3 * 8 * sizes.tokens  # label, order and since of each token
+        return Cost(1e-9 * sizes.elements, held=6 * places, kept=(2 + len(self.at)) * places)
 
 
 class _Accumulator:

@@ -14,14 +14,7 @@ from deadtok_xr import attributes
 from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
-from deadtok_xr.engine import (
-    AnalysisSpec,
-    Batch,
-    Output,
-    OutputAccumulator,
-    ReductionResults,
-    StepBlock,
-)
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, OutputAccumulator, ReductionResults, Sizes, StepBlock
 from deadtok_xr.engine.series import Series
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
@@ -257,6 +250,14 @@ class Directions:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        others = [name for name in _MATRICES if name in self.matrices]
+        arrays = 2 + len(others) + ("separation" in self.names) + ("step1_deviation" in self.names)
+        seconds = (0.08e-9 * sizes.dims + 2.5e-9) * sizes.elements * (1 + len(others))
+        listed = (4 + 8) * sizes.step  # of the elements that moved
+        return Cost(seconds, held=8 * arrays * sizes.step + listed)
 
 
 class _Accumulator(OutputAccumulator[Directions]):

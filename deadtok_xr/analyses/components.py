@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates
 from deadtok_xr.analyses.common.adjacency import Adjacency, AdjacencyTracker, check_options
 from deadtok_xr.analyses.registry import built_in
-from deadtok_xr.engine import (
-    AnalysisSpec,
-    Batch,
-    Output,
-    OutputAccumulator,
-    ReductionResults,
-    StepBlock,
-)
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, OutputAccumulator, ReductionResults, Sizes, StepBlock
 from deadtok_xr.engine.block_pass import prepend_first_step
 from deadtok_xr.errors import InputError
 
@@ -123,6 +116,10 @@ class ComponentLabels:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return self.adjacency.cost(sizes)
 
 
 class _Accumulator(OutputAccumulator[ComponentLabels]):

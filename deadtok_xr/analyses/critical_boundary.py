@@ -18,8 +18,10 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     BlockResult,
+    Cost,
     Output,
     ReductionResults,
+    Sizes,
     StepBlock,
     allocate_outputs,
 )
@@ -154,6 +156,10 @@ class StepToGap:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(5e-9 * sizes.elements, floats=self.matrices)
 
 
 class _Accumulator:

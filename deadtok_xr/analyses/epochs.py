@@ -17,11 +17,13 @@ from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
     BlockResult,
+    Cost,
     Output,
     OutputAccumulator,
     Reduction,
     ReductionResults,
     SingleVariable,
+    Sizes,
     StepBlock,
     fold,
 )
@@ -178,6 +180,10 @@ class OriginRadius(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(1.3e-9 * sizes.elements, floats=self.matrices)
 
 
 class _Accumulator(OutputAccumulator[OriginRadius]):

@@ -15,7 +15,7 @@ from deadtok_xr.analyses.common.rank_correlation import INTERVAL, JACKKNIFE, con
 from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import OffGridError
 
@@ -153,6 +153,11 @@ class Ends(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        ends = 2 * sizes.step * sizes.itemsize
+        return Cost(0.5e-9 * sizes.elements, held=ends, kept=2 * ends + 2 * 8 * sizes.step)
 
 
 class _Accumulator:

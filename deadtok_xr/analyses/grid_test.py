@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.registry import built_in
 from deadtok_xr.bfloat16 import GRIDS, on_grid
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -90,6 +90,10 @@ class GridCounts(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self.variable, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(2e-9 * sizes.elements, floats=self.matrices)
 
 
 class _Accumulator:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
@@ -111,6 +111,11 @@ class Covariance(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        seconds = 0.1e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) * len(self.at)
+        return Cost(seconds, temporary=2 * 8 * sizes.step + 3 * 8 * sizes.dims**2, floats=self.matrices)
 
 
 class _Accumulator:

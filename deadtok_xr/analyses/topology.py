@@ -14,14 +14,7 @@ from deadtok_xr.analyses.common import checks, coordinates, summary_text
 from deadtok_xr.analyses.common.adjacency import SPACINGS, Adjacency, AdjacencyTracker, check_options, n_bins
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import (
-    AnalysisSpec,
-    Batch,
-    Output,
-    OutputAccumulator,
-    ReductionResults,
-    StepBlock,
-)
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, OutputAccumulator, ReductionResults, Sizes, StepBlock
 from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
@@ -187,6 +180,10 @@ class Graph:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return self.adjacency.cost(sizes)
 
 
 class _Accumulator(OutputAccumulator[Graph]):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
-from deadtok_xr.engine import AnalysisSpec, Batch, Output, ReductionResults, SingleVariable, StepBlock
+from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
@@ -172,6 +172,15 @@ class Checkpoints(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        n, changed = len(self.at), sizes.step
+        described = 0.1e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) + 1e-9 * len(self.tokens) ** 2 * sizes.dims
+        axes = 8 * self.n_axes * sizes.dims + 8 * len(self.tokens) * self.n_neighbours + 16 * sizes.dims
+        work = 2 * 8 * sizes.step + 3 * 8 * sizes.dims**2 + 3 * 8 * len(self.tokens) ** 2
+        seconds = 2e-9 * sizes.elements + described * n
+        return Cost(seconds, held=changed, temporary=work, kept=n * axes + changed / 4, floats=self.matrices)
 
 
 class _Accumulator:

@@ -31,9 +31,10 @@ from deadtok_xr.cli.replaying import for_mechanism, replay_options
 from deadtok_xr.cli.warm_up import compile_missing
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.device import NAMES, resolve, resources
+from deadtok_xr.schema import RUN
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from deadtok_xr.analyses.plan import Plan
 
 _HERE = ("threads", "processes", "synchronous")
 
@@ -68,6 +69,8 @@ _HERE = ("threads", "processes", "synchronous")
     help="Number format that the weights were trained in. Default: that of the store.",
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
+@click.option("--budget", help="CPU time an analysis may take (90s, 2h). Default: 10min, or 10 times all others.")
+@click.option("--memory", help="Memory of a process (4GB): with fewer threads, or refused before the work.")
 @click.option("--details", is_flag=True, help="Print everything that the analyses say, instead of one screen.")
 @replay_options
 @JSON
@@ -77,8 +80,8 @@ _HERE = ("threads", "processes", "synchronous")
 def analyze(
     store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None,
     modules: tuple[Path, ...], figures: Path | None, scheduler: str, workers: int | None, device: str,
-    precision: str | None, allow_gaps: bool, partial: bool, as_json: bool, overwrite: bool, quiet: bool,
-    details: bool, **replay: Any,
+    precision: str | None, allow_gaps: bool, budget: str | None, memory: str | None, partial: bool, as_json: bool,
+    overwrite: bool, quiet: bool, details: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
@@ -93,7 +96,8 @@ def analyze(
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
     """
     from deadtok_xr.analyses import analyze as build_tree
-    from deadtok_xr.analyses import open_for_analysis
+    from deadtok_xr.analyses import open_for_analysis, plan_analyses
+    from deadtok_xr.analyses.plan import check_memory
     from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
     from deadtok_xr.results.save import save_results
@@ -114,12 +118,18 @@ def analyze(
         figures.mkdir(parents=True, exist_ok=True)  # a failure is reported now, not after an hour's work
     remove_leftovers(store)
     recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
-    tree = build_tree(
-        recording, analyses=names, allow_gaps=allow_gaps, precision=precision,
-        options={"mechanism": options} if options else None, device=device,
-    )  # fmt: skip
-    plan = "" if quiet else _plan_text(store, recording, len(tree.children), scheduler, workers, partial=partial)
-    with _scheduler(scheduler, workers, device, quiet=quiet), _print_log(quiet):
+    keywords: dict[str, Any] = {
+        "analyses": names, "allow_gaps": allow_gaps, "precision": precision, "budget": budget,
+        "options": {"mechanism": options} if options else None,
+    }  # fmt: skip
+    tree = build_tree(recording, device=device, **keywords) if RUN in recording.dims else None
+    planned = plan_analyses(recording, **keywords)
+    threads = _threads(planned, memory) if workers is None and scheduler == "threads" else 1
+    if memory is not None:
+        check_memory(planned, memory, threads)
+    tree = tree or planned.tree(device)
+    plan = "" if quiet else _plan_text(planned, threads, here=workers is None and scheduler == "threads")
+    with _scheduler(scheduler, workers, device, threads, quiet=quiet), _print_log(quiet):
         names = list(tree.children) if workers is not None or scheduler in _HERE else []
 
         def before() -> None:
@@ -176,33 +186,39 @@ class _Printed(logging.Handler):
         echo(record.getMessage(), err=True)
 
 
-def _plan_text(
-    store: Path | str, recording: xr.Dataset, n_analyses: int, scheduler: str, workers: int | None, *, partial: bool
-) -> str:
-    """Return a sentence about the work and its peak memory."""
-    from dask.system import CPU_COUNT
+def _threads(plan: Plan, memory: str | None) -> int:
+    """Return how many threads to use: as many as Dask would, or fewer that fit into the memory; at least one."""
+    from deadtok_xr.analyses.plan import dask_threads, fitting_threads, size
+
+    threads = dask_threads()
+    return threads if memory is None else max(1, fitting_threads(plan, size(memory), threads))
+
+
+def _plan_text(plan: Plan, threads: int, *, here: bool) -> str:
+    """Return lines about the work, its time and its peak memory, and what is left out because it takes too long."""
     from dask.utils import format_bytes
 
-    from deadtok_xr.cli import describe
-    from deadtok_xr.store import open_arrays
+    from deadtok_xr.cli.spelling import options_alone
+    from deadtok_xr.text import duration
 
-    here = workers is None and scheduler == "threads"
-    threads = CPU_COUNT if here else 1
-    _, arrays, _ = open_arrays(store, partial=partial)
-    bound = format_bytes(describe.memory_bound(arrays, recording.sizes["token"], threads=threads))
-    sizes = " x ".join(f"{recording.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
-    where = f"with {threads} threads" if here else "for each thread of a worker"
-    analyses = "1 analysis" if n_analyses == 1 else f"{n_analyses} analyses"
-    return f"analysing {sizes}: {analyses}, about {bound} of memory {where}"
+    sizes = " x ".join(f"{plan.ds.sizes[name]:,} {name}s" for name in ("step", "token", "dim"))
+    where = ("with 1 thread" if threads == 1 else f"with {threads} threads") if here else "for each thread of a worker"
+    analyses = "1 analysis" if len(plan.specs) == 1 else f"{len(plan.specs)} analyses"
+    need = f"{format_bytes(plan.cost.memory(threads))} of memory {where}"
+    first = f"analysing {sizes}: {analyses}, about {duration(plan.cost.seconds)} of CPU time and {need}"
+    if RUN in plan.ds.coords:
+        first += ", each run"
+    return "\n".join([first, *map(options_alone, plan.describe())])
 
 
 @contextmanager
-def _scheduler(name: str, workers: int | None, device: str, *, quiet: bool) -> Iterator[None]:
+def _scheduler(name: str, workers: int | None, device: str, threads: int, *, quiet: bool) -> Iterator[None]:
     """Use a scheduler of Dask inside a `with` block."""
     if workers is None and name in _HERE:
         import dask
 
-        with dask.config.set(scheduler=name):
+        number = {"num_workers": threads} if name == "threads" else {}
+        with dask.config.set(scheduler=name, **number):
             yield
         return
     from deadtok_xr.engine import cluster

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -15,20 +13,13 @@ from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from deadtok_xr import store
-from deadtok_xr.kernels.device import BATCH_BYTES
-from deadtok_xr.schema import MATRIX, without_run
-from deadtok_xr.text import table
+from deadtok_xr.errors import InputError
+from deadtok_xr.text import duration, table
 
-_BASE_BYTES = 400 * 10**6  # Python with xarray, Dask, zarr and the compiled kernels loaded
-_TORCH_BYTES = 250 * 10**6  # torch, which replays updates
-_OUTPUT_BYTES = 300  # per step and token, of all analyses together
-_STREAM_BYTES = 10**6  # a decompressor with its window, and its read buffer
-_NUMBERS_BYTES = 8 * 8  # per value of a step: displacements, directions and gradients in float64
-_COPIES = 5  # of a batch: as recorded, as float32 twice as large, and as the words of float32
-_KEPT_BYTES = 100  # per step and dim: centroid, velocity, drift
-_TASKS_BYTES = 500_000  # the tasks of a block and what they return
+if TYPE_CHECKING:
+    from deadtok_xr.analyses.plan import Plan
+
 _HEAD = ("variable", "dims", "shape", "dtype", "chunk", "stored", "ratio")
-_TOGETHER = ("W", "delta", "grad", "exp_avg", "exp_avg_sq")
 
 
 def describe(path: str | Path, *, partial: bool = False) -> str:
@@ -52,13 +43,15 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
     rows = [_HEAD, *(_row(name, arrays[name]) for name in names)]
     lines += ["  " + line for line in table(rows, align="<<<<<>>")]
-    lines.append(f"  memory to analyse all tokens with {CPU_COUNT} threads: about {format_bytes(memory_bound(arrays))}")
+    if (plan := _plan(path, partial=partial)) is not None:
+        lines.append("  " + _needs(plan))
     return "\n".join(lines)
 
 
 def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
     """Return the facts of `describe` for scripts: sizes, and the layout and stored bytes of each variable."""
     group, opened, n_steps = store.open_arrays(path, partial=partial)
+    plan = _plan(path, partial=partial)
     arrays = {
         name: {
             "dims": list(store.dimensions(array)), "shape": list(array.shape), "chunks": list(array.chunks),
@@ -71,40 +64,27 @@ def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:
     return {
         "store": str(path), "format": group.attrs["deadtok_format"], "complete": bool(group.attrs.get("complete")),
         "n_steps": n_steps, "n_tokens": len(store.read_coordinate(group, "token")), "variables": arrays,
-        "memory_to_analyse": memory_bound(opened),
+        "memory_to_analyse": plan and plan.cost.memory(CPU_COUNT), "seconds_to_analyse": plan and plan.cost.seconds,
     }  # fmt: skip
 
 
-def memory_bound(
-    opened: Mapping[str, zarr.Array[Any]], n_tokens: int | None = None, *, threads: int | None = None
-) -> int:
-    """Estimate the peak memory of analysing a store, in bytes.
+def _plan(path: str | Path, *, partial: bool) -> Plan | None:
+    """Return what `deadtok analyze` would do with a store, with its defaults; None if nothing is possible."""
+    from deadtok_xr.analyses import open_for_analysis, plan_analyses
 
-    Per thread: the outputs of the analyses for one block of steps, the decompressors of its chunks, and a batch as
-    recorded and as numbers. In addition: what is kept for each step, and the tasks.
+    try:
+        return plan_analyses(open_for_analysis(path, partial=partial))
+    except (InputError, OSError):
+        return None
 
-    Parameters
-    ----------
-    opened
-        The arrays of a recording store.
-    n_tokens
-        How many tokens are analysed; None for all.
-    threads
-        Number of blocks that are processed at the same time; None for one per core.
-    """
-    arrays = [a for a in opened.values() if without_run(store.dimensions(a)) == MATRIX and a.basename in _TOGETHER]
-    if not arrays:
-        return _BASE_BYTES
-    steps, tokens, dims = arrays[0].shape[-3:]
-    height, tokens = arrays[0].chunks[-3], n_tokens or tokens
-    outputs = height * tokens * _OUTPUT_BYTES
-    streams = sum(math.ceil(tokens / a.chunks[-2]) for a in arrays) * _STREAM_BYTES
-    step = tokens * dims * sum(a.dtype.itemsize for a in arrays)
-    batch = max(BATCH_BYTES, 2 * step) * _COPIES + tokens * dims * _NUMBERS_BYTES
-    kept = steps * dims * _KEPT_BYTES + math.ceil(steps / height) * _TASKS_BYTES
-    base = _BASE_BYTES + (_TORCH_BYTES if "grad" in opened else 0)
-    at_once = min(threads or CPU_COUNT, math.ceil(steps / height))
-    return base + at_once * (outputs + streams + batch) + kept
+
+def _needs(plan: Plan) -> str:
+    tokens = {"dead": "the dead tokens", "live": "the live tokens"}.get(str(plan.ds.attrs.get("tokens")), "all tokens")
+    threads = "1 thread" if CPU_COUNT == 1 else f"{CPU_COUNT} threads"
+    return (
+        f"to analyse {tokens} with {threads}: about {format_bytes(plan.cost.memory(CPU_COUNT))} of memory and "
+        f"{duration(plan.cost.seconds)} of CPU time"
+    )
 
 
 def _facts(group: zarr.Group, n_steps: int) -> list[tuple[str, str]]:

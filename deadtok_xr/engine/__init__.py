@@ -10,6 +10,7 @@ write them. It imports `store`, `kernels` and the packages below these; analyses
 
 from deadtok_xr.engine.batches import Batch, StepBlock
 from deadtok_xr.engine.block_pass import ReductionResults
+from deadtok_xr.engine.cost import TORCH, Cost, PassCost, Sizes
 from deadtok_xr.engine.output import Output
 from deadtok_xr.engine.reduction import (
     Accumulator,
@@ -20,9 +21,10 @@ from deadtok_xr.engine.reduction import (
     allocate_outputs,
 )
 from deadtok_xr.engine.scan import fold
-from deadtok_xr.engine.spec import AnalysisSpec, run
+from deadtok_xr.engine.spec import AnalysisSpec, pass_cost, run
 
 __all__ = [
-    "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Output", "OutputAccumulator", "Reduction",
-    "ReductionResults", "SingleVariable", "StepBlock", "allocate_outputs", "fold", "run",
+    "TORCH", "Accumulator", "AnalysisSpec", "Batch", "BlockResult", "Cost", "Output", "OutputAccumulator", "PassCost",
+    "Reduction", "ReductionResults", "SingleVariable", "Sizes", "StepBlock", "allocate_outputs", "fold", "pass_cost",
+    "run",
 ]  # fmt: skip

@@ -104,7 +104,7 @@ def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reducti
     used = {name for reduction in reductions.values() for name in reduction.matrices}
     arrays = {name: x for name, x in matrices.items() if name in used}
     first = next(iter(arrays.values()))
-    layout = BlockLayout(_block_lengths(first), first.shape)
+    layout = BlockLayout(block_lengths(first), first.shape)
     stored = {name: found for name, x in arrays.items() if (found := stored_array(x)) is not None}
     held = {name: _cut(x, layout.n_states) for name, x in arrays.items() if name not in stored}
     for name in held:
@@ -115,7 +115,7 @@ def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reducti
     return BlockPass(f"pass-{tokenize(contents, sorted(reductions), device)}", task, pairs)
 
 
-def _block_lengths(x: da.Array) -> tuple[int, ...]:
+def block_lengths(x: da.Array) -> tuple[int, ...]:
     """Return the number of steps of each block: equal except for the last, as the chunks of a Zarr array are."""
     stored = stored_array(x)
     length = max(x.chunks[0]) if stored is None else _stored_length(stored)

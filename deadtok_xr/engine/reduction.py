@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.engine.batches import Batch, StepBlock
+from deadtok_xr.engine.cost import Cost, Sizes
 from deadtok_xr.engine.output import Output
 
 BlockResult = dict[str, Any]
@@ -42,6 +43,10 @@ class Reduction(Protocol):
 
     def start(self, block: StepBlock) -> Accumulator:
         """Return an accumulator for a block."""
+        ...
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
         ...
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dask.array as da
 import xarray as xr
 from dask.base import tokenize
 
 from deadtok_xr.attributes import portable
-from deadtok_xr.engine.block_pass import ReductionResults, make_pass
+from deadtok_xr.engine.block_pass import ReductionResults, block_lengths, make_pass
+from deadtok_xr.engine.cost import Cost, PassCost, Sizes
 from deadtok_xr.engine.reduction import Reduction
 from deadtok_xr.kernels import device as devices
+from deadtok_xr.store.stored_array import stored_array
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,34 @@ class AnalysisSpec:
         Its reductions, by names that the analysis chooses.
     finish
         Makes its dataset from their results, lazily.
+    rest
+        What it costs besides its reductions and their outputs.
     """
 
     matrices: Mapping[str, da.Array]
     reductions: Mapping[str, Reduction]
     finish: Callable[[ReductionResults], xr.Dataset]
+    rest: Cost = field(default_factory=Cost)
+
+
+def pass_cost(specs: Mapping[str, AnalysisSpec]) -> PassCost:
+    """Estimate what analyses of one recording cost together, in one pass."""
+    matrices: dict[str, da.Array] = {}
+    reductions: dict[str, Reduction] = {}
+    used = {}
+    for name, spec in specs.items():
+        matrices |= spec.matrices
+        names = {_name(reduction): reduction for reduction in spec.reductions.values()}
+        reductions |= names
+        used[name] = tuple(names)
+    stored = {name: stored_array(x) for name, x in matrices.items()}
+    itemsizes = {name: (matrices[name] if x is None else x.array).dtype.itemsize for name, x in stored.items()}
+    tokens = {name: matrices[name].chunks[1][0] if x is None else x.array.chunks[-2] for name, x in stored.items()}
+    first = next(iter(matrices.values()), None)
+    block, shape = (1, (0, 0, 0)) if first is None else (max(block_lengths(first)), first.shape)
+    steps, n_tokens, n_dims = shape
+    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0))
+    return PassCost(sizes, reductions, used, {name: spec.rest for name, spec in specs.items()}, itemsizes, tokens)
 
 
 def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]:

@@ -20,12 +20,13 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
 from deadtok_xr import cli, demo, kernels, store, testing
-from deadtok_xr.cli import describe
+from deadtok_xr.analyses import plan_analyses
 from deadtok_xr.engine import cluster
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from tests.conftest import GROUPS
@@ -627,8 +628,17 @@ def test_memory_is_printed_before_the_work(deadtok: Deadtok, run_zarr: Path, tmp
     said = deadtok("analyze", run_zarr, "-o", tmp_path / "r.zarr", "--only", "motion", "--tokens", "dead")
     plan = said.err.splitlines()[0]
     assert plan.startswith("analysing 200 steps x 14 tokens x 8 dims: 1 analysis, about ")
-    _, arrays, _ = store.open_arrays(run_zarr)
-    assert format_bytes(describe.memory_bound(arrays, 14)) in plan
+    needed = plan_analyses(dx.open_recording(run_zarr, tokens="dead"), analyses=["motion"]).cost.memory(CPU_COUNT)
+    assert f"of CPU time and {format_bytes(needed)} of memory" in plan
+
+
+def test_a_budget_and_a_limit_of_memory_say_what_would_fit(deadtok: Deadtok, run_zarr: Path, tmp_path: Path) -> None:
+    words = ("analyze", run_zarr, "-o", tmp_path / "r.zarr")
+    assert "--budget; expected a time, such as 90s" in deadtok(*words, "--budget", "soon").sentence
+    assert "motion is expected to take" in deadtok(*words, "--only", "motion", "--budget", "1e-9s").sentence
+    said = deadtok(*words, "--only", "motion,cloud", "--memory", "1MB")
+    assert "are allowed: motion alone needs" in said.sentence
+    assert "allow more with --memory" in said.sentence
 
 
 def test_compilation_of_kernels_is_announced(

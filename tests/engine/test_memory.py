@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import deadtok_xr as dx
 from deadtok_xr import store, testing
+from deadtok_xr.analyses import plan_analyses
 from deadtok_xr.cli import describe
+from deadtok_xr.engine.cost import LIBRARIES
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +45,7 @@ def analysed(folder: Path, steps: int) -> dict[str, int]:
     command = [sys.executable, "-c", PEAK, tiny, path, folder / "out", str(THREADS)]
     found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     _, arrays, _ = store.open_arrays(path)
-    found["promised"] = describe.memory_bound(arrays, threads=THREADS)
+    found["promised"] = plan_analyses(dx.open_recording(path)).cost.memory(THREADS)
     found["row"] = arrays["W"].chunks[0] * TOKENS * DIMS * 4
     found["data"] = steps * TOKENS * DIMS * 4
     return found
@@ -55,14 +58,16 @@ def test_memory_does_not_grow_with_the_recording(tmp_path_factory: pytest.TempPa
     assert long["data"] > 10 * THREADS * 2 * long["row"]
     for found in (short, long):
         grown = found["peak"] - found["before"]
-        assert grown < found["promised"] - describe._BASE_BYTES
+        assert grown < found["promised"] - LIBRARIES
         assert found["peak"] < found["promised"]
     assert long["peak"] < 1.15 * short["peak"]  # tasks, and what is kept for each step
 
 
-def test_memory_bound_depends_on_blocks_and_threads(tmp_path: Path) -> None:
+def test_memory_depends_on_analyses_tokens_and_threads(tmp_path: Path) -> None:
     path = testing.synthetic_recording(tmp_path / "run.zarr", steps=300, tokens=200, dims=16)
-    _, arrays, _ = store.open_arrays(path)
-    all_tokens = describe.memory_bound(arrays, threads=2)
-    assert describe.memory_bound(arrays, 50, threads=2) < all_tokens < describe.memory_bound(arrays, threads=4)
-    assert "memory to analyse all tokens" in describe.describe(path)
+    rec = dx.open_recording(path)
+    of_all = plan_analyses(rec).cost.memory(2)
+    fewer = (plan_analyses(rec.isel(token=slice(50))), plan_analyses(rec, analyses=["motion", "phases"]))
+    assert all(plan.cost.memory(2) < of_all for plan in fewer)
+    assert of_all < plan_analyses(rec).cost.memory(4)
+    assert "to analyse the dead tokens with" in describe.describe(path)

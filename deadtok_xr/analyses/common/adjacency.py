@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import get_grid, ulp
-from deadtok_xr.engine import Batch, StepBlock
+from deadtok_xr.engine import Batch, Cost, Sizes, StepBlock
 from deadtok_xr.engine.series import Series
 from deadtok_xr.errors import InputError, OffGridError
 
@@ -77,6 +77,13 @@ class Adjacency:
     n_tokens: int
     held: str | None = None
     initial: Series | None = None
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what the graphs of all steps cost, for tokens that move and are not all adjacent."""
+        pairs = sizes.tokens**2 / 2
+        seconds = (2e-9 * pairs + 3e-9 * sizes.step) * sizes.steps
+        nodes = 8 * 8 * 2 * sizes.tokens + 16 * 4 * sizes.tokens
+        return Cost(seconds, held=nodes, temporary=2 * 4 * sizes.step + nodes)
 
 
 class AdjacencyTracker:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Batch, Output, OutputAccumulator, SingleVariable, StepBlock
+from deadtok_xr.engine import Batch, Cost, Output, OutputAccumulator, SingleVariable, Sizes, StepBlock
 
 OUTPUTS = {
     "centroid": Output(("step", "dim")),
@@ -35,6 +35,10 @@ class CentreOfMass(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(1.5e-9 * sizes.elements)
 
 
 class _Accumulator(OutputAccumulator[CentreOfMass]):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Batch, Output, StepBlock, allocate_outputs
+from deadtok_xr.engine import Batch, Cost, Output, Sizes, StepBlock, allocate_outputs
 
 PER_STEP = (
     "n_different", "n_unequal", "n_different_tokens", "different_fraction", "frobenius", "difference_max", "n_invalid",
@@ -40,6 +40,10 @@ class Differences:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(4e-9 * sizes.elements, floats=self.matrices)
 
 
 class _Accumulator:

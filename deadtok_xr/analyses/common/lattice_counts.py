@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common.step_series import SERIES
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock, allocate_outputs
+from deadtok_xr.engine import Batch, Cost, Output, SingleVariable, Sizes, StepBlock, allocate_outputs
 from deadtok_xr.errors import OffGridError
 
 STATES = ("n_zero", "n_negative", "n_power_of_two")
@@ -79,6 +79,10 @@ class LatticeCounts(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(14e-9 * sizes.elements)
 
 
 class _Accumulator:

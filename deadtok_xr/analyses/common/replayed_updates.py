@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr import kernels
+from deadtok_xr.analyses.common import fused_replay
 from deadtok_xr.analyses.common.recorded_updates import ELEMENTS_PER_CALL, as_grid
 from deadtok_xr.bfloat16 import get_grid
-from deadtok_xr.engine import Batch, BlockResult, Output, StepBlock, allocate_outputs
+from deadtok_xr.engine import TORCH, Batch, BlockResult, Cost, Output, Sizes, StepBlock, allocate_outputs
 from deadtok_xr.engine.series import Series
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import Settings
@@ -88,6 +89,13 @@ class Replay:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
 
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        held = 2 * 8 * sizes.step + PARTIAL.itemsize * sizes.block
+        compiled = fused_replay.format_of(self.settings, self.arithmetic, self.grids)
+        seconds = (30e-9 if compiled else 150e-9) * sizes.elements
+        return Cost(seconds, held=held, temporary=30 * 8 * ELEMENTS_PER_CALL, kept=TORCH + 4 * held)
+
 
 _ELEMENTS_ON_DEVICE = 2**22
 """Elements per call on a device, which needs about ten temporaries of float64."""
@@ -103,17 +111,50 @@ class _Accumulator:
         self.partial = np.zeros(block.n_transitions, PARTIAL)
         self.net = np.zeros((block.n_tokens, 2, block.n_dims))
         at = slice(block.first, block.later.stop)
+        self.fuses = None
+        if not self.on_device:
+            self.fuses = fused_replay.fused_operations(reduction.settings, reduction.arithmetic, reduction.grids)
         self.t, self.lr, self.steps = (reduction.series[n].values(at) for n in ("t", "lr", "step"))
 
     def update(self, batch: Batch) -> None:
         height = max(1, (_ELEMENTS_ON_DEVICE if self.on_device else ELEMENTS_PER_CALL) // self.block.n_dims)
         for first in range(0, self.block.n_tokens, height):
-            rows = slice(first, first + height)
-            before = self._tensors(batch, 0, rows)
+            rows = slice(first, min(first + height, self.block.n_tokens))
+            before: Tensors = {}
             for i in range(batch.n_transitions):
+                if self._is_compiled(batch.start + i, rows):
+                    self._update_compiled(batch, i, rows)
+                    before = {}
+                    continue
+                before = before or self._tensors(batch, i, rows)
                 after = self._tensors(batch, i + 1, rows)
                 self._update(batch.start + i, before, after, rows)
                 before = after
+
+    def _is_compiled(self, i: int, rows: slice) -> bool:
+        """Return whether the kernel computes an update: one update, of whole vectors, with a known learning rate."""
+        is_one = self.t[i + 1] - self.t[i] == 1 and self.t[i + 1] > 0 and not np.isnan(self.lr[i + 1])
+        whole = (rows.stop - rows.start) * self.block.n_dims % fused_replay.WHOLE == 0
+        return bool(is_one and whole and self.fuses is not None)
+
+    def _update_compiled(self, batch: Batch, i: int, rows: slice) -> None:
+        at, s, lr = batch.start + i, self.reduction.settings, float(self.lr[batch.start + i + 1])
+        grids = self.reduction.grids
+        before, after = (
+            {name: as_grid(batch.values[name][k, rows], grid) for name, grid in grids.items()} for k in (i, i + 1)
+        )
+        out = fused_replay.outputs(rows.stop - rows.start, self.block.n_dims)
+        of_tokens = {"cause": "cause", "margin": "margin", "length": "intended"}
+        out |= {key: self.out[name][at, rows] for key, name in of_tokens.items()} | {"net": self.net[rows]}
+        fused_replay.replay(
+            s, self.reduction.arithmetic, bool(self.fuses), int(self.t[at + 1]), lr, before, after, self.lattice, out
+        )
+        partial = self.partial[at]
+        names = (*COUNTS, *SUMS[: len(out["sums"])], *fused_replay.OPTIMIZER_COUNTS)
+        for name, value in zip(names, (*out["counts"], *out["sums"], *out["optimizer"]), strict=True):
+            partial[name] += value
+        partial["lr"] = lr
+        partial["decay_known"] += out["net"][:, 0].size
 
     def _tensors(self, batch: Batch, i: int, rows: slice) -> Tensors:
         return {name: self._tensor(batch, name, i, rows) for name in self.reduction.grids}

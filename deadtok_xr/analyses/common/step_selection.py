@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.engine import Batch, Output, SingleVariable, StepBlock
+from deadtok_xr.engine import Batch, Cost, Output, SingleVariable, Sizes, StepBlock
 from deadtok_xr.errors import InputError
 
 Positions = tuple[int, ...]
@@ -130,6 +130,13 @@ class SelectedSteps(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        n = len(self.tokens)
+        seconds = 1e-9 * n**2 * sizes.dims * len(self.at)
+        held = 2 * 8 * n * sizes.dims + 3 * 8 * n**2
+        return Cost(seconds, temporary=held, kept=16 * n * len(self.at), floats=self.matrices)
 
 
 class _Accumulator:

@@ -13,10 +13,12 @@ from deadtok_xr.analyses.common import checks
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
+    Cost,
     Output,
     OutputAccumulator,
     ReductionResults,
     SingleVariable,
+    Sizes,
     StepBlock,
 )
 from deadtok_xr.errors import OffGridError
@@ -57,6 +59,10 @@ class Transitions(SingleVariable):
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return what it costs."""
+        return Cost(1.5e-9 * sizes.elements)
 
 
 class _Accumulator(OutputAccumulator[Transitions]):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.custom.batch import UserBatch
 from deadtok_xr.analyses.custom.code import code_token
-from deadtok_xr.engine import Batch, Output, StepBlock, allocate_outputs
+from deadtok_xr.engine import Batch, Cost, Output, Sizes, StepBlock, allocate_outputs
 from deadtok_xr.errors import InputError
 
 COMBINE: dict[str, Callable[[Any, Any], Any]] = {
@@ -90,6 +90,10 @@ class UserReduction:
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
         return _Accumulator(self, block)
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """Return a guess: what a few operations on all values cost."""
+        return Cost(5e-9 * sizes.elements, floats=self.matrices)
 
     def call(self, function: Callable[..., Any], *args: Any, where: str = "") -> Any:
         """Call what the user wrote; an error that it raises gets a note that names the analysis."""

@@ -29,7 +29,7 @@ COMPARED, EQUAL, COMPARED_MOVED, EQUAL_MOVED, POWERS_OF_TWO = range(4, 9)
 SUMS = ("intended_squares", "realised_squares", "along", "squares")
 """Σ u² and Σ ΔW²; Σ ΔW·u and Σ u² of elements with |u| above 8 half gaps, where rounding is a small part of it."""
 INTENDED_SQUARES, REALISED_SQUARES, ALONG, SQUARES = range(4)
-_FAR = 8
+FAR = 8
 
 
 class MechanismOutputs(NamedTuple):
@@ -107,7 +107,7 @@ def _mechanism(before, after, update, smallest, ulp_offset, out):
             _add(step, u, known, half_gaps, out.sums)
         out.length[n] = np.sqrt(squares) if usable else np.nan
         out.margin[n] = margin if usable else np.nan
-        out.cause[n] = _class_of_token(seen) if usable else UNKNOWN
+        out.cause[n] = class_of_token(seen) if usable else UNKNOWN
 
 
 @inlined
@@ -134,7 +134,7 @@ def _class_of(step, u, replay_moved, gradient, has_gradient):
 
 
 @inlined
-def _class_of_token(seen):
+def class_of_token(seen):
     """Return the class of a token: moved if an element moved, else rounded if one was rounded, else no gradient."""
     if seen & (1 << MOVED):
         return MOVED
@@ -164,7 +164,7 @@ def _add(step, u, known, half_gaps, sums):
     sums[REALISED_SQUARES] += step * step
     if known:
         sums[INTENDED_SQUARES] += abs(u) * abs(u)
-        if half_gaps > _FAR:
+        if half_gaps > FAR:
             sums[ALONG] += step * u
             sums[SQUARES] += u * u
 

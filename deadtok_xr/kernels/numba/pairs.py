@@ -25,6 +25,8 @@ _APART, _OPEN, _CERTAIN = 0, 1, 2
 _FRONT = 16
 """How many dims are compared first."""
 _TILE = 256
+_SAMPLE = 64
+"""Nodes whose pairs are compared to estimate the work of a step."""
 _MARGIN = 1e-6
 """The relative margin by which the limits of certain pairs are narrowed, larger than the rounding of float32."""
 _LARGEST_FLOAT32 = 3.4028234e38
@@ -78,12 +80,15 @@ def measure_all(positions, low, high, verlet, motion):
         return _complete_graph(nodes, positions.rule.linked, verlet)
     tokens = _sort(positions.words, nodes, dims)
     factor = verlet.factor
+    without = _work_without_skin(tokens, _limits(low, high, np.zeros(len(high))))
     while True:
         skin = _skin(high, motion, factor)
-        known, pairs, work, certain, now = _measure(positions, _limits(low, high, skin), tokens, skin[0] > 0)
-        if known or not skin[0] > 0:
+        keep = skin[0] > 0
+        most = factor * without if keep else np.inf
+        known, pairs, work, certain, now = _measure(positions, _limits(low, high, skin), tokens, keep, most)
+        if known or not keep:
             break
-        factor /= 4  # the skin is too wide: the many open pairs cost more than it saves
+        factor /= 4  # the skin is too wide: the many pairs within it cost more than it saves
     factor = _adapt(factor, work, len(pairs), len(tokens.nodes.counts))
     nodes = tokens.nodes
     new = VerletList(
@@ -130,12 +135,33 @@ def _down(x):
 
 
 @inner
-def _measure(positions, limits, tokens, keep):
+def _work_without_skin(tokens, limits):
+    """Return about how many nanoseconds it takes to measure all pairs at one step, from the pairs of some nodes."""
+    first, P = tokens.front[0], len(tokens.nodes.counts)
+    reach = _take(limits.apart, tokens.dims).view(np.float32)
+    far = np.empty(_TILE, np.int32)
+    n_pairs, n_compared, n_near = 0, 0, 0
+    for a in range(P):
+        n_pairs += np.searchsorted(first, first[a] + reach[0], side="right") - a - 1
+    for a in range(0, P, max(1, P // _SAMPLE)):
+        end = np.searchsorted(first, first[a] + reach[0], side="right")
+        for start in range(a + 1, end, _TILE):
+            stop = min(start + _TILE, end)
+            _compare_front(tokens.front, a, start, stop, reach, far)
+            n_compared += stop - start
+            for b in range(stop - start):
+                n_near += not far[b]
+    return _NODE_NS * P + n_pairs * (_FRONT_NS + _PAIR_NS * n_near / max(n_compared, 1))
+
+
+@inner
+def _measure(positions, limits, tokens, keep, most):
     """Sort all pairs into certain and open ones.
 
     Returns
     -------
-    Whether the open pairs are known (they are not if ``keep`` is false, or if there are too many to list); these pairs;
+    Whether the open pairs are known (not if ``keep`` is false, or if there are too many to list, or if it would take
+    more than ``most`` nanoseconds); these pairs;
     the approximate work in nanoseconds; the graph of the certain pairs; and the graph of this step.
     """
     nodes, linked = tokens.nodes, positions.rule.linked
@@ -148,6 +174,8 @@ def _measure(positions, limits, tokens, keep):
     for a in range(P):
         end = np.searchsorted(tokens.front[0], tokens.front[0, a] + reach[0], side="right")
         work += _FRONT_NS * (end - a)
+        if work > most:
+            return False, pairs[:0], work, certain, now
         for start in range(a + 1, end, _TILE):
             stop = min(start + _TILE, end)
             _compare_front(tokens.front, a, start, stop, reach, far)
