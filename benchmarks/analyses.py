@@ -26,7 +26,7 @@ import xarray as xr
 from dask.base import tokenize
 
 import deadtok_xr as dx
-from deadtok_xr.analyses import open_for_analysis
+from deadtok_xr.analyses import open_for_analysis, plan_analyses
 from deadtok_xr.analyses.common.checks import as_dask
 from deadtok_xr.engine import (
     Accumulator,
@@ -142,9 +142,19 @@ def decoding(ds: xr.Dataset, names: Sequence[str]) -> float:
     return time.process_time() - began
 
 
+def expected(ds: xr.Dataset, analyses: Sequence[str] | None) -> tuple[dict[str, float], float]:
+    """CPU seconds of each reduction, and of everything together, as a plan of the analyses says before they run."""
+    plan = plan_analyses(ds, analyses=analyses)
+    reductions = plan.cost.reductions
+    found: Counter[str] = Counter()
+    for name, cost in plan.cost.costs.items():
+        found[type(reductions[name]).__name__] += cost.seconds
+    return dict(found), plan.cost.seconds
+
+
 def costs(ds: xr.Dataset, analyses: Sequence[str] | None, out: Path) -> tuple[dict[str, float], float]:
     """CPU seconds of each reduction, most first, and of everything together, results written to ``out``."""
-    module = importlib.import_module("deadtok_xr.analyses.analyze")
+    module = importlib.import_module("deadtok_xr.analyses.plan")
     answered, matrices = module.run, set[str]()
 
     def timing(plans: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]:
@@ -172,10 +182,14 @@ def main(recording: Path, only: str | None, tokens: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(2):
             found, together = costs(ds, only.split(",") if only else None, Path(folder) / f"{i}.zarr")
+    planned, all_planned = expected(ds, only.split(",") if only else None)
     for name, seconds in found.items():
-        click.echo(f"{seconds:8.2f} s  {seconds / found['decoding']:6.2f}x decoding  {name}")
-    rest = together - sum(found.values())
-    click.echo(f"{together:8.2f} s  {together / found['decoding']:6.2f}x decoding  together; {rest:.2f} s have no name")
+        plan = f"planned {planned[name]:8.2f} s" if name in planned else " " * 18
+        click.echo(f"{seconds:8.2f} s  {seconds / found['decoding']:6.2f}x decoding  {plan}  {name}")
+    rest, times = together - sum(found.values()), together / found["decoding"]
+    click.echo(
+        f"{together:8.2f} s  {times:6.2f}x decoding  planned {all_planned:8.2f} s  together; {rest:.2f} s have no name"
+    )
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
     click.echo(f"peak memory {peak:.0f} MB")
 

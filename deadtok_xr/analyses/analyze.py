@@ -12,6 +12,7 @@ from deadtok_xr.analyses.census import census
 from deadtok_xr.analyses.centroid_origin import centroid_origin
 from deadtok_xr.analyses.cloud import cloud
 from deadtok_xr.analyses.coherence import coherence
+from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.common.sampled import as_tokens
 from deadtok_xr.analyses.compare_runs import compare_runs
 from deadtok_xr.analyses.connectivity import connectivity

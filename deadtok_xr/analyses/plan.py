@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import dask
 import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
-from dask.utils import format_bytes, parse_bytes, parse_timedelta
+from dask.utils import format_bytes, parse_bytes
 
 from deadtok_xr.analyses.common import checks
 from deadtok_xr.analyses.registry import ANALYSES
@@ -23,6 +24,7 @@ BUDGET_S = 600.0
 """The CPU time that an analysis may take by default, in seconds."""
 TIMES_THE_REST = 10
 """Or this many times the CPU time of all others together, if that is more."""
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,10 @@ def seconds(budget: float | str) -> float:
     InputError
         If it is not a time above 0.
     """
+    match = re.fullmatch(r"\s*([\d.e+-]+)\s*([a-z]*)\s*", str(budget).lower())
     try:
-        found = float(parse_timedelta(budget, default="s"))
-    except (KeyError, TypeError, ValueError):
+        found = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    except (KeyError, ValueError):
         found = 0.0
     if not found > 0:
         raise InputError(f"budget={budget!r} (--budget); expected a time, such as 90s, 30min or 2h")

@@ -82,7 +82,7 @@ def _needs(plan: Plan) -> str:
     tokens = {"dead": "the dead tokens", "live": "the live tokens"}.get(str(plan.ds.attrs.get("tokens")), "all tokens")
     threads = "1 thread" if CPU_COUNT == 1 else f"{CPU_COUNT} threads"
     return (
-        f"to analyse {tokens} with {threads}: about {format_bytes(plan.cost.memory(CPU_COUNT))} of memory and "
+        f"memory to analyse {tokens} with {threads}: about {format_bytes(plan.cost.memory(CPU_COUNT))}, in "
         f"{duration(plan.cost.seconds)} of CPU time"
     )
 

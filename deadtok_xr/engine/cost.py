@@ -116,7 +116,8 @@ class PassCost:
     chunk_tokens: Mapping[str, int]
 
     @cached_property
-    def _costs(self) -> dict[str, Cost]:
+    def costs(self) -> dict[str, Cost]:
+        """The cost of each reduction."""
         return {name: reduction.cost(self.sizes) for name, reduction in self.reductions.items()}
 
     def of(self, analyses: Collection[str]) -> PassCost:
@@ -137,26 +138,26 @@ class PassCost:
     def seconds(self) -> float:
         """CPU time on one core: reading, all reductions, and writing their outputs."""
         read = sum(self.itemsizes[name] for name in self.matrices) * self.sizes.elements
-        work = sum(cost.seconds for cost in (*self._costs.values(), *self.rest.values()))
+        work = sum(cost.seconds for cost in (*self.costs.values(), *self.rest.values()))
         written = self._outputs() * self.sizes.steps / max(1, self.sizes.block)
-        floats = {name for cost in self._costs.values() for name in cost.floats}
+        floats = {name for cost in self.costs.values() for name in cost.floats}
         decoded = len(floats) * self.sizes.elements
         return work + (read * _READING + decoded * _DECODING + written * _WRITING) / 1e9 + _START * len(self.used)
 
     def seconds_of(self, analysis: str) -> float:
         """CPU time of an analysis by itself, without reading and writing."""
-        return self.rest[analysis].seconds + sum(self._costs[key].seconds for key in self.used[analysis])
+        return self.rest[analysis].seconds + sum(self.costs[key].seconds for key in self.used[analysis])
 
     def memory(self, threads: int) -> int:
         """Return the peak of memory in bytes with so many blocks at work at the same time."""
         blocks = math.ceil(self.sizes.steps / max(1, self.sizes.block))
-        costs = (*self._costs.values(), *self.rest.values())
+        costs = (*self.costs.values(), *self.rest.values())
         kept = sum(cost.kept for cost in costs) + blocks * _TASKS
         return int(LIBRARIES + min(threads, blocks) * self._block() + kept)
 
     def _block(self) -> float:
         """Return the bytes of a block at work."""
-        costs = self._costs.values()
+        costs = self.costs.values()
         step = sum(self.itemsizes[name] for name in self.matrices) * self.sizes.step
         n = 1 + max(1, BATCH_BYTES // max(1, step))  # steps of a batch, and the one after them
         floats = {name for cost in costs for name in cost.floats}

@@ -17,14 +17,14 @@ from tests.strategies import hopping
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recording is as wide as GPT-2."""
-    wide = Sizes(200, 50_257, 768, 5, 2)
+    wide = Sizes(2000, 50_257, 768, 5, 2)
     monkeypatch.setattr("deadtok_xr.engine.spec.Sizes", lambda *_: wide)
 
 
 def test_what_takes_much_longer_than_the_rest_is_left_out(wide: None) -> None:
     rec = hopping()
     planned = plan_analyses(rec, budget="1h")
-    assert planned.too_long[0] == "coherence"
+    assert {"topology", "coherence"} <= {*planned.too_long}
     assert "connectivity" in plan_analyses(rec, budget="10min").too_long
     assert "motion" in planned.specs
     why = planned.left_out["coherence"]
@@ -42,7 +42,7 @@ def test_memory_says_what_would_fit(wide: None) -> None:
         dx.analyze(rec, analyses=["motion"], memory=10 * needed)
         with pytest.raises(InputError, match=r"1 thread would fit; use dask.config.set\(num_workers=1\)"):
             dx.analyze(rec, analyses=["motion"], memory=needed)
-        with pytest.raises(InputError, match=r"fit with analyses=\['motion'\] \(--only motion\), or allow more"):
+        with pytest.raises(InputError, match=r"fit with analyses=\['motion'\], or allow more"):
             dx.analyze(rec, analyses=["motion", "coherence"], memory=needed)
         with pytest.raises(InputError, match="expected a size, such as 500MB"):
             dx.analyze(rec, memory="much")
