@@ -190,7 +190,7 @@ class Coincidence(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         places = 3 * 8 * sizes.tokens  # label, order and since of each token
-        return Cost(1e-9 * sizes.elements, held=6 * places, kept=(2 + len(self.at)) * places)
+        return Cost(1e-9 * sizes.moved, held=6 * places, kept=(2 + len(self.at)) * places)
 
 
 class _Accumulator:

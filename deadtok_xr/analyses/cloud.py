@@ -231,7 +231,7 @@ class CloudMotion(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         step = sizes.step * sizes.itemsize  # of a block, and of two that are merged, two steps at each end
-        return Cost(3.8e-9 * sizes.elements, held=4 * step + 4 * sizes.step, kept=8 * step, floats=self.matrices)
+        return Cost(3.8e-9 * sizes.moved, held=4 * step + 4 * sizes.step, kept=8 * step, floats=self.matrices)
 
 
 class _Accumulator:

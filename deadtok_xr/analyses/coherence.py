@@ -255,7 +255,7 @@ class Directions:
         """Return what it costs."""
         others = [name for name in _MATRICES if name in self.matrices]
         arrays = 2 + len(others) + ("separation" in self.names) + ("step1_deviation" in self.names)
-        seconds = (0.08e-9 * sizes.dims + 2.5e-9) * sizes.elements * (1 + len(others))
+        seconds = (0.08e-9 * sizes.dims + 2.5e-9) * sizes.moved * (1 + len(others))
         listed = (4 + 8) * sizes.step  # of the elements that moved
         return Cost(seconds, held=8 * arrays * sizes.step + listed)
 

@@ -183,7 +183,7 @@ class OriginRadius(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        return Cost(1.3e-9 * sizes.elements, floats=self.matrices)
+        return Cost(1.3e-9 * sizes.moved, floats=self.matrices)
 
 
 class _Accumulator(OutputAccumulator[OriginRadius]):

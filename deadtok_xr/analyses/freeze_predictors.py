@@ -157,7 +157,7 @@ class Ends(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         ends = 2 * sizes.step * sizes.itemsize
-        return Cost(0.5e-9 * sizes.elements, held=ends, kept=2 * ends + 2 * 8 * sizes.step)
+        return Cost(0.5e-9 * sizes.moved, held=ends, kept=2 * ends + 2 * 8 * sizes.step)
 
 
 class _Accumulator:

@@ -65,9 +65,12 @@ class Plan:
 
     def describe(self) -> list[str]:
         """Return lines: which analyses take most of the time, and which are left out because of it."""
-        total, shares = self.cost.seconds, {name: self.cost.seconds_of(name) for name in self.specs}
-        most = sorted(shares, key=lambda name: -shares[name])[:4]
-        longest = ", ".join(f"{name} {duration(shares[name])}" for name in most if shares[name] > 0.05 * total)
+        total, alike = self.cost.seconds, dict[frozenset[str], list[str]]()
+        for name in self.specs:
+            alike.setdefault(frozenset(self.cost.used[name]), []).append(name)  # these share all their work
+        shares = {" and ".join(names): self.cost.seconds_of(names[0]) for names in alike.values()}
+        most = sorted(shares, key=lambda names: -shares[names])[:4]
+        longest = ", ".join(f"{names} {duration(shares[names])}" for names in most if shares[names] > 0.05 * total)
         lines = [f"  most of the time: {longest}"] if len(shares) > 1 and longest and total > 1 else []
         return lines + [f"  left out: {name}, {self.left_out[name]}" for name in self.too_long]
 

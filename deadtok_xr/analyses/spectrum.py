@@ -114,7 +114,7 @@ class Covariance(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        seconds = 0.1e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) * len(self.at)
+        seconds = 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) * len(self.at)
         return Cost(seconds, temporary=2 * 8 * sizes.step + 3 * 8 * sizes.dims**2, floats=self.matrices)
 
 

@@ -176,7 +176,7 @@ class Checkpoints(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         n, changed = len(self.at), sizes.step
-        described = 0.1e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) + 1e-9 * len(self.tokens) ** 2 * sizes.dims
+        described = 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) + 1e-9 * len(self.tokens) ** 2 * sizes.dims
         axes = 8 * self.n_axes * sizes.dims + 8 * len(self.tokens) * self.n_neighbours + 16 * sizes.dims
         work = 2 * 8 * sizes.step + 3 * 8 * sizes.dims**2 + 3 * 8 * len(self.tokens) ** 2
         seconds = 2e-9 * sizes.elements + described * n

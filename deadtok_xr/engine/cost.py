@@ -1,8 +1,8 @@
 """Estimate the CPU time and the memory of analyses before they run, from sizes and measured rates.
 
-Each reduction states its own cost. Rates are those of recordings in which every token moves at every step, measured by
-`python -m benchmarks.analyses` on one machine: tokens at rest cost hardly anything, so that an estimate is more often
-too high than too low.
+Each reduction states its own cost. Rates are those of tokens that move at every step, measured by `python -m
+benchmarks.analyses` on one machine. Tokens at rest cost hardly anything: the motion index of a store says at most how
+many move.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ TORCH = 250 * 10**6
 """Bytes of torch, which replays updates."""
 _STREAM = 10**6
 """Bytes of a decompressor with its window, and its read buffer."""
-_TASKS = 500_000
-"""Bytes of the tasks of a block and what they return."""
+_TASKS = 25_000
+"""Bytes of the tasks of a block and what they return, for each analysis."""
 _START = 0.15
 """Seconds of each analysis for its graph, its arrays in the store and its summary."""
 _READING, _WRITING = 1.0, 1.5
 """Nanoseconds per byte: decompression of recorded values, compression of results."""
+_REST = 0.05
+"""What a token at rest costs, compared with one that moves."""
 _DECODING = 1.0
 """Nanoseconds per element that is made float32."""
 
@@ -46,6 +48,8 @@ class Sizes:
         The number of steps of a block.
     itemsize
         The largest size of an element, in bytes.
+    moving
+        At most which share of the tokens moves at a step.
     """
 
     steps: int
@@ -53,6 +57,7 @@ class Sizes:
     dims: int
     block: int
     itemsize: int
+    moving: float = 1.0
 
     @property
     def step(self) -> int:
@@ -63,6 +68,11 @@ class Sizes:
     def elements(self) -> int:
         """The number of elements of a variable."""
         return self.steps * self.step
+
+    @property
+    def moved(self) -> float:
+        """The number of elements of tokens that move, at all steps."""
+        return self.elements * max(self.moving, _REST)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class PassCost:
         """Return the peak of memory in bytes with so many blocks at work at the same time."""
         blocks = math.ceil(self.sizes.steps / max(1, self.sizes.block))
         costs = (*self.costs.values(), *self.rest.values())
-        kept = sum(cost.kept for cost in costs) + blocks * _TASKS
+        kept = sum(cost.kept for cost in costs) + blocks * len(self.used) * _TASKS
         return int(LIBRARIES + min(threads, blocks) * self._block() + kept)
 
     def _block(self) -> float:

@@ -14,7 +14,7 @@ from deadtok_xr.engine.block_pass import ReductionResults, block_lengths, make_p
 from deadtok_xr.engine.cost import Cost, PassCost, Sizes
 from deadtok_xr.engine.reduction import Reduction
 from deadtok_xr.kernels import device as devices
-from deadtok_xr.store.stored_array import stored_array
+from deadtok_xr.store.stored_array import StoredArray, stored_array
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,14 @@ def pass_cost(specs: Mapping[str, AnalysisSpec]) -> PassCost:
     first = next(iter(matrices.values()), None)
     block, shape = (1, (0, 0, 0)) if first is None else (max(block_lengths(first)), first.shape)
     steps, n_tokens, n_dims = shape
-    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0))
+    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), _moving(stored))
     return PassCost(sizes, reductions, used, {name: spec.rest for name, spec in specs.items()}, itemsizes, tokens)
+
+
+def _moving(stored: Mapping[str, StoredArray | None]) -> float:
+    """Return at most which share of the tokens moves at a step; 1 if it is not known."""
+    weights = stored.get("W")
+    return 1.0 if weights is None else weights.moving_share()
 
 
 def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]:

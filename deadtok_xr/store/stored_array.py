@@ -60,6 +60,23 @@ class StoredArray:
         """Return the same selection with its axes in another order."""
         return replace(self, axes=tuple(self.axes[k] for k in axes))
 
+    def moving_share(self, n_chunks: int = 64) -> float:
+        """Return at most which share of the tokens moves at a step, by the motion index of some chunks; else 1."""
+        rows = np.unique(self.steps // self.array.chunks[-3])
+        columns = np.unique(self.tokens // self.array.chunks[-2])
+        every = max(1, len(rows) * len(columns) // n_chunks)
+        found = []
+        for at in range(0, len(rows) * len(columns), every):
+            position = (*self.leading, int(rows[at // len(columns)]), int(columns[at % len(columns)]), 0)
+            bounds = motion_index.read(self.array, position)
+            if bounds is None:
+                return 1.0
+            selected = self.tokens[self.tokens // self.array.chunks[-2] == position[-2]] % self.array.chunks[-2]
+            first, last = bounds[:, selected].astype(np.int64)
+            height = min(self.array.chunks[-3], self.array.shape[-3] - position[-3] * self.array.chunks[-3])
+            found.append(np.where(last > 0, last - first + 1, 0).mean() / max(height - 1, 1))
+        return min(1.0, float(np.mean(found)))
+
     @property
     def is_readable(self) -> bool:
         """Whether `StepReader` can read it: (step, token, dim) of one run, with ascending steps and all dims."""

@@ -81,7 +81,7 @@ class Adjacency:
     def cost(self, sizes: Sizes) -> Cost:
         """Return what the graphs of all steps cost, for tokens that move and are not all adjacent."""
         pairs = sizes.tokens**2 / 2
-        seconds = (2e-9 * pairs + 3e-9 * sizes.step) * sizes.steps
+        seconds = (0.5e-9 * pairs + 10e-9 * sizes.step) * sizes.steps * sizes.moving
         nodes = 8 * 8 * 2 * sizes.tokens + 16 * 4 * sizes.tokens
         return Cost(seconds, held=nodes, temporary=2 * 4 * sizes.step + nodes)
 

@@ -38,7 +38,7 @@ class CentreOfMass(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        return Cost(1.5e-9 * sizes.elements)
+        return Cost(1.5e-9 * sizes.moved)
 
 
 class _Accumulator(OutputAccumulator[CentreOfMass]):

@@ -82,7 +82,7 @@ class LatticeCounts(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        return Cost(14e-9 * sizes.elements)
+        return Cost(14e-9 * sizes.moved)
 
 
 class _Accumulator:
