@@ -24,7 +24,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_takes_much_longer_than_the_rest_is_left_out(wide: None) -> None:
     rec = hopping()
     planned = plan_analyses(rec, budget="1h")
-    assert {"topology", "coherence"} <= {*planned.too_long}
+    assert "coherence" in planned.too_long
     assert "connectivity" in plan_analyses(rec, budget="10min").too_long
     assert "motion" in planned.specs
     why = planned.left_out["coherence"]
