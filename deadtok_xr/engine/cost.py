@@ -18,10 +18,12 @@ from deadtok_xr.kernels.device import BATCH_BYTES
 if TYPE_CHECKING:
     from deadtok_xr.engine.reduction import Reduction
 
-LIBRARIES = 330 * 10**6
+LIBRARIES = 370 * 10**6
 """Bytes of Python with xarray, Dask, zarr and the compiled kernels loaded."""
 TORCH = 250 * 10**6
 """Bytes of torch, which replays updates."""
+_THREAD = 30 * 10**6
+"""Bytes of a thread at work for what does not grow with the recording: buffers, and freed memory that is not reused."""
 _STREAM = 10**6
 """Bytes of a decompressor with its window, and its read buffer."""
 _TASKS = 25_000
@@ -163,7 +165,7 @@ class PassCost:
         blocks = math.ceil(self.sizes.steps / max(1, self.sizes.block))
         costs = (*self.costs.values(), *self.rest.values())
         kept = sum(cost.kept for cost in costs) + blocks * len(self.used) * _TASKS
-        return int(LIBRARIES + min(threads, blocks) * self._block() + kept)
+        return int(LIBRARIES + min(threads, blocks) * (_THREAD + self._block()) + kept)
 
     def _block(self) -> float:
         """Return the bytes of a block at work."""
