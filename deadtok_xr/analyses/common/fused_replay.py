@@ -127,8 +127,7 @@ def words_of(s: Settings, before: Arrays, after: Arrays) -> Any:
         before["W"], before["exp_avg"], before["exp_avg_sq"], after["W"], after["grad"], after["exp_avg"],
         after["exp_avg_sq"],
     )  # fmt: skip
-    words = [kernels.bit_words(x) for x in arrays]
-    return AdamWords(*words, root=root, second=kernels.bit_words(second))
+    return AdamWords._make([*map(kernels.bit_words, arrays), root, kernels.bit_words(second)])
 
 
 def scalars_of(s: Settings, arithmetic: str, fuses: bool, t: int, lr: float, dtype: np.dtype[Any]) -> Any:
