@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -105,6 +106,7 @@ def _serve(source: Source, port: int, *, browser: bool) -> None:
 
     for note in source.notes:
         echo(note, err=True)
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)  # no lines about requests for other addresses
     explorer = Explorer(source, port)
     echo(explorer.url)
     sys.stdout.flush()

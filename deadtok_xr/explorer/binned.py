@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -71,32 +70,42 @@ class Blocks:
         a, b = np.searchsorted(steps, [start, stop + 1])  # whole blocks are read, and cut afterwards
         width = bin_width(b - a, max_bins)
         spans = [(i, j) for i, j in step_blocks(x) if i < b and j > a]
-        last_value = is_category(x)
-        with ThreadPoolExecutor(_READERS) as pool:
-            parts = list(pool.map(lambda span: self._block(key, x, span, width, last_value), spans))
+        names: list[Hashable] = [(key, int(steps[i]), int(steps[j - 1]), width) for i, j in spans]
+        with self._lock:
+            kept = {name: self._kept[name] for name in names if name in self._kept}
+        missing = [(name, x[slice(*span)]) for name, span in zip(names, spans, strict=True) if name not in kept]
+        read = dict(zip([name for name, _ in missing], _bin_all([part for _, part in missing], width), strict=True))
+        self._keep(kept | read)
         edges = [_edges(steps[i:j], width) for i, j in spans]
         first, last = (np.concatenate([e[k] for e in edges] or [steps[:0]]) for k in (0, 1))
+        parts = [(kept | read)[name] for name in names]
         values = np.concatenate(parts) if parts else np.empty((0, x.shape[1]), np.float32)
         inside = (last >= start) & (first <= stop)
         return Binned(values[inside], first[inside], last[inside], width)
 
-    def _block(
-        self, key: str, x: xr.DataArray, span: tuple[int, int], width: int, last_value: bool
-    ) -> NDArray[np.float32]:
-        i, j = span
-        name = (key, int(x["step"][i]), int(x["step"][j - 1]), width)
+    def _keep(self, found: dict[Hashable, NDArray[np.float32]]) -> None:
+        """Keep blocks, and forget those that were used the longest time ago."""
         with self._lock:
-            if name in self._kept:
+            for name, values in found.items():
+                self._kept[name] = values
                 self._kept.move_to_end(name)
-                return self._kept[name]
-        with dask.config.set(scheduler="synchronous"):
-            values = x[i:j].values
-        found = bin_steps(values, width, last_value=last_value)
-        with self._lock:
-            self._kept[name] = found
-            while len(self._kept) > 1 and sum(v.nbytes for v in self._kept.values()) > CACHE_BYTES:
-                self._kept.popitem(last=False)
-        return found
+            size = sum(values.nbytes for values in self._kept.values())
+            while size > CACHE_BYTES and len(self._kept) > 1:
+                size -= self._kept.popitem(last=False)[1].nbytes
+
+
+def _bin_all(parts: list[xr.DataArray], width: int) -> list[NDArray[np.float32]]:
+    """Read blocks and bin them, a few at a time."""
+    if not parts:
+        return []
+    last = is_category(parts[0])
+    if parts[0].chunks is None:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda part: bin_steps(part.values, width, last_value=last), parts))
+    import dask
+
+    binned = [dask.delayed(bin_steps)(part.data, width, last_value=last) for part in parts]
+    return list(dask.compute(*binned, scheduler="threads", num_workers=_READERS))  # one graph, culled once
 
 
 def is_category(x: xr.DataArray) -> bool:
@@ -187,5 +196,4 @@ def fold_blocks(x: xr.DataArray, after: int | None, fold: Callable[[NDArray[np.i
     for i, j in step_blocks(x):
         if j > done:
             i = max(i, done)
-            with dask.config.set(scheduler="synchronous"):
-                fold(steps[i:j], x[i:j].values)
+            fold(steps[i:j], x[i:j].values)

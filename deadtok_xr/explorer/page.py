@@ -26,7 +26,7 @@ from deadtok_xr.explorer.views.story import Story
 from deadtok_xr.explorer.views.table import Table
 
 _LOOK, _PLAY, _SETTLED = 2000, 150, 60  # milliseconds between looks at a growing store, frames, and of rest
-_THEN = 500  # milliseconds after which the rest of the results is opened, so that the first picture is not delayed
+_THEN = 700  # milliseconds from sending the first picture to opening the rest of the results
 _FRAMES = 200  # of the cloud, from the first step to the last
 _FIRST_ORDER = "last motion"
 _SHAPE = ("topology/n_components", "topology/largest_component", "census/n_black_holes", "recording/loss",
@@ -139,13 +139,16 @@ class Page:
         document, source = self._document, self.source
         document.title = f"{Path(source.name).name} – deadtok explore"
         document.template = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
-        document.template_variables.update(name=escape(source.name), rows=source.rows)
+        document.template_variables.update(
+            name=escape(source.name), rows=source.rows, findings=not source.live, meanings=rows.MEANINGS
+        )
         document.add_root(self._controls)
         for view in self.views:
             view.root.name = view.name
             document.add_root(view.root)
         self._findings, self._notes = (Div(sizing_mode="stretch_width", name=name) for name in ("findings", "notes"))
-        document.add_root(self._findings)
+        if not source.live:
+            document.add_root(self._findings)
         document.add_root(self._notes)
         self._notes.text = self.notes()
         for view in self.views:
@@ -154,9 +157,12 @@ class Page:
         self._summarise()
         if source.live:
             document.add_periodic_callback(self._look, _LOOK)
-        elif source.grows:
-            document.add_timeout_callback(self._look, _THEN)
         document.on_session_destroyed(lambda context: self._pool.shutdown(wait=False, cancel_futures=True))
+
+    def drawn(self) -> None:
+        """Open the rest of the results, once the first picture was sent."""
+        if self.source.grows and not self.source.live:
+            self._document.add_timeout_callback(self._look, _THEN)
 
     def _look(self) -> None:
         self.later("opening", self.source.refresh, lambda done: self._grown())

@@ -30,8 +30,8 @@ MEANINGS = {
     "motion", "thaws": "how often it moved again after a step without motion", "last thaw": "the last of these steps",
     "at the end": "whether it moved at the last step", "stumble cohort": "first step with motion by at most one cell",
     "froze because": "why it did not move after its last motion", "margin after": "largest update after the last "
-    "motion, in half gaps: below 1 it cannot move", "black hole": "rank of the place that it shares at the last "
-    "step, 0 is the largest; -1 alone", "norm": "‖W‖ at the last step",
+    "motion, in half gaps: below 1 it cannot move", "black hole": "place that it shares with others at the last "
+    "step, ranked by size: 1 is the largest, 0 none", "norm": "‖W‖ at the last step",
 }  # fmt: skip
 IDS = "as they are"
 
@@ -94,8 +94,10 @@ def _in_words(x: xr.DataArray) -> NDArray[Any]:
 
 def shown_columns(frame: pd.DataFrame) -> list[str]:
     """Return the columns of a table that are shown: label, text and the first quantities."""
+    if frame.columns[0] != "token":
+        return list(frame.columns)
     first = set(COLUMNS.values())
-    return [c for i, c in enumerate(frame.columns) if i == 0 or c == "text" or c in first] or list(frame.columns)
+    return [c for i, c in enumerate(frame.columns) if i == 0 or c == "text" or c in first]
 
 
 def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from deadtok_xr.errors import InputError
@@ -31,33 +32,30 @@ class Explorer:
     def __init__(self, source: Source, port: int = 0) -> None:
         if find_spec("bokeh") is None:
             raise InputError("the explorer needs Bokeh: pip install 'deadtok_xr[explore]'")
-        self._source, self._port = source, port
-        self._ready = Event()
+        try:
+            listening = socket.create_server((HOST, port), backlog=128)
+        except (OSError, OverflowError) as error:
+            what = f"port {port} on {HOST} is in use, or not allowed"
+            raise InputError(f"{what}: choose another, or none for a free one") from error
+        path = f"/{secrets.token_urlsafe(16)}"
+        self.url = f"http://{HOST}:{listening.getsockname()[1]}{path}"
         self._loop: Any = None
-        self._error: Exception | None = None
-        self._thread = Thread(target=self._run, name="deadtok explore", daemon=True)
+        # A browser that is opened now starts while Bokeh is imported: the socket already takes connections.
+        self._thread = Thread(target=self._run, args=(source, listening, path), name="deadtok explore", daemon=True)
         self._thread.start()
-        self._ready.wait()
-        if self._error is not None:
-            raise self._error
 
-    def _run(self) -> None:
+    def _run(self, source: Source, listening: socket.socket, path: str) -> None:
         """Serve until `close`; the event loop belongs to this thread."""
         import asyncio
 
         from tornado.ioloop import IOLoop
 
         asyncio.set_event_loop(asyncio.new_event_loop())
-        try:
-            self._loop = IOLoop.current()
-            self.url, server = _start(self._source, self._port)
-        except (InputError, OSError) as error:
-            self._error = error
-            return
-        finally:
-            self._ready.set()
-        self._loop.start()
-        server.stop()
+        self._loop = IOLoop.current()
+        with listening:
+            server = _start(source, listening, path)
+            self._loop.start()
+            server.stop()
 
     def wait(self) -> None:
         """Wait until the page is closed, or the user interrupts."""
@@ -66,7 +64,9 @@ class Explorer:
 
     def close(self) -> None:
         """Stop serving the page."""
-        if self._loop is not None and self._thread.is_alive():
+        while self._loop is None and self._thread.is_alive():
+            self._thread.join(0.01)
+        if self._thread.is_alive():
             self._loop.add_callback(self._loop.stop)
             self._thread.join(5)
 
@@ -110,13 +110,12 @@ def explore(what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None =
     return Explorer(open_source(what, tokens=tokens), port)
 
 
-def _start(source: Source, port: int) -> tuple[str, Any]:
-    """Bind the port and start to serve; return the address and the server."""
+def _start(source: Source, listening: socket.socket, path: str) -> Any:
+    """Begin to serve the page, and return the server."""
     from bokeh.application import Application
     from bokeh.application.handlers.function import FunctionHandler
     from bokeh.server.server import BaseServer
     from bokeh.server.tornado import BokehTornado
-    from bokeh.server.util import bind_sockets
     from bokeh.settings import settings
     from tornado.httpserver import HTTPServer
     from tornado.ioloop import IOLoop
@@ -124,12 +123,7 @@ def _start(source: Source, port: int) -> tuple[str, Any]:
     from deadtok_xr.explorer.page import Page
 
     settings.resources.set_value("server")  # whatever the environment says: nothing comes from another machine
-    try:
-        sockets, port = bind_sockets(HOST, port)
-    except (OSError, OverflowError) as error:
-        what = f"port {port} on {HOST} is in use, or not allowed"
-        raise InputError(f"{what}: choose another, or none for a free one") from error
-    path = f"/{secrets.token_urlsafe(16)}"
+    port = listening.getsockname()[1]
     app = BokehTornado(
         {path: Application(FunctionHandler(lambda document: Page(source, document).show()))},
         extra_websocket_origins=[f"{HOST}:{port}", f"localhost:{port}"],
@@ -137,7 +131,8 @@ def _start(source: Source, port: int) -> tuple[str, Any]:
         check_unused_sessions_milliseconds=5000,
     )
     http = HTTPServer(app)
-    http.add_sockets(sockets)
+    listening.setblocking(False)
+    http.add_sockets([listening])
     server = BaseServer(IOLoop.current(), app, http)
     server.start()
-    return f"http://{HOST}:{port}{path}", server
+    return server

@@ -296,6 +296,9 @@ def _monitor(place: str | Path) -> Source:
         )
         for name in outcomes
     }
+    means = {name.replace("fraction", "mean"): x.mean("step") for name, x in shares.items()}
     return Source(
-        str(place), {"monitor": ds.assign(shares), "phases": xr.Dataset({"fraction": fraction})}, rows="parameter"
+        str(place),
+        {"monitor": ds.assign(shares | means), "phases": xr.Dataset({"fraction": fraction})},
+        rows="parameter",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bokeh.models import (
     ColorBar,
     ColumnDataSource,
     CustomJSHover,
+    Div,
     FixedTicker,
     HoverTool,
     LinearColorMapper,
@@ -21,9 +23,11 @@ from bokeh.models import (
     Range1d,
     Select,
 )
+from numpy.typing import NDArray
 
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.binned import Binned, is_category, picture
+from deadtok_xr.explorer.rows import IDS
 from deadtok_xr.explorer.views.common import (
     MARKER,
     PHASES,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 PIXELS = (500, 1000)
 """Rows and columns of the picture at most."""
 _CAUSE = "mechanism/cause"
+_NAMED = 40  # rows that have room for a name each
 _AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
 _NOTHING: dict[str, Any] = {
     "image": [np.zeros((1, 1), "f4")], "cause": [np.full((1, 1), -1, "i1")], "x": [0], "y": [0], "dw": [1], "dh": [1],
@@ -90,7 +95,8 @@ class HeatMap(View):
         self.sorting = Select(title=f"{page.source.rows.capitalize()}s sorted by", options=page.orders, width=210)
         self.sorting.value = page.order
         self.sorting.on_change("value", lambda attr, old, new: page.sort(new))
-        self.root = column(wrapping(self.choice, self.sorting), self.plot, sizing_mode="stretch_width")
+        self.words = Div(sizing_mode="stretch_width")
+        self.root = column(wrapping(self.choice, self.sorting), self.words, self.plot, sizing_mode="stretch_width")
         self._binned: Binned | None = None
 
     def refresh(self) -> None:
@@ -101,7 +107,7 @@ class HeatMap(View):
         if page.quantity not in page.quantities:
             return
         key, span = page.quantity, page.visible_steps
-        self.plot.title.text = f"reading {quantities.label(key, page.quantities[key])} …"
+        self.words.text = f"reading {quantities.label(key, page.quantities[key])} …"
         x, cause = page.quantities[key], page.quantities.get(_CAUSE)
         blocks = page.source.blocks
 
@@ -121,9 +127,10 @@ class HeatMap(View):
             f", at every {found.width}th step" if is_category(x) else f", mean over {found.width} steps"
         )  # fmt: skip
         zoom = "" if found.width == 1 else "; zoom in for every step"
-        self.plot.title.text = f"{name}{over}{zoom}"
+        self.words.text = escape(f"{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
+        self.page.drawn()
 
     def _colour(self, found: Binned, words: dict[int, str]) -> None:
         finite = found.values[np.isfinite(found.values)]
@@ -185,8 +192,16 @@ class HeatMap(View):
         self.data.data = {"image": [image], "cause": [np.nan_to_num(causes, nan=-1).astype(np.int8)], "x": [span[0]],
                           "y": [low], "dw": [span[1] - span[0]], "dh": [len(rows)]}  # fmt: skip
         self.row_names.data = {"name": [self.page.names[i] for i in order]}
-        self.plot.yaxis.axis_label = f"{self.page.source.rows}s, by {self.page.order}"
+        self._name_rows(order)
         self.show_selection()
+
+    def _name_rows(self, order: NDArray[np.intp]) -> None:
+        """Label the rows, if they are few; else say how they are sorted."""
+        axis, kind, by = self.plot.yaxis[0], self.page.source.rows, self.page.order
+        axis.axis_label = f"{kind}s" if by == IDS else f"{kind}s, by {by}"
+        if len(order) <= _NAMED:
+            names = {k + 0.5: self.page.names[i][:14] for k, i in enumerate(order)}
+            axis.update(ticker=FixedTicker(ticks=list(names)), major_label_overrides=names)
 
     def show_selection(self) -> None:
         """Mark the selected rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from deadtok_xr.explorer.page import Page
 
+_SMALL = 2**29  # bytes of weights that are read fast enough for an answer
 DRAWN = 16
 """Trajectories that are drawn at most."""
 
@@ -32,8 +34,8 @@ class Phases(View):
         self.plot, self.marker = over_steps(page, height=360, y_range=Range1d(0, 1))
         self.plot.yaxis.formatter = NumeralTickFormatter(format="0%")
         if not schemes:
-            self.plot.title.text = "phases were not analysed: deadtok analyze … --only phases"
-            self.root = self.plot
+            words = Div(text="phases were not analysed: <code>deadtok analyze … --only phases</code>")
+            self.root = column(words, self.plot, sizing_mode="stretch_width")
             return
         names = [str(name) for name in page.source.groups[self.scheme]["phase"].values]
         self.data = ColumnDataSource({"step": [], **{name: [] for name in names}})
@@ -131,12 +133,14 @@ class Trajectories(View):
     def refresh(self) -> None:
         """Read the selected rows, as far as the cache does not hold them, and draw them."""
         page = self.page
-        offer_quantities(page, self.choice, (quantities.DISTANCE, page.quantity))
+        recording = page.source.recording
+        small = recording is not None and "W" in recording and recording["W"].nbytes <= _SMALL
+        offer_quantities(page, self.choice, [*([quantities.DISTANCE] if small else []), page.quantity])
         quantity = self.choice.value
         chosen = list(page.selected)[:DRAWN]
         more = len(page.selected) - len(chosen)
         rows = f"{page.source.rows}s"
-        self.plot.title.text = (
+        self.said = (
             f"select {rows} in the heat map, the table or the cloud" if not chosen
             else f"the first {DRAWN} of {len(page.selected):,} selected {rows}" if more > 0 else ""
         )  # fmt: skip
@@ -164,7 +168,7 @@ class Trajectories(View):
         self.data.data = {
             "xs": [steps] * n, "ys": [values[:, k] for k in range(n)], "name": names, "colour": colours,
         }  # fmt: skip
-        self.legend.text = key(names, colours)
+        self.legend.text = " ".join([key(names, colours), escape(self.said)])
 
     def show_selection(self) -> None:
         """Draw the selected rows."""

@@ -47,7 +47,6 @@ class Story(View):
             height=260, tools="hover,reset,save", x_range=Range1d(0, 1), y_range=Range1d(0, 1), x_axis_label="step",
             y_axis_label="dim",
         )  # fmt: skip
-        self.map.title.text = "displacement of each element, in gaps of the grid"
         self.moves = ColumnDataSource({"image": [np.zeros((1, 1), "f4")], "x": [0], "y": [0], "dw": [1], "dh": [1]})
         mapper = LinearColorMapper(palette=list(_DIVERGING), low=-3.5, high=3.5, nan_color=UNKNOWN)
         self.map.image("image", source=self.moves, x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
@@ -104,7 +103,8 @@ class Story(View):
         step, steps, n = found.attrs["chosen"], found["step"].values, found.sizes["dim"]
         moved = int((np.abs(found["lattice_displacement"].sel(step=step)) > 0).sum())
         name = self.page.names[row]
-        self.words.text = f"<b>{escape(name)}</b> at step {step:,}: {moved} of {n} elements moved"
+        self.words.text = f"<b>{escape(name)}</b> at step {step:,}: {moved} of {n} elements moved. "
+        self.words.text += "The map shows by how many gaps of the grid each element moved"
         self._show_parts(visible=True, margins=self.margins.visible)
         self.map.x_range.update(start=float(steps[0]) - 0.5, end=float(steps[-1]) + 0.5)
         self.map.y_range.update(start=-0.5, end=n - 0.5)

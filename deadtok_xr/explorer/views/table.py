@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from deadtok_xr.explorer.page import Page
 
-_WIDTHS = {"text": 110, "froze because": 130}
+_WIDTHS = {"text": 110, "froze because": 130, "stumble cohort": 110, "net displacement": 125, "parameter": 260}
 _SAVE = """
 const link = document.createElement("a")
 link.href = URL.createObjectURL(new Blob([file.text], {type: "text/csv;charset=utf-8"}))
