@@ -345,5 +345,6 @@ census.pictures = (
         "Tokens in the same place",
         "A black hole is a place that two or more tokens share to the bit. The lines show how many black holes there "
         "are, how many tokens they hold, and how many the largest one holds.",
+        lambda ds: not ds["population"].values.any(),
     ),
 )

@@ -262,6 +262,8 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
         )  # fmt: skip
     elif np.isfinite(value).any():
         yield Finding(0.1, f"None of {len(value)} properties of a token correlates with when it freezes.")
+    else:
+        yield Finding(0.1, "No properties of a token can be compared with when it freezes: too few tokens freeze.")
 
 
 @freeze_predictors.measure
@@ -280,5 +282,6 @@ freeze_predictors.pictures = (
         "What correlates with freezing early",
         "Markers to the right of zero: tokens with larger values freeze later. Bars are 95% intervals; one that "
         "crosses zero shows no significant correlation.",
+        lambda ds: not np.isfinite(ds["rank_correlation"].values).any(),
     ),
 )

@@ -196,7 +196,10 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
         rest = f"; the last {end} steps are all still" if end > 1 else ""
         yield Finding(0.6, f"No token moves in {total} of {steps} steps, at most {longest} of them in a row{rest}.")
     elif not ds["n_invalid"].values.any():
-        yield Finding(0.2, f"At least one token moves in every one of the {steps} steps.")
+        most = summary_text.percent(float(ds["frozen_fraction"].max()))
+        who = "Every token moves" if most == "0%" else "At least one token moves"
+        rest = "" if most == "0%" else f"; at most {most} of the tokens stand still"
+        yield Finding(0.2, f"{who} in every one of the {steps} steps{rest}.")
 
 
 @freezing.measure
@@ -214,5 +217,6 @@ freezing.pictures = (
         "Frozen tokens",
         "The line is the share of tokens that did not move at each step. Bars on top mark the steps at which no token "
         "moved.",
+        lambda ds: not (ds["frozen_fraction"].values > 0).any(),
     ),
 )

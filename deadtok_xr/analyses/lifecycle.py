@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
+from deadtok_xr.analyses.common.token_names import token_names
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.dask_arrays import empty_meta
@@ -393,6 +394,20 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
         yield Finding(
             0.7, f"Tokens that stood still moved again {thaws.sum():,} times, at most {thaws.max()} times each."
         )
+    yield from _who(ds)
+
+
+def _who(ds: xr.Dataset) -> Iterator[Finding]:
+    """Name the tokens that stopped first and last."""
+    last, stopped = ds["last_motion"].values, (ds["last_motion"].values >= 0) & (ds["censored"].values == 0)
+    if stopped.sum() < 2:
+        return
+    ends = last[stopped].min(), last[stopped].max()
+    names = [token_names(ds, ds["token"].values[stopped & (last == step)]) for step in ends]
+    yield Finding(
+        0.66, f"First to stand still for good: {names[0]} (last motion at step {ends[0]}); last: {names[1]} (step "
+        f"{ends[1]})."
+    )  # fmt: skip
 
 
 def _since(ds: xr.Dataset) -> str:

@@ -187,6 +187,7 @@ motion.pictures = (
         "How far tokens move",
         "The line is the mean displacement over tokens at each step, the band one standard deviation. The strip at the "
         "bottom marks the steps at which no token moved, which a logarithmic axis cannot show.",
+        lambda ds: not _moving(ds)[1].any(),
     ),
     Picture(
         "trajectories",
@@ -194,5 +195,6 @@ motion.pictures = (
         "Every token's displacement",
         "The darker a cell, the more tokens moved that far at that step; the line is the mean. The strip at the bottom "
         "counts tokens that did not move.",
+        lambda ds: not _moving(ds)[1].any(),
     ),
 )

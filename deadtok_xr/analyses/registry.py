@@ -74,12 +74,16 @@ class Picture:
         The name of the function of `deadtok_xr.plot`.
     title, reading
         Its title, and how to read it, for readers who see it for the first time.
+    shows_nothing
+        Returns, given the results, whether there is nothing to see, because a finding says in a sentence that nothing
+        happened; the report then does without the picture.
     """
 
     name: str
     draw: str
     title: str
     reading: str
+    shows_nothing: Callable[[xr.Dataset], bool] = lambda ds: False
 
 
 class Analysis(Generic[P]):

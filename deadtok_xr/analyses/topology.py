@@ -306,5 +306,6 @@ topology.pictures = (
         "Neighbours at the spacing of the grid",
         "Top: the spacing of the grid at the centroid. Middle: the share of pairs of tokens within that distance. "
         "Bottom: the connected components that they form; one large component is a crystal, only singletons a gas.",
+        lambda ds: not np.nansum(_linked(ds)),
     ),
 )

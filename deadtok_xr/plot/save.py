@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,19 +50,22 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for picture, figure in figures(tree):
+    for _, picture, figure in figures(tree):
         path = folder / f"{picture.name}.png"
         write_png(figure, path, dpi)
         paths.append(path)
     return paths
 
 
-def figures(tree: xr.DataTree) -> Iterator[tuple[Picture, Figure]]:
-    """Yield the pictures that the results allow; see `save_figures`."""
-    drawn = [(group, picture) for group in tree.children for picture in pictures_of(group, tree[group].to_dataset())]
+def figures(
+    tree: xr.DataTree, wanted: Callable[[str, Picture], bool] = lambda group, picture: True
+) -> Iterator[tuple[str, Picture, Figure]]:
+    """Yield the pictures that the results allow, or the ``wanted`` of them, with their groups; see `save_figures`."""
+    every = [(group, picture) for group in tree.children for picture in pictures_of(group, tree[group].to_dataset())]
+    drawn = [(group, picture) for group, picture in every if wanted(group, picture)]
     results = _computed(tree, drawn)
     for group, picture in drawn:
-        yield picture, _figure(picture, results[group])
+        yield group, picture, _figure(picture, results[group])
 
 
 def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:

@@ -83,7 +83,7 @@ def test_summary_says_when_runs_part_and_what_differs(saved: xr.DataTree) -> Non
     assert "Where the runs differ (same / later / seed):" in text
     assert "All 12 tokens move at step 1, 12 / 11 / 12 at step 199, the last." in text
     assert "later: At step 199, 91.7% of the tokens are early (larger changes), 8.3% frozen." in text
-    assert "In all runs: - At least one token moves in every one of the 199 steps." in text
+    assert "same and seed: Every token moves in every one of the 199 steps." in text
     assert "At step 199 a token lies" in text
     assert _merged(["3 of 1,162 (1.5%)", "4 of 1,162 (2%)"]) == "3 / 4 of 1,162 (1.5% / 2%)"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
 import shutil
 import subprocess
+import zlib
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.analyses.common.summary_text import percent
 from deadtok_xr.attributes import portable
 from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.plot import save_figures
 from deadtok_xr.results.report import series
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,7 +72,8 @@ def test_page_is_complete_and_loads_nothing(page: Path) -> None:
 
 def test_every_picture_has_alternative_text(page: Path, results: xr.DataTree) -> None:
     images = [i for i in Page(page.read_text("utf-8")).of("img") if i.get("src")]
-    assert len(images) == sum(len(ANALYSES[name].pictures or ()) for name in results.children)
+    pictures = [(picture, node) for name, node in results.children.items() for picture in ANALYSES[name].pictures or ()]
+    assert len(images) == sum(not picture.shows_nothing(node.to_dataset()) for picture, node in pictures)
     assert all(len(i["alt"] or "") > 60 for i in images)
 
 
@@ -99,13 +103,28 @@ def test_findings_match_the_results(page: Path, results: xr.DataTree) -> None:
         assert f"<code>{name}</code>" in text
 
 
-def test_findings_of_the_screen_open_the_page(page: Path, results: xr.DataTree) -> None:
+def test_findings_come_first_each_with_its_picture(page: Path, results: xr.DataTree) -> None:
     text = page.read_text("utf-8")
-    found = text.split('<section id="found">')[1].split("<details>")[0]
-    sentences = [html.unescape(line) for line in re.findall(r"<li>(.*?)</li>", found)]
+    found = text.split('<section id="found">')[1].split("</section>")[0]
+    articles = dict(re.findall(r'<article id="(\w+)">(.*?)</article>', found, re.DOTALL))
     shown = " ".join(dx.summary(results).split("\nanalysis ")[0].split()).split(" - ")[1:]
-    assert len(sentences) == 10
-    assert set(shown) <= set(sentences)
+    assert set(shown) <= {html.unescape(line) for line in re.findall(r'<p class="finding">(.*?)</p>', found)}
+    assert list(articles)[:2] == ["motion", "lifecycle"]
+    for name, article in articles.items():
+        assert f'<a href="#{name}">' in text.split("</nav>")[0]
+        if name != "nothing":
+            assert article.index('<p class="finding">') < article.index("<img")
+    assert text.index("</nav>") < text.index('<section id="found">') < text.index('<section id="recorded">')
+
+
+def test_nothing_is_said_instead_of_drawn(page: Path, results: xr.DataTree) -> None:
+    text = page.read_text("utf-8")
+    assert not results["census"].population.any()
+    nothing = text.split('<article id="nothing">')[1].split("</article>")[0]
+    assert "<li>No two tokens are ever in the same place.</li>" in nothing
+    assert 'id="picture-census"' not in text
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), "census": results["census"].to_dataset()})
+    assert next(iter(save_figures(tree, page.parent / "figures"))).name == "census.png"
 
 
 def test_what_matters_about_the_recording_comes_first(page: Path) -> None:
@@ -123,11 +142,12 @@ def test_what_matters_about_the_recording_comes_first(page: Path) -> None:
 
 def test_series_match_the_results(page: Path, results: xr.DataTree) -> None:
     text = page.read_text("utf-8")
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    found = {s["name"]: s for s in json.loads(data)}
+    (data,) = re.findall(r'<script type="text/plain" id="data">(.*?)</script>', text, re.DOTALL)
+    told = json.loads(zlib.decompress(base64.b64decode(data)))
+    found = {s["name"]: s for s in told["series"]}
     speed = found["kinematics: bulk_speed"]
     expected = results["kinematics"].bulk_speed.values
-    assert speed["steps"] == results["kinematics"].step.values.tolist()
+    assert told["steps"][speed["steps"]] == results["kinematics"].step.values.tolist()
     assert speed["values"][0] is None
     np.testing.assert_allclose(speed["values"][1:], expected[1:], rtol=1e-5)
 
@@ -185,7 +205,6 @@ def test_page_in_a_browser_has_no_errors_and_no_overflow(page: Path, tmp_path: P
         "<script>addEventListener('error', e => document.title = 'failed: ' + e.message);"
         "addEventListener('load', () => { const d = document.documentElement;"
         " document.body.dataset.wide = d.scrollWidth - d.clientWidth;"
-        " document.body.dataset.options = document.querySelectorAll('#which option').length;"
         " document.body.dataset.title = document.title; });</script></head>"
     )
     probed = tmp_path / "probed.html"
@@ -196,7 +215,9 @@ def test_page_in_a_browser_has_no_errors_and_no_overflow(page: Path, tmp_path: P
         f"<iframe src='probed.html' width={width} height=900 style='border:0'></iframe><pre></pre><script>"
         "const f = document.querySelector('iframe'); const said = document.querySelector('pre');"
         " f.onload = () => setTimeout(() => {"
-        " said.textContent = JSON.stringify(f.contentDocument.body.dataset); }, 300);</script>",
+        " const { body } = f.contentDocument;"
+        " body.dataset.options = body.querySelectorAll('#which option').length;"
+        " said.textContent = JSON.stringify(body.dataset); }, 500);</script>",
         "utf-8",
     )
     out = _chromium("--dump-dom", "--virtual-time-budget=8000", "--allow-file-access-from-files", frame.as_uri())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 from datetime import UTC, datetime
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,14 @@ import xarray as xr
 from deadtok_xr.analyses.common.summary_text import number
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.results import findings
-from deadtok_xr.results.report import facts, series
-from deadtok_xr.results.summary import N_FINDINGS, detailed
+from deadtok_xr.results.report import facts, series, story
+from deadtok_xr.results.summary import detailed
 
 _HERE = files("deadtok_xr.results.report")
+_UNITS = (
+    "ULP: the spacing of the number grid at a weight; norm ULP: at the norm of a token. Weights have no unit, so that "
+    "distances and speeds without one are in the units of the weights. Dead tokens never occur in the training data."
+)
 
 
 def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
@@ -37,9 +38,9 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
     Returns
     -------
     Path
-        The file: what was recorded, the findings in sentences, every picture with how to read it, warnings, the
-        definition of every variable with its formula, and the origin of the data. It refers to no other file and to no
-        address.
+        The file: the findings, each with the pictures that show it and how to read them; key figures, what was
+        recorded, the definition of every variable with its formula, and the origin of the data. Where nothing happened,
+        a sentence says so instead of a picture. It refers to no other file and to no address.
 
     Raises
     ------
@@ -68,38 +69,32 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
 
 def _content(tree: xr.DataTree) -> dict[str, Any]:
     groups = findings.load(tree)
-    found = [finding.text for finding in findings.findings(groups)]
+    told = story.of_one_run(tree, groups)
+    figures = [
+        (name, figure.name, [number(figure.first), number(figure.last), number(figure.overall)])
+        for name, figure in findings.key_figures(groups).items()
+    ]
     return {
         "title": facts.title(tree),
+        "lead": facts.lead(tree, groups),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "main": [part for part in told if part.is_main],
+        "further": [part for part in told if not part.is_main and part.pictures],
+        "nothing": [text for part in told if not part.is_main and not part.pictures for text in part.sentences],
+        "columns": ("first step", "last step", "all steps"),
+        "figures": figures,
+        "units_note": _UNITS,
+        "warnings": findings.warnings(groups),
+        "left_out": list(findings.left_out(tree)),
+        "details": detailed(tree, groups),
+        "series": series.compressed(groups),
         "recorded": facts.recorded(tree, groups),
         "settings": facts.other_settings(tree),
-        "findings": found[:N_FINDINGS],
-        "more": found[N_FINDINGS:],
-        "figures": findings.key_figures(groups),
-        "number": number,
-        "warnings": [*findings.warnings(groups), *findings.left_out(tree)],
-        "details": detailed(tree, groups),
-        "pictures": _pictures(tree),
-        "series": json.dumps(series.step_series(groups)).replace("<", "\\u003c"),  # inside a script element
         "definitions": facts.definitions(groups),
         "provenance": facts.provenance(tree),
         "style": (_HERE / "page.css").read_text("utf-8"),
         "script": (_HERE / "page.js").read_text("utf-8"),
     }
-
-
-def _pictures(tree: xr.DataTree) -> list[dict[str, str]]:
-    """Return every picture that the results allow: title, how to read it, and the encoded image."""
-    from deadtok_xr.plot.save import figures, write_png
-
-    pictures = []
-    for picture, figure in figures(tree):
-        image = BytesIO()
-        write_png(figure, image, 130)
-        data = base64.b64encode(image.getvalue()).decode()
-        pictures.append({"name": picture.name, "title": picture.title, "read": picture.reading, "data": data})
-    return pictures
 
 
 def _write(out: Path, text: str) -> None:

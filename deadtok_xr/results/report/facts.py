@@ -22,6 +22,15 @@ def title(tree: xr.DataTree) -> str:
     return Path(str(tree.attrs.get("source", "recording"))).name
 
 
+def lead(tree: xr.DataTree, groups: Groups) -> str:
+    """Return the recording in one line."""
+    rows = dict(recorded(tree, groups))
+    steps = f"steps {rows['steps']}" if "steps" in rows else ""
+    rate = f"learning rate {rows['learning rate']}" if "learning rate" in rows else ""
+    parts = (rows.get("vocabulary"), steps, rows.get("optimizer"), rate, rows.get("number format"))
+    return " · ".join(part for part in parts if part)
+
+
 def recorded(tree: xr.DataTree, groups: Groups) -> list[tuple[str, str]]:
     """Return what matters first about the recording, as names and values."""
     attrs, settings = _recording(tree)
@@ -57,7 +66,7 @@ def definitions(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
                 {
                     "name": str(name),
                     "meaning": str(x.attrs.get("long_name", "")),
-                    "units": str(x.attrs.get("units", "")),
+                    "units": "no unit" if x.attrs.get("units") == "1" else str(x.attrs.get("units", "")),
                     "formula": str(x.attrs.get("formula", "")),
                     "dims": ", ".join(map(str, x.dims)),
                 }

@@ -23,13 +23,25 @@
     for (const group of document.querySelectorAll("details")) group.open = true;
   });
 
-  // series
-  const all = JSON.parse(document.getElementById("data").textContent);
+  // series: JSON, compressed
   const section = document.getElementById("series");
-  if (!all.length) {
+  const withoutSeries = () => {
     section.remove();
+    document.querySelector('nav a[href="#series"]')?.parentElement.remove();
+  };
+  const read = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(plain).json();
+  };
+  read(document.getElementById("data").textContent).then(chart, withoutSeries);
+
+  function chart({ steps, series: all }) {
+  if (!all.length) {
+    withoutSeries();
     return;
   }
+  for (const series of all) series.steps = steps[series.steps];
   const which = document.getElementById("which");
   const log = document.getElementById("log");
   const canvas = document.getElementById("chart");
@@ -187,4 +199,5 @@
   log.addEventListener("change", draw);
   addEventListener("resize", draw);
   which.dispatchEvent(new Event("change"));
+  }
 })();

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,16 @@ MAX_POINTS = 4000
 """Points of a series; longer ones keep the smallest and largest value of each interval, so that no spike is lost."""
 
 
-def step_series(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """Return every variable over steps alone: its name, meaning, steps and values."""
-    out = []
+def compressed(groups: dict[str, xr.Dataset]) -> str:
+    """Return the series as text: JSON, compressed with zlib and encoded in base64."""
+    data = json.dumps(step_series(groups), separators=(",", ":")).encode()
+    return base64.b64encode(zlib.compress(data, 9)).decode()
+
+
+def step_series(groups: dict[str, xr.Dataset]) -> dict[str, list[Any]]:
+    """Return every variable over steps alone: its name, meaning and values, and the position of its steps in a list."""
+    out: list[dict[str, Any]] = []
+    axes: dict[tuple[int, ...], int] = {}
     for group, ds in groups.items():
         for name, x in ds.data_vars.items():
             if x.dims != ("step",) or x.dtype.kind not in "iuf" or x.sizes["step"] < 2:
@@ -27,11 +37,16 @@ def step_series(groups: dict[str, xr.Dataset]) -> list[dict[str, Any]]:
                     "name": f"{group}: {name}",
                     "what": str(x.attrs.get("long_name", name)),
                     "units": "" if x.attrs.get("units", "1") == "1" else str(x.attrs["units"]),
-                    "steps": ds["step"].values[at].tolist(),
-                    "values": [None if not np.isfinite(v) else float(f"{v:.6g}") for v in values[at]],
+                    "steps": axes.setdefault(tuple(ds["step"].values[at].tolist()), len(axes)),
+                    "values": [None if not np.isfinite(v) else _short(v) for v in values[at]],
                 }
             )
-    return out
+    return {"steps": [list(steps) for steps in axes], "series": out}
+
+
+def _short(value: float) -> float | int:
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
