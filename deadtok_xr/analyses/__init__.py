@@ -6,7 +6,7 @@ lists the analyses, `custom` turns a user's function into one, and `common` hold
 modules import `engine`, `kernels`, `recording`, `replay` and the packages below these.
 """
 
-from deadtok_xr.analyses.analyze import analyze, open_for_analysis, plan_analyses
+from deadtok_xr.analyses.analyze import analyze, knows_dead_tokens, open_for_analysis, plan_analyses
 from deadtok_xr.analyses.registry import ANALYSES
 
-__all__ = ["ANALYSES", "analyze", "open_for_analysis", "plan_analyses"]
+__all__ = ["ANALYSES", "analyze", "knows_dead_tokens", "open_for_analysis", "plan_analyses"]

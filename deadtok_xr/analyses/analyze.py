@@ -29,7 +29,7 @@ from deadtok_xr.analyses.motion import motion
 from deadtok_xr.analyses.phases import phases, phases_cells, phases_magnitude
 from deadtok_xr.analyses.plan import Plan, check_memory, dask_threads, make_plan
 from deadtok_xr.analyses.registry import ANALYSES, load_entry_points, register
-from deadtok_xr.analyses.runs import COMPARISON, stack_runs
+from deadtok_xr.analyses.runs import COMPARISON, stack_runs, with_labels
 from deadtok_xr.analyses.spectrum import spectrum
 from deadtok_xr.analyses.token_indicators import token_indicators
 from deadtok_xr.analyses.topology import topology
@@ -161,7 +161,7 @@ def _each_run(ds: xr.Dataset, analyses: Sequence[str] | str | None, **keywords: 
     tree = stack_runs(trees) if trees else xr.DataTree(xr.Dataset(attrs=checks.result_attrs(ds, runs=labels)))
     if compares:
         tree[COMPARISON] = xr.DataTree(compare_runs(ds))
-    return tree
+    return with_labels(tree, ds)
 
 
 def _check_options(options: Mapping[str, Mapping[str, Any]], analyses: Sequence[str]) -> None:
@@ -192,12 +192,18 @@ def _dataset(recording: xr.Dataset | str | Path, opening: dict[str, Any]) -> xr.
     return recording
 
 
+def knows_dead_tokens(path: str | Path, *, partial: bool = False) -> bool:
+    """Return whether a store says that some of its tokens are dead."""
+    from deadtok_xr import store
+
+    group, _ = store.open_group(path, partial=partial)
+    return "dead" in group and bool(store.read_coordinate(group, "dead").any())
+
+
 def open_for_analysis(path: str | Path, *, tokens: str | None = None, **opening: Any) -> xr.Dataset:
     """Open a store for analysis, by default its dead tokens if it knows them."""
-    from deadtok_xr import store
     from deadtok_xr.recording.opening import open_recording
 
     if tokens is None:
-        group, _ = store.open_group(path, partial=opening.get("partial", False))
-        tokens = "dead" if "dead" in group and store.read_coordinate(group, "dead").any() else "all"
+        tokens = "dead" if knows_dead_tokens(path, partial=opening.get("partial", False)) else "all"
     return open_recording(path, tokens=tokens, **opening)  # type: ignore[arg-type]

@@ -338,6 +338,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 census.invalid = "which are in no place"
+census.over_runs = "population"
 census.pictures = (
     Picture(
         "census",

@@ -167,6 +167,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("drift in the final centre", last=summary_text.percent(float(ds["drift_projection"][-1])))
 
 
+centroid_origin.over_runs = "cosine_initial"
 centroid_origin.pictures = (
     Picture(
         "centroid_origin",

@@ -396,6 +396,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 cloud.invalid = "which are left out; these steps have no temperature"
+cloud.over_runs = "temperature"
 cloud.pictures = (
     Picture(
         "cloud",

@@ -411,6 +411,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 coherence.invalid = "which are left out"
+coherence.over_runs = "displacement_cosine_mean"
 coherence.pictures = (
     Picture(
         "coherence",

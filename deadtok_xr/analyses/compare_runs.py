@@ -16,7 +16,7 @@ from deadtok_xr.analyses.common.differences import Differences
 from deadtok_xr.analyses.common.summary_text import number, percent
 from deadtok_xr.analyses.common.token_names import token_names
 from deadtok_xr.analyses.registry import Analysis, Finding, KeyFigure, Picture, register_comparison
-from deadtok_xr.analyses.runs import COMPARISON, REFERENCE, stack_datasets, stack_runs
+from deadtok_xr.analyses.runs import COMPARISON, PER_RUN, REFERENCE, RUNS, stack_datasets, stack_runs
 from deadtok_xr.engine import AnalysisSpec, ReductionResults
 from deadtok_xr.engine import run as in_one_pass
 from deadtok_xr.engine.small_results import Arrays, compute_together
@@ -88,8 +88,9 @@ def compare_runs(
         values differ, `n_different_tokens`, `n_invalid`; float64: `different_fraction`, `frobenius`, `difference_max`;
         (step, token) float32 `distance`. int64 (token): `token_first_difference`; numbers: `first_difference`,
         `n_common_prefix`, `n_equal`, `n_elements`. Values stored in different formats are compared as float32, which
-        holds each exactly. For more than two recordings, or a dataset of several runs, every variable has the leading
-        dimension `run`: the runs that are compared with the first, whose label is the attribute `reference`.
+        holds each exactly. For more than two recordings, a dataset of several runs, or with ``run=``, every variable
+        has the leading dimension `run`: the runs that are compared with the first, whose label is the attribute
+        `reference`.
     xarray.DataTree
         Of results: a group per analysis with the leading dimension `run`, as `analyze` returns for a dataset of
         several runs; `summary` and `report` say which findings differ.
@@ -115,11 +116,18 @@ def compare_runs(
         run = run_labels(a) if run is None else run
     if len(given) < 2:
         raise InputError("compare_runs takes two or more recordings, or a dataset of several runs: give it another one")
-    with_labels = several or len(given) > 2
-    labels = _labels(given, run) if with_labels or run is not None else None
+    labels = _labels(given, run) if several or len(given) > 2 or run is not None else None
     arrays = _aligned([checks.require(ds, variable, COMPARISON) for ds in given], join)
     sources = [ds.attrs.get("source") for ds in given]
-    return in_one_pass([_spec(arrays, sources, labels if with_labels else None)])[0]
+    return in_one_pass([_spec(arrays, sources, labels)])[0]
+
+
+def comparison_tree(recordings: Sequence[xr.Dataset], *, run: Sequence[Any], **options: Any) -> xr.DataTree:
+    """Return the comparison of recordings as a tree of several runs, which can be saved, summarised and reported."""
+    own = {str(label): checks.recording_attrs(ds) for label, ds in zip(run, recordings, strict=True)}
+    attrs = checks.result_attrs(recordings[0], **{RUNS: list(run), PER_RUN: own})
+    root = xr.Dataset(attrs={k: v for k, v in attrs.items() if k != "source"})
+    return xr.DataTree.from_dict({"/": root, COMPARISON: compare_runs(*recordings, run=run, **options)})
 
 
 def _side_by_side(given: Sequence[Any], join: str, run: Sequence[Any] | None) -> xr.DataTree:
@@ -284,6 +292,6 @@ _ANALYSIS.pictures = (
         "compare_runs.compare_runs",
         "How far the runs are apart",
         "Top: the share of tokens that differ from the first run in at least one bit. Bottom: their mean distance from "
-        "their place in the first run, one colour for each run. The strip at the bottom marks steps without distance.",
+        "their place in the first run. One colour for each run.",
     ),
 )

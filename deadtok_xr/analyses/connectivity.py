@@ -197,6 +197,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 connectivity.invalid = "which have no graph"
+connectivity.over_runs = "connectivity_threshold"
 connectivity.pictures = (
     Picture(
         "connectivity",

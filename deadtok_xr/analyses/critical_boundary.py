@@ -232,6 +232,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("weights whose Adam step is above half a gap", first, last)
 
 
+critical_boundary.over_runs = "above_fraction"
 critical_boundary.pictures = (
     Picture(
         "critical_boundary",

@@ -302,6 +302,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 epochs.invalid = "which have no radius"
+epochs.over_runs = "velocity"
 epochs.pictures = (
     Picture(
         "epochs",

@@ -210,6 +210,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 freezing.invalid = "which are not frozen"
 freezing.across_gaps = True
+freezing.over_runs = "frozen_fraction"
 freezing.pictures = (
     Picture(
         "freezing",

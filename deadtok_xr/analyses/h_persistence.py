@@ -209,6 +209,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("constancy of the hidden state's direction", overall=float(ds["resultant_length"]))
 
 
+h_persistence.over_runs = "cosine"
 h_persistence.pictures = (
     Picture(
         "h_persistence",

@@ -209,6 +209,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 kinematics.invalid = "which have no centroid"
+kinematics.over_runs = "radius"
 kinematics.pictures = (
     Picture(
         "speeds",

@@ -270,6 +270,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 lattice.invalid = "which are left out"
+lattice.over_runs = "moved_fraction"
 lattice.pictures = (
     Picture(
         "lattice",
@@ -311,6 +312,7 @@ def _key_figure_of_exponents(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("single weights at a power of two", powers[0], powers[-1])
 
 
+exponents.over_runs = "n_power_of_two"
 exponents.pictures = (
     Picture(
         "exponents",

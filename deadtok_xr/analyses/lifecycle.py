@@ -425,6 +425,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
 
 
 lifecycle.invalid = "which count neither as motion nor as rest"
+lifecycle.over_runs = "n_moving"
 lifecycle.pictures = (
     Picture(
         "lifecycle",

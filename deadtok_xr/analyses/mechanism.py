@@ -325,6 +325,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure("weights whose update is rounded to zero", first, last)
 
 
+mechanism.over_runs = "n_rounded_to_zero"
 mechanism.pictures = (
     Picture(
         "mechanism",

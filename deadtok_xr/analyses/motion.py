@@ -180,6 +180,7 @@ def _moving(ds: xr.Dataset) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 motion.invalid = "which are left out of the means"
 motion.across_gaps = True
+motion.over_runs = "displacement_ulp_mean"
 motion.pictures = (
     Picture(
         "displacement",

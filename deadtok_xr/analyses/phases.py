@@ -149,6 +149,7 @@ def _key_figure(ds: xr.Dataset) -> KeyFigure:
     return KeyFigure(f"tokens in the coldest phase, {ds['phase'].values[0]}", first, last)
 
 
+phases.over_runs = "fraction"
 phases.pictures = (
     Picture(
         "phases",

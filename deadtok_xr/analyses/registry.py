@@ -107,6 +107,8 @@ class Analysis(Generic[P]):
         Returns its key figure; None for its first variable of numbers.
     pictures
         Its pictures; None for one by the dims of its variables.
+    over_runs
+        The variable over steps that a picture of several runs shows; "" for the first one.
     is_built_in
         Whether it belongs to the package.
     across_gaps
@@ -127,7 +129,7 @@ class Analysis(Generic[P]):
         self.__annotations__ = {**getattr(spec, "__annotations__", {}), "return": "xr.Dataset"}
         self.name = name or spec.__name__
         self.spec, self.summary, self.pictures, self.is_built_in = spec, summary, pictures, is_built_in
-        self.invalid = ""
+        self.invalid = self.over_runs = ""
         self.across_gaps = self.only_checkpoints = False
         self.warnings: Lines | None = None
         self.findings: Callable[[xr.Dataset], Iterator[Finding]] | None = None
@@ -171,7 +173,7 @@ class Analysis(Generic[P]):
     def with_options(self, name: str, pictures: tuple[Picture, ...], **options: Any) -> Analysis[...]:
         """Return the same analysis under another name, with some options chosen."""
         same = Analysis(functools.partial(self.spec, **options), name, self.summary, pictures, self.is_built_in)
-        same.invalid, same.warnings = self.invalid, self.warnings
+        same.invalid, same.warnings, same.over_runs = self.invalid, self.warnings, self.over_runs
         same.findings, same.key_figure = self.findings, self.key_figure
         same.across_gaps, same.only_checkpoints = self.across_gaps, self.only_checkpoints
         return same

@@ -17,6 +17,7 @@ from deadtok_xr import attributes
 from deadtok_xr.attributes import plain, portable
 from deadtok_xr.dask_arrays import stacked
 from deadtok_xr.errors import InputError
+from deadtok_xr.recording.runs import run_labels
 from deadtok_xr.schema import RUN
 
 RUNS = "runs"
@@ -26,6 +27,7 @@ COMPARISON = "compare_runs"
 """The group that compares the recordings with the first."""
 REFERENCE = "reference"
 """The attribute of this group: the label of the first."""
+_SHORT = 24
 _ALIGNED = ("step", "token")
 
 
@@ -65,6 +67,25 @@ def stack_runs(trees: Mapping[Any, xr.DataTree], *, join: str = "exact") -> xr.D
         attrs["left_out"] = {**(attrs.get("left_out") or {}), **left_out}
     root = xr.Dataset(attrs=portable({**attrs, RUNS: list(trees)}))
     return xr.DataTree.from_dict({"/": root, **groups})
+
+
+def with_labels(tree: xr.DataTree, recordings: xr.Dataset) -> xr.DataTree:
+    """Return a tree of several runs whose groups have the coordinates along `run` of the recordings, such as a seed.
+
+    Long texts are left out.
+    """
+    labels = {
+        str(name): c.reset_coords(drop=True)
+        for name, c in recordings.coords.items()
+        if c.dims == (RUN,) and name != RUN and (c.dtype.kind in "biuf" or max(map(len, map(str, c.values))) <= _SHORT)
+    }
+    groups = {}
+    for name, node in tree.children.items():
+        ds = node.to_dataset()
+        new = {key: c for key, c in labels.items() if key not in ds.variables and key not in ds.dims}
+        known = [i for i, label in enumerate(run_labels(recordings)) if label in ds[RUN].values.tolist()]
+        groups[name] = ds.assign_coords({key: (RUN, c.values[known], c.attrs) for key, c in new.items()})
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups})
 
 
 def select_run(tree: xr.DataTree, label: Any) -> xr.DataTree:

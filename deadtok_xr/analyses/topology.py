@@ -299,6 +299,7 @@ def _linked(ds: xr.Dataset) -> NDArray[Any]:
 
 
 topology.invalid = "which have no graph"
+topology.over_runs = "n_components"
 topology.pictures = (
     Picture(
         "topology",

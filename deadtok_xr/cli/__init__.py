@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from deadtok_xr._version import __version__
-from deadtok_xr.cli import analyze, demo, doctor, explore, report, spelling, stores, tokens
+from deadtok_xr.cli import analyze, compare, demo, doctor, explore, report, spelling, stores, tokens
 from deadtok_xr.cli.failures import status
 from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.warm_up import warm_up
@@ -21,6 +21,7 @@ deadtok records and analyses how the embedding matrix of a language model moves 
   deadtok analyze run.zarr -o results.zarr  measure how the tokens move
   deadtok explore results.zarr              look at every token and step in the browser
   deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
+  deadtok compare run.zarr again.zarr       say from which step and in which tokens runs differ
   deadtok watch run.zarr                    look at a training run while it is recorded
   deadtok doctor model.pt --lr 1e-5         say which values of a saved model cannot move
   deadtok tokens model.pt                   say which tokens of a saved model were hardly trained
@@ -54,6 +55,7 @@ for _command in (
     stores.info,
     stores.verify,
     analyze.analyze,
+    compare.compare,
     stores.label,
     stores.export,
     report.report,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadtok_xr.attributes import plain
+from deadtok_xr.cli.compare import Places, labels_of, tokens_of
 from deadtok_xr.cli.options import (
     JSON,
     OVERWRITE,
@@ -19,7 +20,6 @@ from deadtok_xr.cli.options import (
     PATH,
     PLACE,
     QUIET,
-    STORE_ANYWHERE,
     draw,
     print_json,
     print_places,
@@ -40,7 +40,7 @@ _HERE = ("threads", "processes", "synchronous")
 
 
 @click.command()
-@STORE_ANYWHERE
+@click.argument("stores", type=PLACE, nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
@@ -50,7 +50,14 @@ _HERE = ("threads", "processes", "synchronous")
     help="Results store to write.",
 )
 @click.option("--tokens", type=click.Choice(["all", "live", "dead"]), help="Default: dead, if they are known.")
-@click.option("--run", help="Label of one run, for a store of several runs.")
+@click.option("--run", help="Label of one run, for a store of several runs. Default: each run by itself.")
+@click.option(
+    "--join",
+    type=click.Choice(["exact", "inner", "outer"]),
+    default="exact",
+    show_default=True,
+    help="Of several stores: the steps and tokens that all have (inner) or that any has (outer).",
+)
 @click.option("--only", help="Analyses, separated by commas. Default: all that the recording allows.")
 @click.option("--import", "modules", type=PATH, multiple=True, help="A Python file that defines analyses of your own.")
 @click.option("--figures", type=PATH, help="Also draw the figures into this folder.")
@@ -78,13 +85,14 @@ _HERE = ("threads", "processes", "synchronous")
 @OVERWRITE
 @QUIET
 def analyze(
-    store: Path | str, results: Path | str, tokens: str | None, run: str | None, only: str | None,
+    stores: Places, results: Path | str, tokens: str | None, run: str | None, join: Any, only: str | None,
     modules: tuple[Path, ...], figures: Path | None, scheduler: str, workers: int | None, device: str,
     precision: str | None, allow_gaps: bool, budget: str | None, memory: str | None, partial: bool, as_json: bool,
     overwrite: bool, quiet: bool, details: bool, **replay: Any,
 ) -> None:  # fmt: skip
     """Analyse a store and save the results.
 
+    Of several stores, or a store of several runs, each run is analysed by itself, and all are compared with the first.
     After an interruption or a kill, the same command resumes.
 
     --lr, --optimizer, --hyperparameter and --arithmetic are for `mechanism`, if the store lacks the settings of
@@ -94,9 +102,10 @@ def analyze(
     Example:  deadtok analyze thimble_7.zarr -o results.zarr --only motion,phases
               deadtok analyze thimble_7.zarr -o why.zarr --only mechanism --optimizer AdamW --lr 1e-3 \\
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
+              deadtok analyze seed_1.zarr seed_2.zarr seed_3.zarr -o seeds.zarr
     """
     from deadtok_xr.analyses import analyze as build_tree
-    from deadtok_xr.analyses import open_for_analysis, plan_analyses
+    from deadtok_xr.analyses import plan_analyses
     from deadtok_xr.analyses.plan import check_memory
     from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
@@ -116,8 +125,9 @@ def analyze(
     if figures:
         destination.refuse_inside_store(figures / "figure.png")
         figures.mkdir(parents=True, exist_ok=True)  # a failure is reported now, not after an hour's work
-    remove_leftovers(store)
-    recording = open_for_analysis(store, tokens=tokens, run=run, partial=partial)
+    for store in stores:
+        remove_leftovers(store)
+    recording = _opened(stores, tokens=tokens, run=run, join=join, partial=partial)
     keywords: dict[str, Any] = {
         "analyses": names, "allow_gaps": allow_gaps, "precision": precision, "budget": budget,
         "options": {"mechanism": options} if options else None,
@@ -136,7 +146,7 @@ def analyze(
             """Do what comes before the computation, after all checks."""
             if plan:
                 echo(plan, err=True)
-            compile_missing(names, in_bfloat16=_is_bfloat16(store, partial=partial), quiet=quiet)
+            compile_missing(names, in_bfloat16=_is_bfloat16(stores[0], partial=partial), quiet=quiet)
 
         progress = _after(before, dask_progress("analysing", quiet=quiet))
         saved = save_results(tree, results, overwrite=overwrite, progress=progress)
@@ -148,6 +158,18 @@ def analyze(
         print_json(results=str(results), groups=list(saved.children), left_out=left_out, figures=files)
         return
     print_places(results, drawn)
+
+
+def _opened(stores: Places, *, tokens: str | None, run: str | None, join: Any, **opening: Any) -> Any:
+    """Open a store, or several as one dataset of several runs."""
+    from deadtok_xr.analyses import open_for_analysis
+    from deadtok_xr.recording.runs import concat_runs
+
+    if len(stores) == 1:
+        return open_for_analysis(stores[0], tokens=tokens, run=run, **opening)
+    if run is not None:
+        raise InputError(f"--run {run} names a run of one store, and there are {len(stores)} stores: leave it out")
+    return concat_runs(list(stores), run=labels_of(stores), tokens=tokens_of(stores, tokens), join=join, **opening)  # type: ignore[arg-type]
 
 
 @contextmanager

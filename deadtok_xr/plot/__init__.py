@@ -29,6 +29,7 @@ from deadtok_xr.plot.mechanism import mechanism
 from deadtok_xr.plot.moments import gradient_and_moments
 from deadtok_xr.plot.motion import displacement, trajectories
 from deadtok_xr.plot.phases import phases
+from deadtok_xr.plot.runs import runs
 from deadtok_xr.plot.save import save_figures
 from deadtok_xr.plot.sky_map import sky_map
 from deadtok_xr.plot.spectrum import spectrum
@@ -60,6 +61,7 @@ __all__ = [
     "mechanism",
     "phases",
     "radius",
+    "runs",
     "save_figures",
     "sky_map",
     "spectrum",

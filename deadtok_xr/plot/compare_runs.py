@@ -12,16 +12,18 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from deadtok_xr.plot import _logzero, _style
+from deadtok_xr.plot.runs import runs
 
 PANELS = ("share of differing tokens", "distances")
 LAYOUT: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 3)}
 NEEDED = ("different_fraction", "distance", "first_difference")
 
 
+@_style.shows(NEEDED, layout=LAYOUT)
 def compare_runs(
     compare_runs: xr.Dataset | xr.DataTree, *, axes: Sequence[Axes] | NDArray[Any] | None = None
 ) -> NDArray[np.object_]:
-    """Draw the share of tokens that differ between two runs, and the distance between each token in the two.
+    """Draw the share of tokens that differ between runs, and the distance between each token in one and the other.
 
     Parameters
     ----------
@@ -34,7 +36,8 @@ def compare_runs(
     -------
     ndarray
         Array of two axes against the step: `different_fraction`; the mean and the largest `distance` over the tokens,
-        logarithmic with a strip for 0, those that are not finite left out. A line marks `first_difference`.
+        logarithmic with a strip for 0, those that are not finite left out. A line marks `first_difference`. Of more
+        than two runs, a colour for each run: its share, and its mean distance from the first run.
 
     Raises
     ------
@@ -44,6 +47,8 @@ def compare_runs(
     words = _style.tokens_in_words(compare_runs.to_dataset() if isinstance(compare_runs, xr.DataTree) else compare_runs)
     ds = _style.need(compare_runs, NEEDED, "compare_runs").compute()
     panels = _style.own_panels(axes, PANELS, **LAYOUT)
+    if "run" in ds.dims:
+        return _several(panels, ds, words)
     first = int(ds["first_difference"])
     _share(panels[0], ds, f"{_runs(ds)}, {words}: {_since(first)}")
     _distances(panels[1], ds)
@@ -52,6 +57,22 @@ def compare_runs(
             ax.axvline(first, color=_style.INK, linewidth=0.8, linestyle="--", label="first difference of a bit")
         _style.legend_above(ax)
     panels[0].set_xlabel("")
+    return panels
+
+
+def _several(panels: NDArray[np.object_], ds: xr.Dataset, words: str) -> NDArray[np.object_]:
+    """Draw each run against the first."""
+    first, reference = ds["first_difference"].values, ds.attrs.get("reference", "the first run")
+    when = "" if len(first) > 1 else f": {_since(int(first[0]))}"
+    runs(ds, "different_fraction", ax=panels[0])
+    panels[0].set_title(f"{len(first) + 1} runs, {words}, against {reference}{when}", loc="left")
+    panels[0].set_ylabel("share of the tokens\nthat differ (fraction)")
+    panels[0].set_ylim(-0.06, 1.08)
+    panels[0].set_xlabel("")
+    runs(ds, "distance", ax=panels[1])
+    panels[1].set_title("", loc="left")
+    panels[1].set_ylabel(f"mean distance from {reference}\n(units of the weights)")
+    panels[1].get_legend().remove()
     return panels
 
 

@@ -17,9 +17,11 @@ from PIL import Image
 
 from deadtok_xr.analyses import ANALYSES
 from deadtok_xr.analyses.registry import Picture, analysis_of
+from deadtok_xr.analyses.runs import COMPARISON, labels_of
 from deadtok_xr.plot import _style
 from deadtok_xr.plot.by_dims import READING, drawable, layout
 
+Wanted = Callable[[str, Picture], bool]
 _BY_DIMS = "by_dims.by_dims"
 
 
@@ -57,15 +59,60 @@ def save_figures(tree: xr.DataTree, folder: str | Path, *, dpi: int = 120) -> li
     return paths
 
 
-def figures(
-    tree: xr.DataTree, wanted: Callable[[str, Picture], bool] = lambda group, picture: True
-) -> Iterator[tuple[str, Picture, Figure]]:
+def figures(tree: xr.DataTree, wanted: Wanted = lambda group, picture: True) -> Iterator[tuple[str, Picture, Figure]]:
     """Yield the pictures that the results allow, or the ``wanted`` of them, with their groups; see `save_figures`."""
+    if labels_of(tree):
+        yield from figures_of_runs(tree, wanted)
+        return
     every = [(group, picture) for group in tree.children for picture in pictures_of(group, tree[group].to_dataset())]
     drawn = [(group, picture) for group, picture in every if wanted(group, picture)]
     results = _computed(tree, drawn)
     for group, picture in drawn:
         yield group, picture, _figure(picture, results[group])
+
+
+READING_RUNS = (
+    "One line for each run, or one for the mean of several and a band from the smallest to the largest of them. Where "
+    "the scale is logarithmic, the strip at the bottom marks steps at which the value is 0."
+)
+
+
+def figures_of_runs(tree: xr.DataTree, wanted: Wanted) -> Iterator[tuple[str, Picture, Figure]]:
+    """Yield a picture for each group of a tree of several runs: how its main quantity differs between them."""
+    from deadtok_xr.plot.runs import runs
+
+    results = {name: node.to_dataset() for name, node in tree.children.items()}
+    variables = {name: variable for name, ds in results.items() if (variable := _over_runs(name, ds))}
+    (computed,) = dask.compute({name: results[name][[variable]] for name, variable in variables.items()})
+    for name, variable in variables.items():
+        own = pictures_of(name, results[name])
+        picture = Picture(name, "runs.runs", own[0].title if own else name, READING_RUNS)
+        if wanted(name, picture):
+            figure = _new_figure()
+            runs(computed[name], variable, by=_repeated(computed[name]), ax=figure.subplots())
+            yield name, picture, figure
+    for picture in pictures_of(COMPARISON, results[COMPARISON]) if COMPARISON in results else ():
+        needed = {COMPARISON: results[COMPARISON][list(_shows(picture, results[COMPARISON]).needed)]}
+        yield COMPARISON, picture, _figure(picture, dask.compute(needed)[0][COMPARISON])
+
+
+def _over_runs(group: str, ds: xr.Dataset) -> str:
+    """Return the variable of a group that is drawn for several runs; "" for none."""
+    analysis = analysis_of(group)
+    chosen = "" if analysis is None else analysis.over_runs
+    if group == COMPARISON or chosen in ds:
+        return "" if group == COMPARISON else chosen
+    return next((str(k) for k, x in ds.items() if x.dims == ("run", "step") and x.dtype.kind in "iuf"), "")
+
+
+def _repeated(ds: xr.Dataset) -> str | None:
+    """Return the coordinate along `run` by which runs are repetitions of each other, such as a learning rate."""
+    for name, c in ds.coords.items():
+        if c.dims == ("run",) and name != "run":
+            _, counts = np.unique(c.values.astype(str), return_counts=True)
+            if len(counts) > 1 and counts.min() > 1:
+                return str(name)
+    return None
 
 
 def pictures_of(group: str, ds: xr.Dataset) -> tuple[Picture, ...]:
@@ -114,9 +161,14 @@ def _computed(tree: xr.DataTree, drawn: list[tuple[str, Picture]]) -> dict[str, 
     return {group: ds.assign_attrs({**known, **ds.attrs}) for group, ds in computed.items()}
 
 
-def _figure(picture: Picture, ds: xr.Dataset) -> Figure:
+def _new_figure() -> Figure:
     figure = Figure(figsize=_style.SIZE, layout="constrained")
     FigureCanvasAgg(figure)  # its own canvas: pyplot and its backend are not used
+    return figure
+
+
+def _figure(picture: Picture, ds: xr.Dataset) -> Figure:
+    figure = _new_figure()
     layout = _shows(picture, ds).layout
     draw = _drawing(picture)
     if layout:

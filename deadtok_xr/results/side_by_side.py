@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from deadtok_xr.analyses.common.summary_text import number
+from deadtok_xr.analyses.common.summary_text import number, percent
 from deadtok_xr.analyses.registry import Finding, KeyFigure
 from deadtok_xr.analyses.runs import COMPARISON, labels_of, select_run
 from deadtok_xr.results import findings
@@ -52,6 +52,29 @@ def groups_of_runs(tree: xr.DataTree, groups: Groups) -> dict[Any, dict[str, xr.
 def comparison(groups: Groups) -> list[Finding]:
     """Return what the comparison of the recordings found: when they part."""
     return findings.findings({name: ds for name, ds in groups.items() if name == COMPARISON})
+
+
+DIFFERENCES = ("first difference", "tokens that differ", "equal elements", "largest difference of an element")
+
+
+def differences(groups: Groups) -> list[list[str]]:
+    """Return a row for each run of the comparison of the recordings: its label, and `DIFFERENCES` from the first."""
+    rows = []
+    for label, one in compared(groups).items():
+        step, n = int(one["first_difference"]), int((one["token_first_difference"].values >= 0).sum())
+        equal = percent(float(one["n_equal"]) / max(float(one["n_elements"]), 1))
+        largest = number(float(one["difference_max"].max()))
+        first = f"step {step:,}" if step >= 0 else "none"
+        rows.append([label, first, f"{n:,} of {one.sizes['token']:,}", equal, largest])
+    return rows
+
+
+def compared(groups: Groups) -> dict[str, xr.Dataset]:
+    """Return the comparison of each run with the first, by label; nothing if the recordings were not compared."""
+    if COMPARISON not in groups:
+        return {}
+    ds = groups[COMPARISON]
+    return {str(label): ds.isel(run=i) for i, label in enumerate(ds["run"].values)}
 
 
 def shared_findings(runs: Mapping[Any, Groups]) -> list[Shared]:

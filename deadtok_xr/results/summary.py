@@ -60,9 +60,12 @@ def _of_runs(tree: xr.DataTree, groups: findings.Groups, spell: Spell) -> str:
     found = side_by_side.shared_findings(runs)
     apart = [finding.text for finding in side_by_side.comparison(groups)]
     differing, same = [f.text for f in found if f.differs], [f.text for f in found if not f.differs]
-    end = ["", *_table_of_runs(runs), _WORDS, *_wrapped(map(spell, findings.left_out(tree)), "  ", 3)]
+    apart_by_run = side_by_side.differences(groups)
+    rows = _table_of_runs(runs) or table([["run", *side_by_side.DIFFERENCES], *apart_by_run[:LINES]], align="<>>>>")
+    end = ["", *rows, _WORDS, *_wrapped(map(spell, findings.left_out(tree)), "  ", 3)]
     several = f"{len(runs)} runs, {side_by_side.enumeration(runs)}"
-    lines = [f"{several}: {_what(tree, groups)}", "", *_bullets([*warnings[:3], *apart])]
+    first = _bullets([*warnings[:3], *apart])
+    lines = [f"{several}: {_what(tree, groups)}", *([""] if first else []), *first]
     if differing:
         order = " / ".join(map(str, runs)) if len(runs) <= side_by_side.AT_MOST else "smallest to largest"
         head = ["", *_wrapped([f"Where the runs differ ({order}):"], "  ")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 import deadtok_xr as dx
+from deadtok_xr import cli
 from deadtok_xr.analyses.runs import select_run
 from deadtok_xr.errors import InputError
 from deadtok_xr.results.side_by_side import _merged
@@ -136,3 +140,58 @@ def test_an_analysis_that_only_some_runs_allow(stores: list[Path]) -> None:
     assert tree["phases"].run.values.tolist() == ["a"]
     assert list(select_run(tree, "b").children) == ["motion"]
     assert dx.summary(tree)
+
+
+@pytest.mark.slow
+def test_page_of_several_runs(saved: xr.DataTree, tmp_path: Path) -> None:
+    text = dx.report(saved, tmp_path / "runs.html").read_text("utf-8")
+    assert "<h1>3 runs: same, later and seed</h1>" in text
+    assert text.index("later differs from same from step 150 on, first in token 5.") < text.index("<img")
+    for name in ANALYSES:
+        if name != "freezing":
+            assert f'id="picture-{name}"' in text
+    assert "steps 1 to 199 · bfloat16. Numbers that differ are given in the order same / later / seed." in text
+
+
+def test_compare_command(
+    stores: list[Path], saved: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> int:
+        return cli.status(lambda: cli.cli([str(w) for w in words], prog_name="deadtok", standalone_mode=False))
+
+    page = tmp_path / "page.html"
+    assert run("compare", *stores, "-q", "--report", page) == 3
+    out = capsys.readouterr().out
+    assert re.search(r"^later +step 150 +1 of 12 +97\.9%", out, re.MULTILINE)
+    assert page.read_text("utf-8").count("<img") == 2  # one is empty, for enlarged pictures
+    assert run("compare", stores[0], stores[0], "--json", "-q") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_difference"] == {"2": -1}
+    assert found["findings"] == ["2 is equal to 1, to the bit."]
+    results = []
+    for path in stores[:2]:
+        results.append(tmp_path / f"{path.stem}_results.zarr")
+        assert run("analyze", path, "-o", results[-1], "--only", "motion", "-q") == 0
+    capsys.readouterr()
+    assert run("compare", *results) == 0
+    assert "All 12 tokens move at step 1, 12 / 11 at step 199, the last." in capsys.readouterr().out
+    assert run("compare", stores[0]) == run("compare", stores[0], results[0]) == 2
+    assert run("analyze", *stores[:2], "-o", tmp_path / "both.zarr", "--only", "phases", "-q") == 0
+    both = dx.open_results(tmp_path / "both.zarr")["phases"]
+    np.testing.assert_array_equal(both.fraction, saved["phases"].fraction[:2])
+
+
+def test_picture_has_a_line_or_a_band_for_each_group_of_runs(saved: xr.DataTree) -> None:
+    ds = saved["motion"].to_dataset().compute().assign_coords(lr=("run", [1e-3, 1e-3, 1e-2]))
+    one = dx.plot.runs(ds, "displacement_ulp_mean", ax=Figure().subplots())
+    for line, expected in zip(one.get_lines(), ds.displacement_ulp_mean, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+    by_lr = dx.plot.runs(ds, "displacement_ulp_mean", by="lr", ax=Figure().subplots())
+    mean, alone = by_lr.get_lines()
+    np.testing.assert_allclose(mean.get_ydata(), ds.displacement_ulp_mean[:2].mean("run"))
+    np.testing.assert_array_equal(alone.get_ydata(), ds.displacement_ulp_mean[2])
+    band = by_lr.collections[0].get_paths()[0].get_extents()
+    assert band.y0 == pytest.approx(float(ds.displacement_ulp_mean[:2].min()))
+    assert [text.get_text() for text in by_lr.get_legend().get_texts()] == ["0.001 (2 runs)", "0.01"]
+    with pytest.raises(InputError, match="by='seed': expected a coordinate along run; choose from run, lr"):
+        dx.plot.runs(ds, "displacement_ulp_mean", by="seed")

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.attributes import portable
+from deadtok_xr.attributes import plain, portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.xarray_backend import dask_array_of
@@ -101,6 +101,12 @@ def result_attrs(ds: xr.Dataset, **options: Any) -> dict[str, Any]:
     known = {k: ds.attrs[k] for k in ("source", "tokens") if k in ds.attrs}
     n_tokens = {"n_tokens": ds.sizes["token"]} if "token" in ds.sizes else {}
     return portable({**known, **n_tokens, **options})
+
+
+def recording_attrs(ds: xr.Dataset) -> dict[str, Any]:
+    """Return the attributes of a tree of results that say which recording it describes, and what that is."""
+    known = {k: v for k, v in plain(ds.attrs).items() if k not in ("source", "tokens")}
+    return {"source": str(ds.attrs.get("source")), "recording": known}
 
 
 def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, xr.Variable]:

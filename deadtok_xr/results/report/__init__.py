@@ -11,8 +11,9 @@ from typing import Any
 import xarray as xr
 
 from deadtok_xr.analyses.common.summary_text import number
+from deadtok_xr.analyses.runs import select_run
 from deadtok_xr.errors import DestinationExistsError, InputError
-from deadtok_xr.results import findings
+from deadtok_xr.results import findings, side_by_side
 from deadtok_xr.results.report import facts, series, story
 from deadtok_xr.results.summary import detailed
 
@@ -69,7 +70,25 @@ def report(results: xr.DataTree | str | Path, out: str | Path, *, overwrite: boo
 
 def _content(tree: xr.DataTree) -> dict[str, Any]:
     groups = findings.load(tree)
-    told = story.of_one_run(tree, groups)
+    runs = side_by_side.groups_of_runs(tree, groups)
+    own = _of_runs(tree, groups, runs) if runs else _of_one_run(tree, groups)
+    told: list[story.Part] = own.pop("told")
+    return {
+        **own,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "main": [part for part in told if part.is_main],
+        "further": [part for part in told if not part.is_main and part.pictures],
+        "nothing": [text for part in told if not part.is_main and not part.pictures for text in part.sentences],
+        "units_note": _UNITS,
+        "left_out": list(findings.left_out(tree)),
+        "details": detailed(tree, groups),
+        "definitions": facts.definitions(groups),
+        "style": (_HERE / "page.css").read_text("utf-8"),
+        "script": (_HERE / "page.js").read_text("utf-8"),
+    }
+
+
+def _of_one_run(tree: xr.DataTree, groups: dict[str, xr.Dataset]) -> dict[str, Any]:
     figures = [
         (name, figure.name, [number(figure.first), number(figure.last), number(figure.overall)])
         for name, figure in findings.key_figures(groups).items()
@@ -77,23 +96,41 @@ def _content(tree: xr.DataTree) -> dict[str, Any]:
     return {
         "title": facts.title(tree),
         "lead": facts.lead(tree, groups),
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "main": [part for part in told if part.is_main],
-        "further": [part for part in told if not part.is_main and part.pictures],
-        "nothing": [text for part in told if not part.is_main and not part.pictures for text in part.sentences],
+        "told": story.of_one_run(tree, groups),
+        "rows": "analysis",
         "columns": ("first step", "last step", "all steps"),
         "figures": figures,
-        "units_note": _UNITS,
         "warnings": findings.warnings(groups),
-        "left_out": list(findings.left_out(tree)),
-        "details": detailed(tree, groups),
         "series": series.compressed(groups),
-        "recorded": facts.recorded(tree, groups),
-        "settings": facts.other_settings(tree),
-        "definitions": facts.definitions(groups),
+        "recorded": [("", facts.recorded(tree, groups), facts.other_settings(tree))],
         "provenance": facts.provenance(tree),
-        "style": (_HERE / "page.css").read_text("utf-8"),
-        "script": (_HERE / "page.js").read_text("utf-8"),
+    }
+
+
+def _of_runs(
+    tree: xr.DataTree, groups: dict[str, xr.Dataset], runs: dict[Any, dict[str, xr.Dataset]]
+) -> dict[str, Any]:
+    trees = {label: select_run(tree, label) for label in runs}
+    figures, apart = side_by_side.figures(runs), side_by_side.differences(groups)
+    order = " / ".join(map(str, runs)) if len(runs) <= side_by_side.AT_MOST else "smallest to largest"
+    return {
+        "title": f"{len(runs)} runs: {side_by_side.enumeration(runs)}",
+        "lead": f"{facts.lead_of_runs(trees, runs)}. Numbers that differ are given in the order {order}.",
+        "told": story.of_runs(tree, groups, runs),
+        "rows": "analysis" if figures else "run",
+        "columns": list(map(str, runs)) if figures else side_by_side.DIFFERENCES,
+        "figures": figures or [(name, "against the first run", cells) for name, *cells in apart],
+        "warnings": [f"{label}: {text}" for label, own in runs.items() for text in findings.warnings(own)],
+        "series": series.compressed(
+            {
+                **{f"{name}, against the first": ds for name, ds in side_by_side.compared(groups).items()},
+                **{f"{label}, {name}": ds for label, own in runs.items() for name, ds in own.items()},
+            }
+        ),
+        "recorded": [
+            (label, facts.recorded(one, runs[label]), facts.other_settings(one)) for label, one in trees.items()
+        ],
+        "provenance": [row for one in trees.values() for row in facts.provenance(one)],
     }
 
 

@@ -24,11 +24,21 @@ def title(tree: xr.DataTree) -> str:
 
 def lead(tree: xr.DataTree, groups: Groups) -> str:
     """Return the recording in one line."""
+    return " · ".join(_in_short(tree, groups))
+
+
+def lead_of_runs(trees: Mapping[Any, xr.DataTree], groups: Mapping[Any, Groups]) -> str:
+    """Return what all recordings have in common, in one line."""
+    of_runs = [_in_short(tree, groups[label]) for label, tree in trees.items()]
+    return " · ".join(part for part in of_runs[0] if all(part in parts for parts in of_runs))
+
+
+def _in_short(tree: xr.DataTree, groups: Groups) -> list[str]:
     rows = dict(recorded(tree, groups))
     steps = f"steps {rows['steps']}" if "steps" in rows else ""
     rate = f"learning rate {rows['learning rate']}" if "learning rate" in rows else ""
     parts = (rows.get("vocabulary"), steps, rows.get("optimizer"), rate, rows.get("number format"))
-    return " · ".join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
 def recorded(tree: xr.DataTree, groups: Groups) -> list[tuple[str, str]]:
@@ -111,7 +121,7 @@ def _vocabulary(tree: xr.DataTree, attrs: Mapping[str, Any]) -> str:
     kind, n = tree.attrs.get("tokens", "all"), tree.attrs.get("n_tokens", "?")
     shape = attrs.get("parameter_shape")
     known = f"{shape[0]:,} tokens of {shape[1]:,} dims; " if shape and len(shape) == 2 else ""
-    return f"{known}{n} analysed{'' if kind == 'all' else f', the {kind} ones'}"
+    return f"{known}{n} {'' if known else 'tokens '}analysed{'' if kind == 'all' else f', the {kind} ones'}"
 
 
 def _rate(groups: Groups, settings: Mapping[str, Any]) -> str:

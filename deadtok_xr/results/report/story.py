@@ -10,7 +10,9 @@ from typing import Any
 
 import xarray as xr
 
-from deadtok_xr.analyses.registry import Picture
+from deadtok_xr.analyses.registry import Picture, analysis_of
+from deadtok_xr.analyses.runs import COMPARISON
+from deadtok_xr.results import side_by_side
 from deadtok_xr.results.findings import Groups, findings
 
 MAIN = 0.3
@@ -69,6 +71,28 @@ def of_one_run(tree: xr.DataTree, groups: Groups) -> list[Part]:
     for group, picture, figure in figures(tree, visible):
         pictures.setdefault(group, []).append(view(picture, figure))
     said = {name: [(f.importance, f.text) for f in findings({name: ds})] for name, ds in groups.items()}
+    return parts(said, pictures)
+
+
+def of_runs(tree: xr.DataTree, groups: Groups, runs: Mapping[Any, Groups]) -> list[Part]:
+    """Return the parts of the story of several runs: where they part, then what differs, then what does not."""
+    from deadtok_xr.plot.save import figures
+
+    def visible(group: str, picture: Picture) -> bool:
+        analysis = analysis_of(group)
+        there = [run[group] for run in runs.values() if group in run]
+        if analysis is None or not analysis.pictures or not there:
+            return True
+        return not all(analysis.pictures[0].shows_nothing(ds) for ds in there)
+
+    pictures: dict[str, list[View]] = {}
+    for group, picture, figure in figures(tree, visible):
+        pictures.setdefault(group, []).append(view(picture, figure))
+    said: dict[str, list[tuple[float, str]]] = {}
+    if COMPARISON in groups:
+        said[COMPARISON] = [(f.importance, f.text) for f in side_by_side.comparison(groups)]
+    for finding in side_by_side.shared_findings(runs):
+        said.setdefault(finding.group, []).append((finding.importance, finding.text))
     return parts(said, pictures)
 
 
