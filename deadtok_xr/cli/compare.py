@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.options import JSON, OVERWRITE, PATH, PLACE, QUIET, print_json
+from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
