@@ -85,7 +85,7 @@ def _holds_results(path: Path | str) -> bool:
 
 def _results(paths: Places, join: str) -> xr.DataTree:
     from deadtok_xr.analyses.compare_runs import compare_runs
-    from deadtok_xr.results.save import open_results
+    from deadtok_xr.results.opening import open_results
 
     tree: xr.DataTree = compare_runs(*(open_results(path) for path in paths), join=join, run=labels_of(paths))
     return tree
