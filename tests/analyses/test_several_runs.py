@@ -116,11 +116,11 @@ def test_an_interrupted_analysis_of_runs_resumes(
 
     write, calls = WriteTarget.write, Counter[str]()
 
-    def interrupted(self: WriteTarget, *args: Any) -> None:
+    def interrupted(self: WriteTarget, *args: Any) -> Any:
         calls["write"] += 1
         if calls["write"] > 25:
             raise KeyboardInterrupt
-        write(self, *args)
+        return write(self, *args)
 
     monkeypatch.setattr(WriteTarget, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
