@@ -17,6 +17,7 @@ from deadtok_xr.analyses.common.token_blocks import HeldTokens
 from deadtok_xr.analyses.freeze_predictors import Ends, merge_ends
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.analyses.undertrained import outputs, passes, references, relations
+from deadtok_xr.analyses.undertrained.pc1 import principal_axis
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, Sizes, StepBlock
 from deadtok_xr.engine.small_results import compute_together
 from deadtok_xr.errors import InputError
@@ -285,7 +286,7 @@ def _measure(r: Indicators, rows: NDArray[Any], inputs: NDArray[Any] | None = No
     blocks = HeldTokens(rows)
     none = np.zeros((0, len(rows)), bool)
     own = {} if inputs is None else {"input": [passes.describe(inputs, 0, none, False)]}
-    axis = passes.principal_axis(blocks=blocks)
+    axis = principal_axis(blocks=blocks)
     described = {FOUND: passes.describe(rows, 0, r.masks, "black_hole" in r.kinds)}
     if r.dead is not None:
         described[DEAD] = passes.describe(rows, 0, r.dead[None], False)

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
-from deadtok_xr.analyses.undertrained import findings
+from deadtok_xr.analyses.common.token_blocks import HeldTokens
+from deadtok_xr.analyses.undertrained import findings, pc1
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from tests.strategies import dataset
@@ -92,6 +93,37 @@ def test_indicators_are_their_definitions(drawn: tuple[np.ndarray, list[int]], b
     assert sorted(rank[valid]) == list(range(1, valid.sum() + 1))
     assert (rank[~valid] == -1).all()
     assert (np.diff(indicator[valid][np.argsort(rank[valid])]) > -1e-9 * (1 + np.abs(indicator[valid]).max())).all()
+
+
+def wide(kind: str) -> np.ndarray:
+    """Matrices of more dims than those whose covariance is computed at once."""
+    rng = np.random.default_rng(1)
+    W = rng.normal(size=(700, 520)) + rng.normal(size=(700, 3)) @ rng.normal(size=(3, 520)) * [[3.0]]
+    if kind == "fewer tokens than dims, some not finite":
+        W = W[:40]
+        W[[0, 7], 5] = np.nan, np.inf
+    if kind == "no gap":
+        W = np.linalg.qr(W)[0]
+    if kind == "equal rows":
+        W[:] = W[0]
+    return W.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["three strong axes", "fewer tokens than dims, some not finite", "no gap", "equal rows"]
+)
+def test_first_principal_axis_of_many_dims(kind: str) -> None:
+    W = wide(kind)
+    found = dx.undertrained(dataset(W[None], (1, 97, 520)), reference=[3 * i for i in range(2, 5)]).compute()
+    values, gap = expected(W, [2, 3, 4])
+    np.testing.assert_allclose(found.pc1_gap, gap, atol=1e-7)
+    if not gap < 1e-6:  # else the axis is not determined
+        name = "cosine_distance_without_pc1"
+        np.testing.assert_allclose(found[name], values[name], rtol=1e-6, atol=1e-8)
+    said = " ".join(findings.sentences(found))
+    assert ("fewer tokens (40) than dims (520)" in said) == ("2 tokens have NaN or infinity" in said) == (len(W) == 40)
+    products = pc1._by_products(HeldTokens(W))
+    assert (products is not None) == (kind not in ("no gap", "equal rows"))
 
 
 def model(n: int = 400, d: int = 16) -> np.ndarray:

@@ -43,20 +43,29 @@ def largest_group(
     blocks
         The matrix.
     """
-    alike = _groups([row.tobytes() for part in parts for row in part], np.flatnonzero(considered))
-    largest = np.empty(0, np.int64)
-    for group in sorted(alike, key=len, reverse=True):
-        if len(group) < len(largest):
-            break
-        found = _groups(_digests(blocks, group), group)
-        # groups are in the order of their first rows
-        best = max(found, key=len, default=largest)
-        if len(best) > len(largest) or (len(best) == len(largest) > 0 and best[0] < largest[0]):
-            largest = best
-    return largest
+    several = _that_share(np.concatenate([_hashes(part) for part in parts]), np.flatnonzero(considered))
+    # groups are in the order of their first rows
+    return max(_groups(_digests(blocks, several), several), key=len, default=np.empty(0, np.int64))
 
 
-def _groups(keys: list[bytes] | dict[int, bytes], at: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _hashes(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return a number of each row that equal rows have in common: rows that share one are compared completely."""
+    words = np.zeros((len(rows), -(-rows.shape[1] // 8)), np.uint64)
+    words.view(np.uint8)[:, : rows.shape[1]] = rows
+    found = np.zeros(len(rows), np.uint64)
+    for word in words.T:
+        found = (found ^ word) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2⁶⁴
+        found ^= found >> np.uint64(29)
+    return found
+
+
+def _that_share(numbers: NDArray[np.uint64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of some positions whose number another of them has too, ascending."""
+    _, which, count = np.unique(numbers[at], return_inverse=True, return_counts=True)
+    return at[count[which] > 1]
+
+
+def _groups(keys: dict[int, bytes], at: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return the positions of rows with the same key, of each key that at least two rows have."""
     several = {key for key, n in Counter(keys[i] for i in at).items() if n > 1}
     groups: dict[bytes, list[int]] = defaultdict(list)

@@ -2,6 +2,7 @@
 
 references     where to measure from: tokens that were never trained
 passes         the readings of the matrix, block of tokens after block
+pc1            its first principal axis
 outputs        the variables and how they follow
 findings       what they say, as sentences and a table
 """
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, step_selection
 from deadtok_xr.analyses.common.token_blocks import TokenBlocks
 from deadtok_xr.analyses.undertrained import outputs, passes, references
+from deadtok_xr.analyses.undertrained.pc1 import principal_axis
 from deadtok_xr.engine.small_results import compute_together, gather
 from deadtok_xr.errors import InputError
 
@@ -90,8 +92,9 @@ def undertrained(
     -----
     The indicators are those of Land and Bartolo, *Fishing for Magikarp* (arXiv:2405.05417), with the same limit of 1e-6
     for products of norms. The matrix is read twice, in blocks of tokens and in the memory of a few of them.
-    `cosine_distance_without_pc1` and `pc1_gap` need two more readings and N·D² operations, but only if they are
-    computed: ``undertrained(ds).drop_vars(["cosine_distance_without_pc1", "pc1_gap"])`` does without them.
+    `cosine_distance_without_pc1` and `pc1_gap` need some five more readings, or N·D² operations for up to 512 dims and
+    where the largest two variances hardly differ, but only if they are computed:
+    ``undertrained(ds).drop_vars(["cosine_distance_without_pc1", "pc1_gap"])`` does without them.
 
     Examples
     --------
@@ -122,13 +125,13 @@ def undertrained(
         inputs, outputs.combine, outputs.shapes(n, len(tried)), outputs.ATTRS,
         share=share, eps=eps, ranked=ranked, allowed=allowed,
     )  # fmt: skip
-    axis = gather([], partial(passes.principal_axis, blocks=blocks))
+    axis = gather([], partial(principal_axis, blocks=blocks))
     inputs = {"without": blocks.each(passes.without_axis, after=[found, axis]), "axis": axis}
     values |= compute_together(inputs, outputs.combine_without_pc1, outputs.shapes_without_pc1(n), outputs.ATTRS)
     coords = {**coordinates.along(ds, "token"), **texts, "reference": list(tried)}
     attrs = checks.result_attrs(
         ds, variable=variable, input_variable="" if tied else input_variable, step=label, tied=tied, share=share,
-        eps=eps, reference=reference if isinstance(reference, str) else "given",
+        eps=eps, reference=reference if isinstance(reference, str) else "given", n_dims=ds.sizes["dim"],
     )  # fmt: skip
     return xr.Dataset({**values, **_kind_variable(kinds)}, coords, attrs)
 

@@ -71,7 +71,7 @@ def sentences(found: xr.Dataset) -> list[str]:
     """Return what was found, the most important first."""
     return [
         *_of_candidates(found), *_of_reference(found), *_of_dead_tokens(found), *_of_zeros(found),
-        *_of_tokenizer(found), *_not_finite(found),
+        *_of_tokenizer(found), *_not_finite(found), *_few_tokens(found),
     ]  # fmt: skip
 
 
@@ -214,3 +214,12 @@ def _table(found: xr.Dataset, at: NDArray[np.int64]) -> list[str]:
     width = max(map(len, lines))
     texts = ["text", *(quoted(str(found["token_text"].values[i]), max(10, WIDTH - width - 2)) for i in at)]
     return [f"{line:{width}}  {text}" for line, text in zip(lines, texts, strict=True)]
+
+
+def _few_tokens(found: xr.Dataset) -> Iterator[str]:
+    n, n_dims = found.sizes["token"], int(found.attrs.get("n_dims", 0))
+    if n < n_dims:
+        yield (
+            f"There are fewer tokens ({n:,}) than dims ({n_dims:,}), which no language model has: are the rows of this "
+            "matrix tokens?"
+        )

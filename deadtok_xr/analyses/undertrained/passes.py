@@ -1,4 +1,4 @@
-"""Read a matrix in blocks of tokens: norms and sums, distances to a reference, and the first principal axis."""
+"""Read a matrix in blocks of tokens: norms and sums, and distances to a reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import equal_rows
-from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
 from deadtok_xr.bfloat16 import BFLOAT16
 
 Floats = NDArray[np.float64]
@@ -17,7 +16,6 @@ SMALLEST = 1e-6
 """A product of two norms below this is replaced by it, as the published formula does."""
 _SLAB = 2**18
 """Elements that are converted to float64 at once: 2 MiB, which stays in the cache."""
-_SLAB_OF_AXIS = 2**21
 _NEAR = 1e-2
 """Below this share of a squared norm, a squared distance is not computed from products."""
 
@@ -122,34 +120,3 @@ def without_axis(rows: NDArray[Any], begin: int, references: dict[str, Any], axi
         x -= np.outer(x @ v, v)
         found[at.start + np.flatnonzero(valid)] = cosine_distance(x, u)
     return found
-
-
-def principal_axis(*, blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
-    """Return the first principal axis of the tokens that are finite, and how far its variance is from the next.
-
-    The covariance is summed in one task, block after block: it is as large as many blocks.
-    """
-    from scipy.linalg import eigh
-
-    d, n = blocks.n_dims, 0
-    first: Floats | None = None
-    total, product = np.zeros(d), np.zeros((d, d))
-    for begin, end in blocks.bounds:
-        for _, x in slabs(blocks.read(begin, end), _SLAB_OF_AXIS):
-            valid = np.isfinite(squares(x))
-            x = x if valid.all() else x[valid]
-            if first is None and len(x):
-                first = x[0].copy()
-            if first is not None:
-                x -= first  # equal rows have exactly no variance
-                total += x.sum(axis=0)
-                product += x.T @ x
-                n += len(x)
-    if first is None:
-        return {"vector": None, "gap": np.nan}
-    product /= n
-    product -= np.outer(total / n, total / n)
-    values, vectors = eigh(product, subset_by_index=[max(d - 2, 0), d - 1], overwrite_a=True, check_finite=False)
-    if not values[-1] > 0:
-        return {"vector": None, "gap": np.nan}
-    return {"vector": vectors[:, -1], "gap": 1 - values[0] / values[-1] if d > 1 else 1.0}
