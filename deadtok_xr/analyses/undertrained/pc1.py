@@ -55,7 +55,7 @@ def _rows(blocks: TokenBlocks | HeldTokens, elements: int) -> Iterator[Floats]:
                 x = x[np.isfinite(squares(x))]
             if first is None and len(x):
                 first = x[0].copy()
-            if len(x):
+            if first is not None and len(x):
                 x -= first
                 yield x
 
