@@ -72,8 +72,11 @@ def figures(tree: xr.DataTree, wanted: Wanted = lambda group, picture: True) -> 
 
 
 READING_RUNS = (
-    "One line for each run, or one for the mean of several and a band from the smallest to the largest of them. Where "
-    "the scale is logarithmic, the strip at the bottom marks steps at which the value is 0."
+    "One colour for each run. A strip at the bottom, if there is one, marks the steps at which the value is 0."
+)
+READING_BANDS = (
+    "One colour for each {by}: the line is the mean of its runs, the band reaches from the smallest to the largest. A "
+    "strip at the bottom, if there is one, marks the steps at which the value is 0."
 )
 
 
@@ -86,10 +89,13 @@ def figures_of_runs(tree: xr.DataTree, wanted: Wanted) -> Iterator[tuple[str, Pi
     (computed,) = dask.compute({name: results[name][[variable]] for name, variable in variables.items()})
     for name, variable in variables.items():
         own = pictures_of(name, results[name])
-        picture = Picture(name, "runs.runs", own[0].title if own else name, READING_RUNS)
+        by = _repeated(computed[name])
+        reading = READING_BANDS.format(by=by) if by else READING_RUNS
+        picture = Picture(name, "runs.runs", own[0].title if own else name, reading)
         if wanted(name, picture):
             figure = _new_figure()
-            runs(computed[name], variable, by=_repeated(computed[name]), ax=figure.subplots())
+            runs(computed[name], variable, by=by, ax=figure.subplots())
+            _show_dollars(figure)
             yield name, picture, figure
     for picture in pictures_of(COMPARISON, results[COMPARISON]) if COMPARISON in results else ():
         needed = {COMPARISON: results[COMPARISON][list(_shows(picture, results[COMPARISON]).needed)]}

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from deadtok_xr import attributes
+from deadtok_xr.analyses.common.summary_text import number
 from deadtok_xr.results.findings import Groups
 
 _SETTINGS = ("betas", "momentum", "eps", "weight_decay")
@@ -118,7 +119,7 @@ def _model(attrs: Mapping[str, Any]) -> str:
 
 
 def _vocabulary(tree: xr.DataTree, attrs: Mapping[str, Any]) -> str:
-    kind, n = tree.attrs.get("tokens", "all"), tree.attrs.get("n_tokens", "?")
+    kind, n = tree.attrs.get("tokens", "all"), number(tree.attrs.get("n_tokens", "?"))
     shape = attrs.get("parameter_shape")
     known = f"{shape[0]:,} tokens of {shape[1]:,} dims; " if shape and len(shape) == 2 else ""
     return f"{known}{n} {'' if known else 'tokens '}analysed{'' if kind == 'all' else f', the {kind} ones'}"

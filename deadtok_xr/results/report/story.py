@@ -102,10 +102,17 @@ def parts(said: Mapping[str, Sequence[tuple[float, str]]], pictures: Mapping[str
     for name in dict.fromkeys([*said, *pictures]):
         sentences, views = said.get(name, ()), pictures.get(name, [])
         if sentences or views:
-            title = views[0].title if views else name.replace("_", " ").capitalize()
+            title = views[0].title if views else _title(name)
             importance = max((importance for importance, _ in sentences), default=0.0)
             found.append(Part(name, title, importance, [text for _, text in sentences], views))
     return sorted(found, key=lambda part: -part.importance)
+
+
+def _title(name: str) -> str:
+    """Return the title of an analysis without a picture on the page."""
+    analysis = analysis_of(name)
+    own = analysis.pictures if analysis is not None else None
+    return own[0].title if own else name.replace("_", " ").capitalize()
 
 
 def view(picture: Picture, figure: Any) -> View:
