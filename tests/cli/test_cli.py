@@ -256,7 +256,7 @@ def test_no_arguments_show_the_commands_of_a_first_hour(deadtok: Deadtok) -> Non
     said = deadtok()
     assert (said.status, said.err) == (0, "")
     shown = [line.split()[1] for line in said.out.splitlines() if line.startswith("  deadtok ")]
-    assert shown == ["demo", "convert", "analyze", "report", "doctor", "tokens"]
+    assert shown == [*("demo", "convert", "analyze", "explore", "report", "compare", "watch", "doctor", "tokens")]
     assert "All commands: deadtok --help" in said.out
     assert max(map(len, said.out.splitlines())) <= 100
 
