@@ -251,6 +251,7 @@ def _scheduler(name: str, workers: int | None, device: str, threads: int, *, qui
         if find_spec("bokeh") and not quiet:  # without bokeh Dask has no dashboard
             echo(f"dashboard: {client.dashboard_link}", err=True)
         _check_workers(client.scheduler_info()["workers"], name, device)
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs is raised as well
         yield
 
 

@@ -55,6 +55,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "not enough memory: close other programs, or analyse fewer tokens at a time", 1
     sentence = " ".join(str(error).split()) or "no message"
+    if "scheduler-connection-lost" in sentence:
+        return "the connection to the scheduler was lost: start it again, or check the network", 1
     if type(error).__module__.startswith("distributed") or isinstance(error, BrokenExecutor):
         return f"the workers failed, {type(error).__name__}: {sentence}; they may have run out of memory", 1
     if isinstance(error, OSError):

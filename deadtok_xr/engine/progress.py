@@ -170,11 +170,11 @@ def _polling(client: Any, report: Report) -> Iterator[None]:
     def poll() -> None:
         while not finished.wait(_POLL_S):
             try:
-                done, total = client.run_on_scheduler(_count_blocks)
+                done, total, n_workers = client.run_on_scheduler(_count_blocks)
             except Exception:
                 return  # the computation raises the error
             if total:
-                report(done, total)
+                report(done, total, "" if n_workers else "waiting for workers, of which there are none")
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -186,7 +186,11 @@ def _polling(client: Any, report: Report) -> Iterator[None]:
         thread.join()
 
 
-def _count_blocks(dask_scheduler: Any) -> tuple[int, int]:
-    """Return, on the scheduler, the number of finished blocks and of all blocks."""
+def _count_blocks(dask_scheduler: Any) -> tuple[int, int, int]:
+    """Return, on the scheduler, the number of finished blocks, of all blocks, and of workers."""
     states = [ts.state for ts in dask_scheduler.tasks.values() if _is_block(ts.key)]
-    return sum(state in ("memory", "released", "forgotten") for state in states), len(states)
+    return (
+        sum(state in ("memory", "released", "forgotten") for state in states),
+        len(states),
+        len(dask_scheduler.workers),
+    )

@@ -143,6 +143,32 @@ def test_results_are_the_same_after_losing_workers(
     assert_same(tree, expected)
 
 
+class KillsAtEachBlock(WorkerPlugin):  # type: ignore[misc]
+    """Ends every worker that begins with the second block of steps."""
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        if finish == "executing" and isinstance(key, tuple) and str(key[0]).startswith("pass-") and key[1] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_block_that_kills_workers_is_a_sentence_and_resumes_on_a_cluster_that_adapts(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["analyze", recording, "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", "motion", "--scheduler"]
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), cluster(1) as client:
+        client.register_plugin(KillsAtEachBlock(), name="kills")
+        status, err = deadtok(capsys, *words, client.scheduler.address)
+        assert status == 1
+        assert "the workers failed, KilledWorker" in err.splitlines()[-1]
+        assert "the same command" in err.splitlines()[-1]
+        client.wait_for_workers(1)
+        client.unregister_worker_plugin("kills")
+        client.cluster.adapt(minimum=1, maximum=2, interval="200ms")
+        status, err = deadtok(capsys, *words, client.scheduler.address)
+        assert status == 0, err
+    assert_same(dx.open_results(tmp_path / "r.zarr"), expected)
+
+
 def test_graph_sent_to_the_scheduler_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph has a few tasks per row, and its size does not depend on the number of tokens times that of rows."""
     sizes, made = [], save.write_all
