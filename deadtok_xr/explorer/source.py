@@ -102,12 +102,10 @@ class Saved(Source):
     _FIRST = ("motion", "phases", "lifecycle")
 
     def __init__(self, place: str | Path) -> None:
-        zarr_store, found = location.zarr_store(place), {}
-        for name in self._FIRST:
-            try:
-                ds = xr.open_zarr(zarr_store, group=name, consolidated=False, chunks=None, zarr_format=3)
-            except (FileNotFoundError, KeyError, ValueError):
-                continue
+        from deadtok_xr.results.opening import open_some
+
+        found = open_some(place, self._FIRST)
+        for name, ds in found.items():
             found[name] = ds.drop_vars([n for n in ds.data_vars if n not in ("displacement", "fraction")])
         super().__init__(str(place), found)
         self._place, self.grows = place, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,25 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
         If there is nothing at ``path``, if it holds no results, if they are incomplete, or if their metadata, or any
         chunk, are not as they were written.
     """
+    root = _open_root(path)
+    opened = opened_groups(path, root)
+    arrays = arrays_by_path(opened)
+    manifest_check.check(root, arrays, arrays)
+    return as_tree(root, opened, load=load)
+
+
+def open_some(path: str | Path, names: Collection[str]) -> dict[str, xr.Dataset]:
+    """Open some groups of results, those that there are, for a quick first view.
+
+    Each chunk is compared with the manifest when it is read; `open_results` compares all of them at once.
+    """
+    root = _open_root(path)
+    opened, attrs = opened_groups(path, root, names), root.attrs.asdict()
+    return {name: _dataset(group, arrays, attrs, load=False) for name, (group, arrays) in opened.items()}
+
+
+def _open_root(path: str | Path) -> zarr.Group:
+    """Open the root group of complete results."""
     zarr_dtype.register()
     root = store.open_root(path, "results that `deadtok analyze` wrote")
     attrs = root.attrs
@@ -61,10 +81,7 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     if not members.is_complete(path, root):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    opened = opened_groups(path, root)
-    arrays = arrays_by_path(opened)
-    manifest_check.check(root, arrays, arrays)
-    return as_tree(root, opened, load=load)
+    return root
 
 
 def as_tree(root: zarr.Group, opened: Opened, *, load: bool = False) -> xr.DataTree:
@@ -75,11 +92,13 @@ def as_tree(root: zarr.Group, opened: Opened, *, load: bool = False) -> xr.DataT
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable(shown)), **groups})
 
 
-def opened_groups(path: str | Path, root: zarr.Group) -> Opened:
-    """Open the groups of results and their arrays, and check that no chunk is missing."""
+def opened_groups(path: str | Path, root: zarr.Group, only: Collection[str] | None = None) -> Opened:
+    """Open the groups of results, or ``only`` some, and their arrays, and check that no chunk is missing."""
     keys = location.key_sizes(root.store)
     opened = {}
     for name in members.names_in(path, root, "groups"):  # Zarr lists groups in no order
+        if only is not None and name not in only:
+            continue
         group = members.open_subgroup(path, root, name)
         arrays = members.open_members(group, path, keys)
         for key, array in arrays.items():

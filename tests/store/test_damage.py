@@ -15,6 +15,7 @@ import pytest
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DamagedStoreError
+from tests.fuzz_store import fuzz
 
 KEPT = Path(__file__).parents[1] / "data" / "format-1.0"
 Damage = Callable[[Path], object]
@@ -110,3 +111,9 @@ def test_damaged_results_are_refused(tmp_path: Path) -> None:
         damage(path)
         with pytest.raises(DamagedStoreError, match=expected):
             dx.open_results(path, load=True)
+
+
+def test_damaged_stores_are_refused_or_have_the_same_values() -> None:
+    outcomes = fuzz(tries=40, seed=3, stores=("runs",), slow=False)
+    assert not outcomes.wrong, "\n".join(outcomes.wrong)
+    assert outcomes.ends["refused"] > 20
