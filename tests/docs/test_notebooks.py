@@ -25,12 +25,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "crystallize_or_evaporate": {"STEPS": 60, "DIMS": 16, "SPREAD": 1e-5},
     "why_tokens_stop": {"STEPS": 80, "VOCABULARY": 160, "DIMS": 16, "LR": 1e-5},
     "is_my_training_losing_updates": {"STEPS": 20, "DIMS": 16},
+    "which_tokens_are_dead": {"STEPS": 90, "DIMS": 16, "EVERY": 30},
     "exploring": {"STEPS": 48, "DIMS": 16},
     "scaling_out": {"STEPS": 260, "TOKENS": 60, "DIMS": 16, "WORKERS": 1, "ANALYSES": ["phases"]},
 }
 """Parameters of each notebook for the tests; a learning rate so low that tokens stand still within a few updates."""
 
 CHECKS = {
+    "which_tokens_are_dead": """
+        assert int(recording["count"].sum()) == len(demo.corpus()) and recording.dead.equals(recording["count"] == 0)
+        assert over_time.sizes["checkpoint"] == 17 and over_time.reference.values.tolist() == ["found", "dead"]
+        dead = recording.dead.values
+        lowest = np.argsort(over_time.value[1, -1, -1].values)[: dead.sum()]
+        np.testing.assert_allclose(over_time.lowest_dead[1, -1, -1], dead[lowest].mean(), atol=0.02)
+        assert float(over_time.auc.sel(reference="dead", indicator="l2_distance")[-1]) > 0.9
+        assert sparse.step.values.tolist() == [0, 30, 60, 90] == kept.checkpoint.values.tolist()
+        assert tree["motion"].step_span.values.tolist() == [30, 30, 30]
+    """,
     "record_and_convert": """
         assert len(dead) > 60 and recording.sizes == {"step": STEPS + 1, "token": VOCABULARY, "dim": DIMS}
         assert recorder.report and "100.0000% of" in recorder.report
@@ -148,6 +159,7 @@ PRINTED = {
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
     "is_my_training_losing_updates": ["body.norm.weight) never moved", "in bfloat16, "],
+    "which_tokens_are_dead": ["162 of 256 tokens never occur", "tokens never changed"],
     "exploring": ["the same values: True", "not on the grid"],
     "scaling_out": ["problems: []", "memory to analyse", "tokens in the coldest phase, frozen", "cli.zarr: equal"],
 }
