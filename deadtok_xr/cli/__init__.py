@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -70,4 +71,19 @@ for _command in (
 
 def main() -> NoReturn:
     """Run the command line and exit with the status of `failures.status`."""
-    sys.exit(status(lambda: cli(prog_name="deadtok", standalone_mode=False)))
+    interrupted = False
+
+    def run() -> Any:
+        nonlocal interrupted
+        try:
+            return cli(prog_name="deadtok", standalone_mode=False)
+        except (KeyboardInterrupt, click.Abort):
+            interrupted = True
+            raise
+
+    found = status(run)
+    if interrupted:  # Python would wait for threads, and a kernel may be at work for minutes; files allow it, as a kill
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(found)
+    sys.exit(found)

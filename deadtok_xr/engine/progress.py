@@ -124,17 +124,20 @@ class _Tasks(Callback):  # type: ignore[misc]
         self._report, self._lock = report, threading.Lock()
         self._done = self._blocks = 0
         self._parts: dict[int, float] = {}
-        self._shown = 0.0
+        self._shown, self._what = 0.0, ""
+        self._ended = threading.Event()
 
     def __enter__(self) -> _Tasks:
         global _note
         _note = self._at_work
         super().__enter__()
+        threading.Thread(target=self._repeat, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         global _note
         _note = None
+        self._ended.set()
         super().__exit__(*error)
 
     def _begin(self, graph: Any) -> None:
@@ -145,8 +148,16 @@ class _Tasks(Callback):  # type: ignore[misc]
             self._parts[threading.get_ident()] = part
             self._show(what)
 
+    def _repeat(self) -> None:
+        """Show progress again: for minutes, one step of an analysis may say nothing."""
+        while not self._ended.wait(_SILENCE_S / 2):
+            with self._lock:
+                if not self._ended.is_set():
+                    self._show(self._what)
+
     def _show(self, what: str) -> None:
         """Show progress, which never goes back: the part of a block is forgotten before the block is counted."""
+        self._what = what or self._what
         if self._blocks:
             self._shown = max(self._shown, min(self._done + sum(self._parts.values()), self._blocks))
             self._report(self._shown, self._blocks, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import dask
@@ -62,3 +63,20 @@ def test_lines_are_printed_every_tenth_and_after_silence(
     monkeypatch.setattr(progress, "_SILENCE_S", -1)
     report(1.6, 10, "connectivity")
     assert capsys.readouterr().err == "analysing: 16% after 0 s, connectivity\n"
+
+
+def test_progress_is_shown_again_while_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SILENCE_S", 0.02)
+    said: list[str] = []
+    twice = threading.Event()
+
+    def report(done: float, total: float, what: str = "") -> None:
+        said.append(what)
+        if len(said) == 3:
+            twice.set()
+
+    with progress._Tasks(report) as tasks:
+        tasks._begin([("pass-0", 0)])
+        tasks._at_work(0.5, "connectivity")
+        assert twice.wait(10)
+    assert set(said) == {"connectivity"}
