@@ -152,7 +152,7 @@ class _Tasks(Callback):  # type: ignore[misc]
         """Show progress again: for minutes, one step of an analysis may say nothing."""
         while not self._ended.wait(_SILENCE_S / 2):
             with self._lock:
-                if not self._ended.is_set():
+                if self._what and not self._ended.is_set():
                     self._show(self._what)
 
     def _show(self, what: str) -> None:
