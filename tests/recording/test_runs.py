@@ -15,8 +15,10 @@ import zarr
 
 import deadtok_xr as dx
 from deadtok_xr import demo, schema, store
+from deadtok_xr.attributes import plain
 from deadtok_xr.cli.describe import describe
 from deadtok_xr.errors import IncompleteStoreError, InputError
+from deadtok_xr.recording.runs import one_run
 from tests.manifests import accept
 from tests.recording.test_opening import chunk_reads
 from tests.store.test_store import write_store
@@ -189,6 +191,7 @@ def test_differing_attributes_become_coordinates(sweep: list[Path]) -> None:
     np.testing.assert_array_equal(ds.coords["model.lr"], [3e-3, 1e-3])
     assert ds.coords["source"].values.tolist() == [str(p) for p in sweep]
     assert float(ds.sel(run=7).coords["model.lr"]) == 1e-3
+    assert plain(one_run(ds, 1).attrs) == plain(dx.open_recording(sweep[1]).attrs)
     dx.motion(ds.sel(run=7).isel(step=slice(0, 5))).compute()
 
 
