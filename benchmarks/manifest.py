@@ -3,18 +3,20 @@
     python -m benchmarks.manifest [--repeat 7] [--steps 1500]
 
 `wall` and `cpu` are medians of the ratios of neighbouring runs, with and without. `recording` is without the manifest
-and without flushing each chunk to the disk; `flushing` compares only the latter.
+and without flushing each chunk to the disk; `flushing` compares only the latter. `share` is the CPU time spent in the
+functions of the manifest, of the CPU time of the whole work: it does not depend on what else the machine does.
 """
 
 from __future__ import annotations
 
 import shutil
-import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +27,7 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr import store, testing
 from deadtok_xr.recorder.appender import create_appender
-from deadtok_xr.store import chunk_entries, location, manifest, manifest_write
+from deadtok_xr.store import chunk_bytes, chunk_entries, location, manifest, manifest_check, manifest_write
 
 Timed = tuple[float, float]
 
@@ -62,6 +64,34 @@ def timed(work: Callable[[], object]) -> Timed:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+@contextmanager
+def counted(found: list[float]) -> Iterator[None]:
+    """Add up the CPU time of the outermost calls of the functions of the manifest."""
+    within = threading.local()
+
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if getattr(within, "deep", False):
+                return real(*args, **options)
+            within.deep, began = True, time.thread_time()
+            try:
+                return real(*args, **options)
+            finally:
+                within.deep = False
+                found.append(time.thread_time() - began)
+
+        return call
+
+    functions = [
+        (manifest_write, "complete"), (manifest_check, "check"), (manifest, "check_chunk"), (manifest, "lists"),
+        (chunk_bytes, "_end_of"), (chunk_entries, "entry_of"),
+    ]  # fmt: skip
+    with ExitStack() as stack:
+        for module, name in functions:
+            stack.enter_context(patch.object(module, name, counting(getattr(module, name))))
+        yield
+
+
 def convert(source: Path, folder: Path) -> Callable[[], object]:
     return lambda: dx.convert(source, folder / "converted.zarr", overwrite=True)
 
@@ -96,8 +126,15 @@ def compare(
         if i:  # the first pair warms up
             wall.append(pair[0][0] / pair[1][0])
             cpu.append(pair[0][1] / pair[1][1])
-    texts = (f"{statistics.median(r):.4f} ({min(r):.3f} to {max(r):.3f})" for r in (wall, cpu))
-    click.echo(f"{name:12s} {first:8.3f} s   wall {next(texts)}   cpu {next(texts)}")
+    texts = (f"{median(r):.4f} ({min(r):.3f} to {max(r):.3f})" for r in (wall, cpu))
+    shares = []
+    for _ in range(repeat):
+        found: list[float] = []
+        work = make(nullcontext())
+        with counted(found):
+            _, total = timed(work)
+        shares.append(sum(found) / total)
+    click.echo(f"{name:12s} {first:8.3f} s   wall {next(texts)}   cpu {next(texts)}   share {median(shares):.3%}")
 
 
 @click.command()

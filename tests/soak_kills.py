@@ -87,7 +87,12 @@ class Watched:
                 continue
 
     def _note(self, path: Path) -> None:
-        os.write(self._log, f"{path.stat().st_ino} {blake3(path.read_bytes()).hexdigest()}\n".encode())
+        os.write(self._log, entry(path).encode())
+
+
+def entry(path: Path) -> str:
+    """Return the line of the log that says that a file has been flushed."""
+    return f"{path.stat().st_ino} {blake3(path.read_bytes()).hexdigest()}\n"
 
 
 def in_child(work: Callable[[], int], folder: Path, log: Path, at: float | None, seconds: float | None) -> int | None:
@@ -124,7 +129,7 @@ def cut_power(folder: Path, log: Path, rng: random.Random, history: list[str]) -
     n = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "lock"):
         content = path.read_bytes()
-        if (str(path.stat().st_ino), blake3(content).hexdigest()) in flushed:
+        if tuple(entry(path).split()) in flushed:
             continue
         fate = rng.choice(["kept", "kept", "cut", "zeroed", "emptied", "dropped"])
         n += fate != "kept"
@@ -312,7 +317,6 @@ def works(inputs: Path) -> list[Work]:
     def copy(name: str) -> Callable[[Path], None]:
         def begin(folder: Path) -> None:
             shutil.copytree(inputs / name, folder / "s.zarr")
-            os.sync()
 
         return begin
 
@@ -361,16 +365,16 @@ def soak(folder: Path, count: int, seed: int, power: float, only: str = "") -> S
     must(lambda: make_inputs(inputs), inputs)
     chosen = [work for work in works(inputs) if only in ("", work.name)]
     for work in chosen:
-        for _ in range(2):  # the second time without compiling anything
-            place = new_folder(folder / work.name / "undisturbed")
-            work.begin(place)
-            began = time.monotonic()
-            must(work.run(place), place)
-            work.life = time.monotonic() - began
-            work.calls = int((place.parent / "calls").read_text())
+        place = new_folder(folder / work.name / "undisturbed")
+        work.begin(place)
+        began = time.monotonic()
+        must(work.run(place), place)
+        work.life = time.monotonic() - began
+        work.calls = int((place.parent / "calls").read_text())
     while found.kills.total() < count:
         for work in chosen:
             kill_and_repeat(work, folder / work.name, rng, power, found)
+        click.echo(str(found).splitlines()[-1])
     return found
 
 
@@ -380,6 +384,7 @@ def kill_and_repeat(work: Work, folder: Path, rng: random.Random, power: float, 
     log.unlink(missing_ok=True)
     result, expected = place / work.result, undisturbed / work.result
     work.begin(place)
+    log.write_text("".join(entry(path) for path in place.rglob("*") if path.is_file()))
     history: list[str] = []
     try:
         for _ in range(rng.randint(1, MOST_KILLS)):

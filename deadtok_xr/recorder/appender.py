@@ -91,6 +91,8 @@ class Appender:
         listed = manifest.load(self.group)
         self._entries = {} if listed is None else listed.entries()  # of the chunks that are kept
         self.group.attrs["complete"] = False
+        for path in self.root.rglob("*.partial"):  # of a process that was killed
+            path.unlink(missing_ok=True)
         manifest_write.remove(self.group)
         self._set_length(n_steps)
 
