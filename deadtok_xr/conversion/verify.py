@@ -102,7 +102,8 @@ def verify(
             None if initial is None else Path(initial),
             progress,
         )
-    if write_manifest and not found.has_manifest and not found.problems:
+    declared = found.has_manifest and manifest.FLAG in group.attrs
+    if write_manifest and not declared and not found.problems:
         root = zarr.open_group(location.zarr_store(path), mode="r+")
         manifest_write.complete(root, dict(root.arrays()), root.attrs.asdict())
         found.has_manifest = True

@@ -32,7 +32,17 @@ class Appender:
         self._order = token_table.disk_order()
         self._arrays = dict(group.arrays())
         self._entries: dict[str, dict[tuple[int, ...], chunk_entries.Entry]] = {}
-        self._bounds = dict(cast(zarr.Group, group["motion"]).arrays()) if "motion" in group else {}
+        self._bounds = self._motion_index()
+
+    def _motion_index(self) -> dict[str, zarr.Array[Any]]:
+        """Open the motion index; one that a power cut has damaged is removed, because a store is whole without it."""
+        try:
+            return dict(cast(zarr.Group, self.group[motion_index.GROUP]).arrays())
+        except KeyError:
+            return {}
+        except (ValueError, TypeError):
+            shutil.rmtree(self.root / motion_index.GROUP)
+            return {}
 
     def append(
         self,
@@ -90,7 +100,7 @@ class Appender:
         """Keep the first ``n_steps`` steps and mark the store as incomplete; later steps are recorded again."""
         listed = manifest.load(self.group)
         self._entries = {} if listed is None else listed.entries()  # of the chunks that are kept
-        self.group.attrs["complete"] = False
+        self.set_attributes({"complete": False})
         for path in self.root.rglob("*.partial"):  # of a process that was killed
             path.unlink(missing_ok=True)
         manifest_write.remove(self.group)
@@ -98,16 +108,20 @@ class Appender:
 
     def set_attributes(self, attrs: Mapping[str, Any]) -> None:
         """Set attributes of the store."""
-        self.group.attrs.update(dict(attrs))
+        manifest_write.put_attributes(self.group, {**self.group.attrs.asdict(), **attrs})
 
     def finish(self) -> None:
         """Write the manifest and mark the store as complete, after everything has reached the disk."""
         manifest_write.complete(self.group, self._arrays, self.group.attrs.asdict(), self._entries)
 
     def _set_length(self, n_steps: int) -> None:
-        for array in self._arrays.values():
+        for name, array in self._arrays.items():
             if _has_steps(array):
-                array.resize((n_steps, *array.shape[1:]))
+                if n_steps < array.shape[0]:
+                    array.resize((n_steps, *array.shape[1:]))  # removes the chunks beyond
+                metadata = self.root / name / "zarr.json"
+                manifest_write.change_metadata(metadata, shape=[n_steps, *array.shape[1:]])
+                self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
         for name, bounds in self._bounds.items():
             bounds.resize(motion_index.bounds_shape(self._arrays[name]))
         self.n_steps = n_steps
@@ -135,6 +149,7 @@ class Appender:
             array = store.declare_array(group, name, dims, (0, *shape), dtype, chunks, attrs, coordinates=known)
             self._write_constant(array, 0, self.n_steps, fill)
             array.resize((self.n_steps, *shape))
+            location.flush(temporary / name / "zarr.json")
             (temporary / name).rename(self.root / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -192,7 +207,11 @@ def create_appender(
     path: str | Path, token_table: store.TokenTable, attrs: Mapping[str, Any], buffer_steps: int, *, overwrite: bool
 ) -> Appender:
     """Create a store and return its appender."""
-    return Appender(store.create(path, token_table, attrs, overwrite=overwrite).group, token_table, buffer_steps)
+    group = store.create(path, token_table, attrs, overwrite=overwrite).group
+    for file in Path(path).rglob("*"):
+        if file.is_file():
+            location.flush(file)
+    return Appender(group, token_table, buffer_steps)
 
 
 def open_appender(path: str | Path, token_table: store.TokenTable, buffer_steps: int) -> Appender:

@@ -30,6 +30,7 @@ from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
 from deadtok_xr.results.opening import arrays_by_path, as_tree, open_results, opened_groups
 from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
+from deadtok_xr.store.create import create_root
 
 Arrays = dict[str, "zarr.Array[Any]"]
 RESULTS_VERSION = "1.0"
@@ -127,9 +128,7 @@ def _open_or_create(work: Work, tree: xr.DataTree, overwrite: bool) -> tuple[zar
     _refuse_existing(work.path, overwrite)  # under the lock: it may have been finished meanwhile
     work.clear()
     attributes = {**plain(tree.attrs), **_provenance(), "groups": list(tree.children)}
-    root = zarr.create_group(location.zarr_store(work.path), attributes=attributes)
-    if not location.is_address(work.path):
-        location.flush(Path(work.path) / "zarr.json")  # without it, what a power cut leaves would not be recognised
+    root = create_root(work.path, attributes)
     created = _create_groups(root, tree)
     work.begin(root)
     return root, created

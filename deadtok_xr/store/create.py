@@ -159,22 +159,26 @@ def create(
     """
     zarr_dtype.register()
     refuse_existing(path, overwrite=overwrite)
-    if location.exists(path):
-        location.remove(path)
-    group = zarr.create_group(
-        location.zarr_store(path),
-        attributes={
-            "deadtok_format": schema.FORMAT_VERSION,
-            "complete": False,
-            "index_convention": schema.INDEX_CONVENTION,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "software": software_versions(),
-            **attrs,
-        },
-    )
-    if not location.is_address(path):
-        location.flush(Path(path) / "zarr.json")  # without it, what a power cut leaves would not be recognised
-    return StoreWriter(group, token_table, runs)
+    attributes = {
+        "deadtok_format": schema.FORMAT_VERSION,
+        "complete": False,
+        "index_convention": schema.INDEX_CONVENTION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": software_versions(),
+        **attrs,
+    }
+    return StoreWriter(create_root(path, attributes), token_table, runs)
+
+
+def create_root(path: str | Path, attributes: Mapping[str, Any]) -> zarr.Group:
+    """Create the root group of a store, in place of what is at the path."""
+    if location.is_address(path):
+        if location.exists(path):
+            location.remove(path)
+        return zarr.create_group(location.zarr_store(path), attributes=dict(attributes))
+    with location.placed_at_once(Path(path).absolute()) as folder:
+        zarr.create_group(str(folder), attributes=dict(attributes))
+    return zarr.open_group(location.zarr_store(path), mode="r+", zarr_format=3)
 
 
 def software_versions() -> dict[str, str]:

@@ -211,6 +211,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def placed_at_once(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside a path; a store that is made in it takes the place of whatever is at the path.
+
+    A kill leaves the path without a folder, or with one that has its root metadata, so that it is recognised.
+    """
+    new, old = (path.with_name(f".{path.name}.{name}") for name in ("new", "old"))
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield new
+        flush(new / "zarr.json")
+        if path.exists():
+            path.replace(old)
+        new.replace(path)
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write(path: str | Path, name: str, data: bytes, *, durable: bool = False) -> None:
     """Write a small file of a store atomically; requests to S3 are repeated when the connection breaks."""
     if not is_address(path):

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,20 +63,27 @@ def complete(
         Whether files may not have reached the disk yet: a power cut could leave a store that is declared complete but
         lacks chunks.
     """
-    local = root.store.root if isinstance(root.store, LocalStore) else None
-    if local is not None and sync and hasattr(os, "sync"):
+    if isinstance(root.store, LocalStore) and sync and hasattr(os, "sync"):
         os.sync()
     members = {name: (describe(array, (known or {}).get(name)),) for name, array in arrays.items()}
     put(root, Manifest(manifest.digests(attributes), members))
-    final = {**attributes, FLAG: VERSION, "complete": True}
-    if local is None:
-        root.attrs.put(final)
+    put_attributes(root, {**attributes, FLAG: VERSION, "complete": True})
+
+
+def put_attributes(root: zarr.Group, attributes: Mapping[str, Any]) -> None:
+    """Replace the attributes of a root group; in a folder they have reached the disk when this returns."""
+    if not isinstance(root.store, LocalStore):
+        root.attrs.put(dict(attributes))
         return
-    metadata = json.loads((local / "zarr.json").read_bytes())
-    metadata["attributes"] = final
-    location.write_atomically(local / "zarr.json", json.dumps(metadata, indent=2).encode(), durable=True)
+    change_metadata(root.store.root / "zarr.json", attributes=dict(attributes))
     root.metadata.attributes.clear()
-    root.metadata.attributes.update(final)
+    root.metadata.attributes.update(attributes)
+
+
+def change_metadata(path: Path, **changes: Any) -> None:
+    """Change the metadata of a group or array in a folder; they have reached the disk when this returns."""
+    metadata = json.loads(path.read_bytes()) | changes
+    location.write_atomically(path, json.dumps(metadata, indent=2).encode(), durable=True)
 
 
 def describe(array: zarr.Array[Any], known: Mapping[tuple[int, ...], Entry] | None = None) -> Member:
@@ -112,7 +120,7 @@ def put(root: zarr.Group, listed: Manifest) -> None:
 def remove(root: zarr.Group) -> None:
     """Remove the manifest of a store that is about to change: first the attribute, so that none is expected."""
     if FLAG in root.attrs:
-        root.attrs.put({k: v for k, v in root.attrs.items() if k != FLAG})
+        put_attributes(root, {k: v for k, v in root.attrs.asdict().items() if k != FLAG})
     if isinstance(root.store, LocalStore):
         (root.store.root / KEY).unlink(missing_ok=True)
     elif GROUP in root:
