@@ -43,7 +43,17 @@ import deadtok_xr as dx
 from tests import snapshot_recordings as recordings
 
 Call = Callable[[xr.Dataset], Any]
-VOLATILE = ("analysed", "analysed_with", "begun", "created", "labelled", "memory_to_analyse", "software", "torch")
+VOLATILE = (
+    "analysed",
+    "analysed_with",
+    "begun",
+    "created",
+    "labelled",
+    "memory_to_analyse",
+    "seconds_to_analyse",
+    "software",
+    "torch",
+)
 """Attributes that differ between two runs of the same code, or with the versions of libraries."""
 TEXTS = ("long_name", "comment", "formula", "description", "index_convention", "left_out")
 ADAM = {"hyperparameters": recordings.ADAMW}

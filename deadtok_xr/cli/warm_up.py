@@ -31,6 +31,8 @@ _ANALYSES = {
     "mechanism": ("mechanism", "critical_boundary"),
 }
 """For the main kernel of each, the analyses that one process compiles together, those that take longest first."""
+_INSTEAD = {"mechanism": "replayed_adam"}
+"""The kernel that most recordings use instead of a main one."""
 _FUNCTIONS = ("functions",)
 """The kernels of public functions that are not part of `analyze`."""
 
@@ -113,7 +115,11 @@ def missing_kernels(names: Iterable[str]) -> list[tuple[str, ...]]:
     from deadtok_xr.kernels import needs_compiling
 
     wanted = set(names)
-    jobs = (tuple(n for n in group if n in wanted) for kernel, group in _ANALYSES.items() if needs_compiling(kernel))
+    jobs = (
+        tuple(n for n in group if n in wanted)
+        for kernel, group in _ANALYSES.items()
+        if needs_compiling(kernel) and needs_compiling(_INSTEAD.get(kernel, kernel))
+    )
     return [job for job in jobs if job]
 
 
@@ -165,6 +171,7 @@ def _compile(store: Path, names: Sequence[str]) -> None:
 def _call_functions(store: Path) -> None:
     from deadtok_xr.analyses.autocorrelation import velocity_autocorrelation
     from deadtok_xr.analyses.checkpoint import checkpoint
+    from deadtok_xr.analyses.common import fused_replay
     from deadtok_xr.analyses.compare_runs import compare_runs
     from deadtok_xr.analyses.elements import elements
     from deadtok_xr.analyses.gaps import lattice_gaps
@@ -174,6 +181,7 @@ def _call_functions(store: Path) -> None:
     from deadtok_xr.recording.opening import open_recording
 
     recording = open_recording(store)
+    fused_replay.tried("single", open_recording(store, raw=True).W.dtype.name)
     for function in (velocity_autocorrelation, elements, grid_test, neighbour_preservation):
         function(recording).compute()
     checkpoint(recording, step=0).compute()

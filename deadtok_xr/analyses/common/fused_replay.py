@@ -35,7 +35,7 @@ OPTIMIZER_COUNTS = (
 def fused_operations(s: Settings, arithmetic: str, grids: Mapping[str, str]) -> bool | None:
     """Return whether torch fuses multiplications and additions on this machine; None if the kernel must not be used."""
     grid = format_of(s, arithmetic, grids)
-    return None if grid is None else _tried(arithmetic, grid)
+    return None if grid is None else tried(arithmetic, grid)
 
 
 def format_of(s: Settings, arithmetic: str, grids: Mapping[str, str]) -> str | None:
@@ -47,7 +47,8 @@ def format_of(s: Settings, arithmetic: str, grids: Mapping[str, str]) -> str | N
 
 
 @cache
-def _tried(arithmetic: str, grid: str) -> bool | None:
+def tried(arithmetic: str, grid: str) -> bool | None:
+    """Compare the kernel with torch on this machine; see `fused_operations`."""
     return next((fuses for fuses in (True, False) if _agrees(arithmetic, grid, fuses)), None)
 
 
