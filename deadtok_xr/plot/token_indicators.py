@@ -92,7 +92,7 @@ def token_indicators(
     if not np.isfinite(found["candidates_kept"].values).any() and "lowest_dead" not in whole:
         _say(top, "no token shows that it was never trained")
     if not np.isfinite(last["freeze_correlation"].values).any():
-        _say(bottom, "the order in which tokens froze is not known", height=0.6)
+        _say(bottom, "no two tokens froze in a known order", height=0.6)
     return panels
 
 

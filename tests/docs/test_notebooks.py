@@ -159,7 +159,7 @@ PRINTED = {
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
     "is_my_training_losing_updates": ["body.norm.weight) never moved", "in bfloat16, "],
-    "which_tokens_are_dead": ["162 of 256 tokens never occur", "tokens never changed"],
+    "which_tokens_are_dead": ["162 of 256 tokens never occur", "measured from one token, ", "tokens never changed"],
     "exploring": ["the same values: True", "not on the grid"],
     "scaling_out": ["problems: []", "memory to analyse", "tokens in the coldest phase, frozen", "cli.zarr: equal"],
 }
