@@ -166,17 +166,17 @@ def token_indicators(
     reduction = Indicators(variable, input_variable, at, kinds, masks, dead, share)
     names = [FOUND] if dead is None else [FOUND, DEAD]
     known: dict[str, Any] = {"dead": dead, "count": ds["count"].values if "count" in ds.coords else None}
-    if "p_dead" in ds and ds["p_dead"].dims == ("step",):
-        known["p_dead"] = ds["p_dead"].values[list(at)].astype(np.float64)
-    shapes = _shapes(len(names), len(at), n, known)
+    p_dead = checks.as_series(ds["p_dead"]) if "p_dead" in ds and ds["p_dead"].dims == ("step",) else None
+    shapes = _shapes(len(names), len(at), n, known, with_p_dead=p_dead is not None)
 
     def finish(results: ReductionResults) -> xr.Dataset:
         inputs = {
             "measured": results.merged("indicators", "measured", step_selection.merge_measured),
             "ends": results.merged("ends", "ends", merge_ends),
+            **({} if p_dead is None else {"p_dead": p_dead}),
         }
         values = compute_together(
-            inputs, relations.relate, shapes, ATTRS, labels=labels, at=at, known=known, wanted=tuple(shapes)
+            inputs, _relate, shapes, ATTRS, labels=labels, at=at, known=known, wanted=tuple(shapes)
         )
         coords = {
             **coordinates.along(ds, "token"), "reference": names, "indicator": list(INDICATORS),
@@ -191,13 +191,23 @@ def token_indicators(
     return AnalysisSpec(matrices, {"indicators": reduction, "ends": Ends(variable, labels)}, finish)
 
 
+def _relate(
+    inputs: dict[str, list[Any]], *, at: tuple[int, ...], known: dict[str, Any], **options: Any
+) -> dict[str, NDArray[Any]]:
+    """Relate the indicators to what is known of the tokens, and to p_dead where it was recorded."""
+    if "p_dead" in inputs:
+        recorded = np.concatenate(inputs["p_dead"])[list(at)]
+        inputs, known = {k: v for k, v in inputs.items() if k != "p_dead"}, {**known, "p_dead": recorded.astype(float)}
+    return relations.relate(inputs, at=at, known=known, **options)
+
+
 def _beyond(ds: xr.Dataset) -> Mask | None:
     """Return which tokens have no text, if some have."""
     beyond = ds["token_text"].values == "" if "token_text" in ds.coords else None
     return None if beyond is None or beyond.all() or not beyond.any() else beyond
 
 
-def _shapes(n_references: int, n_steps: int, n: int, known: dict[str, Any]) -> dict[str, Any]:
+def _shapes(n_references: int, n_steps: int, n: int, known: dict[str, Any], *, with_p_dead: bool) -> dict[str, Any]:
     """Return the dims, shapes and dtypes of the variables that what is known of the tokens allows."""
     by_step = ("reference", "checkpoint"), (n_references, n_steps)
     of_each = ("reference", "checkpoint", "indicator"), (n_references, n_steps, len(INDICATORS))
@@ -216,7 +226,7 @@ def _shapes(n_references: int, n_steps: int, n: int, known: dict[str, Any]) -> d
         shapes |= {"lowest_dead": (*of_each, "f8"), "auc": (*of_each, "f8")}
     if known["count"] is not None:
         shapes |= dict.fromkeys(relations.OF_COUNT, (*of_each, "f8"))
-    if "p_dead" in known and known["dead"] is not None:
+    if with_p_dead and known["dead"] is not None:
         shapes |= dict.fromkeys(relations.OF_P_DEAD, (*over_time, "f8"))
     return shapes
 
