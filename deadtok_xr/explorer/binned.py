@@ -104,7 +104,12 @@ def _bin_all(parts: list[xr.DataArray], width: int) -> list[NDArray[np.float32]]
             return list(pool.map(lambda part: bin_steps(part.values, width, last_value=last), parts))
     import dask
 
-    binned = [dask.delayed(bin_steps)(part.data, width, last_value=last) for part in parts]
+    def lazily_binned(part: xr.DataArray) -> Any:
+        sizes = tuple(-(-n // width) for n in part.data.chunks[0])
+        options: dict[str, Any] = {"dtype": np.float32, "chunks": (sizes, part.data.chunks[1])}
+        return part.data.map_blocks(bin_steps, width, last_value=last, **options)
+
+    binned = map(lazily_binned, parts)
     return list(dask.compute(*binned, scheduler="threads", num_workers=_READERS))  # one graph, culled once
 
 

@@ -53,6 +53,7 @@ def table(source: Source, so_far: MotionSoFar | None = None, norms: NDArray[Any]
     if so_far is not None:
         values = {**{f"lifecycle/{k}": v for k, v in so_far.columns().items()}, **values}
         values["last_thaw"] = values.pop("lifecycle/last_thaw")
+        values["lifecycle/censored"] = _at_the_end(values["lifecycle/censored"])
     if norms is not None:
         values["norm"] = norms
     ordered = [*(key for key in COLUMNS if key in values), *(key for key in values if key not in COLUMNS)]
@@ -87,9 +88,16 @@ def _per_row(source: Source) -> dict[str, NDArray[Any]]:
 
 def _in_words(x: xr.DataArray) -> NDArray[Any]:
     if x.name == "censored":
-        return np.array(["frozen", "moving", "unknown"], object)[x.values.astype(np.int64)]
+        return _at_the_end(x.values)
     words = words_of(x) if x.dtype != bool else {}
     return np.array([words.get(int(v), str(v)) for v in x.values], object) if words else x.values
+
+
+def _at_the_end(censored: NDArray[Any]) -> NDArray[Any]:
+    """Return words for the flags of `lifecycle`: -1 unknown, 0 frozen, 1 moving."""
+    if censored.dtype == object:
+        return censored
+    return np.array(["frozen", "moving", "unknown"], object)[censored.astype(np.int64)]
 
 
 def shown_columns(frame: pd.DataFrame) -> list[str]:

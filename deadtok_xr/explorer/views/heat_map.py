@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PIXELS = (500, 1000)
 """Rows and columns of the picture at most."""
 _CAUSE = "mechanism/cause"
-_NAMED = 40  # rows that have room for a name each
+_NAMED = 30  # rows that have room for a name each
 _AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
 _NOTHING: dict[str, Any] = {
     "image": [np.zeros((1, 1), "f4")], "cause": [np.full((1, 1), -1, "i1")], "x": [0], "y": [0], "dw": [1], "dh": [1],

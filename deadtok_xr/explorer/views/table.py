@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bokeh.layouts import column
 from bokeh.models import (
+    AllIndices,
     Button,
     ColumnDataSource,
     CustomJS,
@@ -97,6 +98,7 @@ class Table(View):
         self.data.data = {name: _cells(part[name]) for name in columns}
         if [c.field for c in self.grid.columns] != columns:
             self.grid.columns = self._columns(frame)
+        self.grid.view.filter = AllIndices()  # or rows that are as many as before would not be drawn again
         self._telling = False
         self.found.text = f"{len(self.shown):,} of {len(frame):,}"
         self.show_selection()
