@@ -99,6 +99,7 @@ class Cloud(View):
             "phase": [words[int(k)] if np.isfinite(k) else "unknown" for k in phase],
         }  # fmt: skip
         self._telling = False
+        self.show_selection()
 
     def show_selection(self) -> None:
         """Mark the selected tokens."""

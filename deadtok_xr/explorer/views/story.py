@@ -137,7 +137,7 @@ class Story(View):
         }  # fmt: skip
         if [c.field for c in self.grid.columns] != list(frame.columns):
             self.grid.columns = [
-                TableColumn(field=name, title=name, width=110, formatter=_formatter(name)) for name in frame.columns
+                TableColumn(field=name, title=name, width=125, formatter=_formatter(name)) for name in frame.columns
             ]
 
     def show_selection(self) -> None:
