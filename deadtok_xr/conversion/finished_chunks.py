@@ -8,9 +8,10 @@ store is written whole or not at all, so there an entry is only needed for a chu
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from deadtok_xr.conversion.units import NonFiniteReport
-from deadtok_xr.store import location
+from deadtok_xr.store import location, motion_index
 from deadtok_xr.store.chunk_entries import Entry
 from deadtok_xr.store.in_progress import InProgress, file_record
 
@@ -40,8 +41,18 @@ class FinishedChunks:
                 size, digest, n, first = json.loads(self._work.journal.read(key) or b"")
             except (ValueError, TypeError):
                 continue  # damaged, as by a power cut
-            if self._work.is_intact(key, (size, digest)):
+            if self._work.is_intact(key, (size, digest)) and self._has_motion_index(key):
                 self.reports[key] = NonFiniteReport(n, None if first is None else tuple(first))
+
+    def _has_motion_index(self, key: str) -> bool:
+        """Return whether the entry of a chunk in the motion index, if its variable has one, is as it was written."""
+        if self._work.folder is None:
+            return True
+        dest, entry = Path(self._work.dest), f"{motion_index.GROUP}/{key}"  # all dims are in one chunk
+        if not (dest / motion_index.GROUP / key.partition("/")[0]).is_dir():
+            return True
+        data, chunk = location.read(dest, entry), location.read(dest, key)
+        return data is not None and chunk is not None and motion_index.decode(data, chunk[-4:]) is not None
 
     def write(self, key: str, content: bytes, report: NonFiniteReport) -> None:
         """Write a chunk, or a shard of several, into the store, and record it."""
