@@ -32,7 +32,8 @@ def _page_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("results", type=PLACE)
 @_page_options
-def explore(results: Path | str, tokens: str | None, port: int, no_browser: bool) -> None:
+@click.option("--run", help="Label of one run, for results or a store of several runs.")
+def explore(results: Path | str, tokens: str | None, run: str | None, port: int, no_browser: bool) -> None:
     """Explore results, or a recording, on a page in the browser.
 
     The page is served on this machine alone, under an address with a random token. Ctrl-C ends it.
@@ -42,7 +43,7 @@ def explore(results: Path | str, tokens: str | None, port: int, no_browser: bool
     """
     from deadtok_xr.explorer.source import open_source
 
-    _serve(open_source(results, tokens=tokens), port, browser=not no_browser)
+    _serve(open_source(results, tokens=tokens, run=run), port, browser=not no_browser)
 
 
 @click.command()

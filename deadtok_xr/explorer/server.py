@@ -80,7 +80,9 @@ class Explorer:
         )
 
 
-def explore(what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None = None, port: int = 0) -> Explorer:
+def explore(
+    what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None = None, run: str | None = None, port: int = 0
+) -> Explorer:
     """Explore results or a recording on an interactive page, in a notebook or in a browser.
 
     Parameters
@@ -90,6 +92,8 @@ def explore(what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None =
         of either, or of a Monitor's store, which may still be written.
     tokens
         Of the path of a recording: ``"all"``, ``"live"`` or ``"dead"``; None for the dead ones if they are known.
+    run
+        Of results or a recording of several runs, the label of one; None for the first of the results.
     port
         The port on 127.0.0.1; 0 for any that is free.
 
@@ -107,7 +111,7 @@ def explore(what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None =
     --------
         dx.explore(dx.open_results("results.zarr"))
     """
-    return Explorer(open_source(what, tokens=tokens), port)
+    return Explorer(open_source(what, tokens=tokens, run=run), port)
 
 
 def _start(source: Source, listening: socket.socket, path: str) -> Any:

@@ -156,7 +156,11 @@ class Growing(Source):
 
 
 def open_source(
-    what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None = None, live: bool = False
+    what: xr.DataTree | xr.Dataset | str | Path,
+    *,
+    tokens: str | None = None,
+    run: str | None = None,
+    live: bool = False,
 ) -> Source:
     """Open results, a recording or a Monitor's store to explore it.
 
@@ -166,6 +170,8 @@ def open_source(
         A path or an address; or a tree of results, or the dataset of a recording.
     tokens
         Of a recording: ``"all"``, ``"live"`` or ``"dead"``; None for the dead ones if they are known.
+    run
+        Of results or a recording of several runs, the label of one; None for the first of the results.
     live
         Whether it may still be written.
 
@@ -175,7 +181,7 @@ def open_source(
         If there is nothing that can be explored; the message says what to do.
     """
     if isinstance(what, xr.DataTree):
-        return _of_results(what, str(what.attrs.get("source", "results")), None)
+        return _of_results(what, str(what.attrs.get("source", "results")), None, run)
     if isinstance(what, xr.Dataset):
         return _computed(what, str(what.attrs.get("source", "recording")))
     if not isinstance(what, (str, Path)):
@@ -190,13 +196,13 @@ def open_source(
     if destination.RECORDING in attrs:
         if not attrs.get("complete"):
             raise IncompleteStoreError(f"{what} is still being written, or is unfinished: use `deadtok watch {what}`")
-        return _of_recording(what, tokens)
+        return _of_recording(what, tokens, run)
     if live:
         raise InputError(f"{what} holds results, which do not grow: use `deadtok explore {what}`")
-    return _saved(what, attrs)
+    return _saved(what, attrs, run)
 
 
-def _saved(place: str | Path, attrs: Mapping[str, Any]) -> Source:
+def _saved(place: str | Path, attrs: Mapping[str, Any], run: str | None) -> Source:
     """Open results as far as the first views need them, after the checks that cost nothing."""
     version = str(attrs.get(RESULTS, _FORMAT))
     if version.partition(".")[0] != _FORMAT:
@@ -206,22 +212,29 @@ def _saved(place: str | Path, attrs: Mapping[str, Any]) -> Source:
         )
     if attrs.get("complete"):
         source = Saved(place)
-        if len(source.labels):
+        if len(source.labels) and run is None and not any("run" in ds.dims for ds in source.groups.values()):
             return source
     from deadtok_xr.results.opening import open_results
 
-    return _of_results(open_results(place), str(place), _folder(place))
+    return _of_results(open_results(place), str(place), _folder(place), run)
 
 
 def _folder(place: str | Path) -> Path | None:
     return None if location.is_address(place) else Path(place).parent
 
 
-def _of_results(tree: xr.DataTree, name: str, folder: Path | None) -> Source:
+def _of_results(tree: xr.DataTree, name: str, folder: Path | None, run: str | None = None) -> Source:
+    from deadtok_xr.analyses.runs import labels_of, select_run
+
+    notes = []
+    if (labels := [str(label) for label in labels_of(tree)]) or run is not None:
+        chosen = labels[0] if run is None else run
+        tree = select_run(tree, chosen)
+        notes = [f"Run {chosen} of {', '.join(labels)}: choose another with run= (--run)."]
     groups = {key: node.to_dataset() for key, node in tree.children.items()}
     if not groups:
         raise InputError(f"{name} holds no analyses: expected what `deadtok analyze` wrote")
-    source = Source(name, groups)
+    source = Source(name, groups, notes=tuple(notes))
     try:
         source.recording = _recording_of(tree, source, folder)
     except (InputError, OSError) as error:
@@ -249,10 +262,10 @@ def _recording_of(tree: xr.DataTree, source: Source, folder: Path | None) -> xr.
     return recording if have.all() else recording.isel(token=np.flatnonzero(have))
 
 
-def _of_recording(place: str | Path, tokens: str | None) -> Source:
+def _of_recording(place: str | Path, tokens: str | None, run: str | None = None) -> Source:
     from deadtok_xr.analyses.analyze import open_for_analysis
 
-    recording = open_for_analysis(place, tokens=tokens, partial=True)
+    recording = open_for_analysis(place, tokens=tokens, partial=True, run=run)
     return _computed(recording, str(place))
 
 
@@ -262,7 +275,7 @@ def _computed(recording: xr.Dataset, name: str) -> Source:
     from deadtok_xr.analyses.phases import phases
 
     if "run" in recording.dims:
-        raise InputError(f"{name} holds several runs: explore one, dx.explore(ds.isel(run=0))")
+        raise InputError(f"{name} holds several runs: explore one, dx.explore(ds.isel(run=0)), or say run= (--run)")
     if not {"step", "token", "dim"} <= set(recording.dims):
         raise InputError(f"{name} is no recording of (step, token, dim): it has {', '.join(map(str, recording.dims))}")
     notes = [

@@ -223,6 +223,18 @@ class TestSources:
         with pytest.raises(InputError, match="several runs"):
             open_source(dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"]))
 
+    def test_of_several_runs_one_is_explored(self, synthetic: Path, tmp_path: Path) -> None:
+        runs = dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"], tokens="all")
+        dx.save_results(dx.analyze(runs, analyses=["motion"]), tmp_path / "runs.zarr")
+        source = open_source(tmp_path / "runs.zarr")
+        assert source.notes[0].startswith("Run a of a, b")
+        assert source.groups["motion"].displacement.dims == ("step", "token")
+        assert source.recording is not None
+        assert open_source(tmp_path / "runs.zarr", run="b").notes[0].startswith("Run b of a, b")
+        for path, run in ((tmp_path / "runs.zarr", "c"), (synthetic / "results.zarr", "a")):
+            with pytest.raises(InputError, match="no run"):
+                open_source(path, run=run)
+
     def test_a_recording_alone_shows_motion_and_offers_to_analyse(self, synthetic: Path) -> None:
         source = open_source(synthetic / "run.zarr", tokens="all")
         assert "deadtok analyze" in source.notes[0]
