@@ -89,3 +89,11 @@ def test_the_kernel_replays_what_torch_does(
     found = dict(zip(names, (*out["counts"], *out["sums"], *out["optimizer"]), strict=True))
     for name, value in found.items():
         np.testing.assert_array_equal(value, partial[0][name], err_msg=name)
+
+
+@pytest.mark.parametrize("grid", ["bfloat16", "float32"])
+def test_the_trial_tells_fused_operations_from_others(grid: str) -> None:
+    fuses = fused_replay.tried("single", grid)
+    if fuses is None:
+        pytest.skip("torch computes otherwise on this CPU, and is used")
+    assert not fused_replay._agrees("single", grid, not fuses)

@@ -23,7 +23,7 @@ Arrays = Mapping[str, NDArray[Any]]
 NEEDED = ("W", "grad", "exp_avg", "exp_avg_sq")
 WHOLE = 64
 """Elements: in a multiple of it, all are computed by vector units, for any width that torch knows."""
-_N_TRIED = 2**14
+_N_TRIED, _N_SEARCHED = 2**14, 2**19
 
 
 OPTIMIZER_COUNTS = (
@@ -58,6 +58,7 @@ def _agrees(arithmetic: str, grid: str, fuses: bool) -> bool:
     for betas, t, maximize in (((0.9, 0.999), 3, False), ((0.4, 0.95), 1000, True)):
         s = Settings("AdamW", 1e-3, betas, 1e-3 if t > 3 else 1e-8, 0.1, maximize=maximize)
         before, after = ({name: _random(rng, grid, name) for name in NEEDED} for _ in range(2))
+        _put_telling(rng, scalars_of(s, arithmetic, fuses, t, 0.03, before["W"].dtype), before, after)
         intended = updated(s, arithmetic, t, 0.03, before, after)
         out = outputs(_N_TRIED // WHOLE, WHOLE)
         replay(s, arithmetic, fuses, t, 0.03, before, after, kernels.lattice(grid), out)
@@ -79,6 +80,31 @@ def _random(rng: np.random.Generator, grid: str, name: str) -> NDArray[Any]:
     found = rng.permutation(np.concatenate([usual.view(words), bits]))
     found = found & words.type(np.iinfo(words).max // 2) if name == "exp_avg_sq" else found  # is not negative
     return found.view(dtype).reshape(-1, WHOLE)
+
+
+def _put_telling(rng: np.random.Generator, scalars: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Put elements in front whose moments differ between one and two roundings: in bfloat16 one of 20,000 does."""
+    dtype = before["W"].dtype
+    m, v, g = (rng.normal(size=_N_SEARCHED).astype(dtype) for _ in range(3))
+    v = np.abs(v.astype(np.float32)).astype(dtype)
+    first, second, gradient = (x.astype(np.float32) for x in (m, v, g))
+    weight, between = scalars.first_weight, scalars.sign * gradient - first
+    small = abs(weight) < 0.5
+    base = first if small else scalars.sign * gradient
+    decayed = (second * scalars.second_factor).astype(dtype).astype(np.float32)
+    weighted = scalars.square_weight * gradient
+    lerps = (weight if small else weight - np.float32(1), between, base)
+    told = _differs(*lerps, dtype) | _differs(weighted, gradient, decayed, dtype)
+    chosen = np.flatnonzero(told)[: _N_TRIED // 4]
+    for tensors, name, x in ((before, "exp_avg", m), (before, "exp_avg_sq", v), (after, "grad", g)):
+        tensors[name].reshape(-1)[: len(chosen)] = x[chosen]
+
+
+def _differs(a: Any, b: NDArray[np.float32], c: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Return where a·b + c, rounded to a format, depends on whether the product is rounded before."""
+    once = (np.float64(a) * b + c).astype(np.float32).astype(dtype)
+    twice = (np.float32(a) * b + c).astype(dtype)
+    return np.asarray(once != twice)
 
 
 def updated(
