@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
+from zstandard import ZstdCompressor
 
 from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.store import location
+from deadtok_xr.store.chunk_bytes import decompress
 
 _PLAIN = "biufcSU"
 _LEVEL = 3  # finds steps that several reductions return: a third of the bytes of level 1, in the same time
@@ -92,7 +93,7 @@ def to_bytes(value: Any) -> bytes:
 def from_bytes(data: bytes) -> Any:
     """Return what `to_bytes` serialized, or None if the bytes are damaged."""
     try:
-        body = ZstdDecompressor().decompress(data)
+        body = decompress(data)
         start = 8 + int.from_bytes(body[:8], "little")
         tree, kinds = json.loads(body[8:start])
         arrays = []
@@ -102,7 +103,7 @@ def from_bytes(data: bytes) -> Any:
             arrays.append(np.frombuffer(body, dtype, n, start).reshape(shape).copy() if n else np.empty(shape, dtype))
             start += n * dtype.itemsize
         return _decode(tree, arrays)
-    except (ZstdError, ValueError, TypeError, IndexError, KeyError):
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, OverflowError):
         return None
 
 

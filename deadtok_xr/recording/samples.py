@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from deadtok_xr import store
 from deadtok_xr.attributes import portable
 from deadtok_xr.errors import InputError
 from deadtok_xr.store import destination
+from deadtok_xr.store.members import attribute_error
 from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART
 
 
@@ -30,6 +33,7 @@ def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
     if str(found[KIND]).split(".")[0] != FORMAT.split(".")[0]:
         raise InputError(f"{path} has the format {found[KIND]}; this version of deadtok_xr reads {FORMAT}: update it")
     elements = store.read_coordinate(group, ELEMENTS)
+    _check_parts(path, group, len(elements))
     nodes: dict[str, xr.Dataset] = {}
     first = 0
     for i, members in enumerate(found["parts"]):
@@ -41,6 +45,20 @@ def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
             first, row = first + n, row + n
     root = {k: v for k, v in found.items() if k != "parts"}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable({**root, "source": str(path)})), **nodes})
+
+
+def _check_parts(path: str | Path, group: zarr.Group, n_elements: int) -> None:
+    """Check what the attribute `parts` says of each parameter."""
+    try:
+        members: list[Any] = [member for part in cast(Any, group.attrs["parts"]) for member in part]
+        right = sum(member["n_elements"] for member in members) == n_elements
+        for member in members:
+            right &= isinstance(member["name"], str) and member["n_elements"] >= 0
+            right &= math.prod(member["shape"]) == member["numel"] and min(member["shape"], default=1) > 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        right = False
+    if not right:
+        raise attribute_error(path, group, "parts", f"the parameters of {n_elements} elements, with name and shape")
 
 
 def _of_parameter(ds: xr.Dataset, member: dict[str, Any], elements: Any) -> xr.Dataset:

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 import zarr
+import zstandard
+from numcodecs.zstd import Zstd
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.storage import LocalStore, ObjectStore
@@ -25,9 +27,28 @@ from deadtok_xr.store import location
 _FIRST_REQUEST, _LARGEST_REQUEST = 2**17, 2**20
 _PARALLEL_REQUESTS = 32
 _ABSENT = 2**64 - 1
+LARGEST_RATIO = 2**17
+"""More than zstd can compress: a block of three bytes stands for at most 128 KiB."""
 _END = 4
 Check = Callable[[int, bytes], None]
 """Called with the size of a chunk and its last four bytes, before it is read; raises if it is the wrong chunk."""
+
+
+def decompress(data: bytes) -> bytes:
+    """Decompress a frame of zstd, once its header is known to say a size that it can have.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        If it is damaged.
+    """
+    try:
+        size = zstandard.frame_content_size(data)
+    except zstandard.ZstdError as error:
+        raise ValueError("it does not begin as zstd") from error
+    if size > LARGEST_RATIO * len(data):
+        raise ValueError(f"its {len(data):,} bytes cannot hold the {size:,} that its header says")
+    return bytes(Zstd().decode(data))
 
 
 def sharding_codec(array: zarr.Array[Any]) -> ShardingCodec | None:

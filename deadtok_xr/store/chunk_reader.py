@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import zarr
 import zstandard
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, ZstdCodec
 
@@ -28,8 +27,6 @@ from deadtok_xr.text import shortened
 BROKEN = (zstandard.ZstdError, RuntimeError, ValueError, OSError, MemoryError, OverflowError)
 """What decoders and files raise for damaged bytes."""
 _FRAME_HEADER = 18  # bytes; the longest header of a zstd frame
-LARGEST_RATIO = 2**17
-"""More than zstd can compress: a block of three bytes stands for at most 128 KiB."""
 SMALL = 2**26
 """Bytes that may be taken whatever the size of a file is: other compressors write few bytes for equal values."""
 
@@ -87,7 +84,7 @@ class ChunkReader:
         try:
             with self.open(block_id) as file:
                 data = _read_up_to(file, self.nbytes + self.nbytes // 128 + 1024)  # zstd never writes more
-                chunk = np.frombuffer(Zstd().decode(data), array.dtype).reshape(array.chunks)
+                chunk = np.frombuffer(chunk_bytes.decompress(data), array.dtype).reshape(array.chunks)
         except BROKEN as error:
             raise self.damaged(block_id, error) from error
         return chunk[tuple(slice(0, s.stop - s.start) for s in self._region(block_id))]

@@ -223,7 +223,7 @@ class InProgress:
             job = json.loads(location.read(self.place, _JOB) or b"")
             checksum = job.pop("checksum")
             return job if checksum == _checksum(job) else None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def _is_older(self) -> bool:

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import zarr
 from blake3 import blake3
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.store import chunk_entries, location
+from deadtok_xr.store.chunk_bytes import decompress
 from deadtok_xr.store.chunk_entries import Entry
 
 GROUP, ARRAY = "deadtok_manifest", "members"
@@ -282,7 +282,7 @@ def _state_to_json(state: Member | None) -> dict[str, Any] | None:
 
 def _from_bytes(data: bytes, where: str) -> Manifest:
     try:
-        content = json.loads(bytes(Zstd().decode(data))[8:])
+        content = json.loads(decompress(data)[8:])
         if str(content["version"]).split(".")[0] != VERSION.split(".")[0]:
             raise InputError(f"{where}: its manifest has the format {content['version']}: update deadtok_xr")
         members = {name: tuple(map(_state_from_json, states)) for name, states in content["members"].items()}

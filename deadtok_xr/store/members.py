@@ -21,7 +21,8 @@ from deadtok_xr import schema
 from deadtok_xr.errors import DamagedStoreError, InputError, MissingFileError, StorageError
 from deadtok_xr.store import location
 from deadtok_xr.store.arrays import dimensions, file_shape
-from deadtok_xr.store.chunk_reader import LARGEST_RATIO, SMALL
+from deadtok_xr.store.chunk_bytes import LARGEST_RATIO
+from deadtok_xr.store.chunk_reader import SMALL
 from deadtok_xr.text import shortened
 
 REMEDY = "restore this file from a copy, and check the store with `deadtok verify`"

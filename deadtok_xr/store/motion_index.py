@@ -17,13 +17,12 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
-from zstandard import ZstdError, frame_content_size
 
 from deadtok_xr import schema
+from deadtok_xr.store import chunk_bytes
 
 GROUP = "motion"
 _CHECKSUM = 2  # words of 16 bits
-_LARGEST_ENTRY = 2**24  # bytes, more than any chunk has tokens
 
 
 def create(group: zarr.Group, array: zarr.Array[Any]) -> zarr.Array[Any] | None:
@@ -80,10 +79,8 @@ def first_and_last_motion(steps: NDArray[Any]) -> NDArray[np.uint16]:
 def decode(data: bytes, end_of_chunk: bytes) -> NDArray[np.uint16] | None:
     """Decode an index entry into first and last motion, (2, n); None if it belongs to other content or is damaged."""
     try:
-        if frame_content_size(data) > _LARGEST_ENTRY:
-            return None
-        bounds = np.frombuffer(Zstd().decode(data), "<u2")
-    except (RuntimeError, ValueError, ZstdError):
+        bounds = np.frombuffer(chunk_bytes.decompress(data), "<u2")
+    except (RuntimeError, ValueError):
         return None  # the index only saves time, so a damaged entry is no error
     if len(bounds) < _CHECKSUM or len(bounds) % 2 or bounds[:_CHECKSUM].tobytes() != end_of_chunk:
         return None
