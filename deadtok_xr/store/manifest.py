@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ class Manifest:
     Attributes
     ----------
     attributes
-        The digest of each attribute of the root group.
+        The digest of each attribute of the root group, and of the groups in it by ``GROUP/NAME``.
     members
         The states that each array may be in: one, or several while a label is put in place; None means missing.
     """
@@ -237,6 +237,12 @@ def facts_of(array: zarr.Array[Any]) -> dict[str, Any]:
         "shards": None if array.shards is None else list(array.shards),
         "codecs": [_codec_text(codec) for codec in metadata.codecs],
     }
+
+
+def of_groups(root: zarr.Group, arrays: Iterable[str]) -> dict[str, Any]:
+    """Return the attributes of the groups in which arrays lie, by ``GROUP/NAME``, beside those of the root group."""
+    groups = sorted({name.rpartition("/")[0] for name in arrays} - {""})
+    return {f"{group}/{name}": value for group in groups for name, value in root[group].attrs.items()}
 
 
 def changed_attributes(written: Mapping[str, str], attributes: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,8 @@ def problems(found: Manifest, root: zarr.Group, arrays: Arrays) -> Iterator[str]
             continue
         for attribute in manifest.changed_attributes(state.attributes, array.attrs.asdict()):
             yield f"the attribute {attribute!r} of {name!r} is not the one that was written"
-    for attribute in manifest.changed_attributes(found.attributes, root.attrs.asdict()):
+    attributes = {**root.attrs.asdict(), **manifest.of_groups(root, arrays)}
+    for attribute in manifest.changed_attributes(found.attributes, attributes):
         yield f"the attribute {attribute!r} is not the one that was written"
 
 

@@ -66,7 +66,8 @@ def complete(
     if isinstance(root.store, LocalStore) and sync and hasattr(os, "sync"):
         os.sync()
     members = {name: (describe(array, (known or {}).get(name)),) for name, array in arrays.items()}
-    put(root, Manifest(manifest.digests(attributes), members))
+    listed = {**attributes, **manifest.of_groups(root, arrays)}
+    put(root, Manifest(manifest.digests(listed), members))
     put_attributes(root, {**attributes, FLAG: VERSION, "complete": True})
 
 

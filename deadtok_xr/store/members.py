@@ -23,7 +23,7 @@ from deadtok_xr.store import location
 from deadtok_xr.store.arrays import dimensions, file_shape
 from deadtok_xr.store.chunk_bytes import LARGEST_RATIO
 from deadtok_xr.store.chunk_reader import SMALL
-from deadtok_xr.text import shortened
+from deadtok_xr.text import escaped, shortened
 
 REMEDY = "restore this file from a copy, and check the store with `deadtok verify`"
 _METADATA = "zarr.json"
@@ -128,7 +128,7 @@ def attribute_error(path: str | Path, node: zarr.Group | zarr.Array[Any], name: 
     file = f"{node.path}/{_METADATA}" if node.path else _METADATA
     found = repr(node.attrs[name]) if name in node.attrs else "missing"
     return DamagedStoreError(
-        f"{path}: the attribute {name!r} in {file} is {shortened(found)}; expected {needed}: {REMEDY}"
+        f"{path}: the attribute {name!r} in {escaped(file)} is {shortened(found)}; expected {needed}: {REMEDY}"
     )
 
 
@@ -211,7 +211,7 @@ def check_recording(path: str | Path, arrays: Mapping[str, zarr.Array[Any]]) -> 
 def lost(path: str | Path, name: str, why: str = "") -> DamagedStoreError:
     """Return the error for an array that does not exist."""
     return DamagedStoreError(
-        f"{path}: {name!r} is missing{why}: restore the folder {name} from a copy, and check the store with "
+        f"{path}: {name!r} is missing{why}: restore the folder {escaped(name)} from a copy, and check the store with "
         "`deadtok verify`"
     )
 
@@ -245,7 +245,7 @@ def _opener(
 def _metadata_error(path: str | Path, name: str, error: Exception, needed: str) -> DamagedStoreError:
     file = f"{name}/{_METADATA}" if name else _METADATA
     found = _metadata_fault(path, file) or f"cannot be used ({shortened(error)})"
-    return DamagedStoreError(f"{path}: the metadata in {file} {found}; expected those of {needed}: {REMEDY}")
+    return DamagedStoreError(f"{path}: the metadata in {escaped(file)} {found}; expected those of {needed}: {REMEDY}")
 
 
 def _metadata_fault(path: str | Path, file: str) -> str:
@@ -284,8 +284,8 @@ def _check_plausible(path: str | Path, name: str, array: zarr.Array[Any], keys: 
         size = (Path(root) / key).stat().st_size
     if nbytes > LARGEST_RATIO * size:
         raise DamagedStoreError(
-            f"{path}: the metadata in {name}/{_METADATA} say chunks of {' x '.join(map(str, array.chunks))} values, "
-            f"{nbytes:,} bytes, but the first one is stored in {size:,} bytes; expected the chunks that were "
+            f"{path}: the metadata in {escaped(name)}/{_METADATA} say chunks of "
+            f"{' x '.join(map(str, array.chunks))} values, {nbytes:,} bytes, but the first one is stored in {size:,} bytes; expected the chunks that were "
             f"written: {REMEDY}"
         )
 
@@ -299,8 +299,8 @@ def _check_sizes(path: str | Path, inside: str, arrays: Mapping[str, zarr.Array[
             size, other = first.setdefault(dim, (n, name))
             if n != size and not (growing and dim == "step"):
                 raise DamagedStoreError(
-                    f"{path}: {inside + name!r} has the size {n} along {dim}, and {inside + other!r} {size}; expected "
-                    f"the same size: restore {inside}{name}/{_METADATA} or {inside}{other}/{_METADATA} from a copy, "
+                    f"{path}: {inside + name!r} has the size {n} along {escaped(dim)}, and {inside + other!r} {size}; "
+                    f"expected the same size: restore the one that is wrong from a copy, "
                     "and check the store with `deadtok verify`"
                 )
 
@@ -320,7 +320,8 @@ def _expect(path: str | Path, name: str, what: str, right: bool, found: Any, nee
     if not right:
         found, needed = (_listed(x) if isinstance(x, tuple) else x for x in (found, needed))
         raise DamagedStoreError(
-            f"{path}: the metadata in {name}/{_METADATA} have {what} {shortened(found)}; expected {needed}: {REMEDY}"
+            f"{path}: the metadata in {escaped(name)}/{_METADATA} have {what} {shortened(found)}; expected {needed}: "
+            f"{REMEDY}"
         )
 
 

@@ -302,9 +302,8 @@ class _OneChunk:
         return self._height if bounds is None else int(bounds[1, self._tokens].max()) + 1
 
     def finish(self) -> None:
-        """Check the checksum at the end of the chunk, unless the motion index made reading the end unnecessary."""
-        if self._n_moving == self._height:
-            self.chunk.finish()
+        """Read to the end, where the checksum of all values is, also if the motion index says that nothing moves."""
+        self.chunk.finish()
 
     def _decode(self, out: NDArray[Any]) -> None:
         if self._buffer is None:
