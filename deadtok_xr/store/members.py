@@ -285,8 +285,8 @@ def _check_plausible(path: str | Path, name: str, array: zarr.Array[Any], keys: 
     if nbytes > LARGEST_RATIO * size:
         raise DamagedStoreError(
             f"{path}: the metadata in {escaped(name)}/{_METADATA} say chunks of "
-            f"{' x '.join(map(str, array.chunks))} values, {nbytes:,} bytes, but the first one is stored in {size:,} bytes; expected the chunks that were "
-            f"written: {REMEDY}"
+            f"{' x '.join(map(str, array.chunks))} values, {nbytes:,} bytes, but the first one is stored in "
+            f"{size:,} bytes; expected the chunks that were written: {REMEDY}"
         )
 
 
@@ -300,7 +300,7 @@ def _check_sizes(path: str | Path, inside: str, arrays: Mapping[str, zarr.Array[
             if n != size and not (growing and dim == "step"):
                 raise DamagedStoreError(
                     f"{path}: {inside + name!r} has the size {n} along {escaped(dim)}, and {inside + other!r} {size}; "
-                    f"expected the same size: restore the one that is wrong from a copy, "
+                    "expected the same size: restore the one that is wrong from a copy, "
                     "and check the store with `deadtok verify`"
                 )
 
