@@ -26,7 +26,6 @@ from deadtok_xr.explorer.views.story import Story
 from deadtok_xr.explorer.views.table import Table
 
 _LOOK, _PLAY, _SETTLED = 2000, 150, 60  # milliseconds between looks at a growing store, frames, and of rest
-_THEN = 700  # milliseconds from sending the first picture to opening the rest of the results
 _FRAMES = 200  # of the cloud, from the first step to the last
 _FIRST_ORDER = "last motion"
 _SHAPE = ("topology/n_components", "topology/largest_component", "census/n_black_holes", "recording/loss",
@@ -157,12 +156,9 @@ class Page:
         self._summarise()
         if source.live:
             document.add_periodic_callback(self._look, _LOOK)
+        elif source.grows:  # the rest of the results, once the browser has drawn the first picture
+            document.on_event("document_ready", lambda event: self._look())
         document.on_session_destroyed(lambda context: self._pool.shutdown(wait=False, cancel_futures=True))
-
-    def drawn(self) -> None:
-        """Open the rest of the results, once the first picture was sent."""
-        if self.source.grows and not self.source.live:
-            self._document.add_timeout_callback(self._look, _THEN)
 
     def _look(self) -> None:
         self.later("opening", self.source.refresh, lambda done: self._grown())

@@ -130,7 +130,6 @@ class HeatMap(View):
         self.words.text = escape(f"{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
-        self.page.drawn()
 
     def _colour(self, found: Binned, words: dict[int, str]) -> None:
         finite = found.values[np.isfinite(found.values)]
