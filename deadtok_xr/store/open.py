@@ -17,6 +17,7 @@ from deadtok_xr.store import location, manifest_check, zarr_dtype
 from deadtok_xr.store.arrays import dimensions, file_shape
 from deadtok_xr.store.members import Arrays, check_recording, is_complete, open_members, open_root
 from deadtok_xr.store.sample import KIND
+from deadtok_xr.text import shortened
 
 _READ_COMPLETE_STEPS = "open it with partial=True (--partial) to read the steps that are complete"
 
@@ -175,7 +176,7 @@ def _check_format(path: str | Path, group: zarr.Group) -> None:
         )
     if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
         raise InputError(
-            f"{path} has the recording format {found}; this version of deadtok_xr reads "
+            f"{path} has the recording format {shortened(found)}; this version of deadtok_xr reads "
             f"{schema.FORMAT_VERSION.split('.')[0]}.x: update deadtok_xr"
         )
 
