@@ -12,6 +12,7 @@ has been killed a few times, and at last to its end.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -357,8 +358,17 @@ class Soak:
         return "\n".join([*lines, f"{total}; {self.finished.total()} works finished; {len(self.faults)} faults"])
 
 
+def preload() -> None:
+    """Import what the works import, so that the processes that are forked need not; this starts no threads."""
+    for name in ("analyses", "conversion.run", "recorder.recorder", "recording.export", "results.save", "store.labels"):
+        importlib.import_module(f"deadtok_xr.{name}")
+    for name in ("h5py", "torch", "numba"):
+        importlib.import_module(name)
+
+
 def soak(folder: Path, count: int, seed: int, power: float, only: str = "") -> Soak:
     """Kill so many times."""
+    preload()
     rng, found = random.Random(seed), Soak()
     inputs = folder / "inputs"
     inputs.mkdir()
