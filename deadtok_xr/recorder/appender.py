@@ -30,9 +30,9 @@ class Appender:
         self.group, self.token_table, self.buffer_steps, self.n_steps = group, token_table, buffer_steps, n_steps
         self.root = Path(str(group.store_path).removeprefix("file://"))
         self._order = token_table.disk_order()
+        self._bounds = self._motion_index()
         self._arrays = dict(group.arrays())
         self._entries: dict[str, dict[tuple[int, ...], chunk_entries.Entry]] = {}
-        self._bounds = self._motion_index()
 
     def _motion_index(self) -> dict[str, zarr.Array[Any]]:
         """Open the motion index; one that a power cut has damaged is removed, because a store is whole without it."""
