@@ -14,11 +14,13 @@ traced          arrays with an origin, which selections keep
 
 from deadtok_xr.dask_arrays.internals import (
     annotations_of,
+    compute_block,
     from_tasks,
     given_array,
     graph_of,
     names_of_blocks,
     once_done,
+    tasks_of_blocks,
     with_all_functions,
 )
 from deadtok_xr.dask_arrays.meta import EXPRESSIONS, Index, Tasks, chunk_sizes, empty_meta
@@ -33,6 +35,7 @@ __all__ = [
     "TracedArray",
     "annotations_of",
     "chunk_sizes",
+    "compute_block",
     "empty_meta",
     "from_tasks",
     "given_array",
@@ -41,6 +44,7 @@ __all__ = [
     "once_done",
     "origin_of",
     "stacked",
+    "tasks_of_blocks",
     "traced",
     "with_all_functions",
 ]

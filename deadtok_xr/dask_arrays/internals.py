@@ -16,6 +16,7 @@ import dask.array as da
 import numpy as np
 from dask.array import core
 from dask.array.einsumfuncs import parse_einsum_input
+from dask.core import flatten
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull, fuse
@@ -319,6 +320,17 @@ def annotations_of(x: da.Array) -> dict[str, Any]:
     if EXPRESSIONS:
         return dict(x.expr.operand("annotations")) if isinstance(x.expr, GivenTasks) else {}
     return dict(x.dask.layers[x.name].annotations or {})
+
+
+def tasks_of_blocks(x: da.Array) -> tuple[Tasks, list[Any]]:
+    """Return the optimized tasks of an array, and the keys of its blocks in order."""
+    (optimized,) = dask.optimize(x)
+    return dict(optimized.__dask_graph__()), list(flatten(optimized.__dask_keys__()))
+
+
+def compute_block(tasks: Tasks, key: Any) -> Any:
+    """Compute one of the keys that `tasks_of_blocks` returned, in this thread."""
+    return dask.get(cull(tasks, [key])[0], key)
 
 
 def once_done(name: str, tasks: Tasks, keys: Sequence[Any], annotations: Mapping[str, Any]) -> Delayed:

@@ -275,7 +275,7 @@ def _computed(recording: xr.Dataset, name: str) -> Source:
     from deadtok_xr.analyses.phases import phases
 
     if "run" in recording.dims:
-        raise InputError(f"{name} holds several runs: explore one, dx.explore(ds.isel(run=0)), or say run= (--run)")
+        raise InputError(f"{name} holds several runs, and the page shows one: select it, or name it with run= (--run)")
     if not {"step", "token", "dim"} <= set(recording.dims):
         raise InputError(f"{name} is no recording of (step, token, dim): it has {', '.join(map(str, recording.dims))}")
     notes = [

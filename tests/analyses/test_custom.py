@@ -720,7 +720,7 @@ def test_interrupted_results_resume(
         if fresh:
             define_all()
         noted: list[int] = []
-        monkeypatch.setattr(ResumeJournal, "note", lambda self, i, passed: (noted.append(i), note(self, i, passed)))
+        monkeypatch.setattr(ResumeJournal, "note", lambda self, i, *rest: (noted.append(i), note(self, i, *rest)))
         saved = dx.save_results(dx.analyze(rec, analyses=names), tmp_path / "r.zarr")
     assert len(noted) == 1
     for name in names:

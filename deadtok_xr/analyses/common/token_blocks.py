@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
-from dask.optimization import cull
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Tasks, from_tasks, with_all_functions
+from deadtok_xr.dask_arrays import Tasks, compute_block, from_tasks, tasks_of_blocks, with_all_functions
 from deadtok_xr.store.stored_array import first_step, stored_array
 
 
@@ -42,15 +40,14 @@ class TokenBlocks:
         """The optimized tasks of all blocks, and the key of each: slicing and optimizing take longer than a read."""
         if stored_array(self._x) is not None:  # whose chunks are not its blocks
             return {}, {}
-        (x,) = dask.optimize(self._x[:1])
-        keys = np.array(x.__dask_keys__(), object).reshape(len(self.bounds), -1)
-        return dict(x.__dask_graph__()), {at: tuple(key) for at, key in zip(self.bounds, keys, strict=True)}
+        tasks, keys = tasks_of_blocks(self._x[:1])
+        return tasks, dict(zip(self.bounds, keys, strict=True))
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
         """Read consecutive tokens of one block, (n, d), as they were recorded; the values must not be changed."""
-        graph, keys = self._whole_blocks
+        tasks, keys = self._whole_blocks
         if (key := keys.get((begin, end))) is not None:
-            return np.asarray(dask.get(cull(graph, [key])[0], key))[0]
+            return np.asarray(compute_block(tasks, key))[0]
         part = with_all_functions(first_step(self._x[:, begin:end]))
         (block,) = part.to_delayed().ravel()  # an array would be copied when it is computed
         return np.asarray(block.compute(scheduler="synchronous"))[0]
