@@ -396,11 +396,11 @@ def test_float32_training_has_a_lattice_only_on_request(deadtok: Deadtok, tmp_pa
     assert "freeze_predictors: left out. W has unknown precision" in " ".join(said.out.split())
     assert groups(tmp_path / "a.zarr") == [
         "motion", "lifecycle", "freezing", "kinematics", "epochs", "census", "cloud", "spectrum", "coherence",
-        "centroid_origin",
+        "centroid_origin", "token_indicators",
     ]  # fmt: skip
     said = deadtok("analyze", tmp_path / "f.zarr", "-o", tmp_path / "b.zarr", "--precision", "float32")
     assert said.status == 0
-    assert len(groups(tmp_path / "b.zarr")) == 18
+    assert len(groups(tmp_path / "b.zarr")) == 19
 
 
 def test_no_dead_tokens(deadtok: Deadtok, weights: NDArray[np.uint16], tmp_path: Path) -> None:
