@@ -290,3 +290,9 @@ def _read_range(store: ObjectStore[Any], name: str, start: int, stop: int) -> tu
 @functools.cache
 def _request_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_PARALLEL_REQUESTS, "fetch")
+
+
+def byte_order(codec: BytesCodec) -> str:
+    """Return "little", "big", or "" for values of one byte: as in JSON, since the attribute is no enum in Zarr 3.4."""
+    configuration: Any = codec.to_dict().get("configuration", {})
+    return str(configuration.get("endian") or "")

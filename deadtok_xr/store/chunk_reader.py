@@ -149,7 +149,7 @@ def is_plain(array: zarr.Array[Any]) -> bool:
     shards = chunk_bytes.sharding_codec(array)
     codecs: Any = shards.codecs if shards else array.metadata.codecs  # type: ignore[union-attr]
     plain = len(codecs) == 2 and isinstance(codecs[0], BytesCodec) and isinstance(codecs[1], ZstdCodec)
-    little = plain and (array.dtype.itemsize == 1 or codecs[0].endian.value == "little")
+    little = plain and (array.dtype.itemsize == 1 or chunk_bytes.byte_order(codecs[0]) == "little")
     return little and array.dtype.kind in "biufV"
 
 

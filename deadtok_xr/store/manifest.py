@@ -28,7 +28,7 @@ from zarr.storage import MemoryStore
 
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.store import chunk_entries, location
-from deadtok_xr.store.chunk_bytes import decompress
+from deadtok_xr.store.chunk_bytes import byte_order, decompress
 from deadtok_xr.store.chunk_entries import Entry
 
 GROUP, ARRAY = "deadtok_manifest", "members"
@@ -254,7 +254,7 @@ def changed_attributes(written: Mapping[str, str], attributes: Mapping[str, Any]
 def _codec_text(codec: Any) -> str:
     """Return what of a codec decides which values are read."""
     if isinstance(codec, BytesCodec):
-        return f"bytes {codec.endian.value}" if codec.endian else "bytes"
+        return f"bytes {byte_order(codec)}".rstrip()
     if isinstance(codec, TransposeCodec):
         return f"transpose {list(codec.order)}"
     if inner := getattr(codec, "codecs", None):
