@@ -36,7 +36,9 @@ Timed = tuple[float, float]
 def without_manifest() -> Iterator[None]:
     """Declare stores complete as before there were manifests."""
 
-    def complete(root: Any, arrays: Any, attributes: Any, known: Any = None, *, sync: bool = True) -> None:
+    def complete(
+        root: Any, arrays: Any, attributes: Any, known: Any = None, *, groups: Any = (), sync: bool = True
+    ) -> None:
         root.attrs.put({**attributes, "complete": True})
 
     with patch.object(manifest_write, "complete", complete), patch.object(chunk_entries, "entry_of", lambda *_: (0, 0)):

@@ -12,6 +12,8 @@ from typing import Any
 from deadtok_xr.errors import InputError
 
 FORMAT_VERSION = "1.0"
+RECORDING, RESULTS, MONITOR = "deadtok_format", "deadtok_results", "deadtok_monitor"
+"""The root attribute of each kind of store; its value is the version of its format."""
 INDEX_CONVENTION = (
     "W, exp_avg and exp_avg_sq at step t are the values after t optimizer updates (t = 0: the initial state); "
     "grad, delta, loss, lr, h_mean and p_h_dead at step t belong to update t, which led from t - 1 to t"

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
-from deadtok_xr.analyses.common.rank_correlation import INTERVAL, JACKKNIFE, concordance, spearman
+from deadtok_xr.analyses.common.rank_correlation import JACKKNIFE, concordance, interval_attrs, spearman
 from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
@@ -44,27 +44,16 @@ ATTRS: dict[str, dict[str, Any]] = {
         "formula": "Somers' D = (concordant - discordant) / pairs of known order in time = 2·C - 1, C Harrell's",
         "comment": "positive: tokens with larger values freeze later. A pair counts if its earlier freeze was observed",
     },
-    "rank_correlation_low": {
-        "long_name": f"lower end of the {INTERVAL} of the rank correlation", "units": "1",
-        "formula": JACKKNIFE,
-    },
-    "rank_correlation_high": {
-        "long_name": f"upper end of the {INTERVAL} of the rank correlation", "units": "1",
-        "formula": JACKKNIFE,
-    },
+    **interval_attrs("rank_correlation", "the rank correlation", JACKKNIFE),
     "n_pairs": {"long_name": "pairs of tokens of known order of freezing", "units": "1"},
     "spearman": {
         "long_name": "Spearman's rank correlation with the freeze step, over the tokens that froze", "units": "1",
         "comment": "biased if many tokens are censored, since these are left out",
     },
-    "spearman_low": {
-        "long_name": f"lower end of the {INTERVAL} of Spearman's correlation", "units": "1",
-        "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
-    },
-    "spearman_high": {
-        "long_name": f"upper end of the {INTERVAL} of Spearman's correlation", "units": "1",
-        "formula": "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
-    },
+    **interval_attrs(
+        "spearman", "Spearman's correlation",
+        "Fisher's z, standard error √((1 + ρ²/2)/(n - 3)) (Bonett and Wright 2000)",
+    ),
     "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
     "n_censored": {"long_name": "tokens that still moved at the last step", "units": "1"},
     "n_never_moved": {"long_name": "tokens that never moved, and are left out", "units": "1"},

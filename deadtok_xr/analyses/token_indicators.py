@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection
-from deadtok_xr.analyses.common.rank_correlation import INTERVAL, JACKKNIFE
+from deadtok_xr.analyses.common.rank_correlation import JACKKNIFE, interval_attrs
 from deadtok_xr.analyses.common.summary_text import number, percent
 from deadtok_xr.analyses.common.token_blocks import HeldTokens
 from deadtok_xr.analyses.freeze_predictors import Ends, merge_ends
@@ -68,37 +68,18 @@ ATTRS: dict[str, dict[str, Any]] = {
         "comment": _SIGN.format("freeze later. Of the dead tokens where they are known. A pair counts if its earlier "
                                 "freeze was observed"),
     },
-    "freeze_correlation_low": {
-        "long_name": f"lower end of the {INTERVAL} of the correlation with the freeze step", "units": "1",
-        "formula": JACKKNIFE,
-    },
-    "freeze_correlation_high": {
-        "long_name": f"upper end of the {INTERVAL} of the correlation with the freeze step", "units": "1",
-        "formula": JACKKNIFE,
-    },
+    **interval_attrs("freeze_correlation", "the correlation with the freeze step", JACKKNIFE),
     "n_pairs": {"long_name": "pairs of tokens of known order of freezing", "units": "1"},
     "count_correlation": {
         "long_name": "rank correlation of the indicator with the number of occurrences", "units": "1", "formula": _D,
         "comment": _SIGN.format("occur more often. Of tokens that occur; pairs of equally frequent ones are left out"),
     },
-    "count_correlation_low": {
-        "long_name": f"lower end of the {INTERVAL} of the correlation with the occurrences", "units": "1",
-        "formula": JACKKNIFE,
-    },
-    "count_correlation_high": {
-        "long_name": f"upper end of the {INTERVAL} of the correlation with the occurrences", "units": "1",
-        "formula": JACKKNIFE,
-    },
+    **interval_attrs("count_correlation", "the correlation with the occurrences", JACKKNIFE),
     "p_dead_correlation": {
         "long_name": "rank correlation over checkpoints of the mean indicator of dead tokens with p_dead", "units": "1",
         "formula": "Spearman's ρ", "comment": "consecutive checkpoints are alike: the interval is too narrow",
     },
-    "p_dead_correlation_low": {
-        "long_name": f"lower end of the {INTERVAL} of the correlation with p_dead", "units": "1",
-    },
-    "p_dead_correlation_high": {
-        "long_name": f"upper end of the {INTERVAL} of the correlation with p_dead", "units": "1",
-    },
+    **interval_attrs("p_dead_correlation", "the correlation with p_dead"),
     "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
     "n_censored": {"long_name": "tokens that still moved at the last step", "units": "1"},
 }  # fmt: skip

@@ -34,6 +34,8 @@ from deadtok_xr.kernels.device import NAMES, resolve, resources
 from deadtok_xr.schema import RUN
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from deadtok_xr.analyses.plan import Plan
 
 _HERE = ("threads", "processes", "synchronous")
@@ -146,7 +148,7 @@ def analyze(
             """Do what comes before the computation, after all checks."""
             if plan:
                 echo(plan, err=True)
-            compile_missing(names, in_bfloat16=_is_bfloat16(stores[0], partial=partial), quiet=quiet)
+            compile_missing(names, in_bfloat16=_is_bfloat16(planned.ds), quiet=quiet)
 
         progress = _after(before, dask_progress("analysing", quiet=quiet))
         saved = save_results(tree, results, overwrite=overwrite, progress=progress)
@@ -180,12 +182,11 @@ def _after(before: Callable[[], None], progress: AbstractContextManager[None]) -
         yield
 
 
-def _is_bfloat16(store: Path | str, *, partial: bool) -> bool:
+def _is_bfloat16(ds: xr.Dataset) -> bool:
     """Return whether the weights are stored in 16 bits: kernels are compiled for the words of a recording."""
-    from deadtok_xr.store import open_arrays
+    from deadtok_xr.store.stored_array import stored_dtype
 
-    _, arrays, _ = open_arrays(store, partial=partial)
-    return "W" in arrays and arrays["W"].dtype.name == "bfloat16"
+    return "W" in ds and stored_dtype(ds["W"].data).name == "bfloat16"
 
 
 @contextmanager

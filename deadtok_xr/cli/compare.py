@@ -10,6 +10,7 @@ import click
 from deadtok_xr.cli.options import JSON, OVERWRITE, PATH, PLACE, QUIET, print_json
 from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError, MissingFileError
+from deadtok_xr.schema import RESULTS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,7 +76,6 @@ def compare(
 
 
 def _holds_results(path: Path | str) -> bool:
-    from deadtok_xr.results.in_progress import RESULTS
     from deadtok_xr.store import destination, location
 
     if not location.exists(path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from deadtok_xr.analyses.phases import LATTICE
 from deadtok_xr.explorer.source import Source
 
 NORM, DISTANCE, PHASE = "recording/norm", "recording/distance", "motion/phase"
-LATTICE_PHASES = ("frozen", "late", "midlife", "early")
 FIRST_SHOWN = ("motion/displacement", "monitor/rounded_to_zero_fraction", NORM)
 """The quantities that the heat map shows first, the first that exists."""
 
@@ -60,7 +60,7 @@ def phases_of(motion: xr.Dataset | None, source: Source) -> xr.DataArray | None:
     phase = phase.where(np.isfinite(l1), -1).astype(np.int8)
     return phase.assign_attrs(
         long_name="phase of motion on the lattice", units="1", flag_values=list(range(4)),
-        flag_meanings=" ".join(LATTICE_PHASES),
+        flag_meanings=" ".join(LATTICE),
     )  # fmt: skip
 
 

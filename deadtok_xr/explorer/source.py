@@ -15,10 +15,10 @@ import xarray as xr
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.explorer.binned import Blocks, fold_blocks
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
+from deadtok_xr.schema import MONITOR, RESULTS
 from deadtok_xr.store import destination, location
 from deadtok_xr.store.sample import KIND as SAMPLE
 
-RESULTS, MONITOR = "deadtok_results", "deadtok_monitor"
 _FORMAT = "1"  # of results
 _WAIT = 1.0  # seconds between two looks at a growing store, for all pages together
 _STILL_WRITTEN = (IncompleteStoreError, MissingFileError, OSError)

@@ -18,6 +18,7 @@ from deadtok_xr import store
 from deadtok_xr.errors import InputError
 from deadtok_xr.monitor import rows
 from deadtok_xr.monitor.variables import COORDINATES, VARIABLES
+from deadtok_xr.schema import MONITOR
 from deadtok_xr.store import chunk_bytes, location, writing
 from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.destination import refuse_existing
@@ -26,8 +27,6 @@ from deadtok_xr.store.members import lost, open_members
 if TYPE_CHECKING:
     import xarray as xr
 
-KIND = "deadtok_monitor"
-"""The root attribute that distinguishes these stores from recordings and results; its value is the format's version."""
 FORMAT = "1.0"
 _CHUNK_BYTES = 2**22
 _LOADED_AS_A_WHOLE = 2**26
@@ -80,11 +79,13 @@ def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwri
     DestinationExistsError
         If something exists at ``path``, unless ``overwrite`` and it is a store of this kind.
     """
-    refuse_existing(path, overwrite=overwrite, kind=KIND)
+    refuse_existing(path, overwrite=overwrite, kind=MONITOR)
     if location.exists(path):
         location.remove(path)
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "software": store.software_versions()}
-    group = zarr.create_group(location.zarr_store(path), attributes={KIND: FORMAT, "complete": False, **made, **attrs})
+    group = zarr.create_group(
+        location.zarr_store(path), attributes={MONITOR: FORMAT, "complete": False, **made, **attrs}
+    )
     sizes = {"step": 0, "parameter": len(fixed["parameter"]), "margin_bin": len(fixed["margin_bin"])}
     n = int(np.clip(_CHUNK_BYTES // (8 * sizes["parameter"] * sizes["margin_bin"]), 16, 1024))
     for name, (dims, text) in COORDINATES.items():
@@ -166,7 +167,7 @@ def open_monitor(path: str | Path) -> xr.Dataset:
 
 def _open(path: str | Path, mode: Any) -> zarr.Group:
     group = store.open_root(path, "a store that Monitor writes", mode=mode)
-    found = group.attrs.get(KIND)
+    found = group.attrs.get(MONITOR)
     if found is None:
         raise InputError(f"{path} was not written by a Monitor; open_recording opens recordings, open_results results")
     if str(found).split(".")[0] != FORMAT.split(".")[0]:

@@ -32,13 +32,13 @@ from deadtok_xr.attributes import plain
 from deadtok_xr.engine.block_task import BlockTask, WriteTarget
 from deadtok_xr.engine.journal import ResumeJournal
 from deadtok_xr.engine.saving import passes_in
+from deadtok_xr.schema import RESULTS
 from deadtok_xr.store import destination, location, manifest, motion_index
 from deadtok_xr.store.chunk_bytes import file_key, open_chunk
 from deadtok_xr.store.chunk_entries import entry_of, read_key
 from deadtok_xr.store.in_progress import VERSION, InProgress
 from deadtok_xr.store.stored_array import StoredArray
 
-RESULTS = "deadtok_results"
 RESUMES = "the same command, or save_results with the same arguments, resumes"
 
 

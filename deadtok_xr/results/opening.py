@@ -17,7 +17,8 @@ from deadtok_xr import store
 from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import IncompleteStoreError, InputError
-from deadtok_xr.results.in_progress import RESULTS, RESUMES
+from deadtok_xr.results.in_progress import RESUMES
+from deadtok_xr.schema import RESULTS
 from deadtok_xr.store import destination, location, manifest, manifest_check, members, reading, zarr_dtype
 from deadtok_xr.store.chunk_reader import read_region, read_values
 
@@ -54,7 +55,7 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
     root = _open_root(path)
     opened = opened_groups(path, root)
     arrays = arrays_by_path(opened)
-    manifest_check.check(root, arrays, arrays)
+    manifest_check.check(root, arrays, arrays, [group for group, _ in opened.values()])
     return as_tree(root, opened, load=load)
 
 

@@ -27,8 +27,9 @@ from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
-from deadtok_xr.results.in_progress import RESULTS, RESUMES, Work
+from deadtok_xr.results.in_progress import RESUMES, Work
 from deadtok_xr.results.opening import arrays_by_path, as_tree, open_results, opened_groups
+from deadtok_xr.schema import RESULTS
 from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
 from deadtok_xr.store.create import create_root
 
@@ -102,7 +103,10 @@ def save_results(
         opened = opened_groups(path, root)
         work.check_held()
         attributes = {k: v for k, v in root.attrs.asdict().items() if k != "begun"}
-        manifest_write.complete(root, arrays_by_path(opened), {**attributes, "fingerprint": work.fingerprint})
+        manifest_write.complete(
+            root, arrays_by_path(opened), {**attributes, "fingerprint": work.fingerprint},
+            groups=[group for group, _ in opened.values()],
+        )  # fmt: skip
         work.finish()
     return as_tree(root, opened)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deadtok_xr.errors import DestinationExistsError, InputError
+from deadtok_xr.schema import MONITOR, RECORDING, RESULTS
 from deadtok_xr.store import location
-
-RECORDING = "deadtok_format"
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING) -> None:
@@ -38,7 +37,7 @@ def refuse_existing(path: str | Path, *, overwrite: bool, kind: str = RECORDING)
                 f"{path} is not a Zarr store, so it is not replaced: choose another destination"
             )
     if kind not in root_attributes(path):
-        what = {RECORDING: "recording", "deadtok_results": "results"}.get(kind, "store of this kind")
+        what = {RECORDING: "recording", RESULTS: "results"}.get(kind, "store of this kind")
         raise DestinationExistsError(f"{path} holds no {what}, so it is not replaced: choose another destination")
 
 
@@ -47,7 +46,7 @@ def _how_to_continue(path: str | Path) -> str:
     attrs = root_attributes(path)
     if attrs.get("complete") is not False:
         return ""
-    if "deadtok_monitor" in attrs:
+    if MONITOR in attrs:
         return "it holds what a Monitor has written, which Monitor(..., resume=True) continues; or "
     if RECORDING not in attrs:
         return "it holds unfinished results, which the same `deadtok analyze` or save_results resumes; or "

@@ -239,10 +239,9 @@ def facts_of(array: zarr.Array[Any]) -> dict[str, Any]:
     }
 
 
-def of_groups(root: zarr.Group, arrays: Iterable[str]) -> dict[str, Any]:
-    """Return the attributes of the groups in which arrays lie, by ``GROUP/NAME``, beside those of the root group."""
-    groups = sorted({name.rpartition("/")[0] for name in arrays} - {""})
-    return {f"{group}/{name}": value for group in groups for name, value in root[group].attrs.items()}
+def of_groups(groups: Iterable[zarr.Group]) -> dict[str, Any]:
+    """Return the attributes of groups inside the root group, by ``GROUP/NAME``."""
+    return {f"{group.path}/{name}": value for group in groups for name, value in group.attrs.items()}
 
 
 def changed_attributes(written: Mapping[str, str], attributes: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from deadtok_xr.store.manifest import Manifest, WrongChunkError
 Arrays = Mapping[str, "zarr.Array[Any]"]
 
 
-def check(root: zarr.Group, arrays: Arrays, read_now: Iterable[str]) -> None:
+def check(root: zarr.Group, arrays: Arrays, read_now: Iterable[str], groups: Iterable[zarr.Group] = ()) -> None:
     """Compare a store with its manifest, if it has one: its arrays, their layout, the attributes, and some chunks.
 
     Parameters
@@ -27,6 +27,8 @@ def check(root: zarr.Group, arrays: Arrays, read_now: Iterable[str]) -> None:
     read_now
         The arrays whose chunks are compared, because they are read at once. Other chunks are compared when they are
         read.
+    groups
+        The groups inside the root group in which arrays lie.
 
     Raises
     ------
@@ -37,14 +39,14 @@ def check(root: zarr.Group, arrays: Arrays, read_now: Iterable[str]) -> None:
     if found is None:
         return
     where = location.address_of(root)
-    for problem in problems(found, root, arrays):
+    for problem in problems(found, root, arrays, groups):
         raise DamagedStoreError(f"{where}: {problem}: {manifest.REPAIR}")
     for name in read_now:
         for problem in chunk_problems(found, arrays[name], missing=False) if name in arrays else ():
             raise DamagedStoreError(f"{where}: {problem}")
 
 
-def problems(found: Manifest, root: zarr.Group, arrays: Arrays) -> Iterator[str]:
+def problems(found: Manifest, root: zarr.Group, arrays: Arrays, groups: Iterable[zarr.Group] = ()) -> Iterator[str]:
     """Yield in words what differs from a manifest, apart from chunks."""
     for name, states in found.members.items():
         if name not in arrays and None not in states:
@@ -61,7 +63,7 @@ def problems(found: Manifest, root: zarr.Group, arrays: Arrays) -> Iterator[str]
             continue
         for attribute in manifest.changed_attributes(state.attributes, array.attrs.asdict()):
             yield f"the attribute {attribute!r} of {name!r} is not the one that was written"
-    attributes = {**root.attrs.asdict(), **manifest.of_groups(root, arrays)}
+    attributes = {**root.attrs.asdict(), **manifest.of_groups(groups)}
     for attribute in manifest.changed_attributes(found.attributes, attributes):
         yield f"the attribute {attribute!r} is not the one that was written"
 

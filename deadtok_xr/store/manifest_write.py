@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def complete(
     attributes: Mapping[str, Any],
     known: Entries | None = None,
     *,
+    groups: Iterable[zarr.Group] = (),
     sync: bool = True,
 ) -> None:
     """Write the manifest of a store and declare it complete, once everything in it has reached the disk.
@@ -59,6 +60,8 @@ def complete(
         The final attributes of the root group, but for `FLAG` and ``complete``.
     known
         Entries of chunks as they were written; those of other chunks are read from the store.
+    groups
+        The groups inside the root group in which arrays lie.
     sync
         Whether files may not have reached the disk yet: a power cut could leave a store that is declared complete but
         lacks chunks.
@@ -66,7 +69,7 @@ def complete(
     if isinstance(root.store, LocalStore) and sync and hasattr(os, "sync"):
         os.sync()
     members = {name: (describe(array, (known or {}).get(name)),) for name, array in arrays.items()}
-    listed = {**attributes, **manifest.of_groups(root, arrays)}
+    listed = {**attributes, **manifest.of_groups(groups)}
     put(root, Manifest(manifest.digests(listed), members))
     put_attributes(root, {**attributes, FLAG: VERSION, "complete": True})
 

@@ -13,6 +13,7 @@ import zarr
 
 from deadtok_xr import schema
 from deadtok_xr.errors import IncompleteStoreError, InputError
+from deadtok_xr.schema import MONITOR, RECORDING, RESULTS
 from deadtok_xr.store import location, manifest_check, zarr_dtype
 from deadtok_xr.store.arrays import dimensions, file_shape
 from deadtok_xr.store.members import Arrays, check_recording, is_complete, open_members, open_root
@@ -159,15 +160,15 @@ def _is_chunk(array: zarr.Array[Any], key: str) -> bool:
 
 
 def _check_format(path: str | Path, group: zarr.Group) -> None:
-    found = group.attrs.get("deadtok_format")
-    if found is None and "deadtok_results" in group.attrs:
+    found = group.attrs.get(RECORDING)
+    if found is None and RESULTS in group.attrs:
         raise InputError(f"{path} holds results, not a recording: open it with open_results, or `deadtok report`")
     if KIND in group.attrs:
         raise InputError(
             f"{path} holds samples of many parameters, a recording for each: open_recording returns a tree of them, "
             "and dx.mechanism(tree), dx.motion(tree) and the like take it; analyze takes tree[name].to_dataset()"
         )
-    if "deadtok_monitor" in group.attrs:
+    if MONITOR in group.attrs:
         raise InputError(f"{path} was written by a Monitor, and is no recording: open it with open_monitor")
     if found is None:
         raise InputError(

@@ -24,8 +24,6 @@ NEEDED = ("W", "grad", "exp_avg", "exp_avg_sq")
 WHOLE = 64
 """Elements: in a multiple of it, all are computed by vector units, for any width that torch knows."""
 _N_TRIED, _N_SEARCHED = 2**14, 2**19
-
-
 OPTIMIZER_COUNTS = (
     "m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "visible",
 )  # fmt: skip

@@ -13,6 +13,15 @@ INTERVAL = "95% confidence interval"
 JACKKNIFE = "jackknife over tokens, on Fisher's scale"
 
 
+def interval_attrs(name: str, of: str, formula: str = "") -> dict[str, dict[str, str]]:
+    """Return the attributes of NAME_low and NAME_high, the ends of the interval of a correlation."""
+    more = {"formula": formula} if formula else {}
+    return {
+        f"{name}_{end}": {"long_name": f"{word} end of the {INTERVAL} of {of}", "units": "1", **more}
+        for end, word in (("low", "lower"), ("high", "upper"))
+    }
+
+
 def concordance(
     time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats
 ) -> tuple[float, float, float, float]:

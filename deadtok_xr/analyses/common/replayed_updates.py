@@ -21,9 +21,7 @@ COUNTS = (
     "no_gradient", "rounded_to_zero", "moved", "unknown", "compared", "equal", "compared_moved", "equal_moved",
     "at_power_of_two",
 )  # fmt: skip
-OPTIMIZER_COUNTS = (
-    "m_compared", "m_equal", "v_compared", "v_equal", "stalled", "v_known", "decay_only", "decay_known", "visible",
-)  # fmt: skip
+OPTIMIZER_COUNTS = (*fused_replay.OPTIMIZER_COUNTS, "decay_known")
 SUMS = ("intended_squares", "realised_squares", "along", "squares", "lr")
 RATIOS = (
     "replay_agreement", "replay_agreement_moved", "baseline_agreement", "exp_avg_agreement", "exp_avg_sq_agreement",

@@ -8,6 +8,7 @@ import numpy as np
 from bokeh.layouts import column
 from bokeh.models import BasicTickFormatter, Button, CategoricalColorMapper, ColumnDataSource, DataRange1d, HoverTool
 
+from deadtok_xr.analyses.phases import LATTICE
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.cloud import Axes, Projection, principal_axes
 from deadtok_xr.explorer.views.common import PHASES, UNKNOWN, View, base_figure, wrapping
@@ -28,9 +29,7 @@ class Cloud(View):
             x_range=DataRange1d(), y_range=DataRange1d(),
         )  # fmt: skip
         self.data = ColumnDataSource({"x": [], "y": [], "name": [], "phase": [], "row": []})
-        mapper = CategoricalColorMapper(
-            factors=[*quantities.LATTICE_PHASES, "unknown"], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN]
-        )
+        mapper = CategoricalColorMapper(factors=[*LATTICE, "unknown"], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
         points = self.plot.scatter(
             "x", "y", source=self.data, size=7, line_color="white", line_width=0.4, legend_field="phase",
             color={"field": "phase", "transform": mapper}, nonselection_alpha=0.25, selection_line_color="#D55E00",
@@ -91,7 +90,7 @@ class Cloud(View):
         self.page.later("cloud", read, lambda found: self._show(step, *found))
 
     def _show(self, step: int, places: Any, phase: Any) -> None:
-        words = [*quantities.LATTICE_PHASES, "unknown"]
+        words = [*LATTICE, "unknown"]
         self.plot.title.text = f"step {step:,}"
         self._telling = True
         self.data.data = {
