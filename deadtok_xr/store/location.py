@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import zarr
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, ObjectStore
 
 from deadtok_xr.errors import InputError, StorageError
@@ -171,6 +172,14 @@ def read(path: str | Path, name: str) -> bytes | None:
             return bytes(obstore.get(zarr_store(path).store, name).bytes())
     except FileNotFoundError:
         return None
+
+
+def read_key(store: Any, key: str) -> bytes | None:
+    """Read what lies under a key of a zarr store, wherever that is; None if there is no such key."""
+    from zarr.core.sync import sync  # zarr has no public synchronous reading of a key
+
+    found = sync(store.get(key, default_buffer_prototype()))
+    return None if found is None else bytes(found.to_bytes())
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:

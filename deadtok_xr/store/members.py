@@ -61,8 +61,7 @@ def open_root(path: str | Path, expected: str, *, mode: Any = "r") -> zarr.Group
     try:
         with location.translate_errors(path):
             group = zarr.open_group(location.zarr_store(path), mode=mode, zarr_format=3)
-        if not isinstance(group.metadata.attributes, dict):
-            raise TypeError("its attributes are no JSON object")
+        _check_attributes(group)
         return group
     except StorageError:
         raise
@@ -86,8 +85,7 @@ def open_subgroup(path: str | Path, root: zarr.Group, name: str) -> zarr.Group:
         group = root[name]
         if not isinstance(group, zarr.Group):
             raise TypeError("they are those of an array")
-        if not isinstance(group.metadata.attributes, dict):
-            raise TypeError("its attributes are no JSON object")
+        _check_attributes(group)
     except (StorageError, PermissionError):
         raise
     except Exception as error:
@@ -227,8 +225,7 @@ def _opener(
                 return None  # a group inside, such as the motion index
             if not isinstance(node, zarr.Array):
                 raise TypeError("they are those of a group")
-            if not isinstance(node.metadata.attributes, dict):
-                raise TypeError("their attributes are no JSON object")
+            _check_attributes(node)
         except StorageError:
             raise
         except Exception as error:
@@ -240,6 +237,19 @@ def _opener(
         return node
 
     return open_one
+
+
+def _check_attributes(node: zarr.Group | zarr.Array[Any]) -> None:
+    """Refuse attributes that are no JSON object.
+
+    zarr 3.4 takes an empty list as no attributes; so where there are none, the file is read.
+    """
+    found: Any = node.metadata.attributes
+    if not found:
+        content = location.read_key(node.store, f"{node.path}/{_METADATA}".lstrip("/"))
+        found = json.loads(content or b"{}").get("attributes")
+    if found is not None and not isinstance(found, dict):
+        raise TypeError("its attributes are no JSON object")
 
 
 def _metadata_error(path: str | Path, name: str, error: Exception, needed: str) -> DamagedStoreError:

@@ -14,7 +14,12 @@ from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import ml_dtypes
 import numpy as np
-from zarr.dtype import DataTypeValidationError, ZDType, data_type_registry
+from zarr.dtype import ZDType, data_type_registry
+
+try:
+    from zarr.errors import DataTypeValidationError
+except ImportError:  # zarr 3.1
+    from zarr.dtype import DataTypeValidationError
 
 _NAME: Literal["bfloat16"] = "bfloat16"
 _DTYPE = np.dtype(ml_dtypes.bfloat16)
