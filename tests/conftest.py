@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 import deadtok_xr as dx
 from deadtok_xr import demo
 from deadtok_xr.analyses import ANALYSES
-from deadtok_xr.store import motion_index, stored_array
+from deadtok_xr.store import chunk_streams, motion_index
 from deadtok_xr.store.chunk_layout import CHUNK_STEPS
 from deadtok_xr.store.chunk_reader import ChunkReader
 
@@ -128,13 +128,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     """
     monkeypatch.setattr(motion_index, "read", lambda array, position: None)
     counts: Counter[tuple[str, int]] = Counter()
-    read = stored_array._Stream.read
+    read = chunk_streams.Stream.read
 
-    def counted(self: stored_array._Stream, out: Any, rows: slice) -> None:
+    def counted(self: chunk_streams.Stream, out: Any, rows: slice) -> None:
         counts[self._reader.array.basename, self._id[-3]] += len(out) if self._id[-2] == 0 else 0
         read(self, out, rows)
 
-    monkeypatch.setattr(stored_array._Stream, "read", counted)
+    monkeypatch.setattr(chunk_streams.Stream, "read", counted)
     return counts
 
 

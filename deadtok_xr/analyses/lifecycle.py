@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -12,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, summary_text, transitions
+from deadtok_xr.analyses.common.phase_paths import Longs, begin, follow, hottest_to_come
 from deadtok_xr.analyses.common.token_names import token_names
 from deadtok_xr.analyses.phases import DEFINITION, SCHEMES
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
@@ -20,7 +20,6 @@ from deadtok_xr.engine import AnalysisSpec, BlockResult, ReductionResults, fold
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import InputError
 
-Longs = NDArray[np.int64]
 ORDER = ("earliest", "median", "latest")
 _MOVED = "moved: a value changed, W[t] ≠ W[t-1]; -0 and +0 are equal"
 _IN_STEPS = {"units": "step"}
@@ -175,7 +174,7 @@ def lifecycle(
 
     def finish(results: ReductionResults) -> xr.Dataset:
         blocks = results.per_block("transitions", _classify, scheme=scheme, n_dims=ds.sizes["dim"])
-        paths = fold(blocks, _follow, _begin)
+        paths = fold(blocks, follow, begin)
         values = compute_together({"paths": paths}, _describe, shapes, ATTRS, steps=steps)
         labels: dict[str, Any] = {"order": list(ORDER)}
         attrs = checks.result_attrs(ds, variable=variable, precision=grid)
@@ -217,55 +216,6 @@ def _classify(block: BlockResult, *, scheme: str, n_dims: int) -> dict[str, Any]
         number, np.sqrt(n_dims), np.array(limits, np.float64), phase, motion,
     )  # fmt: skip
     return {"phase": phase, "motion": motion, "n_phases": len(SCHEMES[scheme])}
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """The paths of all tokens through the phases up to a step; see `kernels.numba.lifecycle`.
-
-    Attributes
-    ----------
-    n
-        The number of transitions so far.
-    path
-        Quantities of each token, named by the kernel.
-    last
-        Per token and phase, the last transition in it.
-    before
-        The phase and motion at the last transition.
-    passages
-        Counts by the phases before and after.
-    steps
-        Counts per step, an array for each block.
-    """
-
-    n: int
-    path: Longs
-    last: Longs
-    before: NDArray[np.int8]
-    passages: Longs
-    steps: tuple[Longs, ...]
-
-
-def _begin(block: dict[str, Any]) -> _Paths:
-    from deadtok_xr.kernels.numba import lifecycle as kernel
-
-    N, P = block["phase"].shape[1], block["n_phases"]
-    path = np.zeros((len(kernel.PATH), N), np.int64)
-    path[[kernel.PATH.index(name) for name in kernel.NEVER]] = -1
-    paths = _Paths(0, path, np.full((N, P), -1), np.full((2, N), -1, np.int8), np.zeros((P, P), np.int64), ())
-    return _follow(paths, block)
-
-
-def _follow(paths: _Paths, block: dict[str, Any]) -> _Paths:
-    """Return the paths up to the end of a block."""
-    from deadtok_xr.kernels.numba import lifecycle as kernel
-
-    T = len(block["phase"])
-    path, last, before, passages = paths.path.copy(), paths.last.copy(), paths.before.copy(), paths.passages.copy()
-    steps = np.zeros((len(kernel.PER_STEP), T), np.int64)
-    kernel.follow(block["phase"], block["motion"], paths.n, path, last, before, passages, steps)
-    return _Paths(paths.n + T, path, last, before, passages, (*paths.steps, steps))
 
 
 def _describe(inputs: dict[str, list[Any]], *, steps: Longs) -> Arrays:
@@ -347,23 +297,11 @@ def _stratigraphy(paths: da.Array, like: da.Array, phases: tuple[str, ...]) -> x
     """Return the phase in retrospect, (step, token), with the chunks along step of another result."""
     position = da.arange(like.shape[0], chunks=(like.chunks[0],))
     data = da.blockwise(
-        _hottest_to_come, "tn", paths, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
+        hottest_to_come, "tn", paths, "z", position, "t", new_axes={"n": like.shape[1]}, concatenate=None,
         dtype=np.int8, meta=empty_meta(2, np.int8),
     )  # fmt: skip
     flags = {"flag_values": list(range(-1, len(phases))), "flag_meanings": " ".join(("unknown", *phases))}
     return xr.Variable(("step", "token"), data, {**STRATIGRAPHY, **flags})
-
-
-def _hottest_to_come(paths: list[list[_Paths]], position: Longs) -> NDArray[np.int8]:
-    from deadtok_xr.kernels.numba.lifecycle import PATH
-
-    (whole,) = paths[0] if isinstance(paths[0], list) else paths
-    left = np.maximum.accumulate(whole.last[:, ::-1], axis=1)[:, :-1]  # of all phases but the coldest
-    phase = np.zeros((len(position), len(left)), np.int8)
-    for until in left.T:
-        phase += until >= position[:, None]
-    unknown = whole.path[PATH.index("last_invalid")] >= position[:, None]
-    return np.where(unknown, np.int8(-1), phase)
 
 
 @lifecycle.summarize

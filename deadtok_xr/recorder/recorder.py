@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from deadtok_xr import schema
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder import sharded, validation
 from deadtok_xr.recorder.appender import Appender, create_appender, open_appender
-from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes, scheduled_settings
-from deadtok_xr.recorder.host_buffers import Column, copier_for
+from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes
+from deadtok_xr.recorder.host_buffers import copier_for
+from deadtok_xr.recorder.logged_values import LoggedValues
 from deadtok_xr.recorder.resume import resume_position
 from deadtok_xr.recorder.sampled_parameters import SampledParameters
 from deadtok_xr.recorder.scaler import ScalerWatch
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 MEMORY = 2 * 2**30
-_MATRICES = [name for name, v in schema.VARIABLES.items() if v.dims == schema.MATRIX]
-_NOT_LOGGED = {*_MATRICES, *schema.COORDINATES, "dim", "run", "lr", "skipped", "skipped_before"}
 
 
 class Recorder:
@@ -186,7 +184,7 @@ class Recorder:
         if self._mesh is not None and on_error == "continue":
             raise InputError("on_error='continue': the ranks of a sharded parameter must all record; expected 'raise'")
         self._entered = self._left = self._failed = self._attempt_skipped = self._warned_of_repeat = False
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._logged = LoggedValues(self.recorded)
         self._n_calls = self._n_skipped = 0
 
     @property
@@ -267,7 +265,7 @@ class Recorder:
         if self._left:
             raise InputError("log(...) was called after the Recorder was left; expected a call inside its with block")
         for name, value in values.items():
-            copy = self._checked_copy(name, value)
+            copy = self._logged.checked_copy(session, name, value)
             if self._attempt_skipped or session.add_logged(self.step, name, copy) or self._warned_of_repeat:
                 continue
             self._warned_of_repeat = True
@@ -277,30 +275,6 @@ class Recorder:
                 UserWarning,
                 stacklevel=2,
             )
-
-    def _checked_copy(self, name: str, value: Any) -> Any:
-        """Return a copy of a logged value after checking it, so that errors occur now and not after the training."""
-        session = self._entered_session()
-        validation.check_name(name)
-        reserved = {*_NOT_LOGGED, *(v for r in self.recorded for v in (*r.variables, f"lr{r.suffix}"))}
-        if name in reserved or name in scheduled_settings(self.group):
-            raise InputError(f"log({name}=...): the recorder writes {name!r} itself; leave it out, or rename it")
-        spec = schema.VARIABLES.get(name)
-        dtype = np.float32 if spec else np.float64
-        copy, shape = validation.copy_value(value, dtype)
-        if shape is None or len(shape) > 1 or shape == (0,):
-            found = type(value).__name__ if shape is None else f"the shape {shape}"
-            raise InputError(f"log({name}=...): found {found}; expected a scalar or a vector of numbers")
-        required = None if spec is None else (self.parameter.shape[1],) if "dim" in spec.dims else ()
-        if required is not None and shape != required:
-            raise InputError(f"log({name}=...): found the shape {shape}; expected {required}")
-        earlier = session.appender.array(name)
-        known = self._shapes.setdefault(name, shape if earlier is None else tuple(earlier.shape[1:]))
-        if shape != known:
-            raise InputError(f"log({name}=...): found the shape {shape}; expected {known}, as before")
-        dims = spec.dims if spec else ("step", f"{name}_component") if shape else ("step",)
-        session.columns.setdefault(name, Column(dims, shape, dtype))
-        return copy
 
     # ---- called by the optimizer
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import deadtok_xr as dx
 from deadtok_xr import store
 from deadtok_xr.recorder.appender import create_appender
-from deadtok_xr.store import motion_index, stored_array, zarr_dtype
+from deadtok_xr.store import chunk_streams, motion_index, zarr_dtype
 
 
 def reference(steps: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -142,11 +142,11 @@ def computed(path: Path, tokens: Any) -> tuple[xr.Dataset, ...]:
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
     counts: Counter[Any] = Counter()
-    read = stored_array._Stream.read
+    read = chunk_streams.Stream.read
 
-    def counted(self: stored_array._Stream, out: NDArray[Any], rows: slice) -> None:
+    def counted(self: chunk_streams.Stream, out: NDArray[Any], rows: slice) -> None:
         counts[self._id[-3:-1]] += len(out)
         read(self, out, rows)
 
-    monkeypatch.setattr(stored_array._Stream, "read", counted)
+    monkeypatch.setattr(chunk_streams.Stream, "read", counted)
     return counts
