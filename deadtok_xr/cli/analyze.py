@@ -238,10 +238,11 @@ def _plan_text(plan: Plan, threads: int, *, here: bool) -> str:
 def _scheduler(name: str, workers: int | None, device: str, threads: int, *, quiet: bool) -> Iterator[None]:
     """Use a scheduler of Dask inside a `with` block."""
     if workers is None and name in _HERE:
-        import dask
+        import dask.threaded
 
-        number = {"num_workers": threads} if name == "threads" else {}
-        with dask.config.set(scheduler=name, **number):
+        # by the function: for a name, Dask imports dask.distributed first, half a second
+        chosen = {"scheduler": dask.threaded.get, "num_workers": threads} if name == "threads" else {"scheduler": name}
+        with dask.config.set(chosen):
             yield
         return
     from deadtok_xr.engine import cluster

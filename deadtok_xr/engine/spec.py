@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import dask
 import dask.array as da
 import xarray as xr
 from dask.base import tokenize
@@ -79,7 +80,9 @@ def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]
     names = [{key: _name(reduction) for key, reduction in spec.reductions.items()} for spec in specs]
     reductions = {named[key]: spec.reductions[key] for spec, named in zip(specs, names, strict=True) for key in named}
     block_pass = make_pass(matrices, reductions, device) if reductions else None
-    found = [spec.finish(ReductionResults(block_pass, named)) for spec, named in zip(specs, names, strict=True)]
+    # What is rechunked is small: asking whether workers could exchange it takes the import of dask.distributed.
+    with dask.config.set({"array.rechunk.method": "tasks"}):
+        found = [spec.finish(ReductionResults(block_pass, named)) for spec, named in zip(specs, names, strict=True)]
     return [ds.assign_attrs(portable(ds.attrs)) for ds in found]
 
 
