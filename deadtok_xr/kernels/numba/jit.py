@@ -18,20 +18,20 @@ from numba.extending import register_jitable
 
 from deadtok_xr.kernels.cache_safety import unsafe_because
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
-_ENTRY: dict[str, Any] = {**_OPTIONS, "no_cfunc_wrapper": True}  # nobody calls it through ctypes
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
+"""Nobody calls a kernel through ctypes."""
 _REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b - (a + c), which cancels
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called."""
     try:
-        made = njit(**_ENTRY, cache=True)(function)
+        made = njit(**_OPTIONS, cache=True)(function)
     except RuntimeError:  # there is no folder that can be written: each process compiles what it uses
-        return njit(**_ENTRY)(function)
+        return njit(**_OPTIONS)(function)
     if why := unsafe_because(made.stats.cache_path):
         _warn(why)
-        return njit(**_ENTRY)(function)
+        return njit(**_OPTIONS)(function)
     return made
 
 
@@ -46,11 +46,11 @@ def _warn(why: str) -> None:
 
 
 def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    return register_jitable(**{**_OPTIONS, **options})
+    return register_jitable(**{**_OPTIONS, "no_cpython_wrapper": True, **options})
 
 
-# Functions that only compiled functions call. They are compiled as a part of these, without an entry for Python and a
-# file in the cache, which takes a quarter less time; called from Python, they run as Python. numba's cache checks only
+# Functions that only compiled functions call. They are compiled as a part of these, without entries for Python and C and
+# a file in the cache, which takes a third less time; called from Python, they run as Python. numba's cache checks only
 # the file of the function that Python calls: after a change to an inner one, delete the *.nbi files of its callers.
 inner = _inner()
 inner_finite = _inner(fastmath=True)
