@@ -49,8 +49,8 @@ def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return register_jitable(**{**_OPTIONS, "no_cpython_wrapper": True, **options})
 
 
-# Functions that only compiled functions call. They are compiled as a part of these, without entries for Python and C and
-# a file in the cache, which takes a third less time; called from Python, they run as Python. numba's cache checks only
+# Functions that only compiled functions call. They are compiled as a part of these, without entries for Python and C,
+# and a file in the cache, which takes a third less time; called from Python, they run as Python. numba's cache checks only
 # the file of the function that Python calls: after a change to an inner one, delete the *.nbi files of its callers.
 inner = _inner()
 inner_finite = _inner(fastmath=True)
