@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 
 def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
@@ -21,6 +22,14 @@ def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
         for column, side in zip(zip(*rows, strict=True), align.ljust(len(rows[0]), "<"), strict=True)
     ]
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def distinct_names(places: Sequence[object]) -> list[str]:
+    """Return the names of stores, their whole places if these are not all different, or numbers."""
+    for names in ([PurePath(str(place)).name.removesuffix(".zarr") for place in places], list(map(str, places))):
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return [str(i) for i in range(1, len(places) + 1)]
 
 
 def duration(seconds: float) -> str:

@@ -86,6 +86,21 @@ def phases(
     return transitions.specify(x, grid, finish)
 
 
+def lattice_phase(motion: xr.Dataset, n_dims: int) -> xr.DataArray:
+    """Return the phase of each token at each step in the scheme "lattice", int8; -1 where a value is not finite.
+
+    Parameters
+    ----------
+    motion
+        From `motion`: `lattice_l1`, `lattice_l2` and `lattice_linf`, over step and token.
+    n_dims
+        The number of dims of a token.
+    """
+    l1, l2, linf = (motion[f"lattice_{name}"] for name in ("l1", "l2", "linf"))
+    phase = xr.where(l1 == 0, 0, xr.where(linf <= 1, 1, xr.where(l2 <= np.sqrt(n_dims), 2, 3)))
+    return phase.where(np.isfinite(l1), -1).astype(np.int8)
+
+
 def _without_skipped(counts: da.Array, skipped: xr.Variable | None) -> da.Array:
     if skipped is None:
         return counts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadtok_xr.attributes import plain
-from deadtok_xr.cli.compare import Places, labels_of, tokens_of
+from deadtok_xr.cli.compare import Places, tokens_of
 from deadtok_xr.cli.options import (
     JSON,
     OVERWRITE,
@@ -32,6 +32,7 @@ from deadtok_xr.cli.warm_up import compile_missing
 from deadtok_xr.errors import InputError
 from deadtok_xr.kernels.device import NAMES, resolve, resources
 from deadtok_xr.schema import RUN
+from deadtok_xr.text import distinct_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -171,7 +172,7 @@ def _opened(stores: Places, *, tokens: str | None, run: str | None, join: Any, *
         return open_for_analysis(stores[0], tokens=tokens, run=run, **opening)
     if run is not None:
         raise InputError(f"--run {run} names a run of one store, and there are {len(stores)} stores: leave it out")
-    return concat_runs(list(stores), run=labels_of(stores), tokens=tokens_of(stores, tokens), join=join, **opening)  # type: ignore[arg-type]
+    return concat_runs(list(stores), run=distinct_names(stores), tokens=tokens_of(stores, tokens), join=join, **opening)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from deadtok_xr.cli.options import JSON, OVERWRITE, PATH, PLACE, QUIET, print_js
 from deadtok_xr.cli.output import echo
 from deadtok_xr.errors import InputError, MissingFileError
 from deadtok_xr.schema import RESULTS
+from deadtok_xr.text import distinct_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,7 +88,7 @@ def _results(paths: Places, join: str) -> xr.DataTree:
     from deadtok_xr.analyses.compare_runs import compare_runs
     from deadtok_xr.results.opening import open_results
 
-    tree: xr.DataTree = compare_runs(*(open_results(path) for path in paths), join=join, run=labels_of(paths))
+    tree: xr.DataTree = compare_runs(*(open_results(path) for path in paths), join=join, run=distinct_names(paths))
     return tree
 
 
@@ -97,7 +98,7 @@ def _recordings(paths: Places, tokens: str | None, variable: str, join: str) -> 
 
     wanted: Any = tokens_of(paths, tokens)
     recordings = [open_recording(path, tokens=wanted) for path in paths]
-    return comparison_tree(recordings, variable=variable, join=join, run=labels_of(paths)).compute()
+    return comparison_tree(recordings, variable=variable, join=join, run=distinct_names(paths)).compute()
 
 
 def tokens_of(paths: Places, tokens: str | None) -> str:
@@ -107,22 +108,13 @@ def tokens_of(paths: Places, tokens: str | None) -> str:
     return tokens or ("dead" if all(map(knows_dead_tokens, paths)) else "all")
 
 
-def labels_of(paths: Places) -> list[str]:
-    """Return the names of stores, their whole paths if these are not all different, or numbers."""
-    for names in ([Path(path).name.removesuffix(".zarr") for path in paths], [str(path) for path in paths]):
-        if len(set(names)) == len(names):
-            return names
-    return [str(i) for i in range(1, len(paths) + 1)]
-
-
 def _facts(tree: xr.DataTree) -> dict[str, Any]:
     """Return the comparison of recordings, or the findings of results, as values of JSON."""
-    from deadtok_xr.analyses.runs import COMPARISON
-    from deadtok_xr.analyses.runs import labels_of as labels_of_tree
+    from deadtok_xr.analyses.runs import COMPARISON, labels_of
     from deadtok_xr.results import findings, side_by_side
 
     groups = findings.load(tree)
-    facts: dict[str, Any] = {"runs": labels_of_tree(tree)}
+    facts: dict[str, Any] = {"runs": labels_of(tree)}
     if COMPARISON not in groups:
         found = side_by_side.shared_findings(side_by_side.groups_of_runs(tree, groups))
         differ, same = ([finding.text for finding in found if finding.differs is flag] for flag in (True, False))

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +30,24 @@ def _page_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("results", type=PLACE)
+@click.argument("results", type=PLACE, nargs=-1, required=True)
 @_page_options
-@click.option("--run", help="Label of one run, for results or a store of several runs.")
-def explore(results: Path | str, tokens: str | None, run: str | None, port: int, no_browser: bool) -> None:
+@click.option("--run", help="Label of one run, for results or a store of several runs. Default: all.")
+def explore(results: tuple[Path | str, ...], tokens: str | None, run: str | None, port: int, no_browser: bool) -> None:
     """Explore results, or a recording, on a page in the browser.
+
+    Several, or one with several runs, are shown side by side, with a colour for each run.
 
     The page is served on this machine alone, under an address with a random token. Ctrl-C ends it.
 
     \b
     Example:  deadtok explore results.zarr
+              deadtok explore seed_1.zarr seed_2.zarr seed_3.zarr
     """
-    from deadtok_xr.explorer.source import open_source
+    from deadtok_xr.explorer.opening import open_runs
 
-    _serve(open_source(results, tokens=tokens, run=run), port, browser=not no_browser)
+    runs = open_runs(list(results) if len(results) > 1 else results[0], tokens=tokens, run=run)
+    _serve(runs, port, browser=not no_browser)
 
 
 @click.command()
@@ -66,12 +70,12 @@ def watch(store: Path | str, tokens: str | None, port: int, no_browser: bool, te
             return
     except KeyboardInterrupt:
         return
-    _serve(source, port, browser=not no_browser)
+    _serve({source.name: source}, port, browser=not no_browser)
 
 
 def _opened_when_there_is_something(store: Path | str, tokens: str | None) -> Source:
     """Open a store that is written; wait for its first steps."""
-    from deadtok_xr.explorer.source import open_source
+    from deadtok_xr.explorer.opening import open_source
 
     said = ""
     while True:
@@ -102,13 +106,13 @@ def _print_lines(source: Source) -> None:
         source.refresh()
 
 
-def _serve(source: Source, port: int, *, browser: bool) -> None:
+def _serve(runs: Mapping[str, Source], port: int, *, browser: bool) -> None:
     from deadtok_xr.explorer.server import Explorer
 
-    for note in source.notes:
+    for note in dict.fromkeys(note for source in runs.values() for note in source.notes):
         echo(note, err=True)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # no lines about requests for other addresses
-    explorer = Explorer(source, port)
+    explorer = Explorer(runs, port)
     echo(explorer.url)
     sys.stdout.flush()
     try:

@@ -3,7 +3,9 @@
 In: results, a recording or a Monitor's store. Out: a page on 127.0.0.1 whose views share one selection of tokens and
 steps. May import: `results` and what lies below it; Bokeh only inside `page`, `views` and `server`.
 
-source        what is explored: groups of results, the recording, and what is missing; reading it again as it grows
+source        what is explored of one run: groups of results, the recording, and what is missing
+opening       opens results, recordings and Monitor stores, of one run or several, and again as they grow
+runs          how several runs differ
 quantities    every quantity per step and row, those that are derived from the recording included
 binned        quantities averaged over bins of steps, read block by block; pictures of them
 motion_so_far life cycles from motion alone, block by block

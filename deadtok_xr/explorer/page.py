@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from bokeh.document import Document
-from bokeh.layouts import column
-from bokeh.models import Button, CustomJS, Div, Range1d, Slider, TextInput, Toggle
+from bokeh.models import Div, Range1d
 from jinja2 import Template
 
-from deadtok_xr.explorer import quantities, rows
+from deadtok_xr.explorer import quantities, rows, runs
 from deadtok_xr.explorer.selection import Selection, from_query
-from deadtok_xr.explorer.source import Source
+from deadtok_xr.explorer.views.bar import Bar
 from deadtok_xr.explorer.views.cloud import Cloud
-from deadtok_xr.explorer.views.common import View, wrapping
+from deadtok_xr.explorer.views.common import COLOURS, View, key
 from deadtok_xr.explorer.views.heat_map import HeatMap
-from deadtok_xr.explorer.views.lines import Phases, Series, Trajectories
+from deadtok_xr.explorer.views.lines import Series, Trajectories, shares
+from deadtok_xr.explorer.views.overview import Overview
 from deadtok_xr.explorer.views.story import Story
 from deadtok_xr.explorer.views.table import Table
 
@@ -31,11 +32,6 @@ _FIRST_ORDER = "last motion"
 _SHAPE = ("topology/n_components", "topology/largest_component", "census/n_black_holes", "recording/loss",
           "monitor/moved of all")  # fmt: skip
 _TOGETHER = ("coherence/displacement_cosine_mean", "motion/displacement_ulp_mean", "monitor/rounded_to_zero of all")
-_COPY = """
-navigator.clipboard.writeText(field.value).then(
-  () => { button.label = "Copied" }, () => { button.label = "Not allowed" })
-setTimeout(() => { button.label = label }, 1500)
-"""
 
 
 class Page:
@@ -43,48 +39,92 @@ class Page:
 
     Attributes
     ----------
-    source
-        What is explored.
+    runs
+        The source of each run, by label; often one alone.
+    run, source
+        The run whose rows are shown, and its source.
+    colours
+        The colour of each run.
     quantities
-        The quantities per step and row.
+        The quantities per step and row of this run.
     frame, names
-        The table of the rows, and a short name for each.
+        The table of its rows, and a short name for each.
     row_order
         The positions of the rows, as they are sorted.
     selected
         The positions of the selected rows.
     selection_step
         The chosen step.
+    steps
+        The first and the last step of all runs.
     """
 
     MOST = 2000
     """Rows that are selected at most."""
+    selected: tuple[int, ...]
 
-    def __init__(self, source: Source, document: Document) -> None:
-        self.source, self._document = source, document
+    def __init__(self, sources: runs.Runs, document: Document) -> None:
+        self.runs, self._document = sources, document
+        self.colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(sources)}
         self._pool = ThreadPoolExecutor(2)
+        self._slow_pool = ThreadPoolExecutor(1)  # for what no one waits for, so that a selection need not wait either
+        self._closed = False
         self._asked: dict[str, int] = {}
         self._waiting: dict[str, Any] = {}
-        self._version = source.version
+        self._quantities: dict[str, tuple[int, dict[str, xr.DataArray]]] = {}
+        self._versions = self._versions_now()
         context = document.session_context
         given = from_query(context.request.arguments) if context else Selection()
-        self.quantities = quantities.of_rows(source)
-        self.frame, self.names = rows.labels(source), rows.names(source)
-        self.row_order = np.arange(len(self.frame))
         self.order, self._wanted_order = rows.IDS, given.order or _FIRST_ORDER
         self._wanted_quantity = given.quantity
+        self._take(given.run if given.run in sources else next(iter(sources)))
         self.quantity = self.first_quantity()
-        chosen = np.isin(source.labels, list(given.tokens)) if given.tokens else np.zeros(0, bool)
-        self.selected: tuple[int, ...] = tuple(np.flatnonzero(chosen).tolist())
-        first, last = source.steps
-        self._steps = first, last
+        self.selected = self._positions_of(given.tokens)
+        first, last = self.steps = self._all_steps()
         self.visible_steps = given.steps or (first, last)
         self.x_range = Range1d(*self.visible_steps, bounds=(first, max(last, first + 1)), min_interval=1)
         self.selection_step = given.step if given.step is not None else last
         self.views = self._make_views()
-        self._controls = self._make_controls()
+        self.bar = Bar(self)
         for end in ("start", "end"):
             self.x_range.on_change(end, lambda attr, old, new: self.soon("steps", self._steps_changed))
+
+    def _take(self, run: str) -> None:
+        """Take another run, of which nothing is selected yet."""
+        self.run, self.source = run, self.runs[run]
+        self.quantities = self.quantities_of(run)
+        self.frame, self.names = rows.labels(self.source), rows.names(self.source)
+        self.row_order = np.arange(len(self.frame))
+        self.selected = ()
+
+    def _positions_of(self, labels: Any) -> tuple[int, ...]:
+        return tuple(np.flatnonzero(np.isin(self.source.labels, list(labels))).tolist()) if len(labels) else ()
+
+    def _all_steps(self) -> tuple[int, int]:
+        steps = [source.steps for source in self.runs.values()]
+        return min(first for first, _ in steps), max(last for _, last in steps)
+
+    def _versions_now(self) -> list[int]:
+        return [source.version for source in self.runs.values()]
+
+    @property
+    def address(self) -> str:
+        """The address of the page, without a selection; "" outside of a server."""
+        context = self._document.session_context
+        return f"http://{context.request.headers.get('Host', '')}{context.request.path}" if context else ""
+
+    def quantities_of(self, run: str) -> dict[str, xr.DataArray]:
+        """Return the quantities per step and row of a run."""
+        source = self.runs[run]
+        if self._quantities.get(run, (None,))[0] != source.version:
+            self._quantities[run] = source.version, quantities.of_rows(source)
+        return self._quantities[run][1]
+
+    def key_of_runs(self, words: str = "", only: str = "") -> str:
+        """Return the runs, or only one, beside their colours, and words behind them, as HTML; "" for a single run."""
+        labels = [only] if only else list(self.runs)
+        named = key(labels, [self.colours[label] for label in labels]) if len(self.runs) > 1 else ""
+        return f"{named} {escape(words)}"
 
     def first_quantity(self) -> str:
         """Return the quantity that the heat map shows first."""
@@ -102,46 +142,23 @@ class Page:
         return quantities.words_of(self.quantities["mechanism/cause"])
 
     def _make_views(self) -> list[View]:
-        tokens = self.source.rows == "token"
+        tokens, several = self.source.rows == "token", len(self.runs) > 1
         return [
-            HeatMap(self), Phases(self), Table(self), Trajectories(self),
-            Series(self, "shape", _SHAPE, "#0072B2"), Series(self, "together", _TOGETHER, "#009E73"),
-            *([Cloud(self), Story(self)] if tokens else []),
+            HeatMap(self), shares(self), Table(self), Trajectories(self),
+            Series(self, "shape", _SHAPE), Series(self, "together", _TOGETHER, COLOURS[2]),
+            *([Cloud(self), Story(self)] if tokens else []), *([Overview(self)] if several else []),
         ]  # fmt: skip
-
-    def _make_controls(self) -> Any:
-        first, last = self.source.steps
-        self.slider = Slider(title="Step", start=first, end=max(last, first + 1), value=self.selection_step, step=1,
-                             sizing_mode="stretch_width", min_width=200)  # fmt: skip
-        self.slider.on_change("value", lambda attr, old, new: self.choose_step(new))
-        play = Toggle(label="Play", width=70)
-        play.on_change("active", lambda attr, old, new: self._play(new))
-        everything = Button(label="All steps", width=90)
-        everything.on_click(self.show_all_steps)
-        self._chosen = Div(sizing_mode="stretch_width")
-        self._python = TextInput(title="Selection in Python (rec: the recording, or a group)",
-                                 sizing_mode="stretch_width", min_width=200)  # fmt: skip
-        self._link = TextInput(visible=False)
-        copies = []
-        for label, field in (("Copy Python", self._python), ("Copy link", self._link)):
-            button = Button(label=label, width=110, styles={"align-self": "end"})
-            button.js_on_click(CustomJS(args={"field": field, "button": button, "label": label}, code=_COPY))
-            copies.append(button)
-        self._status = Div(text="", sizing_mode="stretch_width", css_classes=["status"])
-        return column(
-            wrapping(self.slider, play, everything), self._chosen, wrapping(self._python, *copies, self._link),
-            self._status, sizing_mode="stretch_width", name="controls",
-        )  # fmt: skip
 
     def show(self) -> None:
         """Put everything on the page, and begin to read."""
-        document, source = self._document, self.source
-        document.title = f"{Path(source.name).name} – deadtok explore"
+        document, source, several = self._document, self.source, len(self.runs) > 1
+        name = f"{len(self.runs)} runs: {', '.join(self.runs)}" if several else source.name
+        document.title = f"{name if several else Path(name).name} – deadtok explore"
         document.template = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
         document.template_variables.update(
-            name=escape(source.name), rows=source.rows, findings=not source.live, meanings=rows.MEANINGS
+            name=escape(name), rows=source.rows, findings=not source.live, meanings=rows.MEANINGS, several=several
         )
-        document.add_root(self._controls)
+        document.add_root(self.bar.root)
         for view in self.views:
             view.root.name = view.name
             document.add_root(view.root)
@@ -156,16 +173,21 @@ class Page:
         self._summarise()
         if source.live:
             document.add_periodic_callback(self._look, _LOOK)
-        elif source.grows:  # the rest of the results, once the browser has drawn the first picture
+        elif any(source.grows for source in self.runs.values()):  # the rest, once the first picture is drawn
             document.on_event("document_ready", lambda event: self._look())
-        document.on_session_destroyed(lambda context: self._pool.shutdown(wait=False, cancel_futures=True))
+        document.on_session_destroyed(self._close)
+
+    def _close(self, context: Any) -> None:
+        self._closed = True
+        for pool in (self._pool, self._slow_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _look(self) -> None:
-        self.later("opening", self.source.refresh, lambda done: self._grown())
+        self.later("opening", lambda: [source.refresh() for source in self.runs.values()], lambda done: self._grown())
 
     # work beside the page
 
-    def later(self, key: str, compute: Callable[[], Any], show: Callable[[Any], None]) -> None:
+    def later(self, key: str, compute: Callable[[], Any], show: Callable[[Any], None], *, slow: bool = False) -> None:
         """Compute in another thread, then show; a later request with the same key replaces an earlier one."""
         number = self._asked[key] = self._asked.get(key, 0) + 1
 
@@ -181,8 +203,13 @@ class Page:
             else:
                 self.say(f"{key}: {' '.join(str(error).split()) or type(error).__name__}")
 
-        future = self._pool.submit(work)
-        future.add_done_callback(lambda done: self._document.add_next_tick_callback(partial(arrived, done)))
+        future = (self._slow_pool if slow else self._pool).submit(work)
+
+        def tell(done: Future[Any]) -> None:
+            if not self._closed:
+                self._document.add_next_tick_callback(partial(arrived, done))
+
+        future.add_done_callback(tell)
 
     def soon(self, key: str, act: Callable[[], None]) -> None:
         """Act when requests with the same key have rested for a moment."""
@@ -197,7 +224,7 @@ class Page:
 
     def say(self, text: str) -> None:
         """Show a sentence about the page."""
-        self._status.text = escape(text)
+        self.bar.say(text)
 
     # what users do
 
@@ -215,14 +242,30 @@ class Page:
 
     def choose_step(self, step: float | None) -> None:
         """Choose a step, within those that there are."""
-        first, last = self.source.steps
+        first, last = self.steps
         step = None if step is None else int(np.clip(round(step), first, last))
         if step is None or step == self.selection_step:
             return
         self.selection_step = step
-        self.slider.value = step
+        self.bar.slider.value = step
         for view in self.views:
             view.show_step()
+        self._describe()
+
+    def choose_run(self, run: str) -> None:
+        """Show the rows of another run; tokens that it has too stay selected."""
+        if run == self.run:
+            return
+        labels = self.source.labels[list(self.selected)]
+        for asked in self._asked:  # answers for the other run
+            self._asked[asked] += 1
+        if self.order in self.frame:
+            self.order, self._wanted_order = rows.IDS, self.order
+        self._take(run)
+        self.selected = self._positions_of(labels)
+        for view in self.views:
+            view.refresh()
+        self._summarise()
         self._describe()
 
     def show_quantity(self, key: str) -> None:
@@ -243,11 +286,11 @@ class Page:
 
     def show_all_steps(self) -> None:
         """Make all steps visible."""
-        first, last = self.source.steps
+        first, last = self.steps
         self.x_range.update(start=first, end=max(last, first + 1))
 
     def _steps_changed(self) -> None:
-        first, last = self.source.steps
+        first, last = self.steps
         span = (max(int(np.ceil(self.x_range.start)), first), min(int(self.x_range.end), last))
         if span[1] < span[0] or span == self.visible_steps:
             return
@@ -256,38 +299,29 @@ class Page:
 
     def _refresh_steps(self) -> None:
         for view in self.views:
-            if isinstance(view, (HeatMap, Phases, Series, Trajectories)):
+            if view.over_steps:
                 view.refresh()
         self._describe()
 
     def notes(self) -> str:
-        """Return the notes of the source as HTML."""
-        return "".join(f"<p>{escape(note)}</p>" for note in self.source.notes)
+        """Return the notes of all runs as HTML."""
+        every = [note for source in self.runs.values() for note in source.notes]
+        return "".join(f"<p>{escape(note)}</p>" for note in dict.fromkeys([*runs.in_common(self.runs), *every]))
 
     def _describe(self) -> None:
         """Say what is selected, in words, as Python and as a link."""
-        first, last = self.source.steps
-        labels = self.source.labels
-        whole = self.visible_steps == (first, last)
-        selection = Selection(
+        labels, last = self.source.labels, self.steps[1]
+        self.bar.describe(self, Selection(
             tuple(labels[i].item() if hasattr(labels[i], "item") else labels[i] for i in self.selected),
-            None if whole else self.visible_steps, None if self.selection_step == last else self.selection_step,
+            None if self.visible_steps == self.steps else self.visible_steps,
+            None if self.selection_step == last else self.selection_step,
             "" if self.quantity in quantities.FIRST_SHOWN else self.quantity,
             "" if self.order == _FIRST_ORDER else self.order,
-        )  # fmt: skip
-        shown = ", ".join(self.names[i] for i in self.selected[:6])
-        n, kind = len(self.selected), self.source.rows
-        chosen = f"{n:,} {kind}{'s' if n != 1 else ''}: {shown}{', …' if n > 6 else ''}" if n else f"no {kind}"
-        steps = "all steps" if whole else f"steps {self.visible_steps[0]:,} to {self.visible_steps[1]:,}"
-        self._chosen.text = f"Selected: {escape(chosen)}. Visible: {steps}."
-        self._python.value = selection.as_python(kind)
-        context = self._document.session_context
-        if context:
-            address = f"http://{context.request.headers.get('Host', '')}{context.request.path}"
-            query = selection.as_query()
-            self._link.value = address + (f"?{query}" if query else "")
+            "" if self.run == next(iter(self.runs)) else self.run,
+        ))  # fmt: skip
 
-    def _play(self, active: bool) -> None:
+    def play(self, active: bool) -> None:
+        """Move through the visible steps, or stop."""
         if not active:
             if (callback := self._waiting.pop("play", None)) is not None:
                 self._document.remove_periodic_callback(callback)
@@ -304,10 +338,10 @@ class Page:
     # what arrives
 
     def _summarise(self) -> None:
-        if self.source.grows and not self.source.live:
+        if not self.source.live and any(source.grows for source in self.runs.values()):
             return  # once everything is open
         self.later("table", self._table, self._show_table)
-        self.later("findings", self._find, lambda text: self._findings.update(text=text))
+        self.later("findings", self._find, lambda text: self._findings.update(text=text), slow=True)
 
     def _table(self) -> Any:
         recording, norms = self.source.recording, None
@@ -326,31 +360,29 @@ class Page:
         self.sort(self.order)
 
     def _find(self) -> str:
-        """Return the main findings as a list."""
+        """Return the main findings as lists."""
         if self.source.live:
             return ""
-        import xarray as xr
-
-        from deadtok_xr.results import findings
-
-        tree = xr.DataTree.from_dict({"/": xr.Dataset(), **self.source.groups})
-        found = findings.findings(findings.load(tree))[:6]
-        return "".join(["<ul>", *(f"<li>{escape(finding.text)}</li>" for finding in found), "</ul>"]) if found else ""
+        found = [(heading, texts) for heading, texts in runs.findings(self.runs) if texts]
+        return "".join(
+            f"<p>{escape(heading)}</p><ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
+            for heading, texts in found
+        )
 
     def _grown(self) -> None:
         """Show the steps that were added since."""
-        source = self.source
-        if source.version == self._version:
+        versions = self._versions_now()
+        if versions == self._versions:
             return
-        self._version = source.version
-        before, (first, last) = self._steps, source.steps
+        self._versions = versions
+        before, self.steps = self.steps, self._all_steps()
+        (first, last), source = self.steps, self.source
         whole, at_end = self.visible_steps == before, self.selection_step == before[1]
-        self._steps = (first, last)
-        self.quantities, self._notes.text = quantities.of_rows(source), self.notes()
+        self.quantities, self._notes.text = self.quantities_of(self.run), self.notes()
         if len(self.names) != len(source.labels):
-            self.names, self.row_order, self.selected = rows.names(source), np.arange(len(source.labels)), ()
+            self._take(self.run)
         self.x_range.bounds = (first, max(last, first + 1))
-        self.slider.update(start=first, end=max(last, first + 1))
+        self.bar.show_steps(self)
         if whole:
             self.visible_steps = (first, last)
             self.show_all_steps()

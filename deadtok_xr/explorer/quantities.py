@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from deadtok_xr.analyses.phases import LATTICE
 from deadtok_xr.explorer.source import Source
 
 NORM, DISTANCE, PHASE = "recording/norm", "recording/distance", "motion/phase"
@@ -55,9 +54,9 @@ def phases_of(motion: xr.Dataset | None, source: Source) -> xr.DataArray | None:
     dims = _n_dims(source)
     if dims is None:
         return None
-    l1, l2, linf = (motion[f"lattice_{name}"].transpose("step", "token") for name in ("l1", "l2", "linf"))
-    phase = xr.where(l1 == 0, 0, xr.where(linf <= 1, 1, xr.where(l2 <= np.sqrt(dims), 2, 3)))
-    phase = phase.where(np.isfinite(l1), -1).astype(np.int8)
+    from deadtok_xr.analyses.phases import LATTICE, lattice_phase  # with all analyses: after the first picture
+
+    phase = lattice_phase(motion, dims).transpose("step", "token")
     return phase.assign_attrs(
         long_name="phase of motion on the lattice", units="1", flag_values=list(range(4)),
         flag_meanings=" ".join(LATTICE),

@@ -21,6 +21,8 @@ class Selection:
         The chosen step; None for the last.
     quantity, order
         What the heat map shows, and how its rows are sorted; "" for the default.
+    run
+        Of several runs, the one whose rows are shown; "" for the first.
     """
 
     tokens: tuple[int | str, ...] = ()
@@ -28,6 +30,7 @@ class Selection:
     step: int | None = None
     quantity: str = ""
     order: str = ""
+    run: str = ""
 
     def as_python(self, dim: str = "token") -> str:
         """Return an expression that selects the same of a recording or of a group of results, `rec`."""
@@ -42,6 +45,7 @@ class Selection:
         items += [("step", str(self.step))] if self.step is not None else []
         items += [("quantity", self.quantity)] if self.quantity else []
         items += [("order", self.order)] if self.order else []
+        items += [("run", self.run)] if self.run else []
         return urlencode(items)
 
 
@@ -57,6 +61,7 @@ def from_query(arguments: Mapping[str, Sequence[bytes]]) -> Selection:
         int(step) if _is_number(step) else None,
         given.get("quantity", [""])[0],
         given.get("order", [""])[0],
+        given.get("run", [""])[0],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,16 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from deadtok_xr.errors import InputError
-from deadtok_xr.explorer.source import Source, open_source
+from deadtok_xr.explorer.opening import open_runs
+from deadtok_xr.explorer.source import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    Explored = xr.DataTree | xr.Dataset | str | Path
+
 HOST = "127.0.0.1"
+_UNUSED = 120_000  # milliseconds until a page without a browser is forgotten: a busy machine takes long to draw one
 _HEIGHT = 900  # pixels of the page in a notebook
 
 
@@ -29,7 +34,7 @@ class Explorer:
         The address of the page, which only this machine can open, and only those who know the token in it.
     """
 
-    def __init__(self, source: Source, port: int = 0) -> None:
+    def __init__(self, runs: Mapping[str, Source], port: int = 0) -> None:
         if find_spec("bokeh") is None:
             raise InputError("the explorer needs Bokeh: pip install 'deadtok_xr[explore]'")
         try:
@@ -41,10 +46,10 @@ class Explorer:
         self.url = f"http://{HOST}:{listening.getsockname()[1]}{path}"
         self._loop: Any = None
         # A browser that is opened now starts while Bokeh is imported: the socket already takes connections.
-        self._thread = Thread(target=self._run, args=(source, listening, path), name="deadtok explore", daemon=True)
+        self._thread = Thread(target=self._run, args=(runs, listening, path), name="deadtok explore", daemon=True)
         self._thread.start()
 
-    def _run(self, source: Source, listening: socket.socket, path: str) -> None:
+    def _run(self, runs: Mapping[str, Source], listening: socket.socket, path: str) -> None:
         """Serve until `close`; the event loop belongs to this thread."""
         import asyncio
 
@@ -53,7 +58,7 @@ class Explorer:
         asyncio.set_event_loop(asyncio.new_event_loop())
         self._loop = IOLoop.current()
         with listening:
-            server = _start(source, listening, path)
+            server = _start(runs, listening, path)
             self._loop.start()
             server.stop()
 
@@ -81,7 +86,7 @@ class Explorer:
 
 
 def explore(
-    what: xr.DataTree | xr.Dataset | str | Path, *, tokens: str | None = None, run: str | None = None, port: int = 0
+    what: Explored | Sequence[Explored], *, tokens: str | None = None, run: str | None = None, port: int = 0
 ) -> Explorer:
     """Explore results or a recording on an interactive page, in a notebook or in a browser.
 
@@ -89,11 +94,12 @@ def explore(
     ----------
     what
         A tree of results, from `open_results`, `save_results` or `analyze`; or the dataset of a recording; or the path
-        of either, or of a Monitor's store, which may still be written.
+        of either, or of a Monitor's store, which may still be written. Or a list of them, to see several runs side by
+        side: each has a colour in all plots over steps.
     tokens
         Of the path of a recording: ``"all"``, ``"live"`` or ``"dead"``; None for the dead ones if they are known.
     run
-        Of results or a recording of several runs, the label of one; None for the first of the results.
+        Of results or a recording of several runs, the label of one; None for all, side by side.
     port
         The port on 127.0.0.1; 0 for any that is free.
 
@@ -110,11 +116,12 @@ def explore(
     Examples
     --------
         dx.explore(dx.open_results("results.zarr"))
+        dx.explore(["seed_0.zarr", "seed_7.zarr"])
     """
-    return Explorer(open_source(what, tokens=tokens, run=run), port)
+    return Explorer(open_runs(what, tokens=tokens, run=run), port)
 
 
-def _start(source: Source, listening: socket.socket, path: str) -> Any:
+def _start(runs: Mapping[str, Source], listening: socket.socket, path: str) -> Any:
     """Begin to serve the page, and return the server."""
     from bokeh.application import Application
     from bokeh.application.handlers.function import FunctionHandler
@@ -129,10 +136,11 @@ def _start(source: Source, listening: socket.socket, path: str) -> Any:
     settings.resources.set_value("server")  # whatever the environment says: nothing comes from another machine
     port = listening.getsockname()[1]
     app = BokehTornado(
-        {path: Application(FunctionHandler(lambda document: Page(source, document).show()))},
+        {path: Application(FunctionHandler(lambda document: Page(runs, document).show()))},
         extra_websocket_origins=[f"{HOST}:{port}", f"localhost:{port}"],
         use_index=False,
         check_unused_sessions_milliseconds=5000,
+        unused_session_lifetime_milliseconds=_UNUSED,
     )
     http = HTTPServer(app)
     listening.setblocking(False)

@@ -39,8 +39,6 @@ from deadtok_xr.store.chunk_entries import entry_of, read_key
 from deadtok_xr.store.in_progress import VERSION, InProgress
 from deadtok_xr.store.stored_array import StoredArray
 
-RESUMES = "the same command, or save_results with the same arguments, resumes"
-
 
 def is_unfinished(path: str | Path) -> bool:
     """Return whether there are results that were not completed."""

@@ -17,13 +17,13 @@ from deadtok_xr import store
 from deadtok_xr.attributes import portable
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import IncompleteStoreError, InputError
-from deadtok_xr.results.in_progress import RESUMES
 from deadtok_xr.schema import RESULTS
 from deadtok_xr.store import destination, location, manifest, manifest_check, members, reading, zarr_dtype
 from deadtok_xr.store.chunk_reader import read_region, read_values
 
 LOADED_AS_A_WHOLE = 2**26
 """Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
+RESUMES = "the same command, or save_results with the same arguments, resumes"
 _Arrays = dict[str, "zarr.Array[Any]"]
 Opened = dict[str, tuple[zarr.Group, _Arrays]]
 

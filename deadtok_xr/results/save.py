@@ -27,8 +27,8 @@ from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
-from deadtok_xr.results.in_progress import RESUMES, Work
-from deadtok_xr.results.opening import arrays_by_path, as_tree, open_results, opened_groups
+from deadtok_xr.results.in_progress import Work
+from deadtok_xr.results.opening import RESUMES, arrays_by_path, as_tree, open_results, opened_groups
 from deadtok_xr.schema import RESULTS
 from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
 from deadtok_xr.store.create import create_root

@@ -15,12 +15,13 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr import testing
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
-from deadtok_xr.explorer import cloud, quantities, rows, story
+from deadtok_xr.explorer import cloud, quantities, rows, runs, story
 from deadtok_xr.explorer.binned import Blocks, bin_steps, picture
 from deadtok_xr.explorer.in_words import line
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
+from deadtok_xr.explorer.opening import Growing, open_runs, open_source
 from deadtok_xr.explorer.selection import Selection, from_query
-from deadtok_xr.explorer.source import Growing, Source, open_source
+from deadtok_xr.explorer.source import Source
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -130,6 +131,7 @@ def test_selections_as_python_and_as_links() -> None:
     query = {"token": [b"3", b"35"], "steps": [b"10-20"], "step": [b"15"], "quantity": [b"motion/displacement"],
              "order": [b"thaws"]}  # fmt: skip
     assert from_query(query) == selection
+    assert from_query({"run": [b"b"]}) == Selection(run="b")
     assert from_query({"steps": [b"20-10"], "step": ["²".encode(), b"1"]}) == Selection()
 
 
@@ -222,18 +224,42 @@ class TestSources:
             open_source(synthetic / "results.zarr", live=True)
         with pytest.raises(InputError, match="several runs"):
             open_source(dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"]))
+        with pytest.raises(InputError, match="nothing to explore"):
+            open_runs([])
 
-    def test_of_several_runs_one_is_explored(self, synthetic: Path, tmp_path: Path) -> None:
-        runs = dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"], tokens="all")
-        dx.save_results(dx.analyze(runs, analyses=["motion"]), tmp_path / "runs.zarr")
-        source = open_source(tmp_path / "runs.zarr")
-        assert source.notes[0].startswith("Run a of a, b")
-        assert source.groups["motion"].displacement.dims == ("step", "token")
-        assert source.recording is not None
-        assert open_source(tmp_path / "runs.zarr", run="b").notes[0].startswith("Run b of a, b")
+    def test_several_runs_of_one_store_of_a_dataset_or_of_a_list(self, synthetic: Path, tmp_path: Path) -> None:
+        recordings = dx.concat_runs([synthetic / "run.zarr"] * 2, run=["a", "b"], tokens="all")
+        dx.save_results(dx.analyze(recordings, analyses=["motion", "compare_runs"]), tmp_path / "runs.zarr")
+        found = open_runs(tmp_path / "runs.zarr")
+        assert list(found) == list(open_runs(recordings)) == ["a", "b"]
+        assert found["b"].groups["motion"].displacement.dims == ("step", "token")
+        assert found["b"].recording is not None
+        assert runs.overview(found)[runs.APART].tolist() == ["", "equal to the bit"]
+        assert runs.in_common(found) == []
+        assert list(open_runs(tmp_path / "runs.zarr", run="b")) == ["b"]
         for path, run in ((tmp_path / "runs.zarr", "c"), (synthetic / "results.zarr", "a")):
             with pytest.raises(InputError, match="no run"):
                 open_source(path, run=run)
+        both = [synthetic / "results.zarr", tmp_path / "runs.zarr"]
+        assert list(open_runs(both)) == ["results", "runs a", "runs b"]
+
+    def test_runs_of_other_tokens_and_steps_are_compared_as_far_as_they_go(self, synthetic: Path) -> None:
+        rec = dx.open_recording(synthetic / "run.zarr")
+        other = rec.isel(step=slice(0, 50), token=slice(10, None)).assign_coords(token_text=("token", ["x"] * 30))
+        found = open_runs([rec.assign_coords(token_text=("token", list("abcd") * 10)), other])
+        assert runs.in_common(found) == [
+            "The runs have different tokens (40 in 1, 30 in 2); 30 are in all of them.",
+            "30 tokens have another text in another run: the same id may mean another token.",
+        ]
+        frame = runs.overview(found)
+        assert frame["steps"].tolist() == ["0 to 299", "0 to 49"]
+        assert frame[runs.APART].tolist() == ["", "equal to the bit"]
+        assert runs.positions(found["2"], np.array([5, 10, 39])).tolist() == [-1, 0, 29]
+        assert [heading for heading, _ in runs.findings(found)][1] == "Where the runs differ (1 / 2):"
+        one, two = found.values()
+        two.recording, two.groups = rec.isel(token=[0]).assign_coords(token=[99]), {}
+        one.comparison = None
+        assert runs.APART not in runs.overview(found)
 
     def test_a_recording_alone_shows_motion_and_offers_to_analyse(self, synthetic: Path) -> None:
         source = open_source(synthetic / "run.zarr", tokens="all")
@@ -246,7 +272,7 @@ class TestSources:
     def test_a_run_is_the_same_to_the_bit_when_it_is_watched(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("deadtok_xr.explorer.source._WAIT", 0.0)
+        monkeypatch.setattr("deadtok_xr.explorer.opening._WAIT", 0.0)
         alone = train(tmp_path / "alone.zarr", 40)
         with pytest.raises(MissingFileError):
             Growing(tmp_path / "watched.zarr", None)

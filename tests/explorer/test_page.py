@@ -15,8 +15,6 @@ import pytest
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
-from deadtok_xr.explorer.server import Explorer
-from deadtok_xr.explorer.source import open_source
 from tests.explorer.test_data import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,7 +67,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(results: Path) -> Iterator[str]:
-    explorer = Explorer(open_source(results))
+    explorer = dx.explore(results)
+    yield explorer.url
+    explorer.close()
+
+
+@pytest.fixture
+def served_runs(results: Path) -> Iterator[str]:
+    explorer = dx.explore([results, results.parent / "run.zarr"])
     yield explorer.url
     explorer.close()
 
@@ -97,7 +102,7 @@ def test_only_who_knows_the_token_sees_the_page(results: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_selection_with_the_mouse_changes_every_view(served: str) -> None:
+def test_a_selection_with_the_mouse_changes_every_view(served: str, served_runs: str) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -171,8 +176,19 @@ def test_a_selection_with_the_mouse_changes_every_view(served: str) -> None:
         page.wait_for_function(f"() => ({COUNTS})().step === {step}")
         page.set_viewport_size({"width": 375, "height": 800})
         page.wait_for_function("() => document.documentElement.scrollWidth <= 375")
+
+        page.goto(served_runs)  # results and a recording of two runs, of which all lines are drawn
+        page.get_by_text("first step with half frozen").wait_for()
+        search.fill("2, 3")
+        search.press("Enter")
+        page.get_by_text("2 of 12").wait_for()
+        page.get_by_role("button", name="Select the found").click()
+        page.wait_for_function(f"() => ({COUNTS})().trajectories === 4")
+        page.get_by_label("Run of the map").select_option("run")
+        page.get_by_text("run: length of the displacement").wait_for()
+        playwright.expect(python).to_have_value("rec.sel(token=[2, 3])")
+        page.wait_for_function("() => document.documentElement.scrollWidth <= 375")
         browser.close()
     assert errors == []
-    assert {request.split("/")[2] for request in requests if not request.startswith(("data:", "blob:"))} == {
-        served.split("/")[2]
-    }
+    hosts = {request.split("/")[2] for request in requests if not request.startswith(("data:", "blob:"))}
+    assert hosts == {url.split("/")[2] for url in (served, served_runs)}

@@ -8,7 +8,6 @@ import numpy as np
 from bokeh.layouts import column
 from bokeh.models import BasicTickFormatter, Button, CategoricalColorMapper, ColumnDataSource, DataRange1d, HoverTool
 
-from deadtok_xr.analyses.phases import LATTICE
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.cloud import Axes, Projection, principal_axes
 from deadtok_xr.explorer.views.common import PHASES, UNKNOWN, View, base_figure, wrapping
@@ -29,10 +28,10 @@ class Cloud(View):
             x_range=DataRange1d(), y_range=DataRange1d(),
         )  # fmt: skip
         self.data = ColumnDataSource({"x": [], "y": [], "name": [], "phase": [], "row": []})
-        mapper = CategoricalColorMapper(factors=[*LATTICE, "unknown"], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
+        self.phases = CategoricalColorMapper(factors=[], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
         points = self.plot.scatter(
             "x", "y", source=self.data, size=7, line_color="white", line_width=0.4, legend_field="phase",
-            color={"field": "phase", "transform": mapper}, nonselection_alpha=0.25, selection_line_color="#D55E00",
+            color={"field": "phase", "transform": self.phases}, nonselection_alpha=0.25, selection_line_color="#D55E00",
             selection_line_width=2,
         )  # fmt: skip
         self.plot.add_tools(HoverTool(renderers=[points], tooltips=[("token", "@name"), ("phase", "@phase")]))
@@ -40,20 +39,24 @@ class Cloud(View):
         legend.update(orientation="horizontal", border_line_color=None, label_text_font_size="11px", ncols="auto")
         self.plot.add_layout(legend, "below")
         for axis in (self.plot.xaxis, self.plot.yaxis):
-            axis.formatter = BasicTickFormatter(precision=1)
+            axis.formatter = BasicTickFormatter(power_limit_low=-2)
         self.axes = Button(label="Take the axes of this step", width=190)
         self.axes.on_click(lambda: self._find_axes(page.selection_step))
         self.data.selected.on_change("indices", self._clicked)
         self._telling = False
         self._projection: Projection | None = None
+        self._run = page.run
         self.root = column(wrapping(self.axes), self.plot, sizing_mode="stretch_width")
 
     def refresh(self) -> None:
         """Find the axes once, and draw the chosen step."""
         recording = self.page.source.recording
+        if self._run != self.page.run:
+            self._run, self._projection = self.page.run, None
         self.axes.disabled = recording is None or "W" not in recording
         if recording is None or self.axes.disabled:
-            self.plot.title.text = "the cloud needs the recording, which is not here"
+            opening = self.page.source.grows and not self.page.source.live
+            self.plot.title.text = "opening …" if opening else "the cloud needs the recording, which is not here"
         elif self._projection is None or self.page.source.grows:
             self._find_axes(recording["step"].values[-1] if self._projection is None else self._axes.step)
         else:
@@ -90,7 +93,10 @@ class Cloud(View):
         self.page.later("cloud", read, lambda found: self._show(step, *found))
 
     def _show(self, step: int, places: Any, phase: Any) -> None:
+        from deadtok_xr.analyses.phases import LATTICE  # with all analyses: after the first picture
+
         words = [*LATTICE, "unknown"]
+        self.phases.factors = words
         self.plot.title.text = f"step {step:,}"
         self._telling = True
         self.data.data = {

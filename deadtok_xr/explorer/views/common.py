@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,13 @@ class View:
         Its place on the page.
     root
         What is drawn there.
+    over_steps
+        Whether it shows the visible steps.
     """
 
     name: str
     root: LayoutDOM
+    over_steps = False
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -101,6 +105,11 @@ def key(names: Iterable[str], colours: Iterable[str]) -> str:
         f'<span style="{_KEY}"><span style="color:{colour}">■</span> {escape(name)}</span>'
         for name, colour in zip(names, colours, strict=False)
     )
+
+
+def wrapped(label: str, width: int = 26) -> str:
+    """Return the label of an axis on as many lines as the height of a small plot needs."""
+    return "\n".join(textwrap.wrap(label, width))
 
 
 def wrapping(*children: Any) -> LayoutDOM:

@@ -56,7 +56,7 @@ _NOTHING: dict[str, Any] = {
 class HeatMap(View):
     """Steps from left to right, rows in the order of the page from the bottom up; a box selects rows."""
 
-    name = "heat_map"
+    name, over_steps = "heat_map", True
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
@@ -127,7 +127,8 @@ class HeatMap(View):
             f", at every {found.width}th step" if is_category(x) else f", mean over {found.width} steps"
         )  # fmt: skip
         zoom = "" if found.width == 1 else "; zoom in for every step"
-        self.words.text = escape(f"{name}{over}{zoom}")
+        run = f"{self.page.run}: " if len(self.page.runs) > 1 else ""
+        self.words.text = escape(f"{run}{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
 
@@ -179,6 +180,8 @@ class HeatMap(View):
         if self._binned is None:
             return
         found, order = self._binned, self.page.row_order
+        if self.y_range.bounds != (0, max(len(order), 1)):  # another run has more rows, or fewer
+            self.y_range.update(start=0, end=max(len(order), 1), bounds=(0, max(len(order), 1)))
         low, high = max(int(self.y_range.start), 0), min(int(np.ceil(self.y_range.end)), len(order))
         rows = order[low:high] if high > low else order
         span = (float(found.first[0]) - 0.5, float(found.last[-1]) + 0.5) if len(found.first) else (0.0, 1.0)
@@ -201,6 +204,8 @@ class HeatMap(View):
         if len(order) <= _NAMED:
             names = {k + 0.5: self.page.names[i][:14] for k, i in enumerate(order)}
             axis.update(ticker=FixedTicker(ticks=list(names)), major_label_overrides=names)
+        elif axis.major_label_overrides:
+            axis.update(ticker=BasicTicker(), major_label_overrides={})
 
     def show_selection(self) -> None:
         """Mark the selected rows."""

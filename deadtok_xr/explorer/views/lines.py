@@ -10,33 +10,33 @@ from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralTickFormatter, Range1d, Select
 
 from deadtok_xr.explorer import quantities
-from deadtok_xr.explorer.views.common import COLOURS, PHASES, View, key, offer_quantities, over_steps
+from deadtok_xr.explorer.runs import positions
+from deadtok_xr.explorer.views.common import COLOURS, PHASES, View, key, offer_quantities, over_steps, wrapped
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from deadtok_xr.explorer.binned import Binned
     from deadtok_xr.explorer.page import Page
+    from deadtok_xr.explorer.source import Source
 
 _SMALL = 2**29  # bytes of weights that are read fast enough for an answer
 DRAWN = 16
 """Trajectories that are drawn at most."""
+_DASHES = ("solid", "dashed", "dotted", "dotdash")
+_MARKS = ("───", "╶╶╶", "·····", "─·─")
 
 
 class Phases(View):
     """The shares of the rows in each phase, stacked from the coldest up."""
 
-    name = "phases"
+    name, over_steps = "phases", True
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
-        schemes = [name for name, ds in page.source.groups.items() if name.startswith("phases") and "fraction" in ds]
-        self.scheme = schemes[0] if schemes else ""
+        self.scheme = schemes_of(page.source)[0]
         self.plot, self.marker = over_steps(page, height=360, y_range=Range1d(0, 1))
         self.plot.yaxis.formatter = NumeralTickFormatter(format="0%")
-        if not schemes:
-            words = Div(text="phases were not analysed: <code>deadtok analyze … --only phases</code>")
-            self.root = column(words, self.plot, sizing_mode="stretch_width")
-            return
         names = [str(name) for name in page.source.groups[self.scheme]["phase"].values]
         self.data = ColumnDataSource({"step": [], **{name: [] for name in names}})
         palette = PHASES.get(len(names), COLOURS)
@@ -50,8 +50,6 @@ class Phases(View):
 
     def refresh(self) -> None:
         """Draw the visible steps."""
-        if not self.scheme:
-            return
         x = self.page.source.groups[self.scheme]["fraction"].transpose("step", "phase")
         binned, span = self.page.source.blocks.binned, self.page.visible_steps
         self.page.later("phases", lambda: binned(self.scheme, x, *span), self._show)
@@ -66,67 +64,141 @@ class Phases(View):
 
 
 class Series(View):
-    """One quantity of the whole cloud per step, chosen from a list."""
+    """One quantity per step, chosen from a list, a line for each run."""
 
-    def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str) -> None:
+    over_steps, title = True, "Plot shows"
+
+    def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str = COLOURS[0]) -> None:
         super().__init__(page)
-        self.name = name
-        self.found: dict[str, xr.DataArray] = {}
+        self.name, self._first = name, first
         self.plot, self.marker = over_steps(page, height=220, y_range=DataRange1d(only_visible=True))
-        self.data = ColumnDataSource({"step": [], "value": []})
-        line = self.plot.line("step", "value", source=self.data, line_color=colour, line_width=1.5)
-        self.plot.add_tools(
-            HoverTool(renderers=[line], mode="vline", tooltips=[("step", "@step{0,0}"), ("value", "@value{0.0000a}")])
-        )
-        self.choice = Select(title="Plot shows", width=330)
-        self._first = first
+        several = len(page.runs) > 1
+        self.data = {label: ColumnDataSource({"step": [], "value": []}) for label in page.runs}
+        for label, data in self.data.items():
+            line = self.plot.line(
+                "step", "value", source=data, line_color=page.colours[label] if several else colour, line_width=1.5,
+                name=label,
+            )  # fmt: skip
+            run = [("run", "$name")] if several else []
+            self.plot.add_tools(
+                HoverTool(renderers=[line], mode="vline", visible=False, description=label,
+                          tooltips=[*run, ("step", "@step{0,0}"), ("value", "@value{0.0000a}")])
+            )  # fmt: skip
+        self.choice = Select(title=self.title, width=330)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
-        self.root = column(self.choice, self.plot, sizing_mode="stretch_width")
+        self.words = Div(sizing_mode="stretch_width", visible=several)
+        self.root = column(self.choice, self.plot, self.words, sizing_mode="stretch_width")
 
-    def _offer(self, chosen: str) -> None:
-        options = [(name, f"{name.partition('/')[0]}: {quantities.label(name, x)}") for name, x in self.found.items()]
+    def found(self, source: Source) -> dict[str, xr.DataArray]:
+        """Return what can be drawn of a run, by name."""
+        return quantities.of_steps(source)
+
+    def label(self, name: str, x: xr.DataArray) -> str:
+        """Return the name of a quantity in the list."""
+        return f"{name.partition('/')[0]}: {quantities.label(name, x)}"
+
+    def _offer(self, found: dict[str, xr.DataArray]) -> str:
+        chosen = self.choice.value or next((name for name in self._first if name in found), "")
+        options = [(name, self.label(name, x)) for name, x in found.items()]
         self.choice.options = [*([] if chosen else [("", "(choose)")]), *options]
         self.choice.value = chosen
+        return chosen
 
     def refresh(self) -> None:
         """Draw the visible steps of the chosen quantity."""
-        self.found = quantities.of_steps(self.page.source)
-        self._offer(self.choice.value or next((name for name in self._first if name in self.found), ""))
-        chosen = self.choice.value
-        if chosen not in self.found:
+        of_runs = {label: self.found(source) for label, source in self.page.runs.items()}
+        chosen = self._offer({name: x for found in reversed(of_runs.values()) for name, x in found.items()})
+        have = {label: found[chosen] for label, found in of_runs.items() if chosen in found}
+        if not have:
             return
-        x = self.found[chosen].expand_dims(row=1, axis=1)
-        binned, span = self.page.source.blocks.binned, self.page.visible_steps
-        self.page.later(self.name, lambda: binned(chosen, x, *span), lambda found: self._show(chosen, found))
+        runs, span = self.page.runs, self.page.visible_steps
 
-    def _show(self, name: str, found: Any) -> None:
-        values = found.values[:, 0].astype(np.float64)
-        if self.found[name].dtype.kind == "i":
-            values = np.where(values < 0, np.nan, values)  # -1: without a valid value
-        self.data.data = {"step": found.middle, "value": values}
-        self.plot.yaxis.axis_label = quantities.label(name, self.found[name])[:30]
+        def read() -> dict[str, Binned]:
+            return {label: runs[label].blocks.binned(chosen, x.expand_dims(row=1, axis=1), *span)
+                    for label, x in have.items()}  # fmt: skip
+
+        self.page.later(self.name, read, lambda found: self._show(chosen, have, found))
+
+    def _show(self, name: str, have: dict[str, xr.DataArray], found: dict[str, Binned]) -> None:
+        for label, data in self.data.items():
+            if label not in found:
+                data.data = {"step": [], "value": []}
+                continue
+            values = found[label].values[:, 0].astype(np.float64)
+            if have[label].dtype.kind == "i":
+                values = np.where(values < 0, np.nan, values)  # -1: without a valid value
+            data.data = {"step": found[label].middle, "value": values}
+        self.plot.yaxis.axis_label = wrapped(quantities.label(name, next(iter(have.values()))))
+        missing = [label for label in self.data if label not in found]
+        self.words.text = self.page.key_of_runs(f"not analysed in {', '.join(missing)}" if missing else "")
 
     def show_step(self) -> None:
         """Move the marker."""
         self.marker.location = self.page.selection_step
 
 
-class Trajectories(View):
-    """A quantity of each selected row over the steps, with its name."""
+class PhasesOfRuns(Series):
+    """The share of one phase, a line for each run."""
 
-    name = "trajectories"
+    title = "Share of the phase"
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(page, "phases", ())
+        self.plot.update(height=360, y_range=Range1d(-0.02, 1.02))
+        self.plot.yaxis.formatter = NumeralTickFormatter(format="0%")
+
+    def found(self, source: Source) -> dict[str, xr.DataArray]:
+        """Return the share of each phase, the coldest first."""
+        return {
+            f"{scheme}/{name}": source.groups[scheme]["fraction"].isel(phase=k, drop=True)
+            for scheme in schemes_of(source)
+            for k, name in enumerate(source.groups[scheme]["phase"].values.tolist())
+        }
+
+    def label(self, name: str, x: xr.DataArray) -> str:
+        """Return the name of a phase, with its scheme unless it is the usual one."""
+        scheme, _, phase = name.partition("/")
+        return phase.replace("_", " ") + ("" if scheme == "phases" else f" ({scheme.partition('_')[2]})")
+
+    def _offer(self, found: dict[str, xr.DataArray]) -> str:
+        self._first = tuple(found)[:1]
+        return super()._offer(found)
+
+
+def schemes_of(source: Source) -> list[str]:
+    """Return the groups that hold shares of phases."""
+    return [name for name, ds in source.groups.items() if name.startswith("phases") and "fraction" in ds]
+
+
+def shares(page: Page) -> View:
+    """Return the view of the phases: stacked for one run, lines for several, words where they were not analysed."""
+    if not any(schemes_of(source) for source in page.runs.values()):
+        missing = View(page)
+        missing.name = "phases"
+        missing.root = Div(text="phases were not analysed: <code>deadtok analyze … --only phases</code>")
+        return missing
+    return PhasesOfRuns(page) if len(page.runs) > 1 else Phases(page)
+
+
+class Trajectories(View):
+    """A quantity of each selected row over the steps, with its name; of several runs, a line for each."""
+
+    name, over_steps = "trajectories", True
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
         self.choice = Select(title="Trajectories show", width=330)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
         self.plot, self.marker = over_steps(page, height=300, y_range=DataRange1d(only_visible=True))
-        self.data = ColumnDataSource({"xs": [], "ys": [], "name": [], "colour": []})
-        self.lines = self.plot.multi_line("xs", "ys", source=self.data, line_color="colour", line_width=1.5)
+        self.data = ColumnDataSource({name: [] for name in ("xs", "ys", "name", "run", "colour", "dash")})
+        self.lines = self.plot.multi_line(
+            "xs", "ys", source=self.data, line_color="colour", line_dash="dash", line_width=1.5
+        )
         self.legend = Div(sizing_mode="stretch_width")
+        run = [("run", "@run")] if len(page.runs) > 1 else []
         self.plot.add_tools(
             HoverTool(renderers=[self.lines], line_policy="nearest",
-                      tooltips=[(page.source.rows, "@name"), ("step", "$x{0,0}"), ("value", "$y{0.0000a}")])
+                      tooltips=[*run, (page.source.rows, "@name"), ("step", "$x{0,0}"), ("value", "$y{0.0000a}")])
         )  # fmt: skip
         self.root = column(self.choice, self.plot, self.legend, sizing_mode="stretch_width")
 
@@ -137,38 +209,55 @@ class Trajectories(View):
         small = recording is not None and "W" in recording and recording["W"].nbytes <= _SMALL
         offer_quantities(page, self.choice, [*([quantities.DISTANCE] if small else []), page.quantity])
         quantity = self.choice.value
-        chosen = list(page.selected)[:DRAWN]
+        at_most = max(DRAWN // len(page.runs), 4)
+        chosen = list(page.selected)[:at_most]
         more = len(page.selected) - len(chosen)
         rows = f"{page.source.rows}s"
         self.said = (
             f"select {rows} in the heat map, the table or the cloud" if not chosen
-            else f"the first {DRAWN} of {len(page.selected):,} selected {rows}" if more > 0 else ""
+            else f"the first {at_most} of {len(page.selected):,} selected {rows}" if more > 0 else ""
         )  # fmt: skip
         if quantity not in page.quantities or not chosen:
-            self._show([], [], None)
+            self._show(quantity, [], {})
             return
-        x = page.quantities[quantity]
-        span = page.visible_steps
+        span, found = page.visible_steps, {label: page.quantities_of(label) for label in page.runs}
+        have = {label: of_rows[quantity] for label, of_rows in found.items() if quantity in of_rows}
         page.later(
-            "trajectories", lambda: self._read(quantity, x, chosen, span), lambda found: self._show(chosen, *found)
+            "trajectories",
+            lambda: {label: self._read(label, quantity, x, chosen, span) for label, x in have.items()},
+            lambda read: self._show(quantity, chosen, read),
         )
 
-    def _read(self, quantity: str, x: xr.DataArray, chosen: list[int], span: tuple[int, int]) -> tuple[Any, Any]:
-        blocks = self.page.source.blocks
-        if quantity == self.page.quantity:  # the heat map has read it
-            found = blocks.binned(quantity, x, *span)
-            return found.middle, found.values[:, chosen]
-        found = blocks.binned(f"{quantity} of {chosen}", x.isel({self.page.source.rows: chosen}), *span)
-        return found.middle, found.values
+    def _read(self, run: str, quantity: str, x: xr.DataArray, chosen: list[int], span: tuple[int, int]) -> Any:
+        """Return the steps, and the values of each chosen row, None for one that the run does not have."""
+        source = self.page.runs[run]
+        at = chosen if source is self.page.source else positions(source, self.page.source.labels[chosen]).tolist()
+        if quantity == self.page.quantity and source is self.page.source:  # the heat map has read it
+            found = source.blocks.binned(quantity, x, *span)
+            return found.middle, [found.values[:, i] for i in at]
+        there = [i for i in at if i >= 0]
+        found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
+        return found.middle, [found.values[:, there.index(i)] if i >= 0 else None for i in at]
 
-    def _show(self, chosen: list[int], steps: Any, values: Any) -> None:
-        n = len(chosen)
-        names = [self.page.names[i] for i in chosen]
-        colours = [COLOURS[i % len(COLOURS)] for i in range(n)]
-        self.data.data = {
-            "xs": [steps] * n, "ys": [values[:, k] for k in range(n)], "name": names, "colour": colours,
-        }  # fmt: skip
-        self.legend.text = " ".join([key(names, colours), escape(self.said)])
+    def _show(self, quantity: str, chosen: list[int], read: dict[str, Any]) -> None:
+        page, several = self.page, len(self.page.runs) > 1
+        names = [page.names[i] for i in chosen]
+        lines: list[dict[str, Any]] = [
+            {"xs": steps, "ys": values[k], "name": names[k], "run": run,
+             "colour": page.colours[run] if several else COLOURS[k % len(COLOURS)],
+             "dash": _DASHES[k % len(_DASHES)] if several else "solid"}
+            for run, (steps, values) in read.items() for k in range(len(chosen)) if values[k] is not None
+        ]  # fmt: skip
+        self.data.data = {name: [line[name] for line in lines] for name in self.data.column_names}
+        if quantity in page.quantities:
+            self.plot.yaxis.axis_label = wrapped(quantities.label(quantity, page.quantities[quantity]), 34)
+        if not several:
+            self.legend.text = " ".join([key(names, COLOURS * len(names)), escape(self.said)])
+            return
+        missing = [f"not in {run}: {', '.join(name for name, y in zip(names, values, strict=True) if y is None)}"
+                   for run, (_, values) in read.items() if any(y is None for y in values)]  # fmt: skip
+        dashes = " ".join(f"{mark} {escape(name)}" for name, mark in zip(names, _MARKS * len(names), strict=False))
+        self.legend.text = page.key_of_runs("; ".join([self.said, *missing]).strip("; ")) + f"<br>{dashes}"
 
     def show_selection(self) -> None:
         """Draw the selected rows."""

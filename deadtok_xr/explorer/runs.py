@@ -1,0 +1,117 @@
+"""How several runs differ: an overview with a row for each, what they do not have in common, and their findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from deadtok_xr.errors import InputError
+from deadtok_xr.explorer.source import Source
+
+Runs = Mapping[str, Source]
+"""The sources of the runs, by label."""
+APART = "differs from the first"
+_COMPARED = 2**28  # bytes of weights of all runs that the page compares to the bit
+_SHOWN = 6  # findings of a kind
+
+
+def overview(runs: Runs) -> pd.DataFrame:
+    """Return a row of words for each run: its size, when its tokens froze, and since when it differs from the first."""
+    frame = pd.DataFrame([_row(source) for source in runs.values()], index=list(runs)).fillna("not known")
+    if (found := compared(runs)) is not None:
+        first = dict(zip(map(str, found["run"].values), found["first_difference"].values.tolist(), strict=True))
+        frame[APART] = [_since(first[label]) if label in first else "" for label in runs]
+    return frame
+
+
+def _row(source: Source) -> dict[str, str]:
+    first, last = source.steps
+    row = {f"{source.rows}s": f"{len(source.labels):,}", "steps": f"{first:,} to {last:,}"}
+    phases = source.groups.get("phases", xr.Dataset())
+    if "transition_step" in phases:
+        coldest = phases.isel(phase=0)
+        name, half = str(coldest["phase"].values), int(coldest["transition_step"])
+        row[f"first step with half {name}"] = f"{half:,}" if half >= 0 else "never"
+        row[f"{name} at the end"] = f"{float(coldest['fraction'][-1]):.1%}"
+    if (moved := _last_motion(source)) is not None and len(moved):
+        latest = int(moved.max())
+        row["last motion of any token"] = "never" if latest < 0 else f"{latest:,}" if latest < last else "still moving"
+    return row
+
+
+def _last_motion(source: Source) -> Any:
+    """Return the last step at which each token moved; None if it is not known."""
+    lifecycle = source.groups.get("lifecycle", xr.Dataset())
+    if "last_motion" in lifecycle:
+        return lifecycle["last_motion"].values
+    so_far = source.motion_so_far()
+    return None if so_far is None else so_far.columns()["last_motion"]
+
+
+def _since(step: int) -> str:
+    return f"from step {step:,}" if step >= 0 else "equal to the bit"
+
+
+def compared(runs: Runs) -> xr.Dataset | None:
+    """Return the comparison of all runs with the first: as it was analysed, or computed if there is little to read."""
+    sources = list(runs.values())
+    if len(sources) < 2 or sources[0].comparison is not None:
+        return sources[0].comparison
+    recordings = [source.recording for source in sources]
+    weights = [r["W"] for r in recordings if r is not None and "W" in r]
+    if len(weights) < len(sources) or sum(w.nbytes for w in weights) > _COMPARED:
+        return None
+    from deadtok_xr.analyses.compare_runs import compare_runs
+
+    try:
+        found: xr.Dataset = compare_runs(*(w.to_dataset(name="W") for w in weights), run=list(runs), join="inner")
+    except InputError:
+        return None  # nothing in common: `in_common` says so
+    sources[0].comparison = found = found.compute()
+    return found
+
+
+def in_common(runs: Runs) -> list[str]:
+    """Return sentences about the rows and texts that the runs do not share; none if they share all."""
+    if len(runs) < 2:
+        return []
+    sources, rows = list(runs.values()), f"{next(iter(runs.values())).rows}s"
+    labels = [set(source.labels.tolist()) for source in sources]
+    shared, every = set.intersection(*labels), set.union(*labels)
+    sentences = []
+    if shared != every:
+        counts = ", ".join(f"{len(own):,} in {label}" for label, own in zip(runs, labels, strict=True))
+        sentences.append(f"The runs have different {rows} ({counts}); {len(shared):,} are in all of them.")
+    texts = [dict(zip(source.labels.tolist(), source.texts, strict=True)) for source in sources]
+    other = sum(len({own[label] for own in texts} - {""}) > 1 for label in shared)
+    if other:
+        sentences.append(f"{other:,} {rows} have another text in another run: the same id may mean another token.")
+    return sentences
+
+
+def findings(runs: Runs) -> list[tuple[str, list[str]]]:
+    """Return headings, and under each the main findings: of the only run, or of several, what differs first."""
+    from deadtok_xr.results import findings as of_one
+    from deadtok_xr.results import side_by_side
+
+    groups = {label: of_one.load(xr.DataTree.from_dict({"/": xr.Dataset(), **s.groups})) for label, s in runs.items()}
+    if len(groups) == 1:
+        return [("", [finding.text for finding in of_one.findings(next(iter(groups.values())))][:_SHOWN])]
+    comparison = compared(runs)
+    apart = [] if comparison is None else side_by_side.comparison({side_by_side.COMPARISON: comparison})
+    shared = side_by_side.shared_findings(groups)
+    order = " / ".join(groups) if len(groups) <= side_by_side.AT_MOST else "smallest to largest"
+    return [
+        ("", [finding.text for finding in apart]),
+        (f"Where the runs differ ({order}):", [f.text for f in shared if f.differs][:_SHOWN]),
+        ("In all runs:", [f.text for f in shared if not f.differs][:_SHOWN]),
+    ]
+
+
+def positions(source: Source, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the positions of labels of rows in a source; -1 for those that it does not have."""
+    return pd.Index(source.labels).get_indexer(labels)
