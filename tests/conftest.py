@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -41,6 +42,8 @@ RUN = demo.Run(
 )  # fmt: skip
 
 
+N_DEAD = 256 - len(np.unique(demo.corpus()))
+"""The dead tokens of `recording`: bytes that Python's documentation lacks, which depends on the version of Python."""
 GROUPS = [
     "motion",
     "phases",

@@ -17,6 +17,7 @@ import deadtok_xr as dx
 from deadtok_xr.attributes import JsonText, plain, portable, read
 from deadtok_xr.dask_arrays import EXPRESSIONS
 from deadtok_xr.errors import InputError, OffGridError
+from tests.conftest import N_DEAD
 
 Lazily = Callable[[], AbstractContextManager[None]]
 
@@ -115,7 +116,7 @@ class TestOpenResults:
         with lazily():  # no Dask
             assert motion.displacement.groupby("dead").mean().sizes["dead"] == 1
             assert motion.displacement.groupby(life.last_motion).mean().sizes["last_motion"] > 1
-            assert motion.isel(token=motion.dead).sizes["token"] == 162
+            assert motion.isel(token=motion.dead).sizes["token"] == N_DEAD
             smooth = motion.displacement.rolling(step=50).mean()
         np.testing.assert_allclose(smooth[49], motion.displacement[:50].mean("step"), rtol=1e-5)
 

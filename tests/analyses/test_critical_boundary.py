@@ -11,6 +11,7 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests import reference
+from tests.conftest import N_DEAD
 from tests.reference import assert_agree
 from tests.strategies import dataset
 
@@ -75,12 +76,12 @@ class TestCriticalBoundary:
         with pytest.raises(InputError, match=r"critical_boundary: steps 3\.\.4 are missing"):
             dx.critical_boundary(rec)
         found = dx.critical_boundary(rec, allow_gaps=True).compute()
-        np.testing.assert_array_equal(found.n_invalid, [0, 0, 162, 0])
+        np.testing.assert_array_equal(found.n_invalid, [0, 0, N_DEAD, 0])
         assert np.isnan(found.critical_ratio[2]).all()
         W = rec.W.load().copy()
         W[1, 3, 0] = np.nan
         holes = dx.critical_boundary(rec.assign(W=W), allow_gaps=True).compute()
-        np.testing.assert_array_equal(holes.n_invalid, [1, 1, 162, 0])
+        np.testing.assert_array_equal(holes.n_invalid, [1, 1, N_DEAD, 0])
 
     def test_required_variables(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead")

@@ -65,7 +65,7 @@ def test_lifecycle_agrees_with_related_analyses(results: xr.DataTree) -> None:
     assert_agree(life.frozen_fraction, freezing.frozen_fraction.values)
     assert_agree(results["epochs"].frozen_fraction[1:], freezing.frozen_fraction.values)
     total = int(life.passages.sum())
-    assert total == 162 * 299
+    assert total == life.sizes["token"] * 299
     assert int(life.reheats.sum() + life.cools.sum()) == total - int(np.trace(life.passages))
 
 

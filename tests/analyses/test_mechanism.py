@@ -14,7 +14,7 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests import reference
-from tests.conftest import once
+from tests.conftest import N_DEAD, once
 from tests.optimizer_runs import BF16, FLAGS, LEARNED, RUNS, elements, train, with_flags
 
 
@@ -187,7 +187,7 @@ def test_updates_across_a_gap_are_not_replayed(recording: Path) -> None:
     with pytest.raises(InputError, match="steps 2..249 are missing; an update can only be replayed between"):
         dx.mechanism(ds)
     found = dx.mechanism(ds, allow_gaps=True).compute()
-    assert found.n_compared.values.tolist() == [162 * 16, 0, 162 * 16]
+    assert found.n_compared.values.tolist() == [N_DEAD * 16, 0, N_DEAD * 16]
     assert found.n_missed.sum() == 0
     assert (found.cause[1] == 2).all()
     with pytest.raises(InputError, match="are missing"):

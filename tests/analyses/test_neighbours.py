@@ -9,12 +9,13 @@ import pytest
 
 import deadtok_xr as dx
 from tests import reference_standalone as reference
+from tests.conftest import N_DEAD
 from tests.strategies import dataset
 
 
 class TestNeighbours:
     def test_real_recording(self, recording: Path) -> None:
-        rec = dx.open_recording(recording, tokens="dead").isel(token=slice(0, 162, 11))
+        rec = dx.open_recording(recording, tokens="dead").isel(token=slice(0, None, 11))
         found = dx.neighbour_preservation(rec, steps=[1, 5, 129, 300]).compute()
         for step in (1, 5, 129, 300):
             expected = reference.rank_correlation(*rec.W.sel(step=[step - 1, step]).values)
@@ -40,6 +41,6 @@ class TestNeighbours:
     def test_sample_of_many_tokens(self, recording: Path) -> None:
         rec = dx.open_recording(recording, tokens="dead")
         found = dx.neighbour_preservation(rec, steps=[5], max_tokens=12).compute()
-        chosen = rec.W.isel(token=np.linspace(0, 161, 12).round().astype(int)).sel(step=[4, 5]).values
+        chosen = rec.W.isel(token=np.linspace(0, N_DEAD - 1, 12).round().astype(int)).sel(step=[4, 5]).values
         assert float(found.rank_correlation[0]) == pytest.approx(reference.rank_correlation(*chosen))
         assert int(found.n_tokens[0]) == found.attrs["max_tokens"] == 12

@@ -13,6 +13,7 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
 from tests.cli.test_cli import Deadtok, deadtok
+from tests.conftest import N_DEAD
 from tests.manifests import accept
 
 __all__ = ["deadtok"]
@@ -79,7 +80,7 @@ def test_command_replays_with_the_given_settings(
     said = deadtok("analyze", untold, "-o", tmp_path / "r.zarr", "--only", "mechanism", "--details", *options)
     assert said.status == 0, said.err
     assert "AdamW replayed (single)\n" in said.out
-    assert "replay            100.0000% of 777600 elements to the bit, 0 missed" in said.out
+    assert f"replay            100.0000% of {N_DEAD * 16 * 300} elements to the bit, 0 missed" in said.out
 
 
 def test_command_without_settings_names_them(deadtok: Deadtok, untold: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ import torch
 
 import deadtok_xr as dx
 from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.conversion.readers import dcp
 from deadtok_xr.errors import InputError
 from tests.conversion.more_sources import EMBEDDING, write_dcp, write_dcp_of_ranks, write_gguf, write_orbax
 
@@ -81,6 +83,12 @@ def test_dcp_parts_of_several_ranks_are_joined(tmp_path: Path, axis: int) -> Non
     part.unlink()
     with pytest.raises(InputError, match=r"lacks the file '__2_0.distcp'"):
         dx.convert(folder, tmp_path / "x.zarr")
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # before Python 3.13, and since
+def test_dcp_folders_of_any_python_are_read(module: str) -> None:
+    saved = f"c{module}\nPosixPath\n(Vrun\nVstep-10\ntR."
+    assert dcp._Unpickler(io.BytesIO(saved.encode())).load() == "run/step-10"
 
 
 class Hostile:

@@ -11,6 +11,7 @@ import zarr
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
+from tests.conftest import N_DEAD
 from tests.manifests import accept
 
 
@@ -53,8 +54,8 @@ def test_every_flipped_bit_is_found_with_its_chunk(converted: Path) -> None:
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
     first, second = dx.verify(converted).problems
-    assert "W: the chunk at step positions 0..127, token positions 0..161" in first
-    assert "W: the chunk at step positions 128..139, token positions 162..255" in second
+    assert f"W: the chunk at step positions 0..127, token positions 0..{N_DEAD - 1}" in first
+    assert f"W: the chunk at step positions 128..139, token positions {N_DEAD}..255" in second
 
 
 @pytest.mark.parametrize(("name", "value"), [("W", 0x8000), ("losses", None)])

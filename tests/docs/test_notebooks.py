@@ -14,6 +14,8 @@ import pytest
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
+from tests.conftest import N_DEAD
+
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -159,7 +161,11 @@ PRINTED = {
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
     "is_my_training_losing_updates": ["body.norm.weight) never moved", "in bfloat16, "],
-    "which_tokens_are_dead": ["162 of 256 tokens never occur", "measured from one token, ", "tokens never changed"],
+    "which_tokens_are_dead": [
+        f"{N_DEAD} of 256 tokens never occur",
+        "measured from one token, ",
+        "tokens never changed",
+    ],
     "exploring": ["the same values: True", "not on the grid"],
     "scaling_out": ["problems: []", "memory to analyse", "tokens in the coldest phase, frozen", "cli.zarr: equal"],
 }

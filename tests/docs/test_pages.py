@@ -14,6 +14,7 @@ from matplotlib import pyplot
 
 import deadtok_xr as dx
 from deadtok_xr.cli import cli
+from tests.conftest import N_DEAD
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +87,7 @@ def test_blocks_of_every_page_run(ran: tuple[str, dict[str, object]]) -> None:
     page, names = ran
     if page == "tutorial.md":
         tree = dx.open_results("results.zarr")
-        assert tree["motion"].sizes == {"step": 600, "token": 162}
+        assert tree["motion"].sizes == {"step": 600, "token": N_DEAD}
         assert int((tree["lifecycle"].first_freeze > 0).sum()) > 100  # "Freezing is not final. Most tokens thaw again"
         assert int((tree["lifecycle"].thaw_count > 0).sum()) > 100
         assert float(tree["mechanism"].realised_net.mean()) < float(tree["mechanism"].intended_net.mean())

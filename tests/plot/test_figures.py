@@ -26,6 +26,7 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.plot import _logzero, _style
 from deadtok_xr.plot._density import density
 from deadtok_xr.plot.phases import colours
+from tests.conftest import N_DEAD
 
 MEASURES = ("displacement", "displacement_ulp", "lattice_l1", "lattice_l2", "lattice_linf")
 ATTRS = {"long_name": "displacement in norm ULP", "units": "norm ULP"}
@@ -378,7 +379,7 @@ def test_own_figure_and_axis_labels(results: xr.DataTree, name: str) -> None:
     axes = np.atleast_1d(draw(results[group]))  # a node of the tree does as well as its dataset
     assert all(panel.get_ylabel() for panel in axes)
     assert any("step" in panel.get_xlabel() for panel in axes) or group == "connectivity"
-    assert "162 dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology", "h_persistence")
+    assert f"{N_DEAD} dead tokens" in axes[0].get_title(loc="left") or group in ("phases", "topology", "h_persistence")
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -25,6 +25,7 @@ from deadtok_xr.attributes import portable
 from deadtok_xr.errors import DestinationExistsError, InputError
 from deadtok_xr.plot import save_figures
 from deadtok_xr.results.report import series
+from tests.conftest import N_DEAD
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -133,7 +134,7 @@ def test_what_matters_about_the_recording_comes_first(page: Path) -> None:
     first, folded = recorded.split("<details>")
     names = re.findall("<dt>(.*?)</dt>", first)
     assert names[:5] == ["model", "vocabulary", "steps", "optimizer", "learning rate"]
-    assert "256 tokens of 16 dims; 162 analysed, the dead ones" in first
+    assert f"256 tokens of 16 dims; {N_DEAD} analysed, the dead ones" in first
     assert "bfloat16" in first
     assert "foreach" not in first
     assert "<dt>foreach</dt><dd>None</dd>" in folded

@@ -17,6 +17,7 @@ from deadtok_xr.analyses.registry import Finding, KeyFigure
 from deadtok_xr.engine import Output
 from deadtok_xr.results import findings
 from deadtok_xr.results.summary import COLUMNS, LINES, N_FINDINGS
+from tests.conftest import N_DEAD
 from tests.strategies import dataset, hostile
 
 EMPTY = re.compile(r"\b(nan|inf|None)\b(?! of)|\b0 of 0\b|\bin 0 of\b|(?<!\S)-1(?![.\d])")
@@ -33,7 +34,7 @@ def test_one_screen(results: xr.DataTree) -> None:
     lines = dx.summary(results).splitlines()
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= COLUMNS
-    assert lines[0].endswith(": 162 dead tokens, steps 0 to 300")
+    assert lines[0].endswith(f": {N_DEAD} dead tokens, steps 0 to 300")
     assert 5 <= sum(line.startswith("- ") for line in lines) <= N_FINDINGS
     assert list(table_of("\n".join(lines))) == list(results.children)
 

@@ -46,6 +46,9 @@ _NEVER = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "BINPERSID",
 """Operations of a pickle that may take more memory than the file has bytes, or need what is not there."""
 _MODULE = re.compile(r"torch\.distributed\.checkpoint\.(metadata|filesystem|_[a-z_]+|planner)")
 
+_PATH_MODULES = ("pathlib", "pathlib._local")
+"""Where pickles find the classes of paths; the second since Python 3.13, whatever Python reads them."""
+
 
 class _CodeError(Exception):
     """An object of which only running code would make something."""
@@ -76,9 +79,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         plain: dict[tuple[str, str], Callable[..., Any]] = {
             ("torch", "Size"): tuple, ("torch.serialization", "_get_layout"): str, ("collections", "OrderedDict"): dict,
-            ("pathlib", "PosixPath"): _joined, ("pathlib", "WindowsPath"): _joined,
-            ("pathlib", "PurePosixPath"): _joined,
         }  # fmt: skip
+        if module in _PATH_MODULES and name in ("PosixPath", "WindowsPath", "PurePosixPath"):
+            return _joined
         if (module, name) in plain:
             return plain[module, name]
         if _MODULE.fullmatch(module) and re.fullmatch(r"\w+", name):
