@@ -11,7 +11,8 @@ from typing import Any
 
 from deadtok_xr.errors import InputError
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION, RESULTS_VERSION = "1.0", "1.0"
+"""Of recordings, and of results. Readers take any version with the same number before the dot."""
 RECORDING, RESULTS, MONITOR = "deadtok_format", "deadtok_results", "deadtok_monitor"
 """The root attribute of each kind of store; its value is the version of its format."""
 INDEX_CONVENTION = (

@@ -40,6 +40,7 @@ import deadtok_xr as dx
 from deadtok_xr.cli import cli
 from deadtok_xr.cli.failures import status
 from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.explorer.opening import open_source
 from tests import snapshot_recordings as recordings
 
 SECONDS, BYTES = 20, 300 * 2**20
@@ -87,12 +88,52 @@ def results(folder: Path, seed: int = 0) -> Path:
     return path
 
 
+def samples(folder: Path, seed: int = 0) -> Path:
+    """Record samples of parameters in two parts."""
+    path = folder / f"samples {seed}.zarr"
+    model, optimizer = _training(seed)
+    with dx.Recorder(model, optimizer, path, sample=8, variables=["W", "grad"]):
+        _train(model, optimizer)
+    return path
+
+
+def monitored(folder: Path, seed: int = 0) -> Path:
+    """Monitor a training."""
+    path = folder / f"monitored {seed}.zarr"
+    model, optimizer = _training(seed)
+    with dx.Monitor(model, optimizer, path):
+        _train(model, optimizer)
+    return path
+
+
+def _training(seed: int) -> tuple[Any, Any]:
+    """Return a model with parameters of two dtypes, and its optimizer."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = torch.nn.ModuleDict({"a": torch.nn.Embedding(12, 4).bfloat16(), "b": torch.nn.Linear(4, 3)})
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def _train(model: Any, optimizer: Any) -> None:
+    import torch
+
+    for step in range(20):
+        optimizer.zero_grad()
+        ids = torch.randint(12, (8,), generator=torch.Generator().manual_seed(step))
+        model["b"](model["a"](ids).float()).square().sum().backward()
+        optimizer.step()
+
+
 STORES: dict[str, Callable[[Path, int], Path]] = {
     "recorded": recorded,
     "converted": converted,
     "runs": several_runs,
     "results": results,
+    "samples": samples,
+    "monitored": monitored,
 }
+RECORDINGS = ("recorded", "converted", "runs")
 
 
 # --- damages --------------------------------------------------------------------------------------
@@ -278,8 +319,30 @@ def load(path: Path) -> Digests:
 
 
 def load_results(path: Path) -> Digests:
-    tree = dx.open_results(path)
-    return {k: v for name, node in tree.children.items() for k, v in _digests(node.to_dataset(), f"{name}/").items()}
+    return _of_tree(dx.open_results(path))
+
+
+def load_samples(path: Path) -> Digests:
+    return _of_tree(dx.open_recording(path, raw=True))
+
+
+def load_monitored(path: Path) -> Digests:
+    return _digests(dx.open_monitor(path))
+
+
+def _of_tree(tree: Any) -> Digests:
+    groups = {f"{name}/": node.to_dataset() for name, node in tree.children.items()}
+    return {k: v for name, ds in groups.items() for k, v in _digests(ds, name).items()}
+
+
+def analyse_samples(path: Path) -> Digests:
+    return _of_tree(dx.motion(dx.open_recording(path)))
+
+
+def explored(path: Path) -> Digests:
+    """Open a store as a page that shows it does."""
+    groups = open_source(path, live=True).groups.items()
+    return {k: v for name, ds in groups for k, v in _digests(ds, f"{name}/").items()}
 
 
 def analyse(path: Path) -> Digests:
@@ -335,6 +398,10 @@ def readers_of(name: str) -> tuple[Reader, Sequence[Reader], Sequence[Reader]]:
     """Return what reads all of a store, other readers of which one is used, and slow ones, used in one of 40 tries."""
     if name == "results":
         return load_results, (summarise,), (command("report", "STORE", "-o", "OUT.html"),)
+    if name == "samples":
+        return load_samples, (analyse_samples,), ()
+    if name == "monitored":
+        return load_monitored, (explored,), ()
     one = ("--run", "0") if name == "runs" else ()
     export = command("export", "STORE", "OUT.npz", "-q", *one)
     slow = command("analyze", "STORE", "-o", "OUT.zarr", "--only", "motion,phases", "-q", *one)
@@ -432,9 +499,9 @@ class Fuzzer:
     def _read(self, name: str, path: Path, rng: Random) -> str:
         first, others, more = readers_of(name)
         loaded = attempt(first, path, self.expected[name, first.__name__])
-        read = rng.choice(more if rng.random() < 1 / 40 and self.slow else others)
+        read = rng.choice(more if more and rng.random() < 1 / 40 and self.slow else others)
         attempt(read, path, self.expected[name, read.__name__])
-        if name != "results":
+        if name in RECORDINGS:
             verified = attempt(verify, path, None)
             assert verified or not loaded, f"verify finds nothing, but: {loaded}"
         return loaded
@@ -457,15 +524,17 @@ def fuzz(tries: int | None = None, seed: int = 0, seconds: float | None = None, 
 @click.option("--seconds", default=600.0, show_default=True)
 @click.option("--tries", type=int, help="Stop after so many. Default: as many as there is time for.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--stores", help="Kinds of stores, separated by commas. Default: all.")
 @click.option("--only", help="The seed of one try, as a line of the output says.", type=int)
-def main(seconds: float, tries: int | None, seed: int, only: int | None) -> None:
+def main(seconds: float, tries: int | None, seed: int, stores: str | None, only: int | None) -> None:
     """Damage stores at random, and read them."""
+    kinds = stores.split(",") if stores else [*STORES]
     if only is not None:
         outcomes = Outcomes()
         with tempfile.TemporaryDirectory() as temporary, dask.config.set(scheduler="synchronous"):
-            Fuzzer(Path(temporary)).attempt(only, outcomes)
+            Fuzzer(Path(temporary), kinds).attempt(only, outcomes)
     else:
-        outcomes = fuzz(tries, seed, seconds)
+        outcomes = fuzz(tries, seed, seconds, stores=kinds)
     click.echo("\n".join([*outcomes.wrong, str(outcomes)]))
     raise SystemExit(bool(outcomes.wrong))
 

@@ -124,7 +124,9 @@ def missing_kernels(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    from deadtok_xr.engine.worker_process import end_with_parent
+
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
 
 
 def _recording(path: Path) -> Path:

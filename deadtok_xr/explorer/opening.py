@@ -19,7 +19,6 @@ from deadtok_xr.store import destination, location
 from deadtok_xr.store.sample import KIND as SAMPLE
 from deadtok_xr.text import distinct_names
 
-_FORMAT = "1"  # of results
 _WAIT = 1.0  # seconds between two looks at a growing store, for all pages together
 _STILL_WRITTEN = (IncompleteStoreError, MissingFileError, OSError)
 
@@ -183,12 +182,6 @@ def _opened_recording(place: str | Path, tokens: str | None, run: str | None = N
 
 def _saved(place: str | Path, attrs: Mapping[str, Any], run: str | None) -> dict[str, Source]:
     """Open results as far as the first views need them, after the checks that cost nothing."""
-    version = str(attrs.get(RESULTS, _FORMAT))
-    if version.partition(".")[0] != _FORMAT:
-        raise InputError(
-            f"{place} has results of the format {version}; this version of deadtok_xr reads {_FORMAT}.x: update "
-            "deadtok_xr, or analyse the recording again"
-        )
     if attrs.get("complete"):
         source = Saved(place)
         if len(source.labels) and run is None and not any(RUN in ds.dims for ds in source.groups.values()):

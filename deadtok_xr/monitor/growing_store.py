@@ -19,10 +19,11 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.monitor import rows
 from deadtok_xr.monitor.variables import COORDINATES, VARIABLES
 from deadtok_xr.schema import MONITOR
-from deadtok_xr.store import chunk_bytes, location, writing
+from deadtok_xr.store import chunk_bytes, location, manifest, manifest_check, manifest_write, writing
 from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.destination import refuse_existing
-from deadtok_xr.store.members import lost, open_members
+from deadtok_xr.store.members import attribute_error, is_complete, lost, open_members
+from deadtok_xr.text import shortened
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,8 +68,8 @@ class GrowingStore:
         return first, found
 
     def finish(self) -> None:
-        """Mark the store as complete."""
-        self._group.attrs["complete"] = True
+        """Write the manifest of the store, and mark it as complete."""
+        manifest_write.complete(self._group, self._arrays, self._group.attrs.asdict())
 
 
 def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwrite: bool) -> GrowingStore:
@@ -114,6 +115,7 @@ def reopen(path: Path, fixed: rows.Columns) -> GrowingStore:
     for name in ("parameter", "numel"):
         if not np.array_equal(store.read_coordinate(group, name), fixed[name]):
             raise InputError(f"{path} holds other parameters than those to be watched: choose another store")
+    manifest_write.remove(group)
     group.attrs["complete"] = False
     return GrowingStore(group, fixed)
 
@@ -141,14 +143,18 @@ def open_monitor(path: str | Path) -> xr.Dataset:
 
     Raises
     ------
-    MissingFileError, InputError
-        If there is nothing at ``path``, or it was not written by a Monitor.
+    MissingFileError, InputError, DamagedStoreError
+        If there is nothing at ``path``, it was not written by a Monitor, or it is not as it was written.
     """
     group = _open(path, "r")
-    arrays = open_members(group, path, location.key_sizes(group.store), growing=True)
+    complete = is_complete(path, group)
+    arrays = open_members(group, path, location.key_sizes(group.store), growing=not complete)
     for name in (*COORDINATES, *VARIABLES):
         if name not in arrays:
             raise lost(path, name)
+    if manifest.FLAG in group.attrs and not complete:
+        raise attribute_error(path, group, "complete", "true, as it has a manifest")
+    manifest_check.check(group, arrays, arrays)
     n = _n_steps(arrays)
     values: dict[str, Any] = {}
     for name in (*COORDINATES, *VARIABLES):
@@ -162,7 +168,7 @@ def open_monitor(path: str | Path) -> xr.Dataset:
             import dask.array as da
 
             values[name] = da.from_zarr(array)[:n]
-    return rows.to_dataset(values, values, dict(group.attrs))
+    return rows.to_dataset(values, values, {k: v for k, v in group.attrs.items() if k != manifest.FLAG})
 
 
 def _open(path: str | Path, mode: Any) -> zarr.Group:
@@ -171,7 +177,9 @@ def _open(path: str | Path, mode: Any) -> zarr.Group:
     if found is None:
         raise InputError(f"{path} was not written by a Monitor; open_recording opens recordings, open_results results")
     if str(found).split(".")[0] != FORMAT.split(".")[0]:
-        raise InputError(f"{path} has the format {found}; this version of deadtok_xr reads {FORMAT}: update deadtok_xr")
+        raise InputError(
+            f"{path} has the format {shortened(found)}; this version of deadtok_xr reads {FORMAT}: update deadtok_xr"
+        )
     return group
 
 

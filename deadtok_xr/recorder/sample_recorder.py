@@ -17,9 +17,9 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.recorder import validation
 from deadtok_xr.recorder.sampled_parameters import SampledParameters, sampled_parameters
 from deadtok_xr.recorder.schedule import is_integer
-from deadtok_xr.store import location
+from deadtok_xr.store import location, manifest, manifest_write
 from deadtok_xr.store.destination import refuse_existing
-from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART
+from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART, PART_MANIFESTS
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +87,7 @@ class SampleRecorder:
         resumed = self._resume and self.path.exists()
         if resumed:
             self._check_same_sample()
+            self._list_parts(None)
         else:
             refuse_existing(self.path, overwrite=self._overwrite, kind=KIND)
             if self.path.exists():
@@ -103,6 +104,9 @@ class SampleRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+        digests = [manifest.digest_at(self.path / PART.format(i)) for i in range(len(self._parts))]
+        if None not in digests:
+            self._list_parts(digests)
 
     def _write_index(self) -> None:
         """Write which elements the stores of the parts hold; afterwards, because no store is created inside another."""
@@ -117,6 +121,14 @@ class SampleRecorder:
         elements = np.concatenate([m.elements for m in members])
         array = store.create_array(group, ELEMENTS, elements.shape, ("row",), np.int64, (len(elements),))
         array[...] = elements
+        manifest_write.write(group, {ELEMENTS: array}, group.attrs.asdict())
+
+    def _list_parts(self, digests: list[str | None] | None) -> None:
+        """Note the digests of the parts' manifests when all are complete, and remove them before that changes."""
+        group = zarr.open_group(location.zarr_store(self.path), mode="r+")
+        attrs = {name: value for name, value in group.attrs.items() if name != PART_MANIFESTS}
+        added = {} if digests is None else {PART_MANIFESTS: digests}
+        manifest_write.put_attributes(group, attrs | added)
 
     def _check_same_sample(self) -> None:
         group = zarr.open_group(location.zarr_store(self.path), mode="r")

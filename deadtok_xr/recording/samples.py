@@ -12,10 +12,12 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.attributes import portable
-from deadtok_xr.errors import InputError
-from deadtok_xr.store import destination
-from deadtok_xr.store.members import attribute_error
-from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART
+from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.store import destination, location, manifest, manifest_check
+from deadtok_xr.store.chunk_reader import read_values
+from deadtok_xr.store.members import attribute_error, lost, open_members
+from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART, PART_MANIFESTS
+from deadtok_xr.text import shortened
 
 
 def is_sample(path: str | Path) -> bool:
@@ -31,19 +33,26 @@ def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
     group = store.open_root(path, "a recording of samples")
     found: dict[str, Any] = dict(group.attrs.asdict())
     if str(found[KIND]).split(".")[0] != FORMAT.split(".")[0]:
-        raise InputError(f"{path} has the format {found[KIND]}; this version of deadtok_xr reads {FORMAT}: update it")
-    elements = store.read_coordinate(group, ELEMENTS)
+        raise InputError(
+            f"{path} has the format {shortened(found[KIND])}; this version of deadtok_xr reads {FORMAT}: update it"
+        )
+    array = open_members(group, path, location.key_sizes(group.store)).get(ELEMENTS)
+    if array is None:
+        raise lost(path, ELEMENTS)
+    manifest_check.check(group, {ELEMENTS: array}, [ELEMENTS])
+    elements = read_values(array)
     _check_parts(path, group, len(elements))
     nodes: dict[str, xr.Dataset] = {}
     first = 0
     for i, members in enumerate(found["parts"]):
         part, row = open_one(Path(str(path)) / PART.format(i)), 0
+        _check_part(path, i, part, members, found.get(PART_MANIFESTS))
         for member in members:
             n = member["n_elements"]
             chosen = part.isel(token=slice(row, row + n))
             nodes[member["name"]] = _of_parameter(chosen, member, elements[first : first + n])
             first, row = first + n, row + n
-    root = {k: v for k, v in found.items() if k != "parts"}
+    root = {k: v for k, v in found.items() if k not in ("parts", PART_MANIFESTS, manifest.FLAG)}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=portable({**root, "source": str(path)})), **nodes})
 
 
@@ -59,6 +68,16 @@ def _check_parts(path: str | Path, group: zarr.Group, n_elements: int) -> None:
         right = False
     if not right:
         raise attribute_error(path, group, "parts", f"the parameters of {n_elements} elements, with name and shape")
+
+
+def _check_part(path: str | Path, i: int, part: xr.Dataset, members: Any, digests: Any) -> None:
+    """Check that a part is the one that was written there, and not one of another store."""
+    digest = manifest.digest_at(Path(str(path)) / PART.format(i))
+    right = part.sizes["token"] == sum(member["n_elements"] for member in members)
+    if not right or (digests is not None and digests[i] != digest):
+        raise DamagedStoreError(
+            f"{path}: {PART.format(i)} is not the one that was written there: restore the folder from a copy"
+        )
 
 
 def _of_parameter(ds: xr.Dataset, member: dict[str, Any], elements: Any) -> xr.Dataset:

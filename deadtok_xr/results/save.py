@@ -25,16 +25,16 @@ from deadtok_xr.dask_arrays import chunk_sizes
 from deadtok_xr.engine import cluster
 from deadtok_xr.engine.block_pass import uniform
 from deadtok_xr.engine.saving import write_all
+from deadtok_xr.engine.worker_process import ending_with_parent
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import Work
 from deadtok_xr.results.opening import RESUMES, arrays_by_path, as_tree, open_results, opened_groups
-from deadtok_xr.schema import RESULTS
+from deadtok_xr.schema import RESULTS, RESULTS_VERSION
 from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
 from deadtok_xr.store.create import create_root
 
 Arrays = dict[str, "zarr.Array[Any]"]
-RESULTS_VERSION = "1.0"
 _log = logging.getLogger(__name__)
 
 
@@ -96,7 +96,7 @@ def save_results(
         task = write_all(_pairs(root, created, tree), work.journal)
         if not created and work.blocks[1]:
             _log.info("%s resumes: %d of %d blocks of steps are finished", path, *work.blocks)
-        with progress or nullcontext():
+        with progress or nullcontext(), ending_with_parent():
             # one graph for all groups, or the recording would be read once for each
             task.compute()
         # checks as well: a worker on another machine may have written its chunks to a disk of its own

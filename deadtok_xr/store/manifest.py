@@ -17,6 +17,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,12 @@ def load(root: zarr.Group) -> Manifest | None:
     found = None if data is None else _from_bytes(data, where)
     _remember(location.address_of(root.store), found)
     return found
+
+
+def digest_at(place: str | Path) -> str | None:
+    """Return the digest of the manifest of a store; None if it has none."""
+    data = location.read(place, KEY)
+    return None if data is None else blake3(data).hexdigest(length=8)
 
 
 def check_chunk(array: zarr.Array[Any], position: tuple[int, ...], size: int, end: bytes) -> None:

@@ -68,10 +68,22 @@ def complete(
     """
     if isinstance(root.store, LocalStore) and sync and hasattr(os, "sync"):
         os.sync()
+    write(root, arrays, {**attributes, "complete": True}, known, groups=groups)
+
+
+def write(
+    root: zarr.Group,
+    arrays: Mapping[str, zarr.Array[Any]],
+    attributes: Mapping[str, Any],
+    known: Entries | None = None,
+    *,
+    groups: Iterable[zarr.Group] = (),
+) -> None:
+    """Write the manifest of a store, and then the attributes of its root group; see `complete`."""
     members = {name: (describe(array, (known or {}).get(name)),) for name, array in arrays.items()}
     listed = {**attributes, **manifest.of_groups(groups)}
     put(root, Manifest(manifest.digests(listed), members))
-    put_attributes(root, {**attributes, FLAG: VERSION, "complete": True})
+    put_attributes(root, {**attributes, FLAG: VERSION})
 
 
 def put_attributes(root: zarr.Group, attributes: Mapping[str, Any]) -> None:

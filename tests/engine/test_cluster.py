@@ -18,6 +18,7 @@ from typing import Any
 import cloudpickle
 import dask
 import numpy as np
+import psutil
 import pytest
 import xarray as xr
 from dask.callbacks import Callback
@@ -78,6 +79,38 @@ def test_other_schedulers_of_one_machine(
     some = SOME if scheduler == "synchronous" else ("phases", "freeze_predictors")  # each process imports and loads
     with dask.config.set(scheduler=scheduler, num_workers=2):
         assert_same(dx.save_results(dx.analyze(recording, analyses=some, tokens="all"), tmp_path / "r.zarr"), expected)
+
+
+HELD = """
+import os, sys, time
+import dask, xarray as xr
+import dask.array as da
+import deadtok_xr as dx
+
+def hold(block, folder):
+    os.close(os.open(f"{folder}/{os.getpid()}", os.O_CREAT))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    held = da.zeros(1).map_blocks(hold, folder=folder, meta=0)
+    with dask.config.set(scheduler="processes", num_workers=1):
+        dx.save_results(xr.DataTree.from_dict({"held": xr.Dataset({"x": ("step", held)})}), folder + "/r.zarr")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HELD, tmp_path]) as parent:
+        while not (found := [path for path in tmp_path.iterdir() if path.name.isdigit()]):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.kill()
+    worker = int(found[0].name)
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.usefixtures("client")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, IncompleteStoreError, InputError
 from deadtok_xr.recorder.host_buffers import to_numpy
+from tests import soak_kills
 
 
 def tiny(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Embedding, torch.optim.Optimizer]:
@@ -66,6 +68,16 @@ def test_a_recorded_run_is_bit_identical_to_an_unrecorded_one(tmp_path: Path) ->
                 update(embedding, optimizer, step)
         ends.append(to_numpy(embedding.weight).view(np.uint16).copy())
     np.testing.assert_array_equal(*ends)
+
+
+def test_two_recordings_of_a_training_differ_only_in_their_times(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        embedding, optimizer = tiny()
+        options: dict[str, Any] = {"variables": ("W", "grad", "exp_avg"), "dead": range(8, 12)}
+        with dx.Recorder(embedding.weight, optimizer, tmp_path / name / "r.zarr", **options) as recorder:
+            for step in range(20):
+                recorder.log(loss=update(embedding, optimizer, step))
+    soak_kills.same(tmp_path / "one" / "r.zarr", tmp_path / "two" / "r.zarr")
 
 
 def test_float32_runs_are_recorded_as_float32(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import deadtok_xr as dx
-from deadtok_xr.errors import DamagedStoreError
-from tests.fuzz_store import fuzz
+from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.explorer.opening import open_source
+from tests.fuzz_store import command, fuzz
 
 KEPT = Path(__file__).parents[1] / "data" / "format-1.0"
 Damage = Callable[[Path], object]
@@ -111,6 +112,17 @@ def test_damaged_results_are_refused(tmp_path: Path) -> None:
         damage(path)
         with pytest.raises(DamagedStoreError, match=expected):
             dx.open_results(path, load=True)
+
+
+def test_results_of_another_format_are_refused_by_all_readers(tmp_path: Path) -> None:
+    path = shutil.copytree(KEPT / "results.zarr", tmp_path / "results.zarr")
+    metadata = (path / "zarr.json").read_text()
+    assert metadata.count('"deadtok_results": "1.0"') == 1
+    (path / "zarr.json").write_text(metadata.replace('"deadtok_results": "1.0"', '"deadtok_results": "2.0"'))
+    report, compare = command("report", "STORE", "-o", "OUT.html"), command("compare", "STORE", "STORE")
+    for reader in (dx.open_results, open_source, report, compare):
+        with pytest.raises((DamagedStoreError, InputError), match=r"format '?2.0'?; this version .* reads 1.x: update"):
+            reader(path)
 
 
 def test_damaged_stores_are_refused_or_have_the_same_values() -> None:
