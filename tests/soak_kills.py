@@ -27,7 +27,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,18 @@ def entry(path: Path) -> str:
     return f"{path.stat().st_ino} {blake3(path.read_bytes()).hexdigest()}\n"
 
 
-def in_child(work: Callable[[], int], folder: Path, log: Path, at: float | None, seconds: float | None) -> int | None:
-    """Run a function in a forked process; return its status, or None if it was killed."""
+def in_child(
+    work: Callable[[], int],
+    folder: Path,
+    log: Path,
+    at: float | None,
+    seconds: float | None,
+    ends_workers: bool = False,
+) -> int | None:
+    """Run a function in a forked process; return its status, or None if it was killed.
+
+    Its workers must end by themselves, unless ``ends_workers``.
+    """
     process = os.fork()
     if process == 0:
         code = 70
@@ -126,6 +136,9 @@ def in_child(work: Callable[[], int], folder: Path, log: Path, at: float | None,
     while True:
         done, how = os.waitpid(process, os.WNOHANG)
         if done and os.WIFSIGNALED(how):
+            with suppress(ProcessLookupError):
+                if ends_workers:
+                    os.killpg(process, signal.SIGKILL)
             wait_for_workers(process)
             return None
         if done:
@@ -218,6 +231,9 @@ class Work:
         Checks what a kill has left, given the result of an undisturbed run.
     share
         In which share of the rounds it is killed.
+    ends_workers
+        Whether its workers are killed too: those of distributed, if they are forked at the same time, hold each other's
+        ends of the pipes by which they notice that their parent has ended.
     life, calls
         Seconds of an undisturbed run, and its calls that change the disk.
     """
@@ -228,6 +244,7 @@ class Work:
     result: str
     check: Callable[[Path, Path], None]
     share: float = 1.0
+    ends_workers: bool = False
     life: float = 0.0
     calls: int = 1
 
@@ -377,7 +394,7 @@ def works(inputs: Path) -> list[Work]:
         Work("export", nothing, export, "x.h5", whole_file),
         Work("add a manifest", copy("older.zarr"), add_manifest, "s.zarr", opens),
         Work("processes", nothing, analyse("--scheduler", "processes"), "r.zarr", results),
-        Work("workers", nothing, analyse("--workers", "2"), "r.zarr", results, share=0.3),
+        Work("workers", nothing, analyse("--workers", "2"), "r.zarr", results, share=0.3, ends_workers=True),
     ]
 
 
@@ -465,7 +482,7 @@ def kill_and_repeat(work: Work, folder: Path, rng: random.Random, power: float, 
             aimed, cut = rng.random() < 0.5, rng.random() < power
             at = rng.uniform(1, work.calls + 1) if aimed else None
             seconds = None if aimed else rng.uniform(0, work.life * 1.05)
-            if in_child(work.run(place), place, log, at, seconds) == 0:
+            if in_child(work.run(place), place, log, at, seconds, work.ends_workers) == 0:
                 break
             found.kills[work.name] += 1
             history.append(f"killed at {at}")

@@ -7,6 +7,7 @@ interrupted write leaves files beyond the ends of the arrays, which are not read
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.host_buffers import Column
 from deadtok_xr.store import chunk_bytes, chunk_entries, location, manifest, manifest_write, motion_index, writing
 from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
+
+_PARTIAL = ".partial"
 
 
 class Appender:
@@ -101,8 +104,9 @@ class Appender:
         listed = manifest.load(self.group)
         self._entries = {} if listed is None else listed.entries()  # of the chunks that are kept
         self.set_attributes({"complete": False})
-        for path in self.root.rglob("*.partial"):  # of a process that was killed
+        for path in self.root.rglob(f"*{_PARTIAL}"):  # of a process that was killed
             path.unlink(missing_ok=True)
+        _remove_partial_variables(self.root)
         manifest_write.remove(self.group)
         self._set_length(n_steps)
 
@@ -142,7 +146,7 @@ class Appender:
             if bounds := motion_index.create(self.group, array):
                 self._bounds[name] = bounds
             return
-        temporary = self.root.parent / f".{self.root.name}.{name}"
+        temporary = self.root.parent / f".{self.root.name}.{name}{_PARTIAL}"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             group = zarr.create_group(str(temporary))
@@ -190,6 +194,12 @@ class Appender:
             yield j, self._order[j * width : (j + 1) * width]
 
 
+def _remove_partial_variables(root: Path) -> None:
+    """Remove the folders of variables that a killed process was about to move into the store."""
+    for path in root.parent.glob(f".{glob.escape(root.name)}.*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _has_steps(array: zarr.Array[Any]) -> bool:
     return "step" in store.dimensions(array)
 
@@ -208,6 +218,7 @@ def create_appender(
 ) -> Appender:
     """Create a store and return its appender."""
     group = store.create(path, token_table, attrs, overwrite=overwrite).group
+    _remove_partial_variables(Path(path))
     for file in Path(path).rglob("*"):
         if file.is_file():
             location.flush(file)
