@@ -276,11 +276,11 @@ def _measure(r: Indicators, rows: NDArray[Any], inputs: NDArray[Any] | None = No
     """Return the indicators of a step for each reference: what shows itself, and the dead tokens."""
     blocks = HeldTokens(rows)
     none = np.zeros((0, len(rows)), bool)
-    own = {} if inputs is None else {"input": [passes.describe(inputs, 0, none, False)]}
+    own = {} if inputs is None else {"input": [passes.describe(inputs, 0, none, False, 0.0)]}
     axis = principal_axis(blocks=blocks)
-    described = {FOUND: passes.describe(rows, 0, r.masks, "black_hole" in r.kinds)}
+    described = {FOUND: passes.describe(rows, 0, r.masks, "black_hole" in r.kinds, 0.0)}
     if r.dead is not None:
-        described[DEAD] = passes.describe(rows, 0, r.dead[None], False)
+        described[DEAD] = passes.describe(rows, 0, r.dead[None], False, 0.0)
     found = []
     for name, part in described.items():
         kinds, masks = (r.kinds, r.masks) if name == FOUND else ((DEAD,), r.dead[None])  # type: ignore[index]
@@ -288,7 +288,7 @@ def _measure(r: Indicators, rows: NDArray[Any], inputs: NDArray[Any] | None = No
         distances = passes.distances(rows, 0, reference)
         parts = {"output": [part], "references": [reference], "distances": [distances], **own}
         everything = np.ones(len(rows), bool)
-        values = outputs.combine(parts, share=r.share, eps=0.0, ranked=everything, allowed=everything)
+        values = outputs.combine(parts, share=r.share, ranked=everything, allowed=everything)
         values["cosine_distance_without_pc1"] = passes.without_axis(rows, 0, reference, axis)
         used = reference["used"]
         found.append(

@@ -35,7 +35,7 @@ class TokenTable:
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
-        if len(np.unique(self.tokens)) != n:
+        if (np.diff(np.sort(self.tokens)) == 0).any():  # several times as fast as counting them
             raise InputError(f"token ids must be distinct: {n} rows have {len(np.unique(self.tokens))} ids")
         for name, values in (("dead mask", self.dead), ("list of token texts", self.text)):
             if values is not None and len(values) != n:

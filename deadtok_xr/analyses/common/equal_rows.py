@@ -26,7 +26,7 @@ def samples(rows: NDArray[np.generic]) -> NDArray[np.uint8]:
     if n <= _WORDS:
         return content.copy()
     at = np.linspace(0, n - 1, _WORDS).astype(np.int64)
-    return content[:, : 8 * n].reshape(len(content), n, 8)[:, at].reshape(len(content), -1)
+    return np.take(content[:, : 8 * n].view(np.uint64), at, axis=1).view(np.uint8)
 
 
 def largest_group(
@@ -61,8 +61,10 @@ def _hashes(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _that_share(numbers: NDArray[np.uint64], at: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return those of some positions whose number another of them has too, ascending."""
-    _, which, count = np.unique(numbers[at], return_inverse=True, return_counts=True)
-    return at[count[which] > 1]
+    wanted = numbers[at]
+    order = np.argsort(wanted)
+    equal = np.flatnonzero(np.diff(wanted[order]) == 0)
+    return at[np.union1d(order[equal], order[equal + 1])]
 
 
 def _groups(keys: dict[int, bytes], at: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -115,15 +115,15 @@ def undertrained(
     texts, kinds = _of_tokenizer(ds, tokenizer)
     beyond, ranked, allowed = _eligible(ds, kinds)
     tried, masks = references.candidates(ds, reference, beyond)
-    parts = blocks.each(passes.describe, masks, "black_hole" in tried)
+    parts = blocks.each(passes.describe, masks, "black_hole" in tried, eps)
     found = gather([parts], partial(references.find, blocks=blocks, kinds=tried, masks=masks, tied=tied))
     inputs = {"output": parts, "references": found, "distances": blocks.each(passes.distances, after=[found])}
     if not tied:
-        inputs["input"] = _input_parts(ds, input_variable, label)
+        inputs["input"] = _input_parts(ds, input_variable, label, eps)
     n = ds.sizes["token"]
     values = compute_together(
         inputs, outputs.combine, outputs.shapes(n, len(tried)), outputs.ATTRS,
-        share=share, eps=eps, ranked=ranked, allowed=allowed,
+        share=share, ranked=ranked, allowed=allowed,
     )  # fmt: skip
     axis = gather([], partial(principal_axis, blocks=blocks))
     inputs = {"without": blocks.each(passes.without_axis, after=[found, axis]), "axis": axis}
@@ -163,9 +163,9 @@ def _blocks(x: xr.DataArray, label: int) -> TokenBlocks:
     return TokenBlocks(rows if rows.numblocks[0] == 1 else rows.rechunk({0: 1}))
 
 
-def _input_parts(ds: xr.Dataset, name: str, label: int) -> da.Array:
+def _input_parts(ds: xr.Dataset, name: str, label: int, eps: float) -> da.Array:
     blocks = _blocks(checks.require(ds, name, "undertrained"), label)
-    return blocks.each(passes.describe, np.zeros((0, ds.sizes["token"]), bool), False)
+    return blocks.each(passes.describe, np.zeros((0, ds.sizes["token"]), bool), False, eps)
 
 
 def _of_tokenizer(ds: xr.Dataset, path: str | Path | None) -> tuple[dict[str, xr.Variable], NDArray[np.int8] | None]:

@@ -93,7 +93,7 @@ def shapes_without_pc1(n_tokens: int) -> Shapes:
 
 
 def combine(
-    inputs: dict[str, list[Any]], *, share: float, eps: float, ranked: NDArray[np.bool_], allowed: NDArray[np.bool_]
+    inputs: dict[str, list[Any]], *, share: float, ranked: NDArray[np.bool_], allowed: NDArray[np.bool_]
 ) -> Arrays:
     """Return the variables over tokens and references.
 
@@ -102,14 +102,14 @@ def combine(
     inputs
         All blocks of ``output`` (of W), ``input`` (of the input embedding; empty if tied) and ``distances``, and the
         ``references``.
-    share, eps
+    share
         As in `undertrained`.
     ranked, allowed
         Which tokens the threshold is taken from, and which may be candidates.
     """
     (references,), parts = inputs["references"], inputs["distances"]
     tied = "input" not in inputs
-    square, high = (np.concatenate([p[k] for p in inputs["output" if tied else "input"]]) for k in ("square", "high"))
+    square, above = (np.concatenate([p[k] for p in inputs["output" if tied else "input"]]) for k in ("square", "above"))
     finite = np.isfinite(square)
     cosine = np.concatenate([part["cosine"] for part in parts])
     used, rows = references["used"], references["rows"]
@@ -119,7 +119,7 @@ def combine(
         "cosine_distance_centered": np.concatenate([part["centered"] for part in parts]),
         "l2_distance": np.concatenate([part["l2"] for part in parts]),
         "all_zero": square == 0,
-        "below_eps": finite & (high <= eps),
+        "below_eps": finite & ~above,
         "is_reference": references["members"][used] if used >= 0 else np.zeros(len(square), bool),
         "reference_size": references["members"].sum(axis=1),
         "reference_used": np.arange(len(rows)) == used,

@@ -8,16 +8,17 @@ because the two largest variances are nearly the same, the covariance is compute
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
-from deadtok_xr.analyses.undertrained.passes import slabs, squares
+from deadtok_xr.analyses.undertrained.passes import kernel_values
 
 Floats = NDArray[np.float64]
-_SLAB, _SLAB_OF_COVARIANCE = 2**20, 2**21
+_SLAB = 2**20
 """Elements that are converted to float64 at once."""
 _FEW_DIMS = 512
 """Up to so many dims the covariance is computed."""
@@ -44,20 +45,22 @@ def principal_axis(*, blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
     return _by_covariance(blocks)
 
 
-def _rows(blocks: TokenBlocks | HeldTokens, elements: int) -> Iterator[Floats]:
-    """Yield the finite rows in parts, less the first of them: equal rows have exactly no variance."""
-    first: Floats | None = None
+def _rows(blocks: TokenBlocks | HeldTokens) -> Iterator[Floats]:
+    """Yield the finite rows in parts, less the first of them: equal rows have exactly no variance.
+
+    Each part is overwritten by the next.
+    """
+    from deadtok_xr.kernels.numba.covariance import finite_differences
+
+    step = max(1, _SLAB // blocks.n_dims)
+    first, buffer = np.zeros(blocks.n_dims), np.empty((step, blocks.n_dims))
+    n = 0
     for begin, end in blocks.bounds:
-        for _, x in slabs(blocks.read(begin, end), elements):
-            with np.errstate(over="ignore", invalid="ignore"):
-                total = x.sum()
-            if not np.isfinite(total):
-                x = x[np.isfinite(squares(x))]
-            if first is None and len(x):
-                first = x[0].copy()
-            if first is not None and len(x):
-                x -= first
-                yield x
+        rows = kernel_values(blocks.read(begin, end))
+        for i in range(0, len(rows), step):
+            before, n = n, finite_differences(rows[i : i + step], n, first, buffer)
+            if n > before:
+                yield buffer[: n - before]
 
 
 def _by_covariance(blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _by_covariance(blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
 
     d, n = blocks.n_dims, 0
     total, product = np.zeros(d), np.zeros((d, d))
-    for x in _rows(blocks, _SLAB_OF_COVARIANCE):
+    for x in _rows(blocks):
         total += x.sum(axis=0)
         product += x.T @ x
         n += len(x)
@@ -82,43 +85,35 @@ def _by_covariance(blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
 
 def _by_products(blocks: TokenBlocks | HeldTokens) -> dict[str, Any] | None:
     """Return the axis found in a Krylov space; None if it is not accurate enough, or if the rows are all equal."""
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal((blocks.n_dims, _VECTORS))
-    sample = _sample(blocks)
-    if not len(sample) or not sample.any():
-        return None
-    sample -= sample.mean(axis=0)
-    start = _largest(lambda v: sample.T @ (sample @ v), start, _MOST_READINGS).vectors
-    found = _largest(lambda v: _product(blocks, v), start, _MOST_READINGS)
+    start = np.random.default_rng(0).standard_normal((blocks.n_dims, _VECTORS))
+    start = _largest(partial(_product, _sample(blocks)), start, _MOST_READINGS).vectors
+    found = _largest(partial(_product, blocks), start, _MOST_READINGS)
     if not found.accurate:
         return None
     return {"vector": found.vectors[:, 0], "gap": 1 - found.values[1] / found.values[0]}
 
 
-def _sample(blocks: TokenBlocks | HeldTokens) -> Floats:
-    """Return finite rows of blocks that are evenly spread, less the first of them."""
+def _sample(blocks: TokenBlocks | HeldTokens) -> HeldTokens:
+    """Return rows of blocks that are evenly spread."""
     height = max(end - begin for begin, end in blocks.bounds)
     n = max(1, min(len(blocks.bounds), -(-_SAMPLE // height)))
     chosen = [blocks.bounds[i] for i in np.linspace(0, len(blocks.bounds) - 1, n).astype(np.int64)]
-    parts = []
-    for begin, end in chosen:
-        rows = blocks.read(begin, end)
-        parts += [x for _, x in slabs(rows[:: -(-len(rows) * n // _SAMPLE)])]
-    x = np.concatenate(parts)
-    x = x[np.isfinite(squares(x))]
-    return x - x[:1]
+    parts = [blocks.read(*bounds) for bounds in chosen]
+    return HeldTokens(np.concatenate([rows[:: -(-len(rows) * n // _SAMPLE)] for rows in parts]))
 
 
 def _product(blocks: TokenBlocks | HeldTokens, vectors: Floats) -> Floats:
     """Return the product of the covariance with vectors (d, m), from one reading of the matrix."""
-    n = 0
-    total, product = np.zeros(blocks.n_dims), np.zeros_like(vectors)
-    for x in _rows(blocks, _SLAB):
-        total += x.sum(axis=0)
-        product += x.T @ (x @ vectors)
-        n += len(x)
-    mean = total / n
-    return product / n - np.outer(mean, mean @ vectors)
+    from deadtok_xr.kernels.numba import covariance
+
+    first, sums = np.zeros(blocks.n_dims), np.zeros((covariance.VECTORS + 1, blocks.n_dims))
+    buffers = np.empty((covariance.ROWS, blocks.n_dims)), np.empty((covariance.ROWS, covariance.VECTORS))
+    n, transposed = 0, np.ascontiguousarray(vectors.T)
+    for begin, end in blocks.bounds:
+        n = covariance.add_products(kernel_values(blocks.read(begin, end)), n, first, transposed, *buffers, sums)
+    sums /= max(n, 1)
+    mean = sums[-1]
+    return np.asarray(sums[:-1].T - np.outer(mean, mean @ vectors))
 
 
 class _Largest:
@@ -140,7 +135,7 @@ def _largest(product: Callable[[Floats], Floats], start: Floats, at_most: int) -
         values, small = np.linalg.eigh((inner + inner.T) / 2)
         values, small = values[::-1][:_VECTORS], small[:, ::-1][:, :_VECTORS]
         vectors = basis @ small
-        residual = np.sqrt(squares((products @ small[:, :2] - vectors[:, :2] * values[:2]).T))
+        residual = np.linalg.norm(products @ small[:, :2] - vectors[:, :2] * values[:2], axis=0)
         angle = residual[0] / (values[0] - values[1]) if values[0] > values[1] else np.inf
         found = _Largest(vectors, values, bool(angle < _ERROR and residual[1] < _ERROR_OF_GAP * values[0]))
         if found.accurate or basis.shape[1] + block.shape[1] > len(start):
