@@ -1,11 +1,11 @@
-"""Measure the time of `deadtok tokens` as a multiple of only reading the file, and its peak memory.
+"""Measure the CPU time of `deadtok tokens` as a multiple of only reading the file, and its peak memory.
 
     python -m benchmarks.tokens DIR [--tokens 151936] [--dims 2560]
 
 It writes a tied model in bfloat16 to DIR, with 300 equal rows beyond the vocabulary, and removes it at the end. `read`
-reads every byte once in parts of 8 MiB into one buffer, `tokens` computes what the screen shows, and `all` also the
-distance without the first principal component. Each runs in processes of its own, alternately, from the page cache. The
-table gives medians of three, of `all` a single run; imports are not counted.
+reads every byte once in parts of 8 MiB into one buffer, `float32` also converts it to float32, `tokens` computes what
+the screen shows, and `all` also the distance without the first principal component. Each runs in processes of its own,
+alternately, from the page cache. The table gives medians; imports and compiling are not counted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.doctor import PART, peak
 from deadtok_xr.text import table
 
 REPEATS = 3
+CALLS = ("read", "float32", "tokens", "all")
 EQUAL = 300
 
 
@@ -45,22 +46,22 @@ def write(path: Path, n: int, d: int) -> None:
 
 def measure(what: str, path: Path, small: Path) -> dict[str, float]:
     """Read or examine a file in this process; the time does not include imports."""
-    if what == "read":
-        buffer = memoryview(bytearray(PART))
-        began = time.perf_counter()
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-        return {"seconds": time.perf_counter() - began, "peak": peak()}
-    import deadtok_xr as dx
-
-    dx.undertrained(small).compute()
     began, cpu = time.perf_counter(), time.process_time()
-    found = dx.undertrained(path)
-    found = (found if what == "all" else found.drop_vars(["cosine_distance_without_pc1", "pc1_gap"])).compute()
-    seconds = time.perf_counter() - began
-    assert int(found.reference_size[0]) == EQUAL
-    return {"seconds": seconds, "cpu": time.process_time() - cpu, "peak": peak()}
+    if what in ("read", "float32"):
+        buffer = np.empty(PART // 2, np.uint16)
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(memoryview(buffer).cast("B")):
+                if what == "float32":
+                    (buffer.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        import deadtok_xr as dx
+
+        dx.undertrained(small).compute()
+        began, cpu = time.perf_counter(), time.process_time()
+        found = dx.undertrained(path)
+        found = (found if what == "all" else found.drop_vars(["cosine_distance_without_pc1", "pc1_gap"])).compute()
+        assert int(found.reference_size[0]) == EQUAL
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "peak": peak()}
 
 
 @click.command()
@@ -75,28 +76,24 @@ def main(folder: Path, tokens: int, dims: int, one: str | None) -> None:
     if one is not None:
         print(json.dumps(measure(one, path, small)))
         return
-    calls = ("read", "tokens", "all")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CALLS}
     try:
         write(path, tokens, dims)
-        write(small, 1000, 16)
-        for k in range(REPEATS):
-            for name in calls if k == 0 else calls[:2]:
+        write(small, 1000, 520)
+        for _ in range(REPEATS):
+            for name in CALLS:
                 command = [sys.executable, "-m", "benchmarks.tokens", str(folder), "--one", name]
                 found[name].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
         size = path.stat().st_size
     finally:
         for file in (path, small):
             file.unlink(missing_ok=True)
-    reading = statistics.median(run["seconds"] for run in found["read"])
-    rows = [("what", "seconds", "CPU", "multiple of read", "peak memory")]
+    rows = [("what", "seconds", "CPU", "CPU as a multiple of read", "peak memory")]
     for name, runs in found.items():
-        seconds = statistics.median(run["seconds"] for run in runs)
-        cpu = statistics.median(run["cpu"] for run in runs) if name != "read" else None
-        rows.append(
-            (name, f"{seconds:.2f}", "" if cpu is None else f"{cpu:.1f}", f"{seconds / reading:.1f}",
-             "" if cpu is None else f"{max(run['peak'] for run in runs) / 1e6:.0f} MB")
-        )  # fmt: skip
+        seconds, cpu = (statistics.median(run[key] for run in runs) for key in ("seconds", "cpu"))
+        multiple = statistics.median(run["cpu"] / read["cpu"] for run, read in zip(runs, found["read"], strict=True))
+        memory = max(run["peak"] for run in runs) / 1e6
+        rows.append((name, f"{seconds:.2f}", f"{cpu:.2f}", f"{multiple:.1f}", f"{memory:.0f} MB"))
     click.echo(f"{tokens:,} x {dims:,} bfloat16, {size / 1e9:.2f} GB")
     click.echo("\n".join(table(rows, "<>>>>")))
 

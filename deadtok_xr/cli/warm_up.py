@@ -186,6 +186,7 @@ def _call_functions(store: Path) -> None:
     from deadtok_xr.analyses.gaps import lattice_gaps
     from deadtok_xr.analyses.grid_test import grid_test
     from deadtok_xr.analyses.neighbours import neighbour_preservation
+    from deadtok_xr.analyses.undertrained import undertrained
     from deadtok_xr.checkpoints import doctor
     from deadtok_xr.recording.opening import open_recording
 
@@ -197,5 +198,6 @@ def _call_functions(store: Path) -> None:
     lattice_gaps(recording, step=0).compute()
     compare_runs(recording, recording).compute()
     model = store.with_suffix(".safetensors")
-    save_file({"weight": torch.ones(8, 8, dtype=getattr(torch, dtype))}, model)
+    save_file({"embed_tokens.weight": torch.ones(8, 520, dtype=getattr(torch, dtype))}, model)  # wide: see `pc1`
     doctor(model, model)
+    undertrained(model).compute()
