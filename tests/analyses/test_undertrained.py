@@ -126,6 +126,15 @@ def test_first_principal_axis_of_many_dims(kind: str) -> None:
     assert (products is not None) == (kind not in ("no gap", "equal rows"))
 
 
+def test_product_with_the_covariance_of_many_dims() -> None:
+    rng = np.random.default_rng(2)
+    W, vectors = rng.normal(1, 1, (11, 2500)).astype(np.float32), rng.normal(size=(2500, 8))
+    W[[0, 6], 2400] = np.inf, np.nan
+    x = np.delete(W, [0, 6], axis=0).astype(np.float64)
+    x -= x.mean(axis=0)
+    np.testing.assert_allclose(pc1._product(HeldTokens(W), vectors), x.T @ (x @ vectors) / 9, atol=1e-10)
+
+
 def model(n: int = 400, d: int = 16) -> np.ndarray:
     """Trained tokens, 8 that were hardly trained (100 to 107) near 12 equal ones (380 to 391), and two zero rows."""
     rng = np.random.default_rng(0)
@@ -189,6 +198,11 @@ class TestTheReference:
         assert findings.indicator(found) == "norm"
         np.testing.assert_allclose(found.norm, np.linalg.norm(E.astype(np.float64), axis=1))
         assert set(np.flatnonzero(found.candidate)) == set(range(50, 58))
+        limit = np.quantile(np.linalg.norm(E.astype(np.float64), axis=1), 0.02)
+        np.testing.assert_array_equal(found.candidate, found.norm <= limit)
+        values, _ = expected(W, [*range(380, 392)])
+        for name in DISTANCES:
+            np.testing.assert_allclose(found[name], values[name], rtol=1e-6, atol=1e-6, err_msg=name)
         assert found.below_eps.values[60]
         assert not found.all_zero.any()
         ds = ds.assign(W=ds.W.copy(data=E[None]))  # no two rows are equal

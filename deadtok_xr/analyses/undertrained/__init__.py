@@ -4,6 +4,8 @@ references     where to measure from: tokens that were never trained
 passes         the readings of the matrix, block of tokens after block
 pc1            its first principal axis
 outputs        the variables and how they follow
+at_steps       all indicators at selected steps, for `token_indicators`
+relations      what they have to do with dead tokens, and with freezing
 findings       what they say, as sentences and a table
 """
 
