@@ -50,7 +50,7 @@ def tokens(
     CHECKPOINT is a safetensors, torch, HDF5 or NumPy file, the index of a sharded model, the folder of one, a
     store, or hf://ORG/MODEL. Its embedding is read twice, in bounded memory, and no code in it is run.
 
-    The first principal component needs some five more readings, several times as long as everything else.
+    The first principal component needs some five more readings, six times as long as everything else.
 
     \b
     Example:  deadtok tokens model.safetensors --tokenizer tokenizer.json
