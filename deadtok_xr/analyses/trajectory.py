@@ -45,6 +45,10 @@ ATTRS: dict[str, dict[str, Any]] = {
         "long_name": "angle of the first principal axis to that at the checkpoint before", "units": "degree",
         "formula": "arccos |v₁[t]·v₁[s]|", "comment": f"{_BEFORE}, and where the tokens have no extent",
     },
+    "axis_angle_total": {
+        "long_name": "angle of the first principal axis to that at the first checkpoint", "units": "degree",
+        "formula": "arccos |v₁[t]·v₁[0]|", "comment": "NaN where the tokens have no extent",
+    },
     "axes_kept": {
         "long_name": "overlap of the first principal axes with those at the checkpoint before", "units": "1",
         "formula": _AXES, "comment": f"1 for the same subspace, n_axes/D by chance; {_BEFORE}",
@@ -100,8 +104,8 @@ def trajectory(
     xarray.Dataset
         Lazy dataset. Per `step` from the second: `unchanged_fraction` float64, `step_span` int64. Per token:
         `unchanged_dims` int64, `never_changed` bool; `n_never_changed`. Per `checkpoint`, the selected steps, float64:
-        `spread`, `centroid_shift`, `centroid_shift_total`, `axis_angle`, `axes_kept`, `axes_kept_total`,
-        `neighbours_kept`, `neighbours_kept_total`; `n_invalid` int64.
+        `spread`, `centroid_shift`, `centroid_shift_total`, `axis_angle`, `axis_angle_total`, `axes_kept`,
+        `axes_kept_total`, `neighbours_kept`, `neighbours_kept_total`; `n_invalid` int64.
 
     Raises
     ------
@@ -267,7 +271,6 @@ def _describe(inputs: dict[str, list[Any]], *, at: tuple[int, ...], n_dims: int,
     pairs = list(pairwise(states))
     changed = np.bitwise_count(found["changed"]).sum(axis=1, dtype=np.int64)
     unchanged = np.array([found["unchanged"][t] for t in range(n_steps - 1)], np.float64)
-    angles = [np.degrees(np.arccos(min(1.0, np.sqrt(_overlap(a["axes"], b["axes"], 1))))) for a, b in pairs]
     first, last = states[0], states[-1]
     return {
         "unchanged_fraction": unchanged / (len(changed) * n_dims),
@@ -277,7 +280,8 @@ def _describe(inputs: dict[str, list[Any]], *, at: tuple[int, ...], n_dims: int,
         "spread": np.array([s["spread"] for s in states]),
         "centroid_shift": np.array([np.nan, *(_shift(a, b) for a, b in pairs)]),
         "centroid_shift_total": np.array([_shift(first, s) for s in states]),
-        "axis_angle": np.array([np.nan, *angles]),
+        "axis_angle": np.array([np.nan, *(_angle(a, b) for a, b in pairs)]),
+        "axis_angle_total": np.array([_angle(first, s) for s in states]),
         "axes_kept": np.array([np.nan, *(_overlap(a["axes"], b["axes"]) for a, b in pairs)]),
         "axes_kept_total": np.array([_overlap(s["axes"], last["axes"]) for s in states]),
         "neighbours_kept": np.array([np.nan, *(_shared(a["neighbours"], b["neighbours"]) for a, b in pairs)]),
@@ -288,6 +292,10 @@ def _describe(inputs: dict[str, list[Any]], *, at: tuple[int, ...], n_dims: int,
 
 def _shift(a: dict[str, Any], b: dict[str, Any]) -> float:
     return float(np.linalg.norm(b["centroid"] - a["centroid"]))
+
+
+def _angle(a: dict[str, Any], b: dict[str, Any]) -> float:
+    return float(np.degrees(np.arccos(min(1.0, np.sqrt(_overlap(a["axes"], b["axes"], 1))))))
 
 
 def _overlap(a: Floats | None, b: Floats | None, n: int | None = None) -> float:
@@ -344,11 +352,11 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
             0.55, f"Of its {n} nearest neighbours at the checkpoint before, a token keeps {', '.join(parts)}."
         )
     if (ends := summary_text.ends(axes)) is not None:
-        angle, total, spread = (ds[name].values for name in ("axis_angle", "centroid_shift_total", "spread"))
-        turn = f"the first principal axis turned by {angle[ends[1]]:.0f}° up to the last of them"
-        shift = f"The centroid moved by {summary_text.number(total[-1])} in all"
+        angle, total, spread = (ds[name].values for name in ("axis_angle_total", "centroid_shift_total", "spread"))
+        turn = f"the first principal axis turned by {angle[ends[1]]:.2g}°"
+        shift = f"the centroid moved by {summary_text.number(total[-1])}"
         ratio = f", {summary_text.number(total[-1] / spread[-1])} times the spread of the tokens" if spread[-1] else ""
-        yield Finding(0.45, f"{shift}{ratio}; {turn}.")
+        yield Finding(0.45, f"Since the first checkpoint, {shift}{ratio}, and {turn}.")
 
 
 @trajectory.measure

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deadtok_xr.bfloat16 import GRIDS, Grid
-from deadtok_xr.conversion.inspect.models import is_of_optimizer
+from deadtok_xr.conversion.inspect.models import is_average_of, is_of_optimizer
 from deadtok_xr.conversion.readers.formats import open_source
 from deadtok_xr.conversion.readers.source import Source, list_entries
 from deadtok_xr.conversion.readers.stacked import Stacked
@@ -30,7 +30,11 @@ def open_checkpoint(path: str | Path) -> Iterator[Source]:
     """
     with open_source(Path(path)) as source:
         if isinstance(source, Stacked):
-            raise InputError(f"{path} holds the checkpoints of several steps; expected: one; name its file or folder")
+            example = next(iter(source.files()), path)
+            raise InputError(
+                f"{path} holds the checkpoints of several steps; expected: that of one: give its file or folder, "
+                f"such as {example if example.parent == Path(path) else example.parent}"
+            )
         yield source
 
 
@@ -42,7 +46,7 @@ def split(source: Source) -> tuple[list[str], dict[str, str]]:
     InputError
         If there is no parameter.
     """
-    reasons = {name: _reason(source, name) for name in source.entries}
+    reasons = _reasons(source)
     parameters = [name for name, reason in reasons.items() if not reason]
     if not parameters:
         raise InputError(
@@ -51,8 +55,15 @@ def split(source: Source) -> tuple[list[str], dict[str, str]]:
     return parameters, {name: reason for name, reason in reasons.items() if reason}
 
 
+def _reasons(source: Source) -> dict[str, str]:
+    """Say of each entry why it is no parameter, or is not examined; empty if it is examined."""
+    reasons = {name: _reason(source, name) for name in source.entries}
+    examined = {name: source.entries[name].shape for name, reason in reasons.items() if not reason}
+    averages = [name for name in examined if is_average_of(name, examined)]
+    return reasons | dict.fromkeys(averages, "an average of the weights over time")
+
+
 def _reason(source: Source, name: str) -> str:
-    """Say why an entry is no parameter, or is not examined; empty if it is examined."""
     entry = source.entries[name]
     if name in source.aliases:
         return f"the same memory as {source.aliases[name]!r}"
@@ -67,8 +78,10 @@ def _reason(source: Source, name: str) -> str:
 
 def pair(
     a: Source, b: Source, parameters: list[str], left_out: Mapping[str, str]
-) -> tuple[list[str], dict[str, str], list[str]]:
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Match the parameters of two checkpoints by name.
+
+    If no name is in both, all names of one may have a prefix more, such as "model." or "module.".
 
     Parameters
     ----------
@@ -80,28 +93,52 @@ def pair(
     Returns
     -------
     tuple
-        The names of the parameters that are compared; why each other parameter of the first is not; the names that
-        only the second has.
+        The names of the parameters that are compared, and those in the second; why each other parameter of the first is
+        not; the names that only the second has.
 
     Raises
     ------
     InputError
         If they have no name in common.
     """
-    if not any(name in b.entries for name in parameters):
+    in_second = [name for name, reason in _reasons(b).items() if not reason]
+    in_b = _names_in(b, in_second, parameters)
+    if in_b is None:
         raise InputError(
             f"{a.path} and {b.path} have no parameter in common: {parameters[0]!r} is in the first, "
             f"{next(iter(b.entries), 'nothing')!r} in the second; expected: two checkpoints of one model"
         )
-    reasons = {name: _difference(a, b, name) for name in parameters}
-    others = [name for name in b.entries if name not in a.entries and name not in left_out and not _reason(b, name)]
-    compared = [name for name, reason in reasons.items() if not reason]
+    reasons = {name: _difference(a, name, b, in_b[name]) for name in parameters}
+    known = {*in_b.values(), *left_out, *a.entries}
+    others = [name for name in in_second if name not in known]
+    compared = {name: in_b[name] for name, reason in reasons.items() if not reason}
     return compared, {name: reason for name, reason in reasons.items() if reason}, others
 
 
-def _difference(a: Source, b: Source, name: str) -> str:
+def _names_in(b: Source, theirs: list[str], parameters: list[str]) -> dict[str, str] | None:
+    """Return the name of each parameter in another checkpoint with other parameters; None if it has none of them."""
+    for prefix in ("", *_prefixes(theirs)):
+        if any(prefix + name in b.entries for name in parameters):
+            return {name: prefix + name for name in parameters}
+    for prefix in _prefixes(parameters):
+        if any(name.removeprefix(prefix) in b.entries for name in parameters):
+            return {name: name.removeprefix(prefix) for name in parameters}
+    return None
+
+
+def _prefixes(names: list[str]) -> Iterator[str]:
+    """Yield the prefixes that all names have, up to a dot, the shortest first."""
+    parts = names[0].split(".")[:-1] if names else []
+    for n in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:n]) + "."
+        if not all(name.startswith(prefix) for name in names):
+            return
+        yield prefix
+
+
+def _difference(a: Source, name: str, b: Source, name_in_b: str) -> str:
     """Say why the values of a parameter cannot be compared; empty if they can."""
-    one, other = a.entries[name], b.entries.get(name)
+    one, other = a.entries[name], b.entries.get(name_in_b)
     if other is None:
         return "not in the second checkpoint"
     if other.shape != one.shape:

@@ -98,16 +98,16 @@ def half_gaps(grid: Grid, *, outward: bool = False) -> Floats:
 
 
 def count(
-    a: Source, name: str, b: Source | None = None, progress: Callable[[int], None] | None = None
+    a: Source, name: str, b: tuple[Source, str] | None = None, progress: Callable[[int], None] | None = None
 ) -> tuple[Counts, Difference | None]:
     """Count the values of a parameter, and compare them with those of another checkpoint.
 
     Parameters
     ----------
-    a, b
-        Open checkpoints; in both the parameter has the same name, shape and dtype.
-    name
-        The parameter.
+    a, name
+        An open checkpoint, and the parameter.
+    b
+        Another one, and the name of the parameter there; it has the same shape and dtype.
     progress
         Called with the number of bytes read since the last call.
     """
@@ -119,7 +119,7 @@ def count(
     ones, found = np.zeros(1, np.int64), np.zeros(3, np.int64)
     one = grid.bias << grid.mantissa_bits
     infinity = grid.max_exponent << grid.mantissa_bits
-    for parts in _read([source for source in (a, b) if source is not None], name, grid):
+    for parts in _read([(a, name), *([b] if b else [])], grid):
         if narrow:
             count_words(parts[0], counts)
         else:
@@ -136,13 +136,14 @@ def count(
     return Counts(grid, by_class[:-1], int(ones[0]), int(by_class[-1].sum())), difference
 
 
-def _read(sources: list[Source], name: str, grid: Grid) -> Iterator[list[Words]]:
-    """Yield the words of the parameter slab by slab, of each source, while a thread reads the next slabs."""
-    entry = sources[0].entries[name]
+def _read(parameters: list[tuple[Source, str]], grid: Grid) -> Iterator[list[Words]]:
+    """Yield the words of parameters of one shape slab by slab, while a thread reads the next slabs."""
+    source, name = parameters[0]
+    entry = source.entries[name]
     places = list(slabs(entry.shape, grid.width // 8, SLAB_BYTES)) if entry.shape else [()]
 
     def read(where: tuple[slice, ...]) -> list[Words]:
-        values = [np.ascontiguousarray(source.read(name, *where)) for source in sources]
+        values = [np.ascontiguousarray(source.read(name, *where)) for source, name in parameters]
         return [x.reshape(-1).view(grid.bits_dtype) for x in values]
 
     if len(places) == 1:

@@ -1,4 +1,4 @@
-"""Say which values of a checkpoint cannot move at a learning rate, and which changed since another checkpoint."""
+"""Say which values of a checkpoint cannot move at a learning rate, and which changed up to a later one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Progress = Callable[[float, float], None]
 
 
 def doctor(a: str | Path, b: str | Path | None = None, *, lr: float | None = None) -> xr.Dataset:
-    """Say which values of a checkpoint cannot move at a learning rate, and what changed since another checkpoint.
+    """Say which values of a checkpoint cannot move at a learning rate, and what changed up to a later one.
 
     In bfloat16, an update below half the gap to the next number is rounded away: a norm weight of 1.0 does not move at
     learning rates up to 2⁻⁹ ≈ 0.002, whatever its gradient, because an update of Adam is about as large as the rate.
@@ -71,7 +71,8 @@ def doctor(a: str | Path, b: str | Path | None = None, *, lr: float | None = Non
         A checkpoint: a safetensors, torch, HDF5 or NumPy file, the index of a sharded model, or the folder of one.
         Torch files are read without running code from them. The values are read once, in bounded memory.
     b
-        A later checkpoint of the same model, compared parameter by parameter.
+        A later checkpoint of the same model, compared parameter by parameter. Names may differ by a prefix that all
+        names of one of them have, such as "model.".
     lr
         Learning rate, or the size of an update in general. Without it, there is no `stuck_fraction`.
 
@@ -84,8 +85,9 @@ def doctor(a: str | Path, b: str | Path | None = None, *, lr: float | None = Non
         `max_ulp_distance` int64. Shares and rates are over the finite values of ``a``, and NaN if there are none.
 
         The attribute `left_out` names entries that are not examined, with the reason: integers, float8, states of an
-        optimizer, names that share their memory with another. `not_compared` names parameters of ``a`` that ``b`` lacks
-        or has in another shape or dtype, `only_in_b` those that ``a`` lacks.
+        optimizer, averages of the weights over time beside the weights, names that share their memory with another.
+        `not_compared` names parameters of ``a`` that ``b`` lacks or has in another shape or dtype, `only_in_b` those
+        that ``a`` lacks.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def examine(
         one = opened.enter_context(open_checkpoint(a))
         names, left_out = split(one)
         attrs: dict[str, Any] = {"a": str(a), "left_out": left_out}
-        compared: list[str] = []
+        compared: dict[str, str] = {}
         other = None
         if b is not None:
             other = opened.enter_context(open_checkpoint(b))
@@ -131,12 +133,12 @@ def examine(
             attrs |= {"b": str(b), "not_compared": refused, "only_in_b": only}
         if lr is not None:
             attrs["lr"] = float(lr)
-        counted = _count_all(one, other, names, set(compared), progress)
+        counted = _count_all(one, other, names, compared, progress)
         return _dataset(one, counted, attrs, lr, compare=b is not None)
 
 
 def _count_all(
-    a: Source, b: Source | None, names: list[str], compared: set[str], progress: Progress | None
+    a: Source, b: Source | None, names: list[str], compared: dict[str, str], progress: Progress | None
 ) -> dict[str, tuple[Counts, Difference | None]]:
     total = sum(a.entries[name].nbytes * (1 + (name in compared)) for name in names)
     done = 0
@@ -147,7 +149,7 @@ def _count_all(
         if progress is not None:
             progress(done, total)
 
-    return {name: count(a, name, b if name in compared else None, read) for name in names}
+    return {name: count(a, name, (b, compared[name]) if b and name in compared else None, read) for name in names}
 
 
 def _dataset(

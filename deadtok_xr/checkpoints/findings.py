@@ -57,27 +57,29 @@ def sentences(found: xr.Dataset) -> list[str]:
     """Return what was found, the most important first."""
     frame = found.to_dataframe()
     frame["kind"] = [_kind(str(name), shape) for name, shape in zip(frame.index, frame["shape"], strict=True)]
-    said = list(_stuck(frame, found.attrs.get("lr")))
+    of = " of the first checkpoint" if "changed" in frame else ""
+    said = list(_stuck(frame, found.attrs.get("lr"), of))
     said += [*_not_finite(frame), *_as_initialised(frame)]
     if "changed" in frame:
         said += _changes(frame, plain(found.attrs["not_compared"]), plain(found.attrs["only_in_b"]))
     return said + list(_left_out(plain(found.attrs["left_out"])))
 
 
-def _stuck(frame: Frame, lr: float | None) -> Iterator[str]:
+def _stuck(frame: Frame, lr: float | None, of: str) -> Iterator[str]:
     if lr is None:
         worst = frame["lr_to_move_all"].idxmax() if frame["lr_to_move_all"].notna().any() else None
         if worst is not None:
             yield (
-                f"All values move above lr {_rate(frame['lr_to_move_all'][worst])}, which {worst} needs; give --lr to "
-                "count those that cannot move."
+                f"All values{of} move above lr {_rate(frame['lr_to_move_all'][worst])}, which {worst} needs; give "
+                "--lr to count those that cannot move."
             )
         return
     whole = frame[frame["stuck_fraction"] == 1]
     for kind, members in sorted(whole.groupby("kind"), key=lambda group: -len(group[1])):
         them = "it" if len(members) == 1 else "them"
         yield (
-            f"{_count(len(members), str(kind))} cannot move at lr {_rate(lr)}: keep {them} in float32{_some(members)}."
+            f"{_count(len(members), str(kind))}{of} cannot move at lr {_rate(lr)}: keep {them} in "
+            f"float32{_some(members)}."
         )
     for dtype, members in frame.groupby("dtype"):
         finite = members["numel"] - members["n_not_finite"]
@@ -87,11 +89,12 @@ def _stuck(frame: Frame, lr: float | None) -> Iterator[str]:
             where = f", in {mostly} of {_count(len(members), 'parameter')} more than half" if mostly else ""
             advice = "" if dtype == "float32" else ": keep float32 master weights, or round stochastically"
             yield (
-                f"At lr {_rate(lr)}, {_share(n_stuck, int(finite.sum()))} of the {int(finite.sum()):,} {dtype} values "
-                f"cannot move{where}{advice}."
+                f"At lr {_rate(lr)}, {_share(n_stuck, int(finite.sum()))} of the {int(finite.sum()):,} {dtype} "
+                f"values{of} cannot move{where}{advice}."
             )
     if not (frame["stuck_fraction"] > 0).any() and frame["stuck_fraction"].notna().any():
-        yield f"Nothing is stuck: at lr {_rate(lr)} every finite value of {_count(len(frame), 'parameter')} can move."
+        n = _count(len(frame), "parameter")
+        yield f"Nothing is stuck: at lr {_rate(lr)} every finite value of {n}{of} can move."
 
 
 def _not_finite(frame: Frame) -> Iterator[str]:

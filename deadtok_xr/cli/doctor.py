@@ -1,4 +1,4 @@
-"""`deadtok doctor`: which values of a checkpoint cannot move, and which changed since another."""
+"""`deadtok doctor`: which values of a checkpoint cannot move, and which changed up to a later one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def doctor(
     ctx: click.Context, checkpoint: Path, later: Path | None, lr: float | None, allow: float, details: bool,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Say which values of a checkpoint cannot move at a learning rate, and which changed since another.
+    """Say which values of a checkpoint cannot move at a learning rate, and which changed up to a later one.
+
+    The values of CHECKPOINT are those that can move or not; LATER is compared with them.
 
     CHECKPOINT and LATER are safetensors, torch, HDF5 or NumPy files, the index of a sharded model, or the folder
     of one. They are read once, in bounded memory, and no code in them is run.

@@ -12,6 +12,7 @@ from deadtok_xr.monitor.rows import Columns, Row, median_margin
 from deadtok_xr.text import table
 
 _SHOWN = 5
+_ROWS = 10
 
 
 class Totals:
@@ -105,12 +106,14 @@ def _table(totals: Totals) -> list[str]:
     counts = np.stack(list(totals.counts.values())).astype(np.float64)
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(0)
-    order = [i for i in np.argsort(-shares[1], kind="stable") if shares[1][i] > 0][:10]
+    order = [i for i in np.argsort(-shares[1], kind="stable") if shares[1][i] > 0]
     if not order:
         return []
+    which = f"The {_ROWS} of {len(order)} parameters" if len(order) > _ROWS else "The parameters"
+    title = f"{which} that lose most to rounding, over all monitored updates:"
     lines = [("parameter", "dtype", "moved", "rounded", "no gradient", "median log2(update / half gap)")]
-    for i in order:
+    for i in order[:_ROWS]:
         middle = median_margin(totals.margins[i], totals.fixed["margin_bin"])
         of_all = (f"{share:.2%}" for share in shares[:, i])
         lines.append((totals.fixed["parameter"][i], totals.fixed["dtype"][i], *of_all, f"{middle:.0f}"))
-    return ["", *table(lines, "<<>>>>")]
+    return ["", title, *table(lines, "<<>>>>")]

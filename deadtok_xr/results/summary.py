@@ -132,7 +132,7 @@ def _what(tree: xr.DataTree, groups: findings.Groups) -> str:
     kind = tree.attrs.get("tokens", "all")
     n = tree.attrs.get("n_tokens", "?")
     text = f"{n} {'' if kind == 'all' else kind + ' '}tokens"
-    steps = [ds["step"].values for ds in groups.values() if "step" in ds.coords]
+    steps = [ds[name].values for ds in groups.values() for name in ("step", "checkpoint") if name in ds.coords]
     if not steps:
         return text
     longest = max(steps, key=len)

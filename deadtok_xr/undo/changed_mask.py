@@ -37,7 +37,8 @@ def changed_mask(parameter: Tensor, optimizer: Any, *, lr: float | None = None) 
         foreach, fused or capturable. Wrappers of Accelerate and Lightning are accepted.
     lr
         The learning rate of the step. Required if a schedule of torch is attached to the optimizer, since the rate of
-        the parameter group may be that of the next step already.
+        the parameter group may be that of the next step already. Required as well, without being noticed, if your own
+        loop has changed that rate since the step: with the wrong one, the mask misses values.
 
     Returns
     -------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -63,8 +64,12 @@ def expected(W: np.ndarray, k: int, n_axes: int) -> dict[str, list[float]]:
     found["neighbours_kept_total"] = [kept(s[2], states[-1][2]) for s in states]
     found["axes_kept"] = [np.nan, *(overlap(a[1], b[1]) for a, b in pairs)]
     found["axes_kept_total"] = [overlap(s[1], states[-1][1]) for s in states]
-    angle = [np.degrees(np.arccos(min(1, abs(a[1][0] @ b[1][0])))) for a, b in pairs]
-    return found | {"axis_angle": [np.nan, *angle]}
+
+    def angle(a: Any, b: Any) -> float:
+        return float(np.degrees(np.arccos(min(1, abs(a[1][0] @ b[1][0])))))
+
+    found["axis_angle"] = [np.nan, *(angle(a, b) for a, b in pairs)]
+    return found | {"axis_angle_total": [angle(states[0], s) for s in states]}
 
 
 @pytest.mark.parametrize("chunk", [1, 5])

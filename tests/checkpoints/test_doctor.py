@@ -210,6 +210,21 @@ def test_what_cannot_be_examined_or_compared_is_named(tmp_path: Path) -> None:
     found.to_netcdf(tmp_path / "found.nc")
 
 
+def test_averages_are_left_out_and_prefixes_too(tmp_path: Path) -> None:
+    plain, later = tiny(), tiny()
+    later["embed.weight"][3] *= 2
+    torch.save({"ema": tiny(), "model": later}, tmp_path / "both.pt")
+    save_file(plain, tmp_path / "plain.safetensors")
+    both, one = (dx.doctor(tmp_path / name, lr=1e-4) for name in ("both.pt", "plain.safetensors"))
+    assert both.parameter.values.tolist() == [f"model.{name}" for name in later]
+    assert set(both.attrs["left_out"].values()) == {"an average of the weights over time"}
+    for a, b in (("both.pt", "plain.safetensors"), ("plain.safetensors", "both.pt")):
+        found = dx.doctor(tmp_path / a, tmp_path / b)
+        assert not found.attrs["not_compared"]
+        assert [bool(n) for n in found.changed] == ["embed.weight" in name for name in found.parameter.values]
+    assert int(one.numel.sum()) == int(both.numel.sum())
+
+
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     save_file(tiny(), tmp_path / "a.safetensors")
     save_file({"other": torch.ones(3)}, tmp_path / "b.safetensors")
@@ -226,7 +241,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         dx.doctor(tmp_path / "c.safetensors")
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.safetensors").rename(tmp_path / f"{name}.kept")
-    with pytest.raises(InputError, match="holds the checkpoints of several steps; expected: one"):
+    with pytest.raises(
+        InputError, match="holds the checkpoints of several steps; expected: that of one: give .*run_step_1.safetensors"
+    ):
         dx.doctor(tmp_path)
 
 
@@ -254,7 +271,7 @@ def test_the_command_says_what_is_stuck(
     assert status == 3
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    assert lines[0] == "33 norm weights cannot move at lr 1e-5: keep them in float32."
+    assert lines[0] == "33 norm weights of the first checkpoint cannot move at lr 1e-5: keep them in float32."
     assert "3 values of 1 parameter are NaN or infinite and not counted (broken)." in lines
     assert "All values of 33 norm weights are exactly 1.0 in both checkpoints." in lines
     assert any(line.split()[:4] == ["layers.*.input_layernorm.weight", "33", "bf16", "264"] for line in lines)

@@ -100,6 +100,15 @@ def is_of_optimizer(key: str) -> bool:
     return bool(_OPTIMIZER.search(key))
 
 
+def is_average_of(key: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a name is that of an average over time of another parameter of the same shape."""
+    found = _COPY.search(key)
+    return found is not None and any(
+        shapes[other] == shapes[key] and other.endswith(key[found.end() :]) and not _COPY.search(other)
+        for other in shapes
+    )
+
+
 def is_named(key: str, names: Iterable[str]) -> bool:
     """Return whether a key ends in one of several names of a module."""
     key = key.replace("/", ".")

@@ -50,8 +50,8 @@ def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 # Functions that only compiled functions call. They are compiled as a part of these, without entries for Python and C,
-# and a file in the cache, which takes a third less time; called from Python, they run as Python. numba's cache checks only
-# the file of the function that Python calls: after a change to an inner one, delete the *.nbi files of its callers.
+# and a file in the cache, which takes a third less time; called from Python, they run as Python. The cache checks
+# only the file of the function that Python calls: after changing an inner one, delete the *.nbi files of its callers.
 inner = _inner()
 inner_finite = _inner(fastmath=True)
 """For finite values only: sums may be reordered, which lets loops use vector units, and NaN does not occur."""
