@@ -30,7 +30,7 @@ def open_checkpoint(path: str | Path) -> Iterator[Source]:
     """
     with open_source(Path(path)) as source:
         if isinstance(source, Stacked):
-            example = next(iter(source.files()), path)
+            example = Path(next(iter(source.files()), path))
             raise InputError(
                 f"{path} holds the checkpoints of several steps; expected: that of one: give its file or folder, "
                 f"such as {example if example.parent == Path(path) else example.parent}"

@@ -17,9 +17,9 @@ import numpy as np
 from zarr.dtype import ZDType, data_type_registry
 
 try:
-    from zarr.errors import DataTypeValidationError
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined, unused-ignore]
 except ImportError:  # zarr 3.1
-    from zarr.dtype import DataTypeValidationError
+    from zarr.dtype import DataTypeValidationError  # type: ignore[no-redef, unused-ignore]
 
 _NAME: Literal["bfloat16"] = "bfloat16"
 _DTYPE = np.dtype(ml_dtypes.bfloat16)
