@@ -20,7 +20,7 @@ from deadtok_xr.conversion.inspect.extra_arrays import (
     settings_of,
     unused_labels,
 )
-from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, KeyMap, variable_keys
+from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, KeyMap, is_named_otherwise, variable_keys
 from deadtok_xr.conversion.inspect.matrices import describe_matrices, precision_warnings
 from deadtok_xr.conversion.inspect.models import find_matrices
 from deadtok_xr.conversion.inspect.moments import find_moments
@@ -115,13 +115,16 @@ def _model_keys(source: Source, options: Options, keys: dict[str, str]) -> tuple
 
 
 def _only_candidate(source: Source, keys: dict[str, str]) -> dict[str, str]:
-    """Return the weights of a source with a single array that they could be."""
+    """Return the weights of a source with a single array that they could be, and that its name does not call otherwise.
+
+    A gradient or a moment has the shape of the weights: nothing in its values shows what it is.
+    """
     if any(name in keys for name in WEIGHTS):
         return {}
     found = [key for key, e in source.entries.items() if e.dtype is not None and len(e.shape) in (2, 3, 4)]
     by_name = [key for key in found if key.rpartition("/")[2] in ("W", *KNOWN_KEYS.variables["W"])]
     candidates = by_name or (found if {*source.entries} <= {*found, *KNOWN_KEYS.steps} else [])
-    return {"W": candidates[0]} if len(candidates) == 1 else {}
+    return {"W": candidates[0]} if len(candidates) == 1 and not is_named_otherwise(candidates[0]) else {}
 
 
 def _has_steps(v: PlannedVariable) -> bool:

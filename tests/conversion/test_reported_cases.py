@@ -253,3 +253,40 @@ def test_a_recipe_of_the_user(tmp_path: Path) -> None:
     recipe.write_text('family = "mine"\n[keys]\nW = "table"\n[hyperparameters]\nbegan = 2020-01-01\n')
     rec = dx.open_recording(convert(saved(tmp_path / "a.safetensors", table=W), tmp_path / "o.zarr", recipe=recipe))
     assert rec.attrs["hyperparameters"] == {"began": "2020-01-01"}
+
+
+@pytest.mark.parametrize("name", ["grad", "m", "loss", "E", "gradients_over_time"])
+def test_the_only_array_is_not_the_weights_if_its_name_says_otherwise(tmp_path: Path, name: str) -> None:
+    w = bfloat16_steps()
+    np.save(tmp_path / f"{name}.npy", w)
+    with pytest.raises(InputError, match=f"holds no weights: .* if '{name}' are weights, say keys={{'W': '{name}'}}"):
+        convert(tmp_path / f"{name}.npy", tmp_path / "o.zarr")
+    assert not (tmp_path / "o.zarr").exists()
+    rec = dx.open_recording(convert(tmp_path / f"{name}.npy", tmp_path / "o.zarr", keys={"W": name}))
+    assert [*rec.data_vars] == ["W"]
+    np.testing.assert_array_equal(rec.W, w)
+
+
+def test_a_gradient_per_step_is_not_the_weights(tmp_path: Path) -> None:
+    w = bfloat16_steps()
+    saved(tmp_path / "a.safetensors", **{f"step_{i}.grad": w[i] for i in range(3)})
+    with pytest.raises(InputError, match="holds no weights"):
+        convert(tmp_path / "a.safetensors", tmp_path / "o.zarr")
+    rec = dx.open_recording(convert(tmp_path / "a.safetensors", tmp_path / "o.zarr", keys={"W": "grad"}))
+    np.testing.assert_array_equal(rec.W, w[:3])
+
+
+@pytest.mark.parametrize("dtype", ["i8", "f8"])
+@pytest.mark.parametrize("name", ["W", "table"])
+def test_lists_that_may_be_labels_are_warned_of_with_and_without_keys(tmp_path: Path, name: str, dtype: str) -> None:
+    steps, words = np.arange(6, dtype=dtype) * 10, np.arange(100, 112, dtype=dtype)
+    source = saved(tmp_path / "a.safetensors", **{name: bfloat16_steps()}, iterations=steps, words=words)
+    with (
+        pytest.warns(UserWarning, match="'iterations' ascends.*--key step=iterations"),
+        pytest.warns(UserWarning, match="'words' holds a different whole number.*--key token=words"),
+    ):
+        dx.convert(source, tmp_path / "o.zarr", keys={"W": name})
+    keys = {"W": name, "step": "iterations", "token": "words"}
+    rec = dx.open_recording(convert(source, tmp_path / "p.zarr", keys=keys))
+    assert rec.step.values.tolist() == steps.tolist()
+    assert rec.token.values.tolist() == words.tolist()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deadtok_xr import schema
-from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, weights_entry
+from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, is_named_otherwise, weights_entry
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.readers.source import Source, list_entries
 from deadtok_xr.errors import InputError
@@ -83,8 +83,11 @@ def _what_to_do(source: Source) -> str:
         return "; convert the file that holds the weights"
     numbered = [key for key in matrices if any(c.isdigit() for c in key) and len(source.entries[key].shape) == 2]
     stack = "; if each holds one step, stack them first, with numpy.stack" if len(numbered) > 1 else ""
-    largest = max(matrices, key=lambda key: source.entries[key].nbytes)
-    return f"{stack}; name the array that holds the weights, such as --key W={largest} (keys={{'W': {largest!r}}})"
+    largest = max(matrices, key=lambda key: (not is_named_otherwise(key), source.entries[key].nbytes))
+    option = f"--key W={largest} (keys={{'W': {largest!r}}})"
+    if is_named_otherwise(largest):
+        return f"{stack}; convert the file that holds the weights, or, if {largest!r} are weights, say {option}"
+    return f"{stack}; name the array that holds the weights, such as {option}"
 
 
 def full_dims(dims: tuple[str, ...], axes: Axes) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.conversion.inspect.arrangement import standard_order
 from deadtok_xr.conversion.inspect.axes import Axes, first_row, full_dims
 from deadtok_xr.conversion.inspect.context import Context
+from deadtok_xr.conversion.inspect.models import is_of_optimizer
+from deadtok_xr.conversion.inspect.proofs import are_whole
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.plan import PlannedVariable
 from deadtok_xr.conversion.readers.source import TEXTS, Entry, Source, read_all
@@ -213,15 +215,15 @@ def _is_list_of_tokens(context: Context, key: str) -> bool:
     """Return whether a list has a whole number, or a bool, per token: it is no setting, however short."""
     entry, axes = context.source.entries[key], context.axes
     whole = entry.dtype is not None and entry.dtype.kind in "biu"
-    return whole and not context.is_model and entry.shape == (axes.n_rows,) and axes.n_rows != axes.n_steps
+    return whole and not is_of_optimizer(key) and entry.shape == (axes.n_rows,) and axes.n_rows != axes.n_steps
 
 
 def unused_labels(context: Context, used: Container[str | None]) -> list[str]:
     """Warn of lists that can be the labels of an axis, and are not used as such because of their names."""
     warnings = []
     for key, entry in context.source.entries.items():
-        one = entry.dtype is not None and entry.dtype.kind in "iu" and len(entry.shape) == 1 and not context.is_model
-        if not one or key in used or key in (*context.key_map.static, *context.options.dims):
+        one = entry.dtype is not None and entry.dtype.kind in "iuf" and len(entry.shape) == 1
+        if not one or is_of_optimizer(key) or key in used or key in (*context.key_map.static, *context.options.dims):
             continue
         n_steps = context.axes.n_steps + context.steps.skip
         if entry.shape[0] == context.axes.n_rows > 1 and entry.shape[0] != n_steps and _distinct(context.source, key):
@@ -239,11 +241,12 @@ def unused_labels(context: Context, used: Container[str | None]) -> list[str]:
 
 def _distinct(source: Source, key: str) -> bool:
     values = read_all(source, key)
-    return len(np.unique(values)) == len(values) and bool((values >= 0).all())
+    return are_whole(values) and len(np.unique(values)) == len(values) and bool((values >= 0).all())
 
 
 def _ascends(source: Source, key: str) -> bool:
-    return bool((np.diff(read_all(source, key)) > 0).all())
+    values = read_all(source, key)
+    return are_whole(values) and bool((np.diff(values) > 0).all())
 
 
 def _given_dims(context: Context, array: _Array) -> tuple[str, ...]:

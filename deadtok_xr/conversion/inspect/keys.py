@@ -6,6 +6,7 @@ come from the caller or a recipe, in `Options.keys`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -91,6 +92,22 @@ KNOWN_KEYS = KeyMap(
     transitions=("delta_W_prime",),
     pieces={"delta": ("dead_deltas", "live_deltas"), "grad": ("dead_grads", "live_grads")},
 )  # fmt: skip
+
+_NO_WEIGHTS = re.compile(
+    r"(^|[^a-z])(grads?|gradients?|momentum|moments?|velocity|variance|exp_avg|exp_avg_sq|exp_inf|square_avg)([^a-z\d]|$)",
+    re.IGNORECASE,
+)
+"""Words for gradients and moments, which have the shape of the weights."""
+
+
+def is_named_otherwise(key: str) -> bool:
+    """Return whether a name is that of another variable than the weights: a gradient, a moment, a loss, E."""
+    variables = KNOWN_KEYS.variables
+    others = {*schema.VARIABLES, *(k for name in variables for k in variables[name])}
+    others |= {*KNOWN_KEYS.per_token, *KNOWN_KEYS.per_dim, *KNOWN_KEYS.transitions}
+    others -= {k for name in WEIGHTS for k in (name, *variables[name])}
+    last = re.split(r"[./]", key)[-1]
+    return key in others or last in others or bool(_NO_WEIGHTS.search(key))
 
 
 def variable_keys(source: Source, key_map: KeyMap, options: Options) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS
+from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, is_named_otherwise
 from deadtok_xr.conversion.inspect.models import named_input, named_output
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.readers.names import named_step
@@ -110,7 +110,7 @@ def stacked_per_step(source: Source, options: Options) -> Source:
     found = [series for series in _series(source) if len(series.members) > 1]
     given = options.keys.get("W")
     if given is not None:
-        found = [s for s in found if given in s.members.values()] and found
+        found = [s for s in found if given in (s.name, *s.members.values())] and found
     if not found:
         return source
     numbers = [*found[0].members]
@@ -132,7 +132,7 @@ def stacked_per_step(source: Source, options: Options) -> Source:
     keys = {series.name: [[*series.members.values()][i] for i in order] for series in same}
     if len(keys) == 1 and given is not None:
         keys = {given: next(iter(keys.values()))}
-    elif len(keys) == 1:
+    elif len(keys) == 1 and not is_named_otherwise(names[0]):
         keys = {"W": next(iter(keys.values()))}
     return PerStep(source, keys, labels[order], note)
 

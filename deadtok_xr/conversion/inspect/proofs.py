@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import on_grid
 from deadtok_xr.conversion.plan import PART_BYTES
@@ -53,3 +55,10 @@ def _same(source: Source, key: str, entry: Entry, axis: int, i: int, j: int) -> 
         if one.tobytes() != other.tobytes():
             return False
     return True
+
+
+def are_whole(values: NDArray[Any]) -> bool:
+    """Return whether all values are whole numbers, in whatever type."""
+    if values.dtype.kind == "f":
+        return bool((np.abs(values) < 2**53).all() and (values == np.floor(values)).all())
+    return values.dtype.kind in "iu"

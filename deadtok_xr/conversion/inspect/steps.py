@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from deadtok_xr.conversion.inspect.axes import Axes
 from deadtok_xr.conversion.inspect.derived import ABSOLUTE
 from deadtok_xr.conversion.inspect.keys import KeyMap, label_key, numeric_entry
-from deadtok_xr.conversion.inspect.proofs import repeats_its_first_step
+from deadtok_xr.conversion.inspect.proofs import are_whole, repeats_its_first_step
 from deadtok_xr.conversion.options import Options
 from deadtok_xr.conversion.readers.names import named_step, stem
 from deadtok_xr.conversion.readers.source import Source, read_all
@@ -82,7 +81,7 @@ def _labels(source: Source, key_map: KeyMap, axes: Axes, options: Options) -> St
         labels = read_all(source, key).astype(np.int64)  # those of the updates; the initial state precedes them
         return StepLabels(np.concatenate([labels[:1] - 1, labels]), key)
     values = read_all(source, key) if entry.shape == (n,) else None
-    if values is None or not _whole(values):
+    if values is None or not are_whole(values):
         raise InputError(f"{source.path}: {key!r} is {entry}; expected: {n} integers, one per step")
     labels = values.astype(np.int64)
     _check_ascending(source, key, labels)
@@ -101,13 +100,6 @@ def _one_step(source: Source, key: str) -> int:
     if step is None:
         raise InputError(f"{source.path}: {key!r} is {source.entries[key]}; expected: the step, a whole number")
     return step
-
-
-def _whole(values: NDArray[Any]) -> bool:
-    """Return whether all values are whole numbers, in whatever type."""
-    if values.dtype.kind == "f":
-        return bool((np.abs(values) < 2**53).all() and (values == np.floor(values)).all())
-    return values.dtype.kind in "iu"
 
 
 def _of_one_checkpoint(source: Source, axes: Axes, options: Options) -> StepLabels:

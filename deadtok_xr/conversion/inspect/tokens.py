@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.conversion.inspect.keys import KeyMap, label_key, numeric_entry, single_key
+from deadtok_xr.conversion.inspect.proofs import are_whole
 from deadtok_xr.conversion.options import Options, same_ids
 from deadtok_xr.conversion.readers.source import TEXTS, Source, read_all
 from deadtok_xr.errors import InputError
@@ -206,7 +207,7 @@ def _ids(source: Source, key: str | None) -> Named | None:
 
 def _checked_ids(source: Source, ids: Named) -> Named:
     values = ids.values
-    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+    if values.ndim != 1 or (values.size and not are_whole(values)):
         raise InputError(
             f"{source.path}: {ids.name!r} is {values.dtype.name} {values.shape}; expected: a list of integer token ids"
         )
