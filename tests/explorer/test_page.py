@@ -19,6 +19,7 @@ from tests.explorer.test_data import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ANALYSES = ["motion", "phases", "lifecycle", "mechanism", "coherence", "census"]
+MARKUP = "<img src=x onerror=alert(1)>.zarr"
 pytest.importorskip("bokeh")
 
 FRAME = """(name) => {
@@ -58,11 +59,11 @@ COUNTS = """() => {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a short run whose token texts are markup."""
+    """Results of a short run whose token texts, name and label are markup."""
     folder = tmp_path_factory.mktemp("page")
     train(folder / "run.zarr", 60)
-    dx.save_results(dx.analyze(folder / "run.zarr", analyses=ANALYSES), folder / "results.zarr")
-    return folder / "results.zarr"
+    dx.save_results(dx.analyze(folder / "run.zarr", analyses=ANALYSES), folder / MARKUP)
+    return folder / MARKUP
 
 
 @pytest.fixture
@@ -188,6 +189,7 @@ def test_a_selection_with_the_mouse_changes_every_view(served: str, served_runs:
         page.get_by_text("run: length of the displacement").wait_for()
         playwright.expect(python).to_have_value("rec.sel(token=[2, 3])")
         page.wait_for_function("() => document.documentElement.scrollWidth <= 375")
+        assert page.locator("img").count() == 0
         browser.close()
     assert errors == []
     hosts = {request.split("/")[2] for request in requests if not request.startswith(("data:", "blob:"))}
