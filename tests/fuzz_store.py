@@ -17,16 +17,14 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -42,8 +40,8 @@ from deadtok_xr.cli.failures import status
 from deadtok_xr.errors import DamagedStoreError, InputError
 from deadtok_xr.explorer.opening import open_source
 from tests import snapshot_recordings as recordings
+from tests.damages import Outcomes, bounded, flipped, overwritten
 
-SECONDS, BYTES = 20, 300 * 2**20
 ANALYSES = ("motion", "phases", "census")
 TIMES = ("@created", "@analysed", "@labelled")
 """No result depends on these attributes, which may change."""
@@ -167,10 +165,7 @@ def _replace(file: Path, content: bytes) -> None:
 
 def flip(place: Place) -> None:
     file = place.file()
-    content = bytearray(file.read_bytes())
-    for _ in range(place.rng.choice([1, 1, 1, 8])):
-        content[place.rng.randrange(len(content))] ^= 1 << place.rng.randrange(8)
-    _replace(file, bytes(content))
+    _replace(file, flipped(file.read_bytes(), place.rng))
 
 
 def cut(place: Place) -> None:
@@ -181,12 +176,8 @@ def cut(place: Place) -> None:
 
 
 def overwrite(place: Place) -> None:
-    file, rng = place.file(), place.rng
-    content = bytearray(file.read_bytes())
-    at = rng.randrange(len(content))
-    n = min(len(content) - at, rng.choice([4, 100, 5000]))
-    content[at : at + n] = bytes(n) if rng.random() < 0.7 else rng.randbytes(n)
-    _replace(file, bytes(content))
+    file = place.file()
+    _replace(file, overwritten(file.read_bytes(), place.rng))
 
 
 def lengthen(place: Place) -> None:
@@ -411,22 +402,6 @@ def readers_of(name: str) -> tuple[Reader, Sequence[Reader], Sequence[Reader]]:
 # --- outcomes -------------------------------------------------------------------------------------
 
 
-@dataclass
-class Outcomes:
-    """How many stores were refused or had the same values, and what went wrong."""
-
-    ends: Counter[str] = field(default_factory=Counter)
-    damages: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{sum(self.ends.values())} tries: {dict(self.ends)}, wrong: {len(self.wrong)}; {dict(self.damages)}"
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def attempt(read: Callable[[Path], Digests], path: Path, expected: Digests | None) -> str:
     """Read a damaged store; return the sentence that refuses it, or "" for the same values.
 
@@ -435,10 +410,9 @@ def attempt(read: Callable[[Path], Digests], path: Path, expected: Digests | Non
     AssertionError
         For any other outcome.
     """
-    begun, before = time.monotonic(), _peak()
     message = ""
     try:
-        with warnings.catch_warnings():
+        with bounded(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = read(path)
     except (InputError, OSError) as error:
@@ -451,8 +425,6 @@ def attempt(read: Callable[[Path], Digests], path: Path, expected: Digests | Non
     else:
         wrong = {} if expected is None else {k: (v, found.get(k)) for k, v in expected.items() if found.get(k) != v}
         assert not wrong, f"other values: {wrong}"
-    assert time.monotonic() - begun < SECONDS, "too long"
-    assert _peak() - before < BYTES, f"{(_peak() - before) / 1e6:.0f} MB"
     return message
 
 
