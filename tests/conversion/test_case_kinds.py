@@ -137,12 +137,24 @@ def test_a_name_that_contradicts_the_content_of_one_file(tmp_path: Path) -> None
     [
         ("checkpoint_step_00010", 10), ("epoch=0-step=100", 100), ("iter_0001000", 1000), ("step1000-unsharded", 1000),
         ("model_500_steps", 500), ("model_step500_valloss_3.9", 500), ("ckpt-iter100-loss2.3", 100), ("ckpt_150", 150),
-        ("step_1k", None), ("last", None),
+        ("step_1k", None), ("last", None), ("step_1.5", None), ("step-2,5_last", None), ("ckpt_0.25", None),
+        ("epoch=1-val_loss=0.32", None), ("epoch=1-loss=2", None), ("llama3.1-100", 100),
     ],
 )  # fmt: skip
 def test_steps_of_names(name: str, number: int | None) -> None:
     step = named_step(name)
     assert (step and step.number) == number
+
+
+def test_fractions_are_not_steps(tmp_path: Path) -> None:
+    for name in ("step_1.5", "step_2.5"):
+        save(part(W[0]), tmp_path / "run" / f"{name}.pt")
+    assert "1.5 is not read as a step" in refusal(tmp_path / "run", tmp_path)
+    save_file({"step_1.5": to_torch(W[0]), "step_2.5": to_torch(W[1])}, tmp_path / "a.safetensors")
+    refusal(tmp_path / "a.safetensors", tmp_path)
+    grouped = {f"step_{step}.0.weight": to_torch(W[i]) for i, step in enumerate((5, 10))}
+    save_file(grouped, tmp_path / "b.safetensors")  # the first of the matrices of a step: no fraction
+    assert opened(tmp_path / "b.safetensors", tmp_path)["step"].values.tolist() == [5, 10]
 
 
 @pytest.mark.parametrize("name", ["checkpoint_100", "step_5", "epoch_3", "model_100", "final", "gpt_2", "part"])
@@ -242,6 +254,24 @@ def test_moments_of_an_untied_model(name: str, safe: bool, tmp_path: Path) -> No
     equal(opened(tmp_path / "checkpoint-3", tmp_path)["exp_avg"][0], expected)
 
 
+@pytest.mark.parametrize("optimizer_at_0", [True, False])
+def test_moments_of_an_untied_model_in_a_folder(optimizer_at_0: bool, tmp_path: Path) -> None:
+    expected = trained(tmp_path / "run/checkpoint-3", GROUPS["decay"], safe=True)
+    for step in (0, 6):  # nothing in trainer_state.json is the same in all
+        folder = shutil.copytree(tmp_path / "run/checkpoint-3", tmp_path / f"run/checkpoint-{step}")
+        (folder / "trainer_state.json").write_text(json.dumps({"epoch": step / 3, "global_step": step}))
+        counted = torch.load(folder / "optimizer.pt")
+        for state in counted["state"].values():
+            state["step"] = torch.tensor(float(step))
+        torch.save({**counted, "state": counted["state"] if step else {}}, folder / "optimizer.pt")
+    if not optimizer_at_0:
+        (tmp_path / "run/checkpoint-0/optimizer.pt").unlink()
+    found = opened(tmp_path / "run", tmp_path)
+    assert found["step"].values.tolist() == [0, 3, 6]
+    assert np.isnan(found["exp_avg"][0]).all()
+    equal(found["exp_avg"][2], expected)
+
+
 def test_moments_that_nothing_proves_are_left_out_and_can_be_named(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-3"
     expected = trained(folder, GROUPS["decay"], safe=True, hint=False)
@@ -250,7 +280,8 @@ def test_moments_that_nothing_proves_are_left_out_and_can_be_named(tmp_path: Pat
         r"moments are left out: nothing proves that 'optimizer.state.0.exp_avg', 'optimizer.state.2.exp", warned
     )
     assert "exp_avg" not in dx.open_recording(tmp_path / "a.zarr")
-    assert "--key exp_avg=optimizer.state.0.exp_avg" in warned
+    assert "'optimizer.state.2.exp_avg'" in warned
+    assert "--key exp_avg=NAME" in warned  # never a state that is not proven
     for number, right in ((0, False), (2, True)):
         key = f"optimizer.state.{number}.exp_avg"
         found = opened(folder, tmp_path / str(number), keys={"exp_avg": key})

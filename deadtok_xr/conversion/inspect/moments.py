@@ -199,7 +199,7 @@ def _in_order_of_transformers(
     transformers puts all matrices in one group, in the order of the model, and vectors in another.
     """
     pair = {*matrices.keys.values()} if "E" in matrices.keys else set()
-    known = any(name.startswith(_TRANSFORMERS) for name in source.attributes)
+    known = any(name.startswith(_TRANSFORMERS) for name in (*source.attributes, *source.varying))
     together = any({state.of for state in alike} <= {*group} for group in optimizer.groups)
     return known and together and len(alike) == 2 and {*rivals} == pair and named_output(matrices.keys["W"])
 
@@ -244,6 +244,6 @@ def _left_out(source: Source, weights: str, states: Sequence[_State]) -> str:
     named = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
     return (
         f"the moments are left out: nothing proves that {named} belongs to {weights!r} (the parameters of this shape "
-        f"are {', '.join(map(repr, alike[:8]))}); name the one that does with --key exp_avg={found[0]} "
-        f"(keys={{'exp_avg': {found[0]!r}}})"
+        f"are {', '.join(map(repr, alike[:8]))}); find out which one does, and name it with --key exp_avg=NAME "
+        f"(keys={{'exp_avg': NAME}})"
     )

@@ -164,7 +164,7 @@ def _series(source: Source) -> list[_Series]:
 
 def _split(key: str) -> tuple[str, int, str, bool] | None:
     """Return a key before its number, the number, and behind it, and whether a word says that it is a step."""
-    step = named_step(key)
+    step = named_step(key, dotted=True)
     if step is not None and step.stated:
         match = next(m for m in _NUMBER.finditer(key) if int(m[0]) == step.number)
         return key[: match.start()], step.number, key[match.end() :], True

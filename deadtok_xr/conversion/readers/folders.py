@@ -149,7 +149,8 @@ def _open_checkpoint(folder: Path, open_file: OpenFile) -> Source:
 
 def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Steps | None) -> Source:
     if not files:
-        raise InputError(f"{folder} is a folder without a recording; {NEEDED}")
+        why = _why_unread([item for item in sorted(folder.iterdir()) if item.is_dir()])
+        raise InputError(f"{folder} is a folder without a recording{why}; {NEEDED}")
     shard = next((file for file in files if _SHARD.fullmatch(file.stem)), None)
     if shard is not None:
         raise InputError(
@@ -160,13 +161,18 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
         return open_file(files[0])
     runs = {name: run for name, run in _runs(files).items() if len(run.members) > 1}
     if len(runs) != 1:
-        unread = next((found for file in files if (found := unread_number(file.stem))), None)
-        why = f" ({unread} is not read as a number, since it may be rounded: rename the files)" if unread else ""
+        why = _why_unread(files)
         candidates = list(runs) or [file.name for file in files]
         raise InputError(f"{folder}: it is not clear what to open: {_names(candidates)}{why}; {NEEDED}; name one file")
     run = next(iter(runs.values()))
     left_out = _left_out([file for file in files if file not in run.members])
     return Stacked(folder, run.numbers, open_file, steps, left_out, run.notes)
+
+
+def _why_unread(items: list[Path]) -> str:
+    """Say which number in a name is not read as a step; empty if there is none."""
+    unread = next((found for item in items if (found := unread_number(stem(item)))), None)
+    return f" ({unread} is not read as a step, which is a whole number: rename the files)" if unread else ""
 
 
 def _runs(paths: list[Path]) -> dict[str, _Run]:

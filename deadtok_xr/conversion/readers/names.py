@@ -24,6 +24,10 @@ _METRIC = re.compile(
     r"|tokens?|samples?|score|metric|lr)[=_-]?\d+(?:[.,]\d+)?(?:e-?\d+)?[kmbt]?(?![a-z])",
     re.IGNORECASE,
 )
+_MEASURED = re.compile(
+    r"(?<![a-z])(?:[a-z]+_)?(?:loss|ppl|perplexity|acc(?:uracy)?|bpb|score|metric|lr)[ =_-]?$", re.IGNORECASE
+)
+_FRACTION = re.compile(r"\d+[.,]\d+")
 _RANK = re.compile(
     r"(?<![a-z])(?P<word>consolidated|(?:[a-z]+_)*rank|tp|mp|pp|dp|(?:[a-z]+_)*fsdp|shard|part|partition|worker|gpu"
     r"|device|process|node)[._=-]?(?P<n>\d{1,6})(?:[_-]?of[_-]?\d+)?(?![\da-z])",
@@ -56,15 +60,29 @@ class NamedStep:
     epoch: bool = False
 
 
-def named_step(name: str) -> NamedStep | None:
-    """Return the step that a name without its suffix says: behind or before a word for it, else its last number."""
+def named_step(name: str, *, dotted: bool = False) -> NamedStep | None:
+    """Return the step that a name without its suffix says: behind or before a word for it, else its last number.
+
+    Part of a fraction, and the value of a measure such as a loss, are no steps.
+
+    Parameters
+    ----------
+    name
+        A name.
+    dotted
+        Whether dots separate the parts of the name, as in those of tensors: ``step_5.0.weight`` holds no fraction.
+    """
     for pattern in _STATED:
         if match := pattern.search(name):
-            return _step(name, match, stated=True)
+            rest = name[match.end("n") :]
+            fraction = re.fullmatch(r"\.0*[1-9]\d*", rest) if dotted else re.match(r"[.,]\d", rest)
+            return None if fraction else _step(name, match, stated=True)
     if _UNIT.search(name):
         return None
     match = _LAST.fullmatch(name)
-    return None if match is None else _step(name, match, stated=False)
+    if match is None or (not dotted and re.search(r"\d[.,]$", name[: match.start("n")])):
+        return None
+    return None if _MEASURED.search(name[: match.start("n")]) else _step(name, match, stated=False)
 
 
 def _step(name: str, match: re.Match[str], *, stated: bool) -> NamedStep:
@@ -74,9 +92,11 @@ def _step(name: str, match: re.Match[str], *, stated: bool) -> NamedStep:
 
 
 def unread_number(name: str) -> str | None:
-    """Return a step with a unit, such as 1k, which may be rounded and is not read as a number."""
-    match = _UNIT.search(name)
-    return match[1] if match and named_step(name) is None else None
+    """Return what stands where a step may be, and is not read as one: 1k, which may be rounded, or 1.5."""
+    if named_step(name) is not None:
+        return None
+    unit, fractions = _UNIT.search(name), _FRACTION.findall(name)
+    return unit[1] if unit else fractions[-1] if fractions else None
 
 
 def stem(path: Path) -> str:

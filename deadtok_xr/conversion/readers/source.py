@@ -78,6 +78,8 @@ class Source(Protocol):
     """Entries that share their memory with another (tied weights): the later name -> the first."""
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """The names that the file gives to the axes of an entry."""
+    varying: frozenset[str] = frozenset()
+    """Attributes that every checkpoint of a run has, with different values."""
     ordered: bool = False
     """Whether the entries of a model are in the order of its parameters; many formats sort them by name."""
     notes: tuple[str, ...] = ()
@@ -154,7 +156,7 @@ class Wrapped(Source):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.path, self.format = source.path, source.format
-        self.attributes, self.aliases = source.attributes, source.aliases
+        self.attributes, self.varying, self.aliases = source.attributes, source.varying, source.aliases
         self.dims, self.ordered, self.notes = source.dims, source.ordered, source.notes
         self.entries: Mapping[str, Entry] = source.entries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ Steps = Literal["names", "content"]
 STEP = "step"
 _OPEN = 2
 _STEP_KEYS = ("step", "global_step")
+_GROUP = re.compile(r"(?:.*[./])?param_groups\.\d+\.(params|param_names\.\d+)")
+"""Which parameters an optimizer's states belong to: a checkpoint before the first update may lack them."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,14 @@ class Stacked(Source):
         first = self._member(paths[0])
         self.format = f"{first.format}, one per step"
         entries, attributes, aliases = dict(first.entries), dict(first.attributes), dict(first.aliases)
+        common, seen = {*attributes}, {*attributes}
         for i, path in enumerate(paths):
             member = self._member(path)
             _compare(entries, member, paths[0], i)
+            late = {k: v for k, v in member.attributes.items() if k not in seen and _GROUP.fullmatch(k)}
             attributes = {k: v for k, v in attributes.items() if k in member.attributes and member.attributes[k] == v}
+            attributes |= late
+            common, seen = common & {*member.attributes}, seen | {*member.attributes}
             aliases = {k: v for k, v in aliases.items() if member.aliases.get(k) == v}
             self._files += member.files()
             self._found.append(_Member(path, numbers[path], stated_steps(member)))
@@ -113,6 +120,7 @@ class Stacked(Source):
         labels = Entry((n,), np.dtype(np.int64), "int64")
         self.entries = {**stacked, STEP: labels, **{k: Entry((), None, why) for k, why in left_out.items()}}
         self.attributes, self.aliases, self.ordered, self.dims = attributes, aliases, first.ordered, first.dims
+        self.varying = frozenset(common - {*attributes})
 
     def _member(self, path: Path) -> Source:
         """Return an open checkpoint; the least recently opened ones are closed."""
@@ -180,10 +188,15 @@ def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: i
             entries[name] = Entry(one.shape, None, f"{one} in {first.name} and {other} in {member.path.name}")
         elif other is None and one is not None and one.dtype is not None:
             entries[name] = Entry(one.shape, None, f"{one}, which {member.path.name} does not have")
-        elif one is None and other is not None and other.dtype is not None and len(other.shape) >= 2:
+        elif one is None and other is not None and other.dtype is not None and _may_be_late(name, other):
             entries[name] = replace(other, late=n_before)  # an optimizer has no state before its first step
         elif one is None and other is not None:
             entries[name] = Entry(other.shape, None, f"{other}, which {first.name} does not have")
+
+
+def _may_be_late(name: str, entry: Entry) -> bool:
+    """Return whether an entry may be missing at the beginning: matrices, and the lists that say whose they are."""
+    return len(entry.shape) >= 2 or (len(entry.shape) == 1 and bool(_GROUP.fullmatch(name)))
 
 
 def _check_same(source: Source, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
