@@ -94,10 +94,10 @@ def _print_lines(source: Source) -> None:
     """Print a line for every growth of a source, until it is complete."""
     from deadtok_xr.explorer.in_words import line
 
-    version = None
+    said = None
     while True:
-        if version != source.version:
-            version = source.version
+        if said != (now := (source.version, source.grows)):
+            said = now
             echo(line(source))
             sys.stdout.flush()
         if not source.grows:

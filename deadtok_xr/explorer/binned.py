@@ -141,15 +141,21 @@ def bin_steps(values: NDArray[Any], width: int, *, last_value: bool = False) -> 
         return values.astype(np.float32)
     if last_value:
         return values[np.minimum(np.arange(width - 1, len(values) + width - 1, width), len(values) - 1)].astype("f4")
-    starts = np.arange(0, len(values), width)
-    if values.dtype.kind == "f":
-        valid = np.isfinite(values)
-        total = np.add.reduceat(np.where(valid, values, 0), starts, axis=0, dtype=np.float64)
-        count = np.add.reduceat(valid, starts, axis=0, dtype=np.int64)
+    valid = np.isfinite(values)
+    if valid.all():
+        total, count = _sums(values, width), np.diff([*range(0, len(values), width), len(values)])[:, None]
     else:
-        total = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
-        count = np.diff([*starts, len(values)])[:, None]
+        total, count = _sums(np.where(valid, values, 0), width), _sums(valid, width)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _sums(values: NDArray[Any], width: int) -> NDArray[np.float64]:
+    """Return sums (bin, row) over ``width`` steps each; `np.add.reduceat` takes three times as long, or more."""
+    total = np.zeros((-(-len(values) // width), values.shape[1]))
+    for k in range(min(width, len(values))):
+        part = values[k::width]
+        total[: len(part)] += part
+    return total
 
 
 def _edges(steps: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -69,6 +69,7 @@ class Page:
         self._pool = ThreadPoolExecutor(2)
         self._slow_pool = ThreadPoolExecutor(1)  # for what no one waits for, so that a selection need not wait either
         self._closed = False
+        self._not_drawn = set() if next(iter(sources.values())).live else {"the page", "the heat map"}
         self._asked: dict[str, int] = {}
         self._waiting: dict[str, Any] = {}
         self._quantities: dict[str, tuple[int, dict[str, xr.DataArray]]] = {}
@@ -162,7 +163,10 @@ class Page:
         for view in self.views:
             view.root.name = view.name
             document.add_root(view.root)
-        self._findings, self._notes = (Div(sizing_mode="stretch_width", name=name) for name in ("findings", "notes"))
+        self._findings, self._notes = (
+            Div(sizing_mode="stretch_width", name=name, styles={"overflow-wrap": "anywhere"})
+            for name in ("findings", "notes")
+        )
         if not source.live:
             document.add_root(self._findings)
         document.add_root(self._notes)
@@ -174,8 +178,15 @@ class Page:
         if source.live:
             document.add_periodic_callback(self._look, _LOOK)
         elif any(source.grows for source in self.runs.values()):  # the rest, once the first picture is drawn
-            document.on_event("document_ready", lambda event: self._look())
+            document.on_event("document_ready", lambda event: self.open_rest("the page"))
         document.on_session_destroyed(self._close)
+
+    def open_rest(self, drawn: str) -> None:
+        """Open the rest of the results once both the page and the heat map are drawn: it would slow them down."""
+        if self._not_drawn:
+            self._not_drawn.discard(drawn)
+            if not self._not_drawn:
+                self._document.add_timeout_callback(self._look, _SETTLED)
 
     def _close(self, context: Any) -> None:
         self._closed = True

@@ -34,6 +34,10 @@ MEANINGS = {
     "step, ranked by size: 1 is the largest, 0 none", "norm": "‖W‖ at the last step",
 }  # fmt: skip
 IDS = "as they are"
+_COMPARISONS = {
+    "=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+}  # fmt: skip
+_CONDITION = re.compile(r"([\w ]*\w) *(!=|<=|>=|=|<|>) *(.+)")
 
 
 def table(source: Source, so_far: MotionSoFar | None = None, norms: NDArray[Any] | None = None) -> pd.DataFrame:
@@ -109,12 +113,20 @@ def shown_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
-    """Return which rows a search finds: text, a regular expression between slashes, or labels separated by commas.
+    """Return which rows a search finds.
+
+    Parameters
+    ----------
+    frame
+        The table.
+    pattern
+        A text; a regular expression between slashes; labels separated by commas; or a condition on a column of numbers
+        or words, such as ``thaws > 0`` or ``black hole = 1``.
 
     Raises
     ------
     InputError
-        If a regular expression cannot be read.
+        If a regular expression or a condition cannot be read.
     """
     pattern = pattern.strip()
     if not pattern:
@@ -122,6 +134,8 @@ def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
     ids = frame.iloc[:, 0].astype(str)
     if all(part.strip().isdigit() for part in pattern.split(",")) and pattern.isascii():
         return ids.isin([part.strip() for part in pattern.split(",")]).to_numpy()
+    if (condition := _CONDITION.match(pattern)) and condition[1].casefold() in map(str.casefold, frame.columns):
+        return _where(frame, *condition.groups())
     columns = [ids, *([frame["text"]] if "text" in frame else [])]
     columns += [frame[c] for c in frame.columns[1:] if not is_number(frame[c]) and c != "text"]
     if len(pattern) > 2 and pattern[0] == pattern[-1] == "/":
@@ -132,6 +146,22 @@ def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
         return np.array([any(found.search(str(c[i])) for c in columns) for i in range(len(frame))], bool)
     needle = pattern.casefold()
     return np.any([c.astype(str).str.casefold().str.contains(needle, regex=False) for c in columns], axis=0)
+
+
+def _where(frame: pd.DataFrame, name: str, comparison: str, value: str) -> NDArray[np.bool_]:
+    """Return the rows whose value in a column compares as asked."""
+    column = next(frame[c] for c in frame.columns if c.casefold() == name.casefold())
+    if not is_number(column):
+        if comparison not in ("=", "!="):
+            raise InputError(f"{column.name} holds words: ask with {column.name} = …")
+        equal = (column.astype(str).str.casefold() == value.casefold()).to_numpy()
+        return equal if comparison == "=" else ~equal
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"{column.name} holds numbers, and {value!r} is none") from None
+    found: NDArray[np.bool_] = _COMPARISONS[comparison](column.to_numpy(), number)
+    return found
 
 
 def orders(frame: pd.DataFrame) -> list[str]:

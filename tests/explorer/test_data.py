@@ -142,8 +142,15 @@ def test_the_table_is_searched_by_text_expressions_and_ids(trained: Path) -> Non
     assert rows.matching(frame, "/^[345]$/").nonzero()[0].tolist() == [3, 4, 5, 9, 10, 11]  # ids and texts
     assert rows.matching(frame, "2, 7").nonzero()[0].tolist() == [2, 7]
     assert rows.matching(frame, " ").all()
-    with pytest.raises(InputError, match="no regular expression"):
-        rows.matching(frame, "/[/")
+    for condition, expected in (
+        ("Moved steps >= 30", frame["moved steps"] >= 30),
+        ("at the end = moving", frame["at the end"] == "moving"),
+        ("text != 3", frame["text"] != "3"),
+    ):
+        np.testing.assert_array_equal(rows.matching(frame, condition), expected, condition)
+    for pattern, message in (("/[/", "no regular expression"), ("thaws > x", "is none"), ("text < b", "holds words")):
+        with pytest.raises(InputError, match=message):
+            rows.matching(frame, pattern)
     assert {"token", "text", "last motion", "thaws", "last thaw", "at the end"} <= set(rows.shown_columns(frame))
     order = rows.ordered(frame, "moved steps")
     assert (np.diff(frame["moved steps"].to_numpy()[order]) >= 0).all()

@@ -13,6 +13,7 @@ from deadtok_xr.explorer.views.common import wrapping
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
     from deadtok_xr.explorer.selection import Selection
+    from deadtok_xr.explorer.source import Source
 
 _COPY = """
 navigator.clipboard.writeText(field.value).then(
@@ -47,15 +48,15 @@ class Bar:
             self.run.on_change("value", lambda attr, old, new: page.choose_run(new))
             runs = [self.run]
         self._chosen = Div(sizing_mode="stretch_width")
-        self._python = TextInput(title="Selection in Python (rec: the recording, or a group)",
-                                 sizing_mode="stretch_width", min_width=200)  # fmt: skip
+        wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
+        self._python = TextInput(sizing_mode="stretch_width", min_width=200, stylesheets=[wraps])
         self._link = TextInput(visible=False)
         copies = []
         for label, field in (("Copy Python", self._python), ("Copy link", self._link)):
             button = Button(label=label, width=110, styles={"align-self": "end"})
             button.js_on_click(CustomJS(args={"field": field, "button": button, "label": label}, code=_COPY))
             copies.append(button)
-        self._status = Div(text="", sizing_mode="stretch_width", css_classes=["status"])
+        self._status = Div(text="", sizing_mode="stretch_width", styles={"min-height": "1.5em"})
         self.root = column(
             wrapping(self.slider, self.play, everything, *runs), self._chosen,
             wrapping(self._python, *copies, self._link), self._status, sizing_mode="stretch_width", name="controls",
@@ -77,7 +78,17 @@ class Bar:
         chosen = f"{n:,} {kind}{'s' if n != 1 else ''}: {shown}{', …' if n > 6 else ''}" if n else f"no {kind}"
         steps = f"steps {selection.steps[0]:,} to {selection.steps[1]:,}" if selection.steps else "all steps"
         self._chosen.text = f"Selected: {escape(chosen)}. Visible: {steps}."
+        self._python.title = f"Selection in Python, with rec = {_opening(page.source)}"
         self._python.value = selection.as_python(kind)
         if address := page.address:
             query = selection.as_query()
             self._link.value = address + (f"?{query}" if query else "")
+
+
+def _opening(source: Source) -> str:
+    """Return how the recording is opened in Python, or what else the selection can be taken of."""
+    place = "" if source.recording is None else str(source.recording.attrs.get("source", ""))
+    if source.recording is None or not place:
+        return "a group of the results, such as motion"
+    run = f", run={source.recording['run'].item()!r}" if "run" in source.recording.coords else ""
+    return f"dx.open_recording({place!r}{run})"

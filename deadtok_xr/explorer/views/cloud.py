@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import BasicTickFormatter, Button, CategoricalColorMapper, ColumnDataSource, DataRange1d, HoverTool
+from bokeh.models import Button, CategoricalColorMapper, ColumnDataSource, DataRange1d, HoverTool
 
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.cloud import Axes, Projection, principal_axes
-from deadtok_xr.explorer.views.common import PHASES, UNKNOWN, View, base_figure, wrapping
+from deadtok_xr.explorer.views.common import PHASES, UNKNOWN, View, base_figure, short_numbers, wrapped, wrapping
 
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
@@ -39,7 +39,8 @@ class Cloud(View):
         legend.update(orientation="horizontal", border_line_color=None, label_text_font_size="11px", ncols="auto")
         self.plot.add_layout(legend, "below")
         for axis in (self.plot.xaxis, self.plot.yaxis):
-            axis.formatter = BasicTickFormatter(power_limit_low=-2)
+            axis.formatter = short_numbers()
+            axis.ticker.desired_num_ticks = 5
         self.axes = Button(label="Take the axes of this step", width=190)
         self.axes.on_click(lambda: self._find_axes(page.selection_step))
         self.data.selected.on_change("indices", self._clicked)
@@ -71,7 +72,7 @@ class Cloud(View):
         def show(axes: Axes) -> None:
             self._axes, self._projection = axes, Projection(w, axes)
             for axis, share, n in zip((self.plot.xaxis, self.plot.yaxis), axes.share, ("1st", "2nd"), strict=True):
-                axis.axis_label = f"{n} principal axis of step {axes.step:,}: {share:.0%} of the variance"
+                axis.axis_label = wrapped(f"{n} principal axis of step {axes.step:,}: {share:.0%} of the variance", 36)
             self.show_step()
 
         self.page.later("axes", lambda: principal_axes(w, step), show)

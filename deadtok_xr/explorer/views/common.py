@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from bokeh.events import Tap
 from bokeh.layouts import row
-from bokeh.models import CustomJSHover, DataTable, LayoutDOM, NumeralTickFormatter, Range1d, Select, Span
+from bokeh.models import (
+    CustomJSHover,
+    CustomJSTickFormatter,
+    DataTable,
+    LayoutDOM,
+    NumeralTickFormatter,
+    Range1d,
+    Select,
+    Span,
+)
 from bokeh.plotting import figure
 
 from deadtok_xr.explorer import quantities
@@ -105,6 +114,11 @@ def key(names: Iterable[str], colours: Iterable[str]) -> str:
         f'<span style="{_KEY}"><span style="color:{colour}">■</span> {escape(name)}</span>'
         for name, colour in zip(names, colours, strict=False)
     )
+
+
+def short_numbers() -> CustomJSTickFormatter:
+    """Return a formatter of ticks without digits that say nothing."""
+    return CustomJSTickFormatter(code="return String(Number(tick.toPrecision(4)))")
 
 
 def wrapped(label: str, width: int = 26) -> str:

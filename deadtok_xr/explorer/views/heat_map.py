@@ -37,6 +37,7 @@ from deadtok_xr.explorer.views.common import (
     in_words,
     mark_step,
     offer_quantities,
+    short_numbers,
     wrapping,
 )
 
@@ -68,6 +69,7 @@ class HeatMap(View):
             x_axis_label="step",
             tools="xpan,box_zoom,reset,save",
         )
+        self.plot.update(min_border_left=56, min_border_right=72)  # room for labels and colours that come later
         box = BoxSelectTool()
         self.plot.add_tools(box)
         self.plot.toolbar.active_drag = box
@@ -105,6 +107,7 @@ class HeatMap(View):
         offer_quantities(page, self.choice, [page.first_quantity()])
         page.quantity = self.choice.value
         if page.quantity not in page.quantities:
+            page.open_rest("the heat map")
             return
         key, span = page.quantity, page.visible_steps
         self.words.text = f"reading {quantities.label(key, page.quantities[key])} …"
@@ -131,6 +134,7 @@ class HeatMap(View):
         self.words.text = escape(f"{run}{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
+        self.page.open_rest("the heat map")
 
     def _colour(self, found: Binned, words: dict[int, str]) -> None:
         finite = found.values[np.isfinite(found.values)]
@@ -147,7 +151,8 @@ class HeatMap(View):
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
             middle = 0.0 if high > low else 0.5
             mapper.update(palette="Viridis256", low=low - middle, high=high + middle, low_color=None)
-        self._show_bar(mapper, ticker=LogTicker() if mapper is self.log else BasicTicker())
+        ticker = LogTicker() if mapper is self.log else BasicTicker()
+        self._show_bar(mapper, ticker=ticker, formatter=short_numbers())
 
     def _colour_words(self, words: dict[int, str]) -> None:
         n, low = max(len(words), 2), min(words)

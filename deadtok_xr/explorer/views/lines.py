@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
     from deadtok_xr.explorer.source import Source
 
+_KEPT = 2**27  # bytes of a quantity, or of the weights of which it is computed, that are read for all rows at once
 _SMALL = 2**29  # bytes of weights that are read fast enough for an answer
 DRAWN = 16
 """Trajectories that are drawn at most."""
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _MARKS = ("───", "╶╶╶", "·····", "─·─")
+
+
+def _all_at_once(source: Source, x: xr.DataArray) -> bool:
+    """Return whether a quantity is read for all rows together, so that the next selection need not read again."""
+    if x.chunks is None or source.recording is None or "W" not in source.recording:
+        return x.nbytes <= _KEPT
+    return source.recording["W"].nbytes <= _KEPT
 
 
 class Phases(View):
@@ -86,7 +94,9 @@ class Series(View):
             )  # fmt: skip
         self.choice = Select(title=self.title, width=330)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
-        self.words = Div(sizing_mode="stretch_width", visible=several)
+        self.words = Div(text="&nbsp;", sizing_mode="stretch_width")
+        self._known: dict[str, xr.DataArray] = {}
+        self._missing = ""
         self.root = column(self.choice, self.plot, self.words, sizing_mode="stretch_width")
 
     def found(self, source: Source) -> dict[str, xr.DataArray]:
@@ -114,6 +124,9 @@ class Series(View):
         runs, span = self.page.runs, self.page.visible_steps
 
         def read() -> dict[str, Binned]:
+            for x in have.values():
+                if x.chunks is None:
+                    x.load()
             return {label: runs[label].blocks.binned(chosen, x.expand_dims(row=1, axis=1), *span)
                     for label, x in have.items()}  # fmt: skip
 
@@ -130,11 +143,41 @@ class Series(View):
             data.data = {"step": found[label].middle, "value": values}
         self.plot.yaxis.axis_label = wrapped(quantities.label(name, next(iter(have.values()))))
         missing = [label for label in self.data if label not in found]
-        self.words.text = self.page.key_of_runs(f"not analysed in {', '.join(missing)}" if missing else "")
+        self._missing = f"not analysed in {', '.join(missing)}" if missing else ""
+        self._known = {label: x for label, x in have.items() if x.chunks is None}  # the others would be computed again
+        self._describe()
+
+    def _describe(self) -> None:
+        """Say the values at the chosen step, and of a single run the smallest and the largest visible one."""
+        page, step, known = self.page, self.page.selection_step, self._known
+        said = [f"at step {step:,}: {' / '.join(_at(x, step) for x in known.values())}"] if known else []
+        if len(self.data) == 1 and known:
+            said += _extremes(next(iter(known.values())), *page.visible_steps)
+        self.words.text = page.key_of_runs("; ".join(filter(None, [*said, self._missing])))
 
     def show_step(self) -> None:
         """Move the marker."""
         self.marker.location = self.page.selection_step
+        self._describe()
+
+
+def _valid(x: xr.DataArray) -> xr.DataArray:
+    return x.where(x >= 0) if x.dtype.kind == "i" else x  # -1: without a valid value
+
+
+def _at(x: xr.DataArray, step: int) -> str:
+    """Return the value at a step in words."""
+    found = _valid(x.sel(step=[step])) if step in x.indexes["step"] else x[:0]
+    return f"{float(found[0]):.4g}" if found.size and np.isfinite(found[0]) else "none"
+
+
+def _extremes(x: xr.DataArray, first: int, last: int) -> list[str]:
+    """Return the smallest and the largest value within steps, and the first step of each, in words."""
+    seen = _valid(x.sel(step=slice(first, last)))
+    if not np.isfinite(seen).any():
+        return []
+    ends = {"smallest": seen.idxmin("step"), "largest": seen.idxmax("step")}
+    return [f"{name} {float(seen.sel(step=at)):.4g} at step {int(at):,}" for name, at in ends.items()]
 
 
 class PhasesOfRuns(Series):
@@ -217,11 +260,13 @@ class Trajectories(View):
             f"select {rows} in the heat map, the table or the cloud" if not chosen
             else f"the first {at_most} of {len(page.selected):,} selected {rows}" if more > 0 else ""
         )  # fmt: skip
-        if quantity not in page.quantities or not chosen:
-            self._show(quantity, [], {})
-            return
         span, found = page.visible_steps, {label: page.quantities_of(label) for label in page.runs}
         have = {label: of_rows[quantity] for label, of_rows in found.items() if quantity in of_rows}
+        if quantity not in page.quantities or not chosen:
+            self._show(quantity, [], {})
+            if not page.source.live:
+                page.later("read ahead", lambda: self._read_ahead(quantity, have, span), lambda _: None, slow=True)
+            return
         page.later(
             "trajectories",
             lambda: {label: self._read(label, quantity, x, chosen, span) for label, x in have.items()},
@@ -232,12 +277,19 @@ class Trajectories(View):
         """Return the steps, and the values of each chosen row, None for one that the run does not have."""
         source = self.page.runs[run]
         at = chosen if source is self.page.source else positions(source, self.page.source.labels[chosen]).tolist()
-        if quantity == self.page.quantity and source is self.page.source:  # the heat map has read it
+        heat_map = quantity == self.page.quantity and source is self.page.source  # which has read all rows
+        if heat_map or _all_at_once(source, x):
             found = source.blocks.binned(quantity, x, *span)
-            return found.middle, [found.values[:, i] for i in at]
+            return found.middle, [found.values[:, i] if i >= 0 else None for i in at]
         there = [i for i in at if i >= 0]
         found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
         return found.middle, [found.values[:, there.index(i)] if i >= 0 else None for i in at]
+
+    def _read_ahead(self, quantity: str, have: dict[str, xr.DataArray], span: tuple[int, int]) -> None:
+        """Read the rows before some of them are selected, where that takes no longer than to read a few."""
+        for run, x in have.items():
+            if _all_at_once(self.page.runs[run], x):
+                self.page.runs[run].blocks.binned(quantity, x, *span)
 
     def _show(self, quantity: str, chosen: list[int], read: dict[str, Any]) -> None:
         page, several = self.page, len(self.page.runs) > 1

@@ -25,7 +25,8 @@ class Overview(View):
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
-        self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width")
+        room = {"min-height": f"{1.7 * (len(page.runs) + 1):.0f}em"}  # nothing below moves when the table arrives
+        self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width", styles=room)
 
     def refresh(self) -> None:
         """Draw the table, once everything is open."""

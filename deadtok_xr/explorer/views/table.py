@@ -40,7 +40,7 @@ setTimeout(() => URL.revokeObjectURL(link.href), 1000)
 
 
 class Table(View):
-    """A row per token in the order of the page; rows that are clicked are selected."""
+    """A row per token, the largest first by what they are sorted; rows that are clicked are selected."""
 
     name = "table"
 
@@ -48,7 +48,7 @@ class Table(View):
         super().__init__(page)
         self.search = TextInput(
             title=f"Find {page.source.rows}s",
-            placeholder="text, ids with commas, or a /regular expression/",
+            placeholder="text; 3, 17; /regular expression/; thaws > 0",
             sizing_mode="stretch_width",
             max_width=390,
         )
@@ -89,8 +89,8 @@ class Table(View):
         except InputError as error:
             self.page.say(str(error))
             return
-        order = self.page.row_order
-        self.shown = order[found[order]]
+        order = self.page.row_order if self.page.order == rows.IDS else self.page.row_order[::-1]
+        self.shown = order[found[order]]  # the largest first: as in the heat map, from the top down
         columns = rows.shown_columns(frame)
         part = frame[columns].iloc[self.shown]
         self._telling = True
