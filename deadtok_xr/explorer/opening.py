@@ -131,6 +131,8 @@ def open_runs(what: Any, *, tokens: str | None = None, run: str | None = None) -
         return _opened(what, tokens, run)
     if not what:
         raise InputError("there is nothing to explore: name results or recordings")
+    if len(what) == 1:
+        return _opened(what[0], tokens, run)
     runs: dict[str, Source] = {}
     for name, one in zip(distinct_names([_place(x) for x in what]), what, strict=True):
         found = _opened(one, tokens, run)

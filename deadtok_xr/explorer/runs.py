@@ -59,8 +59,11 @@ def _since(step: int) -> str:
 def compared(runs: Runs) -> xr.Dataset | None:
     """Return the comparison of all runs with the first: as it was analysed, or computed if there is little to read."""
     sources = list(runs.values())
-    if len(sources) < 2 or sources[0].comparison is not None:
-        return sources[0].comparison
+    if len(sources) < 2:
+        return None
+    saved = sources[0].comparison
+    if saved is not None and list(map(str, saved["run"].values)) == list(runs)[1:]:
+        return saved
     recordings = [source.recording for source in sources]
     weights = [r["W"] for r in recordings if r is not None and "W" in r]
     if len(weights) < len(sources) or sum(w.nbytes for w in weights) > _COMPARED:

@@ -248,7 +248,10 @@ class TestSources:
             with pytest.raises(InputError, match="no run"):
                 open_source(path, run=run)
         both = [synthetic / "results.zarr", tmp_path / "runs.zarr"]
-        assert list(open_runs(both)) == ["results", "runs a", "runs b"]
+        found = open_runs(both)
+        assert list(found) == ["results", "runs a", "runs b"]
+        assert all(source.refresh() for source in found.values())
+        assert runs.overview(found)[runs.APART].tolist() == ["", "equal to the bit", "equal to the bit"]
 
     def test_runs_of_other_tokens_and_steps_are_compared_as_far_as_they_go(self, synthetic: Path) -> None:
         rec = dx.open_recording(synthetic / "run.zarr")
