@@ -48,6 +48,8 @@ TIMES = ("created", "analysed", "labelled")
 """Attributes in which two undisturbed runs differ."""
 REFUSED = (ValueError, OSError)
 """How a store that is not whole is refused."""
+LONGEST = 300.0
+"""Seconds after which a command is taken to wait for ever."""
 MOST_KILLS = 8
 """Kills of one work before it is done to its end."""
 TRAINED, CHECKPOINT_EVERY = 160, 24
@@ -115,6 +117,11 @@ def in_child(
     """Run a function in a forked process; return its status, or None if it was killed.
 
     Its workers must end by themselves, unless ``ends_workers``.
+
+    Raises
+    ------
+    AssertionError
+        If it does not end within `LONGEST`.
     """
     process = os.fork()
     if process == 0:
@@ -132,7 +139,8 @@ def in_child(
         finally:
             sys.stdout.flush()
             os._exit(code)
-    until = None if seconds is None else time.monotonic() + seconds
+    began = time.monotonic()
+    until = None if seconds is None else began + seconds
     while True:
         done, how = os.waitpid(process, os.WNOHANG)
         if done and os.WIFSIGNALED(how):
@@ -143,6 +151,10 @@ def in_child(
             return None
         if done:
             return os.waitstatus_to_exitcode(how)
+        if time.monotonic() - began > LONGEST:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise AssertionError("it does not end")
         if until is not None and time.monotonic() > until:
             os.kill(process, signal.SIGKILL)
             until = None

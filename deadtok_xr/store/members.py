@@ -209,8 +209,8 @@ def check_recording(path: str | Path, arrays: Mapping[str, zarr.Array[Any]]) -> 
 def lost(path: str | Path, name: str, why: str = "") -> DamagedStoreError:
     """Return the error for an array that does not exist."""
     return DamagedStoreError(
-        f"{path}: {name!r} is missing{why}: restore the folder {escaped(name)} from a copy, and check the store with "
-        "`deadtok verify`"
+        f"{path}: {shortened(name)!r} is missing{why}: restore the folder {shortened(name)} from a copy, and check the "
+        "store with `deadtok verify`"
     )
 
 
