@@ -21,6 +21,7 @@ from deadtok_xr.conversion.readers import prime_rl, trl_deltas
 from deadtok_xr.conversion.readers.delta_stream import DeltaStream, Full, States
 from deadtok_xr.conversion.readers.formats import open_source
 from deadtok_xr.conversion.readers.source import Source
+from deadtok_xr.conversion.readers.stacked import Stacked
 from deadtok_xr.errors import InputError
 
 
@@ -52,12 +53,23 @@ def open_with_options(
         return
     labels: Any = options.steps if options.steps in ("names", "content") else None
     with open_source(src, steps=labels) as opened:
+        if isinstance(opened, Stacked):
+            options = _with_step_axis(opened, options)
         source = join_rows(with_metadata(opened, options.metadata), KNOWN_KEYS)
         source = arranged(stacked_per_step(source, options), options)
         if options.initial is not None:
             with open_source(options.initial) as initial:
                 source = with_absolute_weights(source, initial, KNOWN_KEYS, options)
         yield source, options
+
+
+def _with_step_axis(source: Stacked, options: Options) -> Options:
+    """Return options with a leading step where dimensions are those of an array in one of several checkpoints."""
+    short = {
+        key: ("step", *given) for key, given in options.dims.items()
+        if "step" not in given and key in source.entries and len(source.entries[key].shape) == len(given) + 1
+    }  # fmt: skip
+    return replace(options, dims={**options.dims, **short}) if short else options
 
 
 def _stream(src: Path, options: Options) -> tuple[Source, Options] | None:

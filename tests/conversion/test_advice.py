@@ -82,6 +82,12 @@ def model(folder: Path) -> Path:
     return folder / "a.safetensors"
 
 
+def turned(folder: Path) -> Path:
+    tensors = {"embed.weight": torch.from_numpy(W[0].copy()), "head.weight": torch.from_numpy(W[1].T.copy())}
+    save_file(tensors, folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
 def steps_are(*steps: int) -> Right:
     return lambda rec: rec.step.values.tolist() == [*steps]
 
@@ -122,6 +128,9 @@ CASES = {
     "too little memory": Advice(npz(W=W), {"--memory": weights_are(W)}, ("--memory", "1MB")),
     "labels under another name": Advice(
         npz(W=W, iters=np.arange(6) * 7), {"--key step=iters": steps_are(*range(0, 42, 7))}, warned=True
+    ),
+    "a turned layer": Advice(
+        turned, {"--dims head.weight=dim,token": weights_are(W[1:2]), "--key W=embed.weight": weights_are(W[:1])}
     ),
     "a stream without its base": Advice(stream, {"--initial MODEL": steps_are(*range(6))}),
     "a stream without known names": Advice(unnamed_stream, {"--parameter NAME": lambda rec: rec.W.source_key == "a"}),

@@ -290,3 +290,42 @@ def test_lists_that_may_be_labels_are_warned_of_with_and_without_keys(tmp_path: 
     rec = dx.open_recording(convert(source, tmp_path / "p.zarr", keys=keys))
     assert rec.step.values.tolist() == steps.tolist()
     assert rec.token.values.tolist() == words.tolist()
+
+
+def test_dims_without_step_in_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    embed, head = bfloat16_steps(3), bfloat16_steps(3)
+    (tmp_path / "run").mkdir()
+    for i in range(3):
+        saved(tmp_path / f"run/step_{i}.safetensors", **{"embed.weight": embed[i], "head.weight": head[i].T})
+    with pytest.raises(InputError, match=r"whether 'head.weight' .* is the output layer, .* 'embed.weight'"):
+        convert(tmp_path / "run", tmp_path / "o.zarr")
+    dims = {"head.weight": ("dim", "token")}
+    rec = dx.open_recording(convert(tmp_path / "run", tmp_path / "o.zarr", dims=dims))
+    np.testing.assert_array_equal(rec.W, head)
+    np.testing.assert_array_equal(rec.E, embed)
+    assert not dx.verify(tmp_path / "o.zarr", tmp_path / "run").problems
+
+
+@pytest.mark.parametrize(
+    ("steps", "advice"),
+    [([30, 20, 10, 0], "sort the labels"), ([0, 10, 5, 10], "occur again"), ([0, 5, 5, 9], "--steps position")],
+)
+def test_advice_for_labels_that_do_not_ascend(tmp_path: Path, steps: list[int], advice: str) -> None:
+    path = saved(tmp_path / "a.safetensors", W=W[:4], steps=np.array(steps))
+    with pytest.raises(InputError) as caught:
+        convert(path, tmp_path / "o.zarr")
+    assert advice in caught.value.advice
+    assert ("--steps position" in caught.value.advice) == (advice == "--steps position")
+
+
+def test_files_that_are_left_out_of_a_run_are_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("e1_s100", "e1_s200", "e2_s300", "latest"):
+        saved(tmp_path / f"run/{name}.safetensors", W=bfloat16_steps(1)[0])
+    reasons = (
+        r"'e2_s300.safetensors' \(a file whose name differs from e1_s100.safetensors in more than the step; .*\)"
+        r"; 'latest.safetensors' \(a file that is none of the numbered checkpoints\)$"
+    )
+    with pytest.warns(UserWarning, match=reasons):
+        dx.convert(tmp_path / "run", tmp_path / "o.zarr")
+    assert dx.open_recording(tmp_path / "o.zarr").step.values.tolist() == [100, 200]

@@ -151,6 +151,8 @@ def _add(context: Context, array: _Array, others: OtherArrays) -> None:
 
 
 def _why_not_stored(entry: Entry) -> str:
+    if entry.reason:
+        return entry.reason
     if entry.dtype is None or entry.dtype.kind not in "biufV":
         return f"{entry}: recordings hold numbers"
     if 0 in entry.shape:

@@ -47,7 +47,8 @@ def _describe(context: Context, name: str, key: str) -> PlannedVariable:
     if dtype.name not in spec.dtypes:
         raise InputError(
             f"{source.path}: variable {key!r} has the dtype {entry.type_name}; expected: "
-            f"{', '.join(spec.dtypes)}, or uint16 that holds their bits; save it again in one of them"
+            f"{', '.join(spec.dtypes)}, or uint16 that holds their bits; save it again in one of them, such as with "
+            ".astype('float32')"
         )
     dims = full_dims(spec.dims, axes)
     first = _first_position(context, name, key, dtype)

@@ -85,7 +85,27 @@ def find_matrices(source: Source, options: Options) -> Matrices:
         raise _unclear(source, outputs, inputs)
     if not outputs:
         return Matrices({**_without_output(source, inputs), **given})
+    _refuse_turned(source, outputs[0], inputs)
     return _with_output(source, outputs[0], inputs, given)
+
+
+def _refuse_turned(source: Source, output: str, inputs: Sequence[str]) -> None:
+    """Ask whether a matrix with the turned shape of the input embedding is the output layer, if its name is no proof.
+
+    The second matrix of a feed-forward block has this shape as well, if the block is as wide as the vocabulary.
+    """
+    shape = source.entries[output].shape[-2:]
+    shapes = {source.entries[key].shape[-2:] for key in inputs}
+    if shape in shapes or shape[::-1] not in shapes or named_output(output) or has_vocabulary_bias(source, output):
+        return
+    named = next(key for key in inputs if source.entries[key].shape[-2:] == shape[::-1])
+    dims = (*(("step",) if len(source.entries[output].shape) == 3 else ()), "dim", "token")
+    raise InputError(
+        f"{source.path}: nothing proves whether {output!r} {source.entries[output]} is the output layer, stored as "
+        f"(dim, token): it has the turned shape of the input embedding {named!r} {source.entries[named]}; if it is, "
+        f"say --dims {output}={','.join(dims)} (dims={{{output!r}: {dims}}}); if the model is tied, say "
+        f"--key W={named} (keys={{'W': {named!r}}})"
+    )
 
 
 def is_matrix(source: Source, key: str) -> bool:

@@ -138,8 +138,23 @@ def _check_ascending(source: Source, key: str, labels: NDArray[np.int64]) -> Non
         i = int(np.argmax(np.diff(labels) <= 0))
         raise InputError(
             f"{source.path}: {key!r} does not ascend: {labels[i]} is followed by {labels[i + 1]} at position "
-            f"{i + 1}; expected: ascending step labels; say --steps position (steps='position') if no step is missing"
+            f"{i + 1}; expected: ascending step labels; {_what_to_do(key, labels)}"
         )
+
+
+def _what_to_do(key: str, labels: NDArray[np.int64]) -> str:
+    """Return advice for labels that do not ascend: positions are right only if none goes back."""
+    if (np.diff(labels) >= 0).all():
+        return "say --steps position (steps='position') if no step is missing"
+    if len(np.unique(labels)) == len(labels):
+        return (
+            f"the states are in another order than their steps: sort the labels and every array along the steps by "
+            f"np.argsort({key}), and save them again"
+        )
+    return (
+        "steps occur again, as where a run was resumed from an earlier checkpoint: keep one state of each step, in "
+        "ascending order, and save them again"
+    )
 
 
 def _recorded_before_steps(source: Source, key: str, axes: Axes, options: Options) -> bool:

@@ -20,7 +20,8 @@ SUFFIXES = (".safetensors", ".gguf", ".h5", ".hdf5", ".nc", ".npz", ".npy", ".pt
 _SHARD = re.compile(r".*-\d+-of-\d+", re.DOTALL)
 _CHECKPOINT = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|snapshot|save)s?[ =_.-]?\d+", re.IGNORECASE)
 NEEDED = (
-    "expected: one recording, checkpoints whose names end in their step, such as step_100.pt, or a Hugging Face folder"
+    "expected: one recording, checkpoints whose names differ in their step alone, which stands beside a word such as "
+    "step or iter, or at the end (step_100.pt, 100.pt), or a Hugging Face folder"
 )
 
 
@@ -165,7 +166,7 @@ def _open_files(folder: Path, files: list[Path], open_file: OpenFile, steps: Ste
         candidates = list(runs) or [file.name for file in files]
         raise InputError(f"{folder}: it is not clear what to open: {_names(candidates)}{why}; {NEEDED}; name one file")
     run = next(iter(runs.values()))
-    left_out = _left_out([file for file in files if file not in run.members])
+    left_out = _left_out([file for file in files if file not in run.members], next(iter(run.members)).name)
     return Stacked(folder, run.numbers, open_file, steps, left_out, run.notes)
 
 
@@ -185,8 +186,12 @@ def _runs(paths: list[Path]) -> dict[str, _Run]:
     return {name: _Run(members) for name, members in runs.items()}
 
 
-def _left_out(files: list[Path]) -> dict[str, str]:
-    return {file.name: "a file that is none of the numbered checkpoints" for file in files}
+def _left_out(files: list[Path], one: str = "") -> dict[str, str]:
+    """Say why files are not among the checkpoints, of which one is named."""
+    numbered = [file for file in files if one and named_step(stem(file)) is not None]
+    differs = f"a file whose name differs from {one} in more than the step; if it is of this run, rename it"
+    other = "a file that is none of the numbered checkpoints"
+    return {file.name: differs if file in numbered else other for file in files}
 
 
 def _names(names: list[str]) -> str:

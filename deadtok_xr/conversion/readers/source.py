@@ -50,6 +50,8 @@ class Entry:
         Whether reading an earlier part again means reading everything before it again.
     late
         In stacked files: the number of steps at the beginning that do not have it.
+    reason
+        Why it cannot be read, if that is not its type.
     """
 
     shape: tuple[int, ...]
@@ -58,13 +60,14 @@ class Entry:
     buffer_bytes: int = 0
     in_order: bool = False
     late: int = 0
+    reason: str = ""
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * (self.dtype.itemsize if self.dtype is not None else 0)
 
     def __str__(self) -> str:
-        return f"{self.type_name} {self.shape}"
+        return self.reason or f"{self.type_name} {self.shape}"
 
 
 class Source(Protocol):

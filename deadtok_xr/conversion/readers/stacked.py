@@ -44,7 +44,7 @@ class Stacked(Source):
     """Checkpoints of one run, stacked along a leading axis of steps.
 
     The entries are those of the checkpoints, with that axis; ``step`` holds the labels. A small entry that differs in
-    dtype or shape between checkpoints cannot be read, and its type name says why.
+    dtype or shape between checkpoints cannot be read, and says why.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Stacked(Source):
         n = len(paths)
         stacked = {name: _with_steps(entry, n) for name, entry in entries.items() if name not in _STEP_KEYS}
         labels = Entry((n,), np.dtype(np.int64), "int64")
-        self.entries = {**stacked, STEP: labels, **{k: Entry((), None, why) for k, why in left_out.items()}}
+        self.entries = {**stacked, STEP: labels, **{k: _unreadable(why) for k, why in left_out.items()}}
         self.attributes, self.aliases, self.ordered, self.dims = attributes, aliases, first.ordered, first.dims
         self.varying = frozenset(common - {*attributes})
 
@@ -173,6 +173,10 @@ def _with_steps(entry: Entry, n: int) -> Entry:
     return replace(entry, shape=(n - entry.late, *entry.shape)) if entry.dtype is not None else entry
 
 
+def _unreadable(why: str, shape: tuple[int, ...] = ()) -> Entry:
+    return Entry(shape, None, why, reason=why)
+
+
 def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: int) -> None:
     """Compare a checkpoint with those before: matrices must be equal in dtype and shape, other entries are marked."""
     for name in {**entries, **member.entries}:
@@ -185,13 +189,13 @@ def _compare(entries: dict[str, Entry], member: Source, first: Path, n_before: i
                     f"{member.path}: {name!r} is {other}, but in {first.name} it is {one}; expected: the same in every "
                     "checkpoint of a run; move those of another run away"
                 )
-            entries[name] = Entry(one.shape, None, f"{one} in {first.name} and {other} in {member.path.name}")
+            entries[name] = _unreadable(f"{one} in {first.name} and {other} in {member.path.name}", one.shape)
         elif other is None and one is not None and one.dtype is not None:
-            entries[name] = Entry(one.shape, None, f"{one}, which {member.path.name} does not have")
+            entries[name] = _unreadable(f"{one}, which {member.path.name} does not have", one.shape)
         elif one is None and other is not None and other.dtype is not None and _may_be_late(name, other):
             entries[name] = replace(other, late=n_before)  # an optimizer has no state before its first step
         elif one is None and other is not None:
-            entries[name] = Entry(other.shape, None, f"{other}, which {first.name} does not have")
+            entries[name] = _unreadable(f"{other}, which {first.name} does not have", other.shape)
 
 
 def _may_be_late(name: str, entry: Entry) -> bool:
