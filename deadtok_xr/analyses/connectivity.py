@@ -69,8 +69,8 @@ def connectivity(
 
     Notes
     -----
-    The threshold is the bottleneck of the minimum spanning tree. A step takes some P²/2·D operations for P distinct
-    places: a tenth of a second for 3,700 x 64, and 12 s for 20,000 x 768 that spread equally in all dims.
+    The threshold is the bottleneck of the minimum spanning tree. A step takes some P²/2·D operations on bytes for P
+    distinct places: a tenth of a second for 3,700 x 64, and 5 s for 20,000 x 768 that spread equally in all dims.
     """
     x = checks.require(ds, variable, "connectivity")
     grid = checks.grid_name(x, precision)
@@ -117,8 +117,9 @@ class SpanningTrees(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        seconds = (8e-9 + 0.09e-9 * sizes.dims) * sizes.tokens**2 / 2 * len(self.at)
-        return Cost(seconds, temporary=3 * 4 * sizes.step, kept=8 * sizes.tokens * len(self.at))
+        seconds = (8e-9 + 0.02e-9 * sizes.dims) * sizes.tokens**2 / 2 * len(self.at)
+        rows = 128 * -(-sizes.dims // 128) + 250  # a byte for each element; hashes and near rows
+        return Cost(seconds, temporary=rows * sizes.tokens, kept=8 * sizes.tokens * len(self.at))
 
 
 class _Accumulator:

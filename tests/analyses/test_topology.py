@@ -226,6 +226,25 @@ def test_connectivity_is_the_longest_edge_of_the_minimum_spanning_tree(ds: xr.Da
             assert connected_components(distance <= smaller.max(), directed=False)[0] > 1
 
 
+def test_spanning_tree_of_many_rows_in_clouds_of_different_sizes() -> None:
+    rng = np.random.default_rng(7)
+    size = np.where(np.arange(700) < 350, 1.0, np.where(np.arange(700) < 690, 2.0**-9, 2.0**9))
+    W = (rng.normal(size=(700, 150)) * size[:, None]).astype(np.float32).astype(ml_dtypes.bfloat16)
+    W[:5] = W[5]
+    found = dx.connectivity(xr.Dataset({"W": (("step", "token", "dim"), W[None])}, {"step": [0]})).compute()
+    values = W.astype(np.float64)
+    nearest = np.abs(values - values[0]).max(axis=1)
+    nearest[0] = np.inf
+    edges, joined = [], np.zeros(700, bool)
+    for _ in range(699):  # Prim
+        joined |= ~np.isfinite(nearest)
+        edges.append(nearest.min())
+        new = int(nearest.argmin())
+        nearest = np.minimum(nearest, np.abs(values - values[new]).max(axis=1))
+        nearest[new], nearest[joined] = np.inf, np.inf
+    np.testing.assert_array_equal(found.merge_threshold[0], np.sort(edges))
+
+
 def test_connectivity_agrees_with_topology(atom: Path) -> None:
     rec = dx.open_recording(atom, tokens="dead")
     tree = dx.connectivity(rec, steps=[0, 60, 150]).compute()

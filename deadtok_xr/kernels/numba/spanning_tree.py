@@ -1,31 +1,37 @@
-"""Compute the minimum spanning tree of tokens under the L∞ distance, in O(N) memory.
+"""Compute the minimum spanning tree of tokens under the L∞ distance, in O(N) memory and a byte for each element.
 
 One pass over all pairs, in tiles that stay in a core's cache, keeps the `KEPT` nearest rows of each row. Then one
 component after another is joined to another one by its shortest outgoing edge, which always belongs to a minimum
 spanning tree. The edge is taken from the kept rows. Only a row whose kept rows are all in its own component, and that
 may have a shorter edge than the best one known, is compared with all rows outside once more.
 
-Distances are screened in float32, several dims at a time, and computed in float64 where they may count.
+Nearly all pairs are rejected by *codes*, a byte for each element: the element's place on an even scale around the
+centre of its dim, cut off at both ends. If two codes differ by k, the elements differ by more than k - 1 units of the
+scale. What passes is screened in float32, several dims at a time, and measured in float64.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.numba.bit_words import INFINITY, float32_word, unsigned_zero
+from deadtok_xr.kernels.numba.bit_words import INFINITY, float32_value
 from deadtok_xr.kernels.numba.components import root_of
 from deadtok_xr.kernels.numba.jit import compiled, inlined, inner
 from deadtok_xr.kernels.numba.unique_rows import unique_rows
 
 KEPT = 8
 """Neighbours kept for each row: more take memory and time to sort, fewer let more rows be compared again."""
-TILE_BYTES = 2**16
-"""Bytes of a tile of rows: two of them stay in a core's cache."""
-CHUNK = 64
-"""Dims after which a distance that is too long already is given up."""
+HEIGHT = 512
+"""Rows of a tile: a chunk of two tiles stays in a core's cache."""
+CHUNK = 128
+"""Dims after which a pair that is too far apart already is given up."""
+SAMPLE = 256
+"""Rows from whose distances the unit of the codes is chosen."""
+UNITS = 96
+"""Units of the codes in the distance of near rows, at most: the more, the fewer pairs pass in vain."""
 MARGIN = 1 - 2.0**-22
 """A lower bound of a distance is its float32 value times this: rounding makes it longer by one part in 2^24 at most."""
 
@@ -33,7 +39,7 @@ MARGIN = 1 - 2.0**-22
 def spanning_tree(step: NDArray[Any]) -> NDArray[np.float64]:
     """Return the lengths of the tree's edges, ascending, (n - 1,).
 
-    Takes some u²/2·D operations for u distinct rows; equal rows are joined by edges of length 0.
+    Takes some u²/2·D operations on bytes for u distinct rows; equal rows are joined by edges of length 0.
 
     Parameters
     ----------
@@ -41,30 +47,80 @@ def spanning_tree(step: NDArray[Any]) -> NDArray[np.float64]:
         Words (n, d); all values are finite.
     """
     out = np.zeros(max(len(step) - 1, 0))
-    rows = _distinct_rows(step)
-    if len(rows) > 1:
-        spread = rows.max(axis=0).astype(np.float64) - rows.min(axis=0)
-        wide = np.zeros((len(rows), -(-len(spread) // CHUNK) * CHUNK), np.float32)
-        wide[:, : len(spread)] = rows[:, np.argsort(-spread)]  # the widest first, because they decide most pairs
-        _join(wide, out)
+    index = _distinct_rows(step)
+    if len(index) > 1:
+        centre, spread, unit = _scale(step, index)
+        dims = np.argsort(-spread)  # the widest first, because they decide most pairs
+        codes = np.zeros((-(-len(dims) // CHUNK), len(index), CHUNK), np.uint8)
+        _encode(step, index, dims, centre, unit, codes)
+        _join(step, index, codes, unit, out)
     out.sort()
     return out
 
 
 @compiled
 def _distinct_rows(words):
-    index, _, _ = unique_rows(words)
-    rows = np.empty((len(index), words.shape[1]), np.float32)
-    for u in range(len(index)):
-        for d in range(words.shape[1]):
-            rows[u, d] = np.uint32(unsigned_zero(float32_word(words[index[u], d]))).view(np.float32)
-    return rows
+    return unique_rows(words)[0]
+
+
+def _scale(step: NDArray[Any], index: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return the centre and the spread of each dim, and the unit of the codes, by a sample of the rows."""
+    sample = np.empty((min(SAMPLE, len(index)), step.shape[1]))
+    _take_rows(step, index[:: -(-len(index) // SAMPLE)][: len(sample)], sample)
+    spread = np.ptp(sample, axis=0)
+    near = _near_distance(sample, min(KEPT, len(sample) - 1))
+    return np.median(sample, axis=0), spread, max(near / UNITS, float(spread.max()) / 250)
 
 
 @compiled
-def _join(rows, out):
+def _take_rows(words, index, out):
+    for i in range(len(index)):
+        for d in range(words.shape[1]):
+            out[i, d] = _value(words[index[i], d])
+
+
+@compiled
+def _near_distance(rows, k):
+    """Return the median over rows of the distance to the k-th nearest row."""
+    found = np.empty(len(rows))
+    distances = np.empty(len(rows))
+    for a in range(len(rows)):
+        for b in range(len(rows)):
+            distances[b] = 0.0
+            for d in range(rows.shape[1]):
+                distances[b] = max(distances[b], abs(rows[a, d] - rows[b, d]))
+        distances.sort()
+        found[a] = distances[k]
+    return np.median(found)
+
+
+@compiled
+def _encode(words, index, dims, centre, unit, codes):
+    for u in range(len(index)):
+        for k in range(len(dims)):
+            d = dims[k]
+            place = np.floor((_value(words[index[u], d]) - centre[d]) / unit) + 128.0
+            codes[k // CHUNK, u, k % CHUNK] = np.uint8(min(max(place, 0.0), 255.0))
+
+
+class Rows(NamedTuple):
+    """The distinct rows of a step."""
+
+    words: NDArray[Any]
+    """All rows of the step, (n, d)."""
+    distinct: NDArray[np.int64]
+    """Which of them are the distinct rows, (u,)."""
+    codes: NDArray[np.uint8]
+    """The codes of the distinct rows, (chunk, u, `CHUNK`)."""
+    unit: float
+    """The unit of the codes."""
+
+
+@compiled
+def _join(words, index, codes, unit, out):
     """Fill in the lengths of the edges between distinct rows, in the order in which components are joined."""
-    U = len(rows)
+    rows = Rows(words, index, codes, unit)
+    U = len(index)
     K = min(KEPT, U - 1)
     near, length = np.full((U, K), -1, np.int32), np.full((U, K), np.inf)
     _find_near(rows, near, length)
@@ -143,40 +199,89 @@ def _compare_again(rows, u, root, parent, limit, near, length, unseen):
     K = near.shape[1]
     near[u] = -1
     length[u] = limit
-    for v in range(len(rows)):
-        if root_of(parent, v) != root and _may_be_nearer(rows, u, v, length[u, K - 1]):
-            _keep(near, length, u, v, _distance(rows, u, v))
+    apart = np.zeros(len(rows.distinct), np.uint8)
+    found = np.empty(len(rows.distinct), np.int32)
+    apart[u] = _apart(limit, rows.unit)
+    for begin in range(0, len(apart), HEIGHT):
+        for i in range(_find_candidates(rows.codes, u, begin, min(begin + HEIGHT, len(apart)), apart, found)):
+            v = found[i]
+            if root_of(parent, v) != root:
+                _keep(near, length, u, v, _distance(rows, u, v, length[u, K - 1]))
+                apart[u] = _apart(length[u, K - 1], rows.unit)
     unseen[u] = length[u, K - 1]
 
 
 @inner
 def _find_near(rows, near, length):
     """Fill in the nearest rows of each, by ascending distance."""
-    U, D = rows.shape
-    K = near.shape[1]
-    height = max(16, TILE_BYTES // (4 * max(1, D)))
-    for begin in range(0, U, height):
-        for other in range(begin, U, height):
-            for a in range(begin, min(begin + height, U)):
-                for b in range(max(other, a + 1), min(other + height, U)):
-                    if _may_be_nearer(rows, a, b, max(length[a, K - 1], length[b, K - 1])):
-                        distance = _distance(rows, a, b)
-                        _keep(near, length, a, b, distance)
-                        _keep(near, length, b, a, distance)
+    U, K = near.shape
+    apart = np.full(U, 255, np.uint8)
+    found = np.empty(HEIGHT, np.int32)
+    for begin in range(0, U, HEIGHT):
+        for other in range(begin, U, HEIGHT):
+            for a in range(begin, min(begin + HEIGHT, U)):
+                first, stop = max(other, a + 1), min(other + HEIGHT, U)
+                for i in range(_find_candidates(rows.codes, a, first, stop, apart, found)):
+                    b = found[i]
+                    distance = _distance(rows, a, b, max(length[a, K - 1], length[b, K - 1]))
+                    _keep(near, length, a, b, distance)
+                    _keep(near, length, b, a, distance)
+                    apart[b] = _apart(length[b, K - 1], rows.unit)
+                apart[a] = _apart(length[a, K - 1], rows.unit)
 
 
 @inlined
-def _may_be_nearer(rows, a, b, limit):
-    """Return whether two rows may be nearer than a limit; false is certain. They have a multiple of `CHUNK` dims."""
-    top = np.int32(0)
-    for begin in range(0, rows.shape[1], CHUNK):
-        for d in range(begin, begin + CHUNK):
-            # the bits of numbers without a sign have their order, and a maximum of integers uses vector units
-            top = np.int32(max(top, np.float32(abs(rows[a, d] - rows[b, d])).view(np.int32)))
-        # beyond float32 the difference is infinite, and that in float64 is not
-        if top < INFINITY and np.float64(np.int32(top).view(np.float32)) * MARGIN >= limit:
-            return False
-    return True
+def _apart(limit, unit):
+    """Return by how much the codes of elements may differ that are nearer than a limit."""
+    units = limit / unit + 1.000001  # places are rounded down, and have rounding errors
+    return np.uint8(units) if units < 255.0 else np.uint8(255)
+
+
+@inner
+def _find_candidates(codes, a, first, stop, apart, found):
+    """List the rows from ``first`` to ``stop`` that may be nearer to a row than its limit or their own.
+
+    Nearly half of the rows pass a chunk, at random: counting them takes less time than branches would.
+
+    Parameters
+    ----------
+    apart
+        By how much the codes of each row may differ from those of nearer rows, (u,).
+    found
+        Room for the list.
+
+    Returns
+    -------
+    How many rows are listed.
+    """
+    n = 0
+    for b in range(first, stop):
+        found[n] = b
+        n += _largest_gap(codes, 0, a, b) <= max(apart[a], apart[b])
+    for chunk in range(1, len(codes)):
+        passed = 0
+        for i in range(n):
+            b = found[i]
+            found[passed] = b
+            passed += _largest_gap(codes, chunk, a, b) <= max(apart[a], apart[b])
+        n = passed
+    return n
+
+
+@inlined
+def _largest_gap(codes, chunk, a, b):
+    """Return the largest difference of the codes of two rows in a chunk."""
+    top = np.uint8(0)
+    for k in range(CHUNK):
+        x, y = codes[chunk, a, k], codes[chunk, b, k]
+        top = max(top, np.uint8(max(x, y) - min(x, y)))
+    return top
+
+
+@inlined
+def _position(chunk, k):
+    """Return a position without a sign: numba would ask of others whether they count from the end."""
+    return np.uint64(chunk) * np.uint64(CHUNK) + np.uint64(k)
 
 
 @inner
@@ -193,9 +298,39 @@ def _keep(near, length, a, b, distance):
 
 
 @inner
-def _distance(rows, a, b):
-    """Return the L∞ distance in float64, as a maximum of integers: the bits of gaps have the order of the gaps."""
-    top = np.int64(0)
-    for d in range(rows.shape[1]):
-        top = max(top, np.float64(abs(np.float64(rows[a, d]) - np.float64(rows[b, d]))).view(np.int64))
-    return np.int64(top).view(np.float64)
+def _distance(rows, a, b, limit):
+    """Return the L∞ distance of two rows; infinity if it is not below a limit."""
+    words, a, b = rows.words, rows.distinct[a], rows.distinct[b]
+    D = words.shape[1]
+    top = np.int32(0)
+    for chunk in range(-(-D // CHUNK)):
+        for k in range(min(CHUNK, D - chunk * CHUNK)):
+            # the bits of numbers without a sign have their order, and a maximum of integers uses vector units
+            top = np.int32(max(top, _float32_gap(words, a, b, _position(chunk, k))))
+        # beyond float32 the difference is infinite, and that in float64 is not
+        if top < INFINITY and np.float64(np.int32(top).view(np.float32)) * MARGIN >= limit:
+            return np.inf
+    # rounding keeps the order: the longest difference is among those that are rounded to the longest
+    n = last = np.int32(0)
+    for d in range(D):
+        longest = _float32_gap(words, a, b, d) == top
+        n += np.int32(longest)
+        last = np.int32(max(last, np.int32(d) * np.int32(longest)))
+    if n == 1:
+        return abs(_value(words[a, last]) - _value(words[b, last]))
+    found = 0.0
+    for d in range(D):
+        if _float32_gap(words, a, b, d) == top:
+            found = max(found, abs(_value(words[a, d]) - _value(words[b, d])))
+    return found
+
+
+@inlined
+def _float32_gap(words, a, b, d):
+    """Return the bits of the difference of two elements, rounded to float32, without a sign."""
+    return np.float32(abs(float32_value(words[a, d]) - float32_value(words[b, d]))).view(np.int32)
+
+
+@inlined
+def _value(word):
+    return np.float64(float32_value(word))
