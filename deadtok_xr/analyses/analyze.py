@@ -92,7 +92,7 @@ def analyze(
         Dask's ``optimization.fuse.active`` to False, because fused tasks lose it.
     budget
         CPU time that an analysis may take, in seconds or as text such as ``"2h"``. What is expected to take longer is
-        in `left_out`; if it is named, it is an error. None: 10 minutes, or ten times all others together if that is
+        in `left_out`; if it is named, it is an error. None: 10 minutes, or ten times reading what it uses if that is
         more, for analyses that are neither named nor have options.
     memory
         Bytes, or text such as ``"4GB"``, that a process may use. If the analyses are expected to need more, with as

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, step_series, summary_text
 from deadtok_xr.analyses.common.centre_of_mass import CentreOfMass
 from deadtok_xr.analyses.common.centroid_walk import WALK_ATTRS, measure_walk, walk_shapes
+from deadtok_xr.analyses.common.token_pieces import pieces, wide
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
-from deadtok_xr.bfloat16 import decode
 from deadtok_xr.engine import (
     AnalysisSpec,
     Batch,
@@ -230,8 +230,12 @@ class CloudMotion(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        step = sizes.step * sizes.itemsize  # of a block, and of two that are merged, two steps at each end
-        return Cost(3.8e-9 * sizes.moved, held=4 * step + 4 * sizes.step, kept=8 * step, floats=self.matrices)
+        step = sizes.step * sizes.itemsize
+        floats = self.matrices if sizes.is_small else ()
+        before = 4 * sizes.step if floats else step
+        # of all blocks that are merged the first step and one at the end, of the next one two and one; of one block two
+        kept = 5 if sizes.steps > sizes.block else 2
+        return Cost(3.8e-9 * sizes.moved, held=3 * step + before, kept=kept * step, floats=floats)
 
 
 class _Accumulator:
@@ -240,16 +244,18 @@ class _Accumulator:
         self.out = allocate_outputs(self.outputs, block)
         self.before: Any = None
         self.totals = np.zeros((2, block.n_tokens))
-        self.first: Any = None  # the first two steps and the last two, as recorded
-        self.last: Any = None
+        self.ends: dict[str, Any] = {}  # the first two steps, the last but one, and the last of all, as recorded
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import cloud as kernel
 
-        recorded = batch.values[self.name]
-        self.first = recorded[:2].copy() if self.first is None else self.first
-        self.last = recorded[-2:].copy()
-        steps = batch.floats(self.name)
+        recorded, block = batch.values[self.name], self.block
+        if not batch.start:  # the first block has no border before it
+            self.ends["first"] = recorded[: 2 if block.first else 1].copy()
+        if batch.start + batch.n_transitions == block.n_transitions:
+            self.ends["last"] = recorded[-2:-1].copy()
+            self.ends["end"] = recorded[-1].copy() if block.n_transitions < block.n_states else None
+        steps = batch.floats_if_small(self.name)
         self.before = self.before or kernel.PreviousTransition(steps)
         kernel.cloud_steps(
             steps, batch.changed(self.name), self.before, self.totals, batch.slices(self.out, self.outputs)
@@ -264,8 +270,7 @@ class _Accumulator:
         out["bulk_thermal_ratio"][:] = _ratio(out["bulk_speed"], np.sqrt(out["temperature"]))
         out["shear_ratio"][:] = _ratio(out["thermal_speed_mean"], out["bulk_speed"])
         tokens = {
-            "first": self.first, "last": self.last, "totals": self.totals, "at": self.block.first,
-            "n": self.block.n_transitions, "borders": [],
+            **self.ends, "totals": self.totals, "at": self.block.first, "n": self.block.n_transitions, "borders": [],
         }  # fmt: skip
         return {step_series.SERIES: (out,), "tokens": tokens}
 
@@ -279,28 +284,29 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Merge two consecutive blocks: sums, ends, and the persistence across their border."""
     if not b["n"]:  # the last block may be a single step, which the block before includes
-        return {**a, "totals": a["totals"] + b["totals"]}
+        return {**a, "totals": a["totals"] + b["totals"], "end": b["end"]}
     border = {"at": b["at"], **_border_lag(a["last"][0], *b["first"])}
     return {
-        "first": a["first"], "last": b["last"], "at": a["at"], "n": a["n"] + b["n"],
+        "first": a["first"], "last": b["last"], "end": b["end"], "at": a["at"], "n": a["n"] + b["n"],
         "totals": a["totals"] + b["totals"], "borders": [*a["borders"], border, *b["borders"]],
     }  # fmt: skip
 
 
-def _border_lag(first: NDArray[Any], second: NDArray[Any], third: NDArray[Any]) -> dict[str, Any]:
+def _border_lag(*steps: NDArray[Any]) -> dict[str, Any]:
     """Return the persistence of the velocities between three successive steps."""
     from deadtok_xr.kernels.numba import cloud as kernel
 
-    steps = [_floats(x) for x in (first, second, third)]
-    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
-        lengths = _lengths(steps[1] - steps[0]), _lengths(steps[2] - steps[1])
     out = {name: np.zeros(1) for name in kernel.LAG}
-    kernel.lag_one(steps[0], steps[1], steps[2], *lengths, out, 0)
+    cosines, rest = np.empty(len(steps[0])), np.zeros(2, np.int64)
+    n = 0
+    for tokens in pieces(*steps[0].shape):
+        first, second, third = (wide(x[tokens]) for x in steps)
+        with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
+            lengths = _lengths(second - first), _lengths(third - second)
+        found, *resting = kernel.list_cosines(first, second, third, *lengths, cosines[n:])
+        n, rest = n + found, rest + resting
+    kernel.describe_cosines(cosines[:n], rest, out, 0)
     return {name: x[0] for name, x in out.items()}
-
-
-def _floats(x: NDArray[Any]) -> NDArray[np.float64]:
-    return (x if x.dtype == np.float64 else decode(x)).astype(np.float64)
 
 
 def _lengths(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -342,8 +348,9 @@ def _persistence(series: Arrays, tokens: dict[str, Any]) -> Arrays:
 
 def _paths(tokens: dict[str, Any]) -> Arrays:
     path, squares = tokens["totals"]
+    first, end = tokens["first"][0], tokens["end"]
     with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
-        net = _lengths(_floats(tokens["last"][-1]) - _floats(tokens["first"][0]))
+        net = np.concatenate([_lengths(wide(end[i]) - wide(first[i])) for i in pieces(*first.shape)])
     moved = squares > 0
     diffusivity = np.where(moved, net**2 / np.where(moved, squares, 1.0), np.nan)
     kind = np.select([np.isnan(diffusivity), diffusivity < 0.5, diffusivity <= 2], [-1, 0, 1], 2)

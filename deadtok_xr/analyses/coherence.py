@@ -16,6 +16,7 @@ from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, OutputAccumulator, ReductionResults, Sizes, StepBlock
 from deadtok_xr.engine.series import Series
+from deadtok_xr.kernels import PIECE
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
 
@@ -254,70 +255,59 @@ class Directions:
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         others = [name for name in _MATRICES if name in self.matrices]
-        arrays = 2 + len(others) + ("separation" in self.names) + ("step1_deviation" in self.names)
         seconds = (0.08e-9 * sizes.dims + 2.5e-9) * sizes.moved * (1 + len(others))
-        listed = (4 + 8) * sizes.step  # of the elements that moved
-        return Cost(seconds, held=8 * arrays * sizes.step + listed)
+        pieces = 2 * min(sizes.step, PIECE) + 2 * (sizes.dims + 12) * sizes.dims
+        return Cost(seconds, held=8 * pieces + 6 * 8 * sizes.tokens, temporary=2 * 8 * min(sizes.step, PIECE))
 
 
 class _Accumulator(OutputAccumulator[Directions]):
     def __init__(self, reduction: Directions, block: StepBlock) -> None:
+        from deadtok_xr.kernels.numba.coherence import Buffers
         from deadtok_xr.kernels.numba.sparse_directions import SparseDirections
 
         super().__init__(reduction, block)
         self.series = {"step": reduction.steps[block.later]}
         self.series |= {name: series.values(block.later) for name, series in reduction.series.items()}
-        shape = (block.n_tokens, block.n_dims)
-        self.before, self.after, self.step, self.unit = np.empty((4, *shape))  # takes memory once it is filled
-        self.moved = SparseDirections(*shape)
-        self.buffers = {name: np.empty(shape) for name in _MATRICES if name in reduction.matrices}
+        self.moved = SparseDirections(block.n_tokens, block.n_dims)
+        self.buffers = Buffers(block.n_tokens, block.n_dims)
 
     def update(self, batch: Batch) -> None:
-        from deadtok_xr.kernels.numba import coherence as kernel
-
         values = {name: batch.readable(name) for name in self.reduction.matrices}
-        W, changed = values["W"], batch.changed("W")
+        changed = batch.changed("W")
         for t in range(batch.n_transitions):
-            moved = self.moved.directions(W, t, changed, self.unit)
-            if moved is None or self.buffers:
-                kernel.differences(W, t, self.step)
-            moved = moved or kernel.directions(self.step, self.unit)
-            if "separation" in self.out:
-                kernel.spread(W, t + 1, self.after)
-            if "step1_deviation" in self.out and self.series["step"][batch.start + t] == 1:
-                kernel.spread(W, t, self.before)
-            for name, buffer in self.buffers.items():
-                kernel.spread(values[name], t + 1, buffer)
-            measured = self._measure(kernel, moved, batch.start + t)
+            measured = self._measure(values, t, changed, batch.start + t)
             for name, out in self.out.items():
                 out[batch.start + t] = measured[name]
 
-    def _measure(self, kernel: Any, moved: dict[str, Any], i: int) -> dict[str, Any]:
+    def _measure(self, values: dict[str, Any], t: int, changed: NDArray[np.bool_], i: int) -> dict[str, Any]:
         """Return the outputs of a transition."""
-        step, unit, dead = self.step, self.unit, self.reduction.dead
-        at: dict[str, Any] = {name: values[i] for name, values in self.series.items()}
+        from deadtok_xr.kernels.numba import coherence as kernel
+
+        W, dead, buffers = values["W"], self.reduction.dead, self.buffers
+        step = kernel.Vectors(W, t, displaced=True)
+        moved = self.moved.directions(W, t, changed, buffers) or kernel.directions(step, buffers)
+        others = {name: kernel.Vectors(values[name], t + 1) for name in _MATRICES if name in values}
+        at: dict[str, Any] = {name: series[i] for name, series in self.series.items()}
         out = _cosine_outputs("displacement", moved) | {
             "bulk_alignment": clip_cosine(moved["direction"] @ normalized(moved["mean"])),
             "n_used": moved["n_used"],
             "n_invalid": len(dead) - moved["n_valid"],
         }
-        if "update" in self.buffers:
-            out |= _cosine_outputs("update", kernel.directions(self.buffers["update"], unit))
-        if "grad" in self.buffers:
-            out |= _gradient_outputs(kernel, self.buffers["grad"], unit, step, at, dead)
+        if "update" in others:
+            out |= _cosine_outputs("update", kernel.directions(others["update"], buffers))
+        if "grad" in others:
+            out |= _gradient_outputs(kernel, others["grad"], step, at, dead, buffers)
         if "separation" in self.out:
-            out |= _separation(kernel.means(self.after, dead))
+            out |= _separation(kernel.means(kernel.Vectors(W, t + 1), dead, buffers))
         if "h_mean" in at:
             out["h_alignment"] = cosine(moved["mean"], -at["h_mean"])
         if "h_norm" in at:
-            out["h_norm_ratio"] = at["h_norm"] / np.sqrt(step.shape[1])
+            out["h_norm_ratio"] = at["h_norm"] / np.sqrt(W.shape[2])
         out["p_dead"] = at.get("p_dead", np.nan)
         if "step1_deviation" in self.out and self.reduction.adam is not None:
-            is_first = at["step"] == 1
+            vectors = kernel.Vectors(W, t), step, others["grad"]
             out["step1_deviation"] = (
-                _first_step_deviation(self.before, step, self.buffers["grad"], at, self.reduction.adam)
-                if is_first
-                else np.nan
+                _first_step_deviation(vectors, buffers, at, self.reduction.adam) if at["step"] == 1 else np.nan
             )
         return out
 
@@ -330,17 +320,19 @@ def _cosine_outputs(name: str, directions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gradient_outputs(kernel: Any, grad: Any, unit: Any, step: Any, at: dict[str, Any], dead: Any) -> dict[str, Any]:
-    gradients = kernel.directions(grad, unit)
+def _gradient_outputs(
+    kernel: Any, grad: Any, step: Any, at: dict[str, Any], dead: NDArray[np.bool_], buffers: Any
+) -> dict[str, Any]:
+    gradients = kernel.directions(grad, buffers)
     out = _cosine_outputs("gradient", gradients) | {
         "gradient_norm_mean": gradients["norm_mean"],
         "mean_gradient_norm": np.linalg.norm(gradients["mean"]),
-        "gradient_update_cosine": -kernel.mean_cosine(step, grad),
+        "gradient_update_cosine": -kernel.mean_cosine(step, grad, buffers),
     }
     if "h_mean" in at:
         out["gradient_h_alignment"] = cosine(gradients["mean"], at["h_mean"])
     if "p_h_dead" in at:
-        mean, law = kernel.means(grad, dead)[0], at["p_h_dead"].astype(np.float64)
+        mean, law = kernel.means(grad, dead, buffers)[0], at["p_h_dead"].astype(np.float64)
         out["gradient_p_h_alignment"] = cosine(mean, law)
         size = np.linalg.norm(law)
         out["gradient_p_h_deviation"] = np.linalg.norm(mean - law) / size if size > 0 else np.nan
@@ -357,13 +349,20 @@ def _separation(centres: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _first_step_deviation(before: Any, step: Any, grad: Any, at: dict[str, Any], adam: dict[str, float]) -> float:
+def _first_step_deviation(vectors: Any, buffers: Any, at: dict[str, Any], adam: dict[str, float]) -> float:
+    """Return the largest deviation, given W before the update, the displacements and the gradients."""
     lr = float(at["lr"]) if np.isfinite(at.get("lr", np.nan)) else adam["lr"]
     if not lr > 0:
         return np.nan
-    size = np.abs(grad)
-    deviation = np.abs(np.abs(step + lr * adam["decay"] * before) / lr - size / (size + adam["eps"]))
-    return float(np.nanmax(deviation)) if not np.isnan(deviation).all() else np.nan
+    rows = buffers.rows, buffers.unit[: len(buffers.rows)], np.empty_like(buffers.rows)
+    largest = np.nan
+    for (_, before), (_, step), (_, grad) in zip(
+        *(x.pieces(buffer) for x, buffer in zip(vectors, rows, strict=True)), strict=True
+    ):
+        size = np.abs(grad)
+        deviation = np.abs(np.abs(step + lr * adam["decay"] * before) / lr - size / (size + adam["eps"]))
+        largest = np.fmax(largest, np.fmax.reduce(deviation, axis=None))
+    return float(largest)
 
 
 @coherence.summarize

@@ -183,7 +183,7 @@ class OriginRadius(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        return Cost(1.3e-9 * sizes.moved, floats=self.matrices)
+        return Cost(1.3e-9 * sizes.moved, floats=self.matrices if sizes.is_small else ())
 
 
 class _Accumulator(OutputAccumulator[OriginRadius]):
@@ -195,7 +195,7 @@ class _Accumulator(OutputAccumulator[OriginRadius]):
         from deadtok_xr.kernels.numba.radius import radius
 
         out, name = self.slices(batch), self.reduction.variable
-        steps, changed = batch.floats(name), batch.changed(name)
+        steps, changed = batch.floats_if_small(name), batch.changed(name)
         radius(steps, changed, self.norms, out["radius"], out["n_moved"], out["n_valid"])
 
 

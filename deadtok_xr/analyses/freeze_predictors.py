@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
 from deadtok_xr.analyses.common.rank_correlation import JACKKNIFE, concordance, interval_attrs, spearman
+from deadtok_xr.analyses.common.token_pieces import add_rows, pieces
 from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import OffGridError
+from deadtok_xr.kernels import PIECE
 
 Floats = NDArray[np.float64]
 PREDICTORS = {
@@ -145,28 +147,30 @@ class Ends(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        ends = 2 * sizes.step * sizes.itemsize
-        return Cost(0.5e-9 * sizes.moved, held=ends, kept=2 * ends + 2 * 8 * sizes.step)
+        # the first step and the last one, and a few pieces as float64
+        kept = 2 * sizes.step * sizes.itemsize + 6 * 8 * min(sizes.step, PIECE)
+        return Cost(0.5e-9 * sizes.moved, kept=kept)
 
 
 class _Accumulator:
     def __init__(self, reduction: Ends, block: StepBlock) -> None:
         self.name, self.labels = reduction.variable, reduction.steps[block.later]
-        self.first: Any = None
-        self.last: Any = None
+        self.ends: dict[str, Any] = {"first": None, "last": None}  # of the whole recording, in its first and last block
         self.moved = np.full(block.n_tokens, _NEVER)
 
     def update(self, batch: Batch) -> None:
         from deadtok_xr.kernels.numba import last_motion
 
-        steps = batch.values[self.name]
-        self.first = steps[0].copy() if self.first is None else self.first
-        self.last = steps[-1].copy()
+        steps, block = batch.values[self.name], batch.block
+        if not block.first + batch.start:
+            self.ends["first"] = steps[0].copy()
+        if block.n_transitions < block.n_states and batch.start + batch.n_transitions == block.n_transitions:
+            self.ends["last"] = steps[-1].copy()
         labels = self.labels[batch.start : batch.start + batch.n_transitions]
         last_motion(batch.readable(self.name), batch.changed(self.name), labels, _INVALID, self.moved)
 
     def result(self) -> dict[str, Any]:
-        return {"ends": {"first": self.first, "last": self.last, "moved": self.moved}}
+        return {"ends": {**self.ends, "moved": self.moved}}
 
 
 def merge_ends(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -195,23 +199,40 @@ def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[
 
 
 def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], grid: str) -> Floats:
-    W = decode(first).astype(np.float64)
     if name == "h_alignment":
         h = unit_vectors(inputs["h_mean"][0])
         known = h[~np.isnan(h[:, 0])]
-        mean = unit_vectors(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(W.shape[1], np.nan)
-        return np.clip(unit_vectors(W) @ mean, -1.0, 1.0)
+        mean = unit_vectors(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(first.shape[1], np.nan)
+        return _by_pieces(first, lambda W: np.clip(unit_vectors(W) @ mean, -1.0, 1.0))
     if name == "initial_norm":
-        return np.linalg.norm(W, axis=1)
+        return _by_pieces(first, lambda W: np.linalg.norm(W, axis=1))
     if name == "initial_distance":
-        known = W[np.isfinite(W).all(axis=1)]
-        centroid = known.mean(axis=0) if len(known) else np.full(W.shape[1], np.nan)
-        return np.linalg.norm(W - centroid, axis=1)
+        centroid = _finite_centroid(first)
+        return _by_pieces(first, lambda W: np.linalg.norm(W - centroid, axis=1))
+    recorded = first if name == "initial_ulp" else last
     try:
-        gaps = ulp(first if name == "initial_ulp" else last, grid)
+        gaps = (ulp(recorded[tokens], grid) for tokens in pieces(*recorded.shape))
+        return np.concatenate(
+            [x.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(x).mean(axis=1)) for x in gaps]
+        )
     except OffGridError as error:
         raise OffGridError(f"freeze_predictors: {error}, or say precision=") from None
-    return gaps.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(gaps).mean(axis=1))
+
+
+def _by_pieces(step: Any, measure: Callable[[Floats], Floats]) -> Floats:
+    return np.concatenate([measure(decode(step[tokens]).astype(np.float64)) for tokens in pieces(*step.shape)])
+
+
+def _finite_centroid(step: Any) -> Floats:
+    """Return the mean over the tokens without NaN and infinity, summed token after token."""
+    total: Any = None
+    n = 0
+    for tokens in pieces(*step.shape):
+        W = decode(step[tokens]).astype(np.float64)
+        known = W[np.isfinite(W).all(axis=1)]
+        n += len(known)
+        total = add_rows(total, known)
+    return total / n if n else np.full(step.shape[1], np.nan)
 
 
 def _correlate(time: NDArray[np.int64], censored: NDArray[np.bool_], value: Floats) -> dict[str, float]:

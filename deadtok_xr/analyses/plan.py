@@ -22,8 +22,8 @@ from deadtok_xr.text import duration
 
 BUDGET_S = 600.0
 """The CPU time that an analysis may take by default, in seconds."""
-TIMES_THE_REST = 10
-"""Or this many times the CPU time of all others together, if that is more."""
+TIMES_READING = 10
+"""Or this many times the CPU time of only reading what it uses, if that is more."""
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -137,7 +137,7 @@ def make_plan(
                 "with budget= (--budget), or select fewer tokens or steps"
             )
         budget_for = _rounded_up(cost.seconds_of(name))
-        limit = "longer than the budget" if allowed is not None else "much longer than the rest"
+        limit = "longer than the budget" if allowed is not None else "much longer than reading what it uses"
         left_out[name] = (
             f"expected to take {taken} of CPU time, {limit}: ask for it with analyses=[{name!r}] (--only {name}), "
             f"or allow more with budget={budget_for!r} (--budget {budget_for})"
@@ -187,12 +187,10 @@ def _compatible(one: AnalysisSpec, other: AnalysisSpec) -> bool:
 
 def _too_long(cost: PassCost, wanted: set[str], allowed: float | None) -> list[str]:
     """Return the analyses that take longer than the budget, the longest first; not those that are wanted."""
-    remaining, found = [*cost.used], list[str]()
+    found = []
     for name in sorted(cost.used, key=lambda name: -cost.seconds_of(name)):
-        others = cost.of([other for other in remaining if other != name])
-        limit = allowed if allowed is not None else max(BUDGET_S, TIMES_THE_REST * others.seconds)
+        limit = max(BUDGET_S, TIMES_READING * cost.of([name]).reading) if allowed is None else allowed
         if name not in wanted and cost.seconds_of(name) > limit:
-            remaining.remove(name)
             found.append(name)
     return found
 

@@ -11,9 +11,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
+from deadtok_xr.analyses.common.token_pieces import add_rows, pieces, wide
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
+from deadtok_xr.kernels import PIECE
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -36,6 +38,8 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "total_variance": {"long_name": "variance in all dims together", "units": "1", "formula": "Σ λ"},
 }  # fmt: skip
+PRODUCTS_OF = 2**24
+"""Elements whose products are summed at once, as 128 MiB of float64; the sums of larger steps are sums of these."""
 _AT_MOST = 65
 
 
@@ -115,7 +119,8 @@ class Covariance(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         seconds = 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3) * len(self.at)
-        return Cost(seconds, temporary=2 * 8 * sizes.step + 3 * 8 * sizes.dims**2, floats=self.matrices)
+        piece = min(sizes.step, PRODUCTS_OF) + 4 * min(sizes.step, PIECE)
+        return Cost(seconds, temporary=8 * piece + 3 * 8 * sizes.dims**2)
 
 
 class _Accumulator:
@@ -127,7 +132,7 @@ class _Accumulator:
         first = self.block.first + batch.start
         for t in range(batch.n_states):
             if first + t in self.at:
-                self.measured[first + t] = _spectrum(batch.floats(self.name)[t])
+                self.measured[first + t] = _spectrum(batch.values[self.name][t])
 
     def result(self) -> dict[str, Any]:
         return {"measured": self.measured}
@@ -136,16 +141,39 @@ class _Accumulator:
 def _spectrum(step: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the eigenvalues of the covariance of tokens (n, d), descending, and the standard deviation of each dim."""
     n, d = step.shape
-    if n < 2 or not np.isfinite(step).all():
-        return np.full(d, np.nan), np.full(d, np.nan)
-    x = step.astype(np.float64)
-    x -= x.mean(axis=0)
-    scale = np.abs(x).max() or 1.0  # squares of subnormals would vanish
-    x /= scale
-    eigenvalues = np.linalg.eigvalsh(x.T @ x / (n - 1))[::-1]
+    total: Any = None
+    for tokens in pieces(n, d):
+        rows = wide(step[tokens])
+        if n < 2 or not np.isfinite(rows).all():
+            return np.full(d, np.nan), np.full(d, np.nan)
+        total = add_rows(total, rows)
+    mean = total / n
+    largest = max(np.abs(wide(step[tokens]) - mean).max() for tokens in pieces(n, d))
+    scale = largest or 1.0  # squares of subnormals would vanish
+    products, squares = _products(step, mean, scale)
+    eigenvalues = np.linalg.eigvalsh(products / (n - 1))[::-1]
     rounding = max(n, d) * np.finfo(np.float64).eps * eigenvalues[0]
     eigenvalues[eigenvalues <= rounding] = 0.0
-    return eigenvalues * scale**2, np.sqrt((x * x).sum(axis=0) / (n - 1)) * scale
+    return eigenvalues * scale**2, np.sqrt(squares / (n - 1)) * scale
+
+
+def _products(
+    step: NDArray[Any], mean: NDArray[np.float64], scale: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums over tokens of x xᵀ and of x², for their scaled deviations x from the mean."""
+    n, d = step.shape
+    products: Any = None
+    squares: Any = None
+    for tokens in pieces(n, d, PRODUCTS_OF):
+        part = step[tokens]
+        x = np.empty(part.shape)
+        for rows in pieces(*part.shape):
+            x[rows] = wide(part[rows])
+            x[rows] -= mean
+            x[rows] /= scale
+            squares = add_rows(squares, x[rows] * x[rows])
+        products = x.T @ x if products is None else products + x.T @ x
+    return products, squares
 
 
 def _describe(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:

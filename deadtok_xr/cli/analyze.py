@@ -79,7 +79,7 @@ _HERE = ("threads", "processes", "synchronous")
     help="Number format that the weights were trained in. Default: that of the store.",
 )
 @click.option("--allow-gaps", is_flag=True, help="Measure transitions across missing steps.")
-@click.option("--budget", help="CPU time an analysis may take (90s, 2h). Default: 10min, or 10 times all others.")
+@click.option("--budget", help="CPU time an analysis may take (90s, 2h). Default: 10min, or 10 times reading.")
 @click.option("--memory", help="Memory of a process (4GB): with fewer threads, or refused before the work.")
 @click.option("--details", is_flag=True, help="Print everything that the analyses say, instead of one screen.")
 @replay_options

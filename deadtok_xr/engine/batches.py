@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16, decode
 from deadtok_xr.engine.output import Output
+from deadtok_xr.kernels import MOST_COPIED_BYTES
 from deadtok_xr.kernels.device import CPU, Device
 
 
@@ -116,6 +117,10 @@ class Batch:
         """Return values as kernels read them: bfloat16 as 16-bit words, which need no copy, others as floats."""
         values = self.values[name]
         return values.view(np.uint16) if values.dtype == BFLOAT16 else self.floats(name)
+
+    def floats_if_small(self, name: str) -> NDArray[Any]:
+        """Return `floats`, or what is `readable` if they were large: for kernels of which few types are compiled."""
+        return self.floats(name) if self.values[name].nbytes <= MOST_COPIED_BYTES else self.readable(name)
 
     def tensor(self, name: str) -> Any:
         """Return a variable as recorded, on the block's device; copied there once."""

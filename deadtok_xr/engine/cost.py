@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from deadtok_xr.kernels import MOST_COPIED_BYTES
 from deadtok_xr.kernels.device import BATCH_BYTES
 
 if TYPE_CHECKING:
@@ -65,6 +66,16 @@ class Sizes:
     def step(self) -> int:
         """The number of elements of a step."""
         return self.tokens * self.dims
+
+    @property
+    def is_small(self) -> bool:
+        """Whether batches are decoded also for kernels that read bfloat16 (`Batch.floats_if_small`)."""
+        return self.batch_steps * self.step * self.itemsize <= MOST_COPIED_BYTES
+
+    @property
+    def batch_steps(self) -> int:
+        """The number of steps of a batch of one variable, with the one after them."""
+        return 1 + max(1, BATCH_BYTES // max(1, self.step * self.itemsize))
 
     @property
     def elements(self) -> int:
@@ -149,12 +160,16 @@ class PassCost:
     @property
     def seconds(self) -> float:
         """CPU time on one core: reading, all reductions, and writing their outputs."""
-        read = sum(self.itemsizes[name] for name in self.matrices) * self.sizes.elements
         work = sum(cost.seconds for cost in (*self.costs.values(), *self.rest.values()))
         written = self._outputs() * self.sizes.steps / max(1, self.sizes.block)
         floats = {name for cost in self.costs.values() for name in cost.floats}
         decoded = len(floats) * self.sizes.elements
-        return work + (read * _READING + decoded * _DECODING + written * _WRITING) / 1e9 + _START * len(self.used)
+        return work + self.reading + (decoded * _DECODING + written * _WRITING) / 1e9 + _START * len(self.used)
+
+    @property
+    def reading(self) -> float:
+        """CPU time of reading the variables, on one core."""
+        return sum(self.itemsizes[name] for name in self.matrices) * self.sizes.elements * _READING / 1e9
 
     def seconds_of(self, analysis: str) -> float:
         """CPU time of an analysis by itself, without reading and writing."""

@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 from deadtok_xr.bfloat16 import BFLOAT16, get_grid
 from deadtok_xr.errors import InputError
 
-_MOST_COPIED_BYTES = 2**25
+PIECE = 2**21
+"""Elements that are float64 at the same time, 16 MiB, of a step that is larger."""
+MOST_COPIED_BYTES = 2**25
 
 
 def engine(name: str, on_device: bool) -> Any:
@@ -147,6 +149,6 @@ def float32_words(block: NDArray[Any]) -> NDArray[Any]:
     For kernels that take half a minute to compile for each type of word, so that small blocks use one type only.
     """
     words = bit_words(block)
-    if words.dtype != np.uint16 or words.nbytes > _MOST_COPIED_BYTES:
+    if words.dtype != np.uint16 or words.nbytes > MOST_COPIED_BYTES:
         return words
     return words.astype(np.uint32) << np.uint32(16)

@@ -30,9 +30,13 @@ from tests.conftest import RUN, once
 from tests.strategies import dataset
 
 
+def held(rows: np.ndarray) -> kernel.Vectors:
+    return kernel.Vectors(rows[None], 0)
+
+
 def directions(rows: np.ndarray) -> dict[str, Any]:
     rows = np.ascontiguousarray(rows, np.float64)
-    return kernel.directions(rows, np.empty_like(rows))
+    return kernel.directions(held(rows), kernel.Buffers(*rows.shape))
 
 
 @st.composite
@@ -94,7 +98,7 @@ def test_cosines_stay_within_their_bounds() -> None:
     for _ in range(50):
         same = np.repeat(rng.normal(size=(1, 7)), 30, axis=0)
         assert directions(same)["cosine_mean"] <= 1.0
-        assert abs(kernel.mean_cosine(same, -3 * same)) <= 1.0
+        assert abs(kernel.mean_cosine(held(same), held(-3 * same), kernel.Buffers(30, 7))) <= 1.0
 
 
 @st.composite
@@ -120,11 +124,11 @@ def hops(draw: st.DrawFn) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
 def test_sparse_directions_agree_with_dense_ones(x: np.ndarray) -> None:
     changed = changed_rows(x.view(np.uint64))
-    moved, unit = SparseDirections(*x.shape[1:]), np.empty(x.shape[1:])
+    moved, buffers = SparseDirections(*x.shape[1:]), kernel.Buffers(*x.shape[1:])
     for t in (0, 1):
         with np.errstate(invalid="ignore"):
             rows = x[t + 1] - x[t]
-        found, expected = moved.directions(x, t, changed, unit), reference.pairs(rows)
+        found, expected = moved.directions(x, t, changed, buffers), reference.pairs(rows)
         whole = directions(rows)
         if found is None:
             continue
@@ -141,7 +145,7 @@ def test_similar_hops_keep_their_digits(same: float) -> None:
     x = np.repeat(rng.normal(size=(1, 400, 32)).astype(np.float32), 2, axis=0)
     x[1, :, 4] += np.where(rng.random(400) < same, 1.0, rng.uniform(0.9, 1.1, 400)).astype(np.float32)
     x[1, :, 7] += 1.0
-    found = SparseDirections(400, 32).directions(x, 0, changed_rows(x.view(np.uint32)), np.empty((400, 32)))
+    found = SparseDirections(400, 32).directions(x, 0, changed_rows(x.view(np.uint32)), kernel.Buffers(400, 32))
     assert found is not None
     expected = reference.pairs(x[1].astype(np.float64) - x[0])
     np.testing.assert_allclose(found["cosine_std"], expected["std"], rtol=1e-9, atol=1e-16)

@@ -21,11 +21,14 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deadtok_xr.engine.spec.Sizes", lambda *_: wide)
 
 
-def test_what_takes_much_longer_than_the_rest_is_left_out(wide: None) -> None:
+def test_what_takes_much_longer_than_reading_is_left_out(wide: None) -> None:
     rec = hopping()
     planned = plan_analyses(rec, budget="1h")
     assert "coherence" in planned.too_long
-    assert "connectivity" in plan_analyses(rec, budget="10min").too_long
+    assert "connectivity" in plan_analyses(rec, budget="1min").too_long
+    by_default = plan_analyses(rec)
+    assert "coherence" in by_default.too_long
+    assert {"motion", "connectivity", "lattice"} <= by_default.specs.keys()
     assert "motion" in planned.specs
     why = planned.left_out["coherence"]
     assert "analyses=['coherence'] (--only coherence), or allow more with budget=" in why

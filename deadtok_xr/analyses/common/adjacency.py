@@ -83,7 +83,7 @@ class Adjacency:
         pairs = sizes.tokens**2 / 2
         seconds = (0.5e-9 * pairs + 10e-9 * sizes.step) * sizes.steps * sizes.moving
         nodes = 8 * 8 * 2 * sizes.tokens + 16 * 4 * sizes.tokens
-        return Cost(seconds, held=nodes, temporary=2 * 4 * sizes.step + nodes)
+        return Cost(seconds, held=nodes, temporary=(2 * 4 * sizes.step if sizes.is_small else 0) + nodes)
 
 
 class AdjacencyTracker:

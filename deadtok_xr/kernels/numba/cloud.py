@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -48,6 +49,12 @@ class PreviousTransition:
         self.norms = np.empty(steps.shape[1])
         _norms(steps, self.norms)
 
+    def keep(self, step: NDArray[Any]) -> None:
+        """Keep a step for the next transition, in the memory of the one before."""
+        if self.step is None:
+            self.step = np.empty_like(step)
+        self.step[:] = step
+
 
 class Displacements(NamedTuple):
     """The displacements of a transition, by token (n,). Tokens that rest or are not finite have ``l2`` alone."""
@@ -74,7 +81,7 @@ def cloud_steps(
     Parameters
     ----------
     steps
-        (t + 1, n, d), float32 or float64.
+        (t + 1, n, d), floats or bfloat16 words.
     changed
         Which rows differ from the step before, (t, n).
     before
@@ -99,7 +106,8 @@ def cloud_steps(
         before.lengths = lengths
     if len(out["origin_radius"]) > len(changed):
         _fill_state(before.norms, out, len(changed))
-    before.step = steps[-2].copy() if len(steps) > 1 else None
+    if len(steps) > 1:
+        before.keep(steps[-2])
 
 
 def _fill_state(norms: NDArray[np.float64], out: dict[str, NDArray[Any]], t: int) -> None:
@@ -137,7 +145,7 @@ def _norms(steps, norms):
 def _square(steps, t, n):
     total = 0.0
     for d in range(steps.shape[2]):
-        total += np.float64(steps[t, n, d]) * np.float64(steps[t, n, d])
+        total += to_float64(steps[t, n, d]) * to_float64(steps[t, n, d])
     return total
 
 
@@ -177,7 +185,7 @@ def _sums(steps, t, n, bulk):
     after = 0.0
     outwards = 0.0
     for d in range(steps.shape[2]):
-        a, b = np.float64(steps[t, n, d]), np.float64(steps[t + 1, n, d])
+        a, b = to_float64(steps[t, n, d]), to_float64(steps[t + 1, n, d])
         step = b - a
         bulk[d] += step
         l1 += abs(step)
@@ -192,7 +200,7 @@ def _largest(steps, t, n):
     """Return ‖ΔW‖∞ of a token, as a maximum of integers: the bits of non-negative floats ascend with their values."""
     top = np.int64(0)
     for d in range(steps.shape[2]):
-        step = abs(np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d]))
+        step = abs(to_float64(steps[t + 1, n, d]) - to_float64(steps[t, n, d]))
         top = max(top, np.float64(step).view(np.int64))
     return np.int64(top).view(np.float64)
 
@@ -278,7 +286,7 @@ def _beside_bulk(steps, t, n, bulk):
     own = 0.0
     along = 0.0
     for d in range(steps.shape[2]):
-        step = np.float64(steps[t + 1, n, d]) - np.float64(steps[t, n, d])
+        step = to_float64(steps[t + 1, n, d]) - to_float64(steps[t, n, d])
         own += (step - bulk[d]) * (step - bulk[d])
         along += step * bulk[d]
     return own, along
@@ -307,16 +315,23 @@ def lag_one(
         The position in these arrays.
     """
     cosines = np.empty(len(first))
-    n, one_rests, both_rest = _cosines(first, second, third, lengths, later, cosines)
-    out["n_lag1"][t], out["n_lag1_one_rests"][t], out["n_lag1_both_rest"][t] = n, one_rests, both_rest
+    n, *resting = list_cosines(first, second, third, lengths, later, cosines)
+    describe_cosines(cosines[:n], np.array(resting), out, t)
+
+
+def describe_cosines(
+    cosines: NDArray[np.float64], rest: NDArray[np.int64], out: dict[str, NDArray[Any]], t: int
+) -> None:
+    """Fill in `LAG` at t from the cosines, and from how many tokens rest once, and twice."""
+    out["n_lag1"][t], out["n_lag1_one_rests"][t], out["n_lag1_both_rest"][t] = len(cosines), *rest
     out["lag1_mean"][t] = out["lag1_low"][t] = out["lag1_median"][t] = out["lag1_high"][t] = np.nan
-    if n:
-        out["lag1_mean"][t] = cosines[:n].mean()
-        out["lag1_low"][t], out["lag1_median"][t], out["lag1_high"][t] = np.quantile(cosines[:n], QUARTILES)
+    if len(cosines):
+        out["lag1_mean"][t] = cosines.mean()
+        out["lag1_low"][t], out["lag1_median"][t], out["lag1_high"][t] = np.quantile(cosines, QUARTILES)
 
 
 @compiled
-def _cosines(first, second, third, lengths, later, cosines):
+def list_cosines(first, second, third, lengths, later, cosines):
     """List the cosines of tokens that move both times; return how many do, and how many rest once, and twice."""
     n = one_rests = both_rest = 0
     for i in range(len(first)):
@@ -338,6 +353,6 @@ def _dot(first, second, third, n):
     """Return the product of a token's two displacements."""
     total = 0.0
     for d in range(first.shape[1]):
-        middle = np.float64(second[n, d])
-        total += (middle - np.float64(first[n, d])) * (np.float64(third[n, d]) - middle)
+        middle = to_float64(second[n, d])
+        total += (middle - to_float64(first[n, d])) * (to_float64(third[n, d]) - middle)
     return total

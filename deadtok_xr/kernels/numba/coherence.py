@@ -8,42 +8,100 @@ its digits; mean(c²) - mean(c)² would lose all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr.kernels import PIECE
 from deadtok_xr.kernels.numba.bit_words import to_float64
-from deadtok_xr.kernels.numba.jit import compiled, inlined_sums, inner, inner_finite
+from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined_sums, inner, inner_finite
 
 Rows = NDArray[np.float64]
 
 
-@compiled
-def spread(block, t, out):
-    """Write step t of a block (t, n, d) of floats or bfloat16 words to ``out`` (n, d), float64."""
-    for n in range(out.shape[0]):
-        for d in range(out.shape[1]):
-            out[n, d] = to_float64(block[t, n, d])
+class Buffers:
+    """Memory for a piece of the tokens.
+
+    Attributes
+    ----------
+    rows
+        Vectors, (n, d).
+    unit
+        Room for as many unit vectors, a multiple of 4, and for as many as are compared in pairs.
+    """
+
+    def __init__(self, n_tokens: int, n_dims: int) -> None:
+        height = max(1, min(n_tokens, PIECE // max(1, n_dims)))
+        self.rows = np.empty((height, n_dims))
+        self.unit = np.empty((max(height + -height % 4, n_dims + 8 + -n_dims % 4), n_dims))
 
 
-@compiled
-def differences(block, t, out):
-    """Write the displacements from step t to t + 1 of such a block to ``out`` (n, d), float64."""
-    for n in range(out.shape[0]):
-        for d in range(out.shape[1]):
-            out[n, d] = to_float64(block[t + 1, n, d]) - to_float64(block[t, n, d])
-
-
-def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
-    """Measure how similar the directions of rows are.
+class Vectors:
+    """The vectors of the tokens at a step: their values at step t, or their displacements from t to t + 1.
 
     Parameters
     ----------
-    rows
-        The vectors, (n, d).
-    unit
-        A buffer of the same shape, overwritten.
+    block
+        Floats or bfloat16 words (t, n, d).
+    t
+        The step.
+    displaced
+        Whether they are the displacements.
+    """
+
+    def __init__(self, block: NDArray[Any], t: int, *, displaced: bool = False) -> None:
+        self._block, self._t, self._displaced, self.shape = block, t, displaced, block.shape[1:]
+
+    def pieces(self, buffer: Rows) -> Iterator[tuple[slice, Rows]]:
+        """Yield pieces of the tokens with their vectors in a buffer (n, d), which the next piece overwrites."""
+        for start in range(0, self.shape[0], len(buffer)):
+            tokens = slice(start, min(start + len(buffer), self.shape[0]))
+            rows = buffer[: tokens.stop - start]
+            (_differences if self._displaced else _spread)(self._block, self._t, start, rows)
+            yield tokens, rows
+
+    def units(self, tokens: NDArray[np.int64], norms: Rows, dims: NDArray[np.int64] | None, out: Rows) -> None:
+        """Write the unit vectors of some tokens, of known norms, to ``out``; all of their dims or some."""
+        write = _write_all if dims is None else _write_some
+        write(self._block, self._t, int(self._displaced), tokens, norms, *(() if dims is None else (dims,)), out)
+
+
+@compiled
+def _spread(block, t, start, out):
+    for n in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[n, d] = to_float64(block[t, start + n, d])
+
+
+@compiled
+def _differences(block, t, start, out):
+    for n in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[n, d] = to_float64(block[t + 1, start + n, d]) - to_float64(block[t, start + n, d])
+
+
+@compiled
+def _write_all(block, t, displaced, tokens, norms, out):
+    for i in range(len(out)):
+        n = tokens[i]
+        for d in range(out.shape[1]):
+            x = to_float64(block[t, n, d])
+            out[i, d] = (to_float64(block[t + 1, n, d]) - x if displaced else x) / norms[n]
+
+
+@compiled
+def _write_some(block, t, displaced, tokens, norms, dims, out):
+    for i in range(len(out)):
+        n = tokens[i]
+        for k in range(len(dims)):
+            x = to_float64(block[t, n, dims[k]])
+            out[i, k] = (to_float64(block[t + 1, n, dims[k]]) - x if displaced else x) / norms[n]
+
+
+def directions(vectors: Vectors, buffers: Buffers) -> dict[str, Any]:
+    """Measure how similar the directions of vectors are.
 
     Returns
     -------
@@ -51,9 +109,17 @@ def directions(rows: Rows, unit: Rows) -> dict[str, Any]:
     rows that are not zero, with the ``direction`` (d,), the mean of their unit vectors, and ``cosine_mean`` and
     ``cosine_std`` (ddof 0) over all pairs of them. NaN if there are too few.
     """
-    mean, direction = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-    n_valid, n, norm_mean = _unit(rows, unit, mean, direction)
-    cosine_mean, cosine_std = moments(unit, n, direction) if n > 1 else (np.nan, np.nan)
+    n_tokens, n_dims = vectors.shape
+    mean, direction, norms = np.zeros(n_dims), np.zeros(n_dims), np.zeros(n_tokens)
+    n_valid, n, length = 0, 0, 0.0
+    for tokens, rows in vectors.pieces(buffers.rows):
+        valid, used, length = _add_units(rows, norms[tokens], mean, direction, length)
+        n_valid, n = n_valid + valid, n + used
+    norm_mean = divide(mean, direction, n_valid, n, length)
+    few = n < 2
+    cosine_mean, cosine_std = (
+        (np.nan, np.nan) if few else moments(vectors, np.flatnonzero(norms), norms, None, direction, buffers)
+    )
     return {
         "n_valid": n_valid, "mean": mean, "norm_mean": norm_mean,
         "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
@@ -69,53 +135,89 @@ def _squares(rows, n):
 
 
 @compiled
-def _unit(rows, unit, mean, direction):
-    """Write the unit vectors of usable rows to the front of ``unit``; fill in both means."""
-    N, D = rows.shape
+def _add_units(rows, norms, mean, direction, length):
+    """Add rows and their unit vectors to sums; fill in the norms of those with a direction."""
     n_valid = 0
     used = 0
-    length = 0.0
-    for n in range(N):
+    for n in range(len(rows)):
         squares = _squares(rows, n)
         if not squares < np.inf:
             continue  # also if it is NaN
         n_valid += 1
         if squares == 0.0:
             continue
-        length += np.sqrt(squares)
-        _put_unit(rows, n, np.sqrt(squares), unit, used, mean, direction)
+        norms[n] = np.sqrt(squares)
+        length += norms[n]
+        _add_unit(rows, n, np.sqrt(squares), mean, direction)
         used += 1
-    for d in range(D):
-        mean[d] = mean[d] / n_valid
-        direction[d] = direction[d] / used
-    return n_valid, used, length / n_valid
+    return n_valid, used, length
 
 
 @inlined_sums
-def _put_unit(rows, n, norm, unit, used, mean, direction):
+def _add_unit(rows, n, norm, mean, direction):
     for d in range(rows.shape[1]):
         x = rows[n, d]
-        y = x / norm
-        unit[used, d] = y
         mean[d] += x
-        direction[d] += y
+        direction[d] += x / norm
 
 
 @compiled
-def moments(unit, n, centre):
-    """Return mean and deviation of the pairwise cosines of the first n unit vectors, which are overwritten."""
+def divide(mean, direction, n_valid, used, length):
+    """Divide sums over tokens by their numbers, in place; return the mean length. NaN if there are none."""
+    for d in range(len(mean)):
+        mean[d] = mean[d] / n_valid
+        direction[d] = direction[d] / used
+    return length / n_valid
+
+
+def moments(
+    vectors: Vectors, tokens: NDArray[np.int64], norms: Rows, dims: NDArray[np.int64] | None, centre: Rows,
+    buffers: Buffers,
+) -> tuple[float, float]:  # fmt: skip
+    """Return mean and deviation of the pairwise cosines of tokens.
+
+    Parameters
+    ----------
+    vectors, tokens, norms
+        The vectors, those that have a direction, and the lengths of all.
+    dims
+        The dims in which any vector is not zero; None for all.
+    centre
+        The mean of the unit vectors in these dims.
+    buffers
+        Memory, overwritten.
+    """
+    n, width = len(tokens), len(centre)
+    rows = buffers.unit.reshape(-1)[: buffers.unit.size // width * width].reshape(-1, width)
+    in_pairs = n <= width + 8  # for few vectors, this is faster, and exact if all cosines are equal
+    height = n if in_pairs else len(rows) - len(rows) % 4
+    s, K, q = np.empty(n), np.zeros((0, 0) if in_pairs else (width, width)), 0.0
+    for start in range(0, n, height):
+        part = rows[: min(height, n - start)]
+        vectors.units(tokens[start : start + len(part)], norms, dims, part)
+        q = _subtract(part, centre, s[start:], q)
+        if not in_pairs:
+            _add_products(part, K)
+    return _mean_and_deviation(rows[:n] if in_pairs else K, in_pairs, n, q, s)  # type: ignore[no-any-return]
+
+
+@compiled
+def _subtract(unit, centre, s, q):
+    """Subtract the centre from unit vectors; fill in the squares of what is left, and add them to a sum."""
     D = unit.shape[1]
-    s = np.empty(n)
-    q = 0.0
-    for i in range(n):
+    for i in range(len(unit)):
         for d in range(D):
             unit[i, d] -= centre[d]
         s[i] = _squares(unit, i)
         q += s[i]
+    return q
+
+
+@compiled
+def _mean_and_deviation(rows, in_pairs, n, q, s):
     q /= n
     a = 0.5 * (q - s)
-    # for few vectors, computing the pairs is faster, and exact if all cosines are equal
-    variance = _by_pairs(unit, n, a, q) if n <= D + 8 else _by_products(unit, n, a, q)
+    variance = _by_pairs(rows, n, a, q) if in_pairs else _by_products(rows, n, a, q)
     return mean_and_deviation(n, q, variance)
 
 
@@ -145,8 +247,7 @@ def _by_pairs(rows, n, a, q):
 
 
 @inner_finite
-def _by_products(rows, n, a, q):
-    K = _products(rows, n)
+def _by_products(K, n, a, q):
     squares = 0.0
     for i in range(K.shape[0]):
         for j in range(i):
@@ -158,11 +259,10 @@ def _by_products(rows, n, a, q):
     return variance_of(n, q, spread_a, squares)
 
 
-@inner_finite
-def _products(rows, n):
-    """Return Σ d dᵀ on and below the diagonal (and, in pairs of dims, one element above it)."""
-    D = rows.shape[1]
-    K = np.zeros((D, D))
+@compiled_finite
+def _add_products(rows, K):
+    """Add Σ d dᵀ, on and below the diagonal (and, in pairs of dims, one element above it)."""
+    n, D = rows.shape
     for m in range(0, n - n % 4, 4):  # four tokens by two dims at once: fewer loads and stores for each product
         for i in range(0, D - D % 2, 2):
             a0, b0, c0, e0 = rows[m, i], rows[m + 1, i], rows[m + 2, i], rows[m + 3, i]
@@ -179,13 +279,19 @@ def _products(rows, n):
         for i in range(D):
             for j in range(i + 1):
                 K[i, j] += rows[m, i] * rows[m, j]
-    return K
+
+
+def mean_cosine(a: Vectors, b: Vectors, buffers: Buffers) -> float:
+    """Return the mean of cos(a_n, b_n) over the rows in which both are finite and not zero; NaN if there are none."""
+    total, count = 0.0, 0
+    for (_, rows), (_, others) in zip(a.pieces(buffers.rows), b.pieces(buffers.unit[: len(buffers.rows)]), strict=True):
+        total, found = _add_cosines(rows, others, total)
+        count += found
+    return total / count if count else np.nan
 
 
 @compiled
-def mean_cosine(a, b):
-    """Return the mean of cos(a_n, b_n) over the rows in which both are finite and not zero; NaN if there are none."""
-    total = 0.0
+def _add_cosines(a, b, total):
     count = 0
     for n in range(a.shape[0]):
         both = _squares(a, n), _squares(b, n)
@@ -194,7 +300,7 @@ def mean_cosine(a, b):
         product = _product(a, b, n) / (np.sqrt(both[0]) * np.sqrt(both[1]))
         total += min(max(product, -1.0), 1.0)
         count += 1
-    return total / count if count else np.nan
+    return total, count
 
 
 @inlined_sums
@@ -205,17 +311,19 @@ def _product(a, b, n):
     return total
 
 
-@compiled
-def means(rows, mask):
+def means(vectors: Vectors, mask: NDArray[np.bool_], buffers: Buffers) -> Rows:
     """Return the means of the rows inside and outside a mask, (2, d); NaN where there are none or one is NaN."""
-    sums = np.zeros((2, rows.shape[1]))
-    counts = np.zeros(2)
+    sums = np.zeros((2, vectors.shape[1]))
+    for tokens, rows in vectors.pieces(buffers.rows):
+        _add_to_sums(rows, mask[tokens], sums)
+    counts = np.array([mask.sum(), (~mask).sum()], np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums / counts[:, None]
+
+
+@compiled
+def _add_to_sums(rows, mask, sums):
     for n in range(rows.shape[0]):
         k = 0 if mask[n] else 1
-        counts[k] += 1
         for d in range(rows.shape[1]):
             sums[k, d] += rows[n, d]
-    for k in range(2):
-        for d in range(rows.shape[1]):
-            sums[k, d] = sums[k, d] / counts[k]
-    return sums

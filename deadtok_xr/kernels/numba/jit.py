@@ -25,13 +25,22 @@ _REORDERED = {"reassoc", "contract"}  # without nsz: it lets b - a - c become b 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, when it is first called."""
+    return _compiled(function, _OPTIONS)
+
+
+def compiled_finite(function: Callable[..., Any]) -> Any:
+    """Compile such a function for finite values only, as `inner_finite`."""
+    return _compiled(function, {**_OPTIONS, "fastmath": True})
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
-        made = njit(**_OPTIONS, cache=True)(function)
+        made = njit(**options, cache=True)(function)
     except RuntimeError:  # there is no folder that can be written: each process compiles what it uses
-        return njit(**_OPTIONS)(function)
+        return njit(**options)(function)
     if why := unsafe_because(made.stats.cache_path):
         _warn(why)
-        return njit(**_OPTIONS)(function)
+        return njit(**options)(function)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.jit import compiled, inner, inner_sums
 
 
@@ -14,7 +15,7 @@ def radius(steps, changed, norms, mean, n_moved, n_valid):
     Parameters
     ----------
     steps
-        Floats (t + 1, n, d).
+        Floats or bfloat16 words (t + 1, n, d).
     changed
         Which rows differ from the step before, (t, n).
     norms
@@ -54,7 +55,7 @@ def _take_step(steps, t, changed, norms):
 def _norm(steps, t, n):
     squares = 0.0
     for d in range(steps.shape[2]):
-        squares += np.float64(steps[t, n, d]) * np.float64(steps[t, n, d])
+        squares += to_float64(steps[t, n, d]) * to_float64(steps[t, n, d])
     return np.sqrt(squares)
 
 
@@ -70,6 +71,6 @@ def _mean(norms):
 def _differ(steps, t, n):
     """Return whether a value of the row differs from the step before; -0 and +0 are equal."""
     for d in range(steps.shape[2]):
-        if steps[t, n, d] != steps[t - 1, n, d]:
+        if to_float64(steps[t, n, d]) != to_float64(steps[t - 1, n, d]):
             return True
     return False

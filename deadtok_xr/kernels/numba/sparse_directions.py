@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.changes import finite_row, list_changed
-from deadtok_xr.kernels.numba.coherence import mean_and_deviation, moments, variance_of
+from deadtok_xr.kernels.numba.coherence import Buffers, Vectors, divide, mean_and_deviation, moments, variance_of
 from deadtok_xr.kernels.numba.jit import compiled
 
 _DENSE = 16
@@ -25,7 +25,7 @@ _ALIKE = 0.01
 
 
 class SparseDirections:
-    """The nonzero elements of the displacements of a step, and which rows are finite.
+    """Which rows are finite, and the lengths of the displacements of a step.
 
     Parameters
     ----------
@@ -34,13 +34,12 @@ class SparseDirections:
     """
 
     def __init__(self, n_tokens: int, n_dims: int) -> None:
-        self.dims = np.empty(n_tokens * n_dims, np.int32)  # memory is allocated when it is filled
-        self.values = np.empty(n_tokens * n_dims)
-        self.ends = np.zeros(n_tokens + 1, np.int64)
+        self.norms = np.empty(n_tokens)
+        self.row = np.empty(n_dims, np.int32), np.empty(n_dims)
         self.finite: NDArray[np.bool_] | None = None
 
     def directions(
-        self, block: NDArray[Any], t: int, changed: NDArray[np.bool_], unit: NDArray[np.float64]
+        self, block: NDArray[Any], t: int, changed: NDArray[np.bool_], buffers: Buffers
     ) -> dict[str, Any] | None:
         """Return the result of `coherence.directions` for the displacements of one step; None if that is faster.
 
@@ -52,28 +51,29 @@ class SparseDirections:
             The displacements are those from step t to t + 1. Calls must be made for consecutive steps.
         changed
             Which rows differ from the step before, (t, n).
-        unit
-            A buffer (n, d), overwritten.
+        buffers
+            Memory, overwritten.
         """
         if self.finite is None:
             self.finite = _finite(block, t)
-        mean, direction = np.zeros(block.shape[2]), np.zeros(block.shape[2])
-        n_valid, n, length, products = _list_moved(
-            block, t, changed, self.finite, self.dims, self.values, self.ends, mean, direction
+        mean, direction, norms = np.zeros(block.shape[2]), np.zeros(block.shape[2]), self.norms
+        any_moved = np.zeros(block.shape[2], np.bool_)
+        norms[:] = 0.0
+        n_valid, n, length, products = _measure_moved(
+            block, t, changed, self.finite, *self.row, norms, any_moved, mean, direction
         )
         if n < 2 or products > n * len(mean) ** 2 // _DENSE:
             return None
-        listed = self.dims, self.values, self.ends
+        norm_mean = divide(mean, direction, n_valid, n, length)
+        tokens = np.flatnonzero(norms)
         size = direction @ direction
         if size < 1 - _ALIKE and n > len(mean) + 8:  # few rows may have equal cosines, whose differences cancel
-            cosine_mean, cosine_std = _moments(*listed, n, direction, 1 - size)
+            cosine_mean, cosine_std = _moments(block, t, tokens, norms, *self.row, direction, 1 - size)
         else:
-            used_dims = np.flatnonzero(np.bincount(self.dims[: self.ends[n]]))
-            rows = unit.reshape(-1)[: n * len(used_dims)].reshape(n, len(used_dims))
-            _write_rows(*listed, used_dims, rows)
-            cosine_mean, cosine_std = moments(rows, n, direction[used_dims])
+            dims, vectors = np.flatnonzero(any_moved), Vectors(block, t, displaced=True)
+            cosine_mean, cosine_std = moments(vectors, tokens, norms, dims, direction[dims], buffers)
         return {
-            "n_valid": n_valid, "mean": mean, "norm_mean": length / n_valid,
+            "n_valid": n_valid, "mean": mean, "norm_mean": norm_mean,
             "n_used": n, "direction": direction, "cosine_mean": cosine_mean, "cosine_std": cosine_std,
         }  # fmt: skip
 
@@ -87,8 +87,11 @@ def _finite(block, t):
 
 
 @compiled
-def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
-    """List the nonzero elements of the unit vectors of rows that moved; fill in both means."""
+def _measure_moved(block, t, changed, finite, dims, values, norms, any_moved, mean, direction):
+    """Sum the displacements of rows that moved, and their unit vectors; fill in their lengths, and the dims that moved.
+
+    ``dims`` and ``values`` hold the elements of a row that are not zero.
+    """
     N, D = block.shape[1:]
     most = N * D * D // _DENSE
     n_valid = used = products = 0
@@ -100,11 +103,10 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
             continue
         if products > most or not before:
             finite[n] = finite_row(block, t + 1, n)
-            continue  # too many elements move to be listed, or the row is not finite
-        start = ends[used]
-        end = list_changed(block, t, n, dims, start)
+            continue  # so many elements move that whole rows are faster, or the row is not finite
+        end = list_changed(block, t, n, dims, 0)
         squares = 0.0
-        for i in range(start, end):
+        for i in range(end):
             values[i] = to_float64(block[t + 1, n, dims[i]]) - to_float64(block[t, n, dims[i]])
             squares += values[i] * values[i]
         finite[n] = squares < np.inf or finite_row(block, t + 1, n)
@@ -114,32 +116,35 @@ def _list_moved(block, t, changed, finite, dims, values, ends, mean, direction):
         if squares == 0.0:
             continue  # the change is from -0 to +0 or back
         norm = np.sqrt(squares)
+        norms[n] = norm
         length += norm
-        for i in range(start, end):
+        for i in range(end):
+            any_moved[dims[i]] = True
             mean[dims[i]] += values[i]
             values[i] /= norm
             direction[dims[i]] += values[i]
-        products += (end - start) ** 2
+        products += end**2
         used += 1
-        ends[used] = end
-    for d in range(D):
-        mean[d] = mean[d] / n_valid
-        direction[d] = direction[d] / used
     return n_valid, used, length, products
 
 
 @compiled
-def _moments(dims, values, ends, n, centre, q):
-    """Return mean and deviation of the pairwise cosines of the first n unit vectors."""
+def _moments(block, t, tokens, norms, dims, values, centre, q):
+    """Return mean and deviation of the pairwise cosines of the unit vectors of tokens."""
     D = len(centre)
     K = np.zeros((D, D))
     size = 1 - q
     spread_a = 0.0
+    n = len(tokens)
     for m in range(n):
+        token = tokens[m]
+        end = list_changed(block, t, token, dims, 0)
         along = 0.0
-        for i in range(ends[m], ends[m + 1]):
+        for i in range(end):
+            values[i] = to_float64(block[t + 1, token, dims[i]]) - to_float64(block[t, token, dims[i]])
+            values[i] /= norms[token]
             along += values[i] * centre[dims[i]]
-            for j in range(ends[m], i + 1):
+            for j in range(i + 1):
                 K[dims[i], dims[j]] += values[i] * values[j]
         spread_a += (along - size) ** 2
     squares = 0.0
@@ -148,15 +153,3 @@ def _moments(dims, values, ends, n, centre, q):
             squares += 2.0 * (K[i, j] - n * centre[i] * centre[j]) ** 2
         squares += (K[i, i] - n * centre[i] ** 2) ** 2
     return mean_and_deviation(n, q, variance_of(n, q, spread_a, squares))
-
-
-@compiled
-def _write_rows(dims, values, ends, used_dims, rows):
-    """Write the listed vectors as rows (n, s) of s dims."""
-    place = np.zeros(used_dims[-1] + 1, np.int64)
-    for i in range(len(used_dims)):
-        place[used_dims[i]] = i
-    rows[:] = 0.0
-    for m in range(len(rows)):
-        for i in range(ends[m], ends[m + 1]):
-            rows[m, place[dims[i]]] = values[i]
