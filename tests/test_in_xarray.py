@@ -288,7 +288,10 @@ def masters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_elements_says_its_size_before(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rec = dx.open_recording(recording, tokens="dead")
     monkeypatch.setattr("deadtok_xr.analyses.elements._MUCH", 2**20)
-    with pytest.warns(UserWarning, match="take 35.71 MiB if all are computed, 5.95 MiB for each variable"):
+    each = 301 * N_DEAD * 16 * 8 / 2**20
+    with pytest.warns(
+        UserWarning, match=f"take {6 * each:.2f} MiB if all are computed, {each:.2f} MiB for each variable"
+    ):
         found = dx.elements(rec)
     assert float(abs(found.ordinal_distance).max()) > 0
     dx.elements(rec.isel(step=slice(0, 3)))

@@ -19,7 +19,6 @@ import zarr
 import zstandard
 from numcodecs.zstd import Zstd
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.storage import LocalStore, ObjectStore
 
 from deadtok_xr.store import location
@@ -59,8 +58,9 @@ def sharding_codec(array: zarr.Array[Any]) -> ShardingCodec | None:
     codec = codecs[0]
     index: Any = codec.index_codecs
     plain = len(index) == 2 and isinstance(index[0], BytesCodec) and isinstance(index[1], Crc32cCodec)
-    at_end = codec.index_location == ShardingCodecIndexLocation.end
-    return codec if plain and at_end and index[0].endian.value == "little" else None
+    place: Any = codec.index_location  # an enum up to Zarr 3.1, text in 3.4
+    at_end = getattr(place, "value", place) == "end"
+    return codec if plain and at_end and byte_order(index[0]) == "little" else None
 
 
 def has_direct_access(array: zarr.Array[Any]) -> bool:
