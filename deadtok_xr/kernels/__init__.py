@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.bfloat16 import BFLOAT16, get_grid
 from deadtok_xr.errors import InputError
+from deadtok_xr.kernels.stale_cache import forget_stale
 
 PIECE = 2**21
 """Elements that are float64 at the same time, 16 MiB, of a step that is larger."""
@@ -42,6 +43,7 @@ def engine(name: str, on_device: bool) -> Any:
 
 def needs_compiling(kernel: str = "motion") -> bool:
     """Return whether numba has no compiled function of a kernel in its cache; almost all analyses use `motion`."""
+    forget_stale(cache_folder(), Path(__file__).parent / "numba" / f"{kernel}.py")
     return not any(cache_folder().glob(f"{kernel}.*.nbi"))
 
 

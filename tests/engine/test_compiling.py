@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_cache_folder_is_that_of_numba(tmp_path: Path, given: bool) -> None:
     start = [sys.executable, "-c", PRINTED]
     done = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_compiled_kernels_follow_the_functions_that_they_call(tmp_path: Path) -> None:
+    """numba compares only the file of the function that Python calls, and would go on with the old inner one."""
+    package = tmp_path / "deadtok_xr"
+    shutil.copytree(Path(kernels.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = package / "kernels" / "numba"
+    jit = "from deadtok_xr.kernels.numba.jit import "
+    (folder / "called.py").write_text(f"{jit}inner\n@inner\ndef called():\n    return 1\n")
+    (folder / "between.py").write_text("from deadtok_xr.kernels.numba.called import called\n")
+    caller = f"{jit}compiled\nfrom deadtok_xr.kernels.numba.between import called\n"
+    (folder / "caller.py").write_text(f"{caller}@compiled\ndef caller():\n    return called()\n")
+    ask = "from deadtok_xr.kernels.numba.caller import caller as c; print(c(), len(c.stats.cache_hits))"
+
+    def run() -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+        start = [sys.executable, "-c", ask]
+        return subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert [run(), run()] == ["1 0\n", "1 1\n"]
+    (folder / "called.py").write_text(f"{jit}inner\n@inner\ndef called():\n    return 2\n")
+    assert run() == "2 0\n"
 
 
 def test_cache_that_others_may_write_is_not_read(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 Arguments that belong together are named tuples. numba distinguishes these by the name of the class, so no two classes
 of the kernels have the same name. Passing one from Python takes 1 µs for each of its arrays, and much longer if it
-holds other tuples, so nested tuples exist only inside compiled functions. The cache refers to these classes: after
-renaming one, delete the *.nbi files.
+holds other tuples, so nested tuples exist only inside compiled functions.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.extending import register_jitable
 
 from deadtok_xr.kernels.cache_safety import unsafe_because
+from deadtok_xr.kernels.stale_cache import forget_stale
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
 """Nobody calls a kernel through ctypes."""
@@ -41,6 +42,7 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if why := unsafe_because(made.stats.cache_path):
         _warn(why)
         return njit(**options)(function)
+    forget_stale(Path(made.stats.cache_path), Path(function.__code__.co_filename))
     return made
 
 
@@ -59,8 +61,7 @@ def _inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 # Functions that only compiled functions call. They are compiled as a part of these, without entries for Python and C,
-# and a file in the cache, which takes a third less time; called from Python, they run as Python. The cache checks
-# only the file of the function that Python calls: after changing an inner one, delete the *.nbi files of its callers.
+# and a file in the cache, which takes a third less time; called from Python, they run as Python.
 inner = _inner()
 inner_finite = _inner(fastmath=True)
 """For finite values only: sums may be reordered, which lets loops use vector units, and NaN does not occur."""
