@@ -678,8 +678,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "'dead_ids' holds the token id -1; expected: 0 or more",
     ),
     "id repeated": (changed(dead_ids=np.array([1, 4, 4])), "'dead_ids' repeats the token id 4"),
-    "ids are floats": (
-        changed(dead_ids=np.array([1.0, 4.0])),
+    "ids are not whole": (
+        changed(dead_ids=np.array([1.5, 4.0])),
         "'dead_ids' is float64 .*; expected: a list of integer",
     ),
     "mask and ids": (
