@@ -22,8 +22,7 @@ from deadtok_xr.schema import MONITOR
 from deadtok_xr.store import chunk_bytes, location, manifest, manifest_check, manifest_write, writing
 from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.destination import refuse_existing
-from deadtok_xr.store.members import attribute_error, is_complete, lost, open_members
-from deadtok_xr.text import shortened
+from deadtok_xr.store.members import attribute_error, check_format, is_complete, lost, open_members
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -176,10 +175,7 @@ def _open(path: str | Path, mode: Any) -> zarr.Group:
     found = group.attrs.get(MONITOR)
     if found is None:
         raise InputError(f"{path} was not written by a Monitor; open_recording opens recordings, open_results results")
-    if str(found).split(".")[0] != FORMAT.split(".")[0]:
-        raise InputError(
-            f"{path} has the format {shortened(found)}; this version of deadtok_xr reads {FORMAT}: update deadtok_xr"
-        )
+    check_format(path, found, FORMAT)
     return group
 
 

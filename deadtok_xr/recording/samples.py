@@ -12,12 +12,11 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.attributes import portable
-from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.errors import DamagedStoreError
 from deadtok_xr.store import destination, location, manifest, manifest_check
 from deadtok_xr.store.chunk_reader import read_values
-from deadtok_xr.store.members import attribute_error, lost, open_members
+from deadtok_xr.store.members import attribute_error, check_format, lost, open_members
 from deadtok_xr.store.sample import ELEMENTS, FORMAT, KIND, PART, PART_MANIFESTS
-from deadtok_xr.text import shortened
 
 
 def is_sample(path: str | Path) -> bool:
@@ -32,10 +31,7 @@ def open_sample(path: str | Path, open_one: Any) -> xr.DataTree:
     """
     group = store.open_root(path, "a recording of samples")
     found: dict[str, Any] = dict(group.attrs.asdict())
-    if str(found[KIND]).split(".")[0] != FORMAT.split(".")[0]:
-        raise InputError(
-            f"{path} has the format {shortened(found[KIND])}; this version of deadtok_xr reads {FORMAT}: update it"
-        )
+    check_format(path, found[KIND], FORMAT)
     array = open_members(group, path, location.key_sizes(group.store)).get(ELEMENTS)
     if array is None:
         raise lost(path, ELEMENTS)

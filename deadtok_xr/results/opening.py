@@ -20,7 +20,6 @@ from deadtok_xr.errors import IncompleteStoreError, InputError
 from deadtok_xr.schema import RESULTS, RESULTS_VERSION
 from deadtok_xr.store import destination, location, manifest, manifest_check, members, reading, zarr_dtype
 from deadtok_xr.store.chunk_reader import read_region, read_values
-from deadtok_xr.text import shortened
 
 LOADED_AS_A_WHOLE = 2**26
 """Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
@@ -81,12 +80,9 @@ def _open_root(path: str | Path) -> zarr.Group:
         )
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
-    known = RESULTS_VERSION.split(".")[0]
-    if str(attrs[RESULTS]).split(".")[0] != known:
-        raise InputError(
-            f"{path} has results of the format {shortened(attrs[RESULTS])}; this version of deadtok_xr reads "
-            f"{known}.x: update deadtok_xr, or analyse the recording again"
-        )
+    members.check_format(
+        path, attrs[RESULTS], RESULTS_VERSION, "results of the format", ", or analyse the recording again"
+    )
     if not members.is_complete(path, root):
         raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
     return root

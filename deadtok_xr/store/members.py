@@ -121,6 +121,15 @@ def is_complete(path: str | Path, group: zarr.Group) -> bool:
     return found
 
 
+def check_format(path: str | Path, found: Any, known: str, what: str = "the format", also: str = "") -> None:
+    """Raise an InputError if a store has a format with another major version than the one that is known."""
+    major = known.split(".")[0]
+    if str(found).split(".")[0] != major:
+        raise InputError(
+            f"{path} has {what} {shortened(found)}; this version of deadtok_xr reads {major}.x: update deadtok_xr{also}"
+        )
+
+
 def attribute_error(path: str | Path, node: zarr.Group | zarr.Array[Any], name: str, needed: str) -> DamagedStoreError:
     """Return the error for an attribute whose value cannot be used."""
     file = f"{node.path}/{_METADATA}" if node.path else _METADATA

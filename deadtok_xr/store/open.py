@@ -16,9 +16,8 @@ from deadtok_xr.errors import IncompleteStoreError, InputError
 from deadtok_xr.schema import MONITOR, RECORDING, RESULTS
 from deadtok_xr.store import location, manifest_check, zarr_dtype
 from deadtok_xr.store.arrays import dimensions, file_shape
-from deadtok_xr.store.members import Arrays, check_recording, is_complete, open_members, open_root
+from deadtok_xr.store.members import Arrays, check_format, check_recording, is_complete, open_members, open_root
 from deadtok_xr.store.sample import KIND
-from deadtok_xr.text import shortened
 
 _READ_COMPLETE_STEPS = "open it with partial=True (--partial) to read the steps that are complete"
 
@@ -175,11 +174,7 @@ def _check_format(path: str | Path, group: zarr.Group) -> None:
             f"{path} is a Zarr group, but not a recording: the attribute 'deadtok_format' is "
             "missing; `deadtok convert` makes a recording of it"
         )
-    if str(found).split(".")[0] != schema.FORMAT_VERSION.split(".")[0]:
-        raise InputError(
-            f"{path} has the recording format {shortened(found)}; this version of deadtok_xr reads "
-            f"{schema.FORMAT_VERSION.split('.')[0]}.x: update deadtok_xr"
-        )
+    check_format(path, found, schema.FORMAT_VERSION, "the recording format")
 
 
 def _complete_steps(path: str | Path, group: zarr.Group, arrays: Arrays, holes: Mapping[str, MissingChunks]) -> int:
