@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,10 +47,17 @@ def explore(results: tuple[Path | str, ...], tokens: str | None, run: str | None
     Example:  deadtok explore results.zarr
               deadtok explore seed_1.zarr seed_2.zarr seed_3.zarr
     """
-    from deadtok_xr.explorer.opening import open_runs
+    from deadtok_xr.explorer.kinds import check
 
-    runs = open_runs(list(results) if len(results) > 1 else results[0], tokens=tokens, run=run)
-    _serve(runs, port, browser=not no_browser)
+    for place in results:
+        check(place)
+
+    def opened() -> Mapping[str, Source]:
+        from deadtok_xr.explorer.opening import open_runs
+
+        return open_runs(list(results), tokens=tokens, run=run)
+
+    _serve(opened, port, browser=not no_browser)
 
 
 @click.command()
@@ -70,7 +80,7 @@ def watch(store: Path | str, tokens: str | None, port: int, no_browser: bool, te
             return
     except KeyboardInterrupt:
         return
-    _serve({source.name: source}, port, browser=not no_browser)
+    _serve(lambda: {source.name: source}, port, browser=not no_browser)
 
 
 def _opened_when_there_is_something(store: Path | str, tokens: str | None) -> Source:
@@ -106,18 +116,23 @@ def _print_lines(source: Source) -> None:
         source.refresh()
 
 
-def _serve(runs: Mapping[str, Source], port: int, *, browser: bool) -> None:
+def _serve(opened: Callable[[], Mapping[str, Source]], port: int, *, browser: bool) -> None:
     from deadtok_xr.explorer.server import Explorer
 
-    for note in dict.fromkeys(note for source in runs.values() for note in source.notes):
-        echo(note, err=True)
+    gc.disable()  # imports leave no garbage, and looking for it takes an eighth of the time until the first picture
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # no lines about requests for other addresses
-    explorer = Explorer(runs, port)
+    explorer = Explorer(port)
     echo(explorer.url)
     sys.stdout.flush()
+    if browser:  # which starts while the results are opened
+        Thread(target=_open_browser, args=(explorer.url,), daemon=True).start()
     try:
-        if browser and not _open_browser(explorer.url):
-            echo("no browser was found: open the address in one on this machine", err=True)
+        runs = opened()
+        for note in dict.fromkeys(note for source in runs.values() for note in source.notes):
+            echo(note, err=True)
+        explorer.show(runs)
+        gc.freeze()
+        gc.enable()
         explorer.wait()
     except KeyboardInterrupt:
         pass
@@ -125,13 +140,13 @@ def _serve(runs: Mapping[str, Source], port: int, *, browser: bool) -> None:
         explorer.close()
 
 
-def _open_browser(url: str) -> bool:
+def _open_browser(url: str) -> None:
     """Open a browser with windows; one in the terminal would hide the address, and cannot show the page."""
     import webbrowser
 
     displays = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     windows = sys.platform in ("win32", "darwin") or any(os.environ.get(name) for name in displays)
-    try:
-        return windows and webbrowser.open(url)
-    except webbrowser.Error:
-        return False
+    with suppress(webbrowser.Error):
+        if windows and webbrowser.open(url):
+            return
+    echo("no browser was found: open the address in one on this machine", err=True)

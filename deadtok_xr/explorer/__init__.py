@@ -4,6 +4,7 @@ In: results, a recording or a Monitor's store. Out: a page on 127.0.0.1 whose vi
 steps. May import: `results` and what lies below it; Bokeh only inside `page`, `views` and `server`.
 
 source        what is explored of one run: groups of results, the recording, and what is missing
+kinds         what a path holds, and why it cannot be explored
 opening       opens results, recordings and Monitor stores, of one run or several, and again as they grow
 runs          how several runs differ
 quantities    every quantity per step and row, those that are derived from the recording included
@@ -15,7 +16,8 @@ story         the elements of one token around one step
 selection     tokens and steps, as Python, as a link
 in_words      one line about a run for the terminal
 server        the local web server
-page          one page of a browser: widgets and views, and what a selection does to them
+page          one page of a browser: the selection, and the views that show it
+work          what is computed beside a page, in other threads
 views         the plots
 """
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.explorer.binned import Blocks
+from deadtok_xr.explorer.kinds import check, grows
 from deadtok_xr.explorer.source import Source
-from deadtok_xr.schema import MONITOR, RESULTS, RUN
+from deadtok_xr.schema import MONITOR, RECORDING, RUN
 from deadtok_xr.store import destination, location
-from deadtok_xr.store.sample import KIND as SAMPLE
 from deadtok_xr.text import distinct_names
 
 _WAIT = 1.0  # seconds between two looks at a growing store, for all pages together
@@ -24,17 +23,14 @@ _STILL_WRITTEN = (IncompleteStoreError, MissingFileError, OSError)
 
 
 class Saved(Source):
-    """Saved results, of which the first views need a few variables; `refresh` opens everything else."""
+    """Saved results, of which the first picture needs two variables; `refresh` opens everything else."""
 
-    _FIRST = ("motion", "phases", "lifecycle")
+    _FIRST: ClassVar = {"motion": ["displacement"], "lifecycle": ["last_motion"]}
 
     def __init__(self, place: str | Path) -> None:
         from deadtok_xr.results.opening import open_some
 
-        found = open_some(place, self._FIRST)
-        for name, ds in found.items():
-            found[name] = ds.drop_vars([n for n in ds.data_vars if n not in ("displacement", "fraction")])
-        super().__init__(str(place), found)
+        super().__init__(str(place), open_some(place, self._FIRST))
         self._place, self.grows = place, True
 
     def refresh(self) -> bool:
@@ -156,20 +152,12 @@ def _opened(what: Any, tokens: str | None, run: str | None, *, live: bool = Fals
         return _of_recording(what, _place(what) or "recording")
     if not isinstance(what, (str, Path)):
         raise InputError(f"explore takes a path, a tree of results or a recording, not a {type(what).__name__}")
-    if not location.exists(what):
-        raise MissingFileError(f"{what} does not exist; expected results, a recording or a Monitor's store")
-    attrs = destination.root_attributes(what)
-    if SAMPLE in attrs:
-        raise InputError(f"{what} holds samples of many parameters: explore one, dx.explore(tree[name].to_dataset())")
-    if MONITOR in attrs or (live and RESULTS not in attrs):
+    attrs = check(what, live=live)
+    if grows(attrs, live=live):
         return {_label(what): Growing(what, tokens)}
-    if destination.RECORDING in attrs:
-        if not attrs.get("complete"):
-            raise IncompleteStoreError(f"{what} is still being written, or is unfinished: use `deadtok watch {what}`")
+    if RECORDING in attrs:
         return _of_recording(_opened_recording(what, tokens, run), str(what))
-    if live:
-        raise InputError(f"{what} holds results, which do not grow: use `deadtok explore {what}`")
-    return _saved(what, attrs, run)
+    return _saved(what, run)
 
 
 def _label(place: str | Path) -> str:
@@ -182,12 +170,11 @@ def _opened_recording(place: str | Path, tokens: str | None, run: str | None = N
     return open_for_analysis(place, tokens=tokens, partial=True, run=run)
 
 
-def _saved(place: str | Path, attrs: Mapping[str, Any], run: str | None) -> dict[str, Source]:
-    """Open results as far as the first views need them, after the checks that cost nothing."""
-    if attrs.get("complete"):
-        source = Saved(place)
-        if len(source.labels) and run is None and not any(RUN in ds.dims for ds in source.groups.values()):
-            return {_label(place): source}
+def _saved(place: str | Path, run: str | None) -> dict[str, Source]:
+    """Open results as far as the first picture needs them."""
+    source = Saved(place)
+    if len(source.labels) and run is None and not any(RUN in ds.dims for ds in source.groups.values()):
+        return {_label(place): source}
     from deadtok_xr.results.opening import open_results
 
     return _of_results(open_results(place), str(place), _folder(place), run)

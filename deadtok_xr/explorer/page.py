@@ -1,17 +1,16 @@
-"""One page of a browser: the selection, the views, and the work that runs beside them."""
+"""One page of a browser: the selection, and the views that show it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from bokeh.document import Document
+from bokeh.layouts import column
 from bokeh.models import Div, Range1d
 from jinja2 import Template
 
@@ -25,17 +24,22 @@ from deadtok_xr.explorer.views.lines import Series, Trajectories, shares
 from deadtok_xr.explorer.views.overview import Overview
 from deadtok_xr.explorer.views.story import Story
 from deadtok_xr.explorer.views.table import Table
+from deadtok_xr.explorer.work import SETTLED, Work
 
-_LOOK, _PLAY, _SETTLED = 2000, 150, 60  # milliseconds between looks at a growing store, frames, and of rest
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LOOK, _PLAY = 2000, 150  # milliseconds between looks at a growing store, and frames
 _FRAMES = 200  # of the cloud, from the first step to the last
-_FIRST_ORDER = "last motion"
+_FIRST_SORTED = "lifecycle/last_motion"
+_FIRST_ORDER = rows.COLUMNS[_FIRST_SORTED]
 _SHAPE = ("topology/n_components", "topology/largest_component", "census/n_black_holes", "recording/loss",
           "monitor/moved of all")  # fmt: skip
 _TOGETHER = ("coherence/displacement_cosine_mean", "motion/displacement_ulp_mean", "monitor/rounded_to_zero of all")
 
 
 class Page:
-    """The state of one page, and its views.
+    """The state of one page, and its views: the heat map first, the others once it is drawn and everything is open.
 
     Attributes
     ----------
@@ -66,17 +70,15 @@ class Page:
     def __init__(self, sources: runs.Runs, document: Document) -> None:
         self.runs, self._document = sources, document
         self.colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(sources)}
-        self._pool = ThreadPoolExecutor(2)
-        self._slow_pool = ThreadPoolExecutor(1)  # for what no one waits for, so that a selection need not wait either
-        self._closed = False
-        self._not_drawn = set() if next(iter(sources.values())).live else {"the page", "the heat map"}
-        self._asked: dict[str, int] = {}
-        self._waiting: dict[str, Any] = {}
+        self._work = Work(document, self.say)
+        self.later, self.soon = self._work.later, self._work.soon
+        self._not_drawn, self._looking = {"the page", "the heat map"}, False
+        self._playing: Any = None
         self._quantities: dict[str, tuple[int, dict[str, xr.DataArray]]] = {}
         self._versions = self._versions_now()
         context = document.session_context
         given = from_query(context.request.arguments) if context else Selection()
-        self.order, self._wanted_order = rows.IDS, given.order or _FIRST_ORDER
+        self.order = given.order or _FIRST_ORDER
         self._wanted_quantity = given.quantity
         self._take(given.run if given.run in sources else next(iter(sources)))
         self.quantity = self.first_quantity()
@@ -85,8 +87,8 @@ class Page:
         self.visible_steps = given.steps or (first, last)
         self.x_range = Range1d(*self.visible_steps, bounds=(first, max(last, first + 1)), min_interval=1)
         self.selection_step = given.step if given.step is not None else last
-        self.views = self._make_views()
-        self.bar = Bar(self)
+        self.bar, self.heat_map = Bar(self), HeatMap(self)
+        self.views: list[View] = [self.heat_map]
         for end in ("start", "end"):
             self.x_range.on_change(end, lambda attr, old, new: self.soon("steps", self._steps_changed))
 
@@ -94,8 +96,8 @@ class Page:
         """Take another run, of which nothing is selected yet."""
         self.run, self.source = run, self.runs[run]
         self.quantities = self.quantities_of(run)
-        self.frame, self.names = rows.labels(self.source), rows.names(self.source)
-        self.row_order = np.arange(len(self.frame))
+        self.frame, self.names = rows.table(self.source, only=(_FIRST_SORTED,)), rows.names(self.source)
+        self.row_order = rows.ordered(self.frame, self.order)
         self.selected = ()
 
     def _positions_of(self, labels: Any) -> tuple[int, ...]:
@@ -142,13 +144,20 @@ class Page:
         """The words for the causes of motion and rest."""
         return quantities.words_of(self.quantities["mechanism/cause"])
 
-    def _make_views(self) -> list[View]:
-        tokens, several = self.source.rows == "token", len(self.runs) > 1
-        return [
-            HeatMap(self), shares(self), Table(self), Trajectories(self),
-            Series(self, "shape", _SHAPE), Series(self, "together", _TOGETHER, COLOURS[2]),
-            *([Cloud(self), Story(self)] if tokens else []), *([Overview(self)] if several else []),
-        ]  # fmt: skip
+    @property
+    def sorted_by(self) -> str:
+        """What the rows are sorted by: their order, as far as the table is known."""
+        return self.order if self.order in self.frame else rows.IDS
+
+    def _later_views(self) -> dict[str, Callable[[], View]]:
+        """Return what makes the views below the heat map, by the name of their place."""
+        makers: dict[str, Callable[[], View]] = {
+            "phases": lambda: shares(self), "trajectories": lambda: Trajectories(self), "table": lambda: Table(self),
+            "shape": lambda: Series(self, "shape", _SHAPE),
+            "together": lambda: Series(self, "together", _TOGETHER, COLOURS[2]),
+        }  # fmt: skip
+        makers |= {"cloud": lambda: Cloud(self), "story": lambda: Story(self)} if self.source.rows == "token" else {}
+        return makers | ({"runs": lambda: Overview(self)} if len(self.runs) > 1 else {})
 
     def show(self) -> None:
         """Put everything on the page, and begin to read."""
@@ -159,79 +168,49 @@ class Page:
         document.template_variables.update(
             name=escape(name), rows=source.rows, findings=not source.live, meanings=rows.MEANINGS, several=several
         )
-        document.add_root(self.bar.root)
-        for view in self.views:
-            view.root.name = view.name
-            document.add_root(view.root)
+        self.heat_map.root.name = self.heat_map.name
+        self._places = {
+            name: column(Div(text="opening …"), sizing_mode="stretch_width", name=name) for name in self._later_views()
+        }
         self._findings, self._notes = (
             Div(sizing_mode="stretch_width", name=name, styles={"overflow-wrap": "anywhere"})
             for name in ("findings", "notes")
         )
-        if not source.live:
-            document.add_root(self._findings)
-        document.add_root(self._notes)
+        findings = [] if source.live else [self._findings]
+        with document.models.freeze():  # else Bokeh goes through all models for each of them
+            for root in (self.bar.root, self.heat_map.root, *self._places.values(), self._notes, *findings):
+                document.add_root(root)
         self._notes.text = self.notes()
-        for view in self.views:
-            view.refresh()
+        self.heat_map.refresh()
         self._describe()
-        self._summarise()
-        if source.live:
-            document.add_periodic_callback(self._look, _LOOK)
-        elif any(source.grows for source in self.runs.values()):  # the rest, once the first picture is drawn
-            document.on_event("document_ready", lambda event: self.open_rest("the page"))
-        document.on_session_destroyed(self._close)
+        document.on_event("document_ready", lambda event: self.show_rest("the page"))
+        document.on_session_destroyed(lambda context: self._work.close())
 
-    def open_rest(self, drawn: str) -> None:
-        """Open the rest of the results once both the page and the heat map are drawn: it would slow them down."""
+    def show_rest(self, drawn: str) -> None:
+        """Open and show the rest once both the page and the heat map are drawn: it would slow them down."""
         if self._not_drawn:
             self._not_drawn.discard(drawn)
             if not self._not_drawn:
-                self._document.add_timeout_callback(self._look, _SETTLED)
-
-    def _close(self, context: Any) -> None:
-        self._closed = True
-        for pool in (self._pool, self._slow_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+                self._document.add_timeout_callback(self._look, SETTLED)
+                if self.source.live:
+                    self._document.add_periodic_callback(self._look, _LOOK)
 
     def _look(self) -> None:
-        self.later("opening", lambda: [source.refresh() for source in self.runs.values()], lambda done: self._grown())
+        if not self._looking:
+            self.later("opening", self._open, self._grown)
 
-    # work beside the page
+    def _open(self) -> pd.DataFrame | None:
+        """Open what was added; return the table of the rows, or None if there is nothing new."""
+        self._looking = True
+        try:
+            for source in self.runs.values():
+                source.refresh()
+            return self._table() if self._is_new() else None
+        finally:
+            self._looking = False
 
-    def later(self, key: str, compute: Callable[[], Any], show: Callable[[Any], None], *, slow: bool = False) -> None:
-        """Compute in another thread, then show; a later request with the same key replaces an earlier one."""
-        number = self._asked[key] = self._asked.get(key, 0) + 1
-
-        def work() -> Any:
-            return compute() if self._asked[key] == number else None
-
-        def arrived(future: Future[Any]) -> None:
-            if self._asked[key] != number or future.cancelled():
-                return
-            error = future.exception()
-            if error is None:
-                show(future.result())
-            else:
-                self.say(f"{key}: {' '.join(str(error).split()) or type(error).__name__}")
-
-        future = (self._slow_pool if slow else self._pool).submit(work)
-
-        def tell(done: Future[Any]) -> None:
-            if not self._closed:
-                self._document.add_next_tick_callback(partial(arrived, done))
-
-        future.add_done_callback(tell)
-
-    def soon(self, key: str, act: Callable[[], None]) -> None:
-        """Act when requests with the same key have rested for a moment."""
-        if key in self._waiting:
-            self._document.remove_timeout_callback(self._waiting.pop(key))
-
-        def now() -> None:
-            self._waiting.pop(key, None)
-            act()
-
-        self._waiting[key] = self._document.add_timeout_callback(now, _SETTLED)
+    def _is_new(self) -> bool:
+        return len(self.views) == 1 or self._versions_now() != self._versions
 
     def say(self, text: str) -> None:
         """Show a sentence about the page."""
@@ -268,30 +247,27 @@ class Page:
         if run == self.run:
             return
         labels = self.source.labels[list(self.selected)]
-        for asked in self._asked:  # answers for the other run
-            self._asked[asked] += 1
-        if self.order in self.frame:
-            self.order, self._wanted_order = rows.IDS, self.order
+        self._work.forget()  # answers for the other run
         self._take(run)
         self.selected = self._positions_of(labels)
         for view in self.views:
             view.refresh()
-        self._summarise()
+        self.later("table", self._table, self._show_table)
+        self._find()
         self._describe()
 
     def show_quantity(self, key: str) -> None:
         """Show another quantity in the heat map."""
         self.quantity = key
-        self.views[0].refresh()
+        self.heat_map.refresh()
         self._describe()
 
     def sort(self, by: str) -> None:
         """Sort the rows of the heat map and the table."""
         self.order, self.row_order = by, rows.ordered(self.frame, by)
+        self.heat_map.draw()
         for view in self.views:
-            if isinstance(view, HeatMap):
-                view.draw()
-            elif isinstance(view, Table):
+            if isinstance(view, Table):
                 view.refresh()
         self._describe()
 
@@ -334,8 +310,9 @@ class Page:
     def play(self, active: bool) -> None:
         """Move through the visible steps, or stop."""
         if not active:
-            if (callback := self._waiting.pop("play", None)) is not None:
-                self._document.remove_periodic_callback(callback)
+            if self._playing is not None:
+                self._document.remove_periodic_callback(self._playing)
+            self._playing = None
             return
         first, last = self.visible_steps
         stride = max((last - first) // _FRAMES, 1)
@@ -344,54 +321,44 @@ class Page:
             after = self.selection_step + stride
             self.choose_step(first if after > last else after)
 
-        self._waiting["play"] = self._document.add_periodic_callback(forward, _PLAY)
+        self._playing = self._document.add_periodic_callback(forward, _PLAY)
 
     # what arrives
 
-    def _summarise(self) -> None:
-        if not self.source.live and any(source.grows for source in self.runs.values()):
-            return  # once everything is open
-        self.later("table", self._table, self._show_table)
-        self.later("findings", self._find, lambda text: self._findings.update(text=text), slow=True)
-
-    def _table(self) -> Any:
+    def _table(self) -> pd.DataFrame:
         recording, norms = self.source.recording, None
         if recording is not None and "W" in recording:
             norms = np.linalg.norm(recording["W"].isel(step=-1).values.astype(np.float64), axis=-1)
         return rows.table(self.source, self.source.motion_so_far(), norms)
 
-    def _show_table(self, frame: Any) -> None:
+    def _show_table(self, frame: pd.DataFrame) -> None:
         self.frame = frame
-        heat_map = self.views[0]
-        assert isinstance(heat_map, HeatMap)
-        heat_map.sorting.options = self.orders
-        if self._wanted_order in frame:
-            self.order, self._wanted_order = self._wanted_order, ""
-        heat_map.sorting.value = self.order
         self.sort(self.order)
 
-    def _find(self) -> str:
-        """Return the main findings as lists."""
-        if self.source.live:
-            return ""
+    def _find(self) -> None:
+        """Show the main findings as lists."""
+        if not self.source.live:
+            self.later("findings", self._findings_as_html, lambda text: self._findings.update(text=text), slow=True)
+
+    def _findings_as_html(self) -> str:
         found = [(heading, texts) for heading, texts in runs.findings(self.runs) if texts]
         return "".join(
             f"<p>{escape(heading)}</p><ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
             for heading, texts in found
         )
 
-    def _grown(self) -> None:
-        """Show the steps that were added since."""
-        versions = self._versions_now()
-        if versions == self._versions:
+    def _grown(self, frame: pd.DataFrame | None) -> None:
+        """Show what was opened, or the steps that were added since."""
+        if frame is None or not self._is_new():
             return
-        self._versions = versions
+        self._versions = self._versions_now()
         before, self.steps = self.steps, self._all_steps()
         (first, last), source = self.steps, self.source
         whole, at_end = self.visible_steps == before, self.selection_step == before[1]
         self.quantities, self._notes.text = self.quantities_of(self.run), self.notes()
         if len(self.names) != len(source.labels):
             self._take(self.run)
+        self.frame, self.row_order = frame, rows.ordered(frame, self.order)
         self.x_range.bounds = (first, max(last, first + 1))
         self.bar.show_steps(self)
         if whole:
@@ -401,7 +368,15 @@ class Page:
             self.choose_step(last)
         if source.live:
             self.say(f"step {last:,}{'' if source.grows else ', complete'}")
+        if len(self.views) == 1:
+            self._add_views()
         for view in self.views:
             view.refresh()
-        self._summarise()
+        self._find()
         self._describe()
+
+    def _add_views(self) -> None:
+        for name, make in self._later_views().items():
+            view = make()
+            self._places[name].children = [view.root]
+            self.views.append(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,10 @@ _COMPARISONS = {
 _CONDITION = re.compile(r"([\w ]*\w) *(!=|<=|>=|=|<|>) *(.+)")
 
 
-def table(source: Source, so_far: MotionSoFar | None = None, norms: NDArray[Any] | None = None) -> pd.DataFrame:
+def table(
+    source: Source, so_far: MotionSoFar | None = None, norms: NDArray[Any] | None = None, *,
+    only: Collection[str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Return one row per token or parameter: its label and text, then what is known of it.
 
     Parameters
@@ -51,9 +55,11 @@ def table(source: Source, so_far: MotionSoFar | None = None, norms: NDArray[Any]
         Life cycles by motion: all of them where there is no `lifecycle`, else the last thaw alone.
     norms
         Norms of the rows.
+    only
+        Quantities, if not all of them: the rest is not read.
     """
     frame = labels(source)
-    values = _per_row(source)
+    values = _per_row(source, only)
     if so_far is not None:
         values = {**{f"lifecycle/{k}": v for k, v in so_far.columns().items()}, **values}
         values["last_thaw"] = values.pop("lifecycle/last_thaw")
@@ -74,8 +80,8 @@ def labels(source: Source) -> pd.DataFrame:
     return frame
 
 
-def _per_row(source: Source) -> dict[str, NDArray[Any]]:
-    """Return every quantity with one value per row, in the order of the source's rows."""
+def _per_row(source: Source, only: Collection[str] | None) -> dict[str, NDArray[Any]]:
+    """Return every quantity with one value per row, or ``only`` some, in the order of the source's rows."""
     found = {}
     for group, ds in source.groups.items():
         if source.rows not in ds.coords:
@@ -86,6 +92,8 @@ def _per_row(source: Source) -> dict[str, NDArray[Any]]:
                 x = x.isel(census_step=-1)
             if x.dims == (source.rows,) and name not in (source.rows, "token_text") and (index >= 0).all():
                 key = f"{group}/{name}" if name in ds.data_vars else str(name)
+                if only is not None and key not in only:
+                    continue
                 found[key] = _in_words(x)[index]
     return found
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from deadtok_xr.errors import InputError
-from deadtok_xr.explorer.opening import open_runs
-from deadtok_xr.explorer.source import Source
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from deadtok_xr.explorer.source import Source
 
     Explored = xr.DataTree | xr.Dataset | str | Path
 
 HOST = "127.0.0.1"
 _UNUSED = 120_000  # milliseconds until a page without a browser is forgotten: a busy machine takes long to draw one
 _HEIGHT = 900  # pixels of the page in a notebook
+_COMPONENTS = ("bokeh", "bokeh-widgets", "bokeh-tables")
 
 
 class Explorer:
     """A running page.
+
+    It answers at once, so that a browser starts and loads BokehJS while Bokeh is imported and the results are opened.
 
     Attributes
     ----------
@@ -34,33 +38,99 @@ class Explorer:
         The address of the page, which only this machine can open, and only those who know the token in it.
     """
 
-    def __init__(self, runs: Mapping[str, Source], port: int = 0) -> None:
-        if find_spec("bokeh") is None:
+    def __init__(self, port: int = 0) -> None:
+        bokeh = find_spec("bokeh")
+        if bokeh is None or bokeh.submodule_search_locations is None:
             raise InputError("the explorer needs Bokeh: pip install 'deadtok_xr[explore]'")
         try:
-            listening = socket.create_server((HOST, port), backlog=128)
+            self._socket = socket.create_server((HOST, port), backlog=128)
         except (OSError, OverflowError) as error:
             what = f"port {port} on {HOST} is in use, or not allowed"
             raise InputError(f"{what}: choose another, or none for a free one") from error
-        path = f"/{secrets.token_urlsafe(16)}"
-        self.url = f"http://{HOST}:{listening.getsockname()[1]}{path}"
-        self._loop: Any = None
-        # A browser that is opened now starts while Bokeh is imported: the socket already takes connections.
-        self._thread = Thread(target=self._run, args=(runs, listening, path), name="deadtok explore", daemon=True)
+        self._path = f"/{secrets.token_urlsafe(16)}"
+        self._origins = [f"{name}:{self._socket.getsockname()[1]}" for name in (HOST, "localhost")]
+        self.url = f"http://{self._origins[0]}{self._path}"
+        self._static = Path(bokeh.submodule_search_locations[0]) / "server" / "static"
+        self._server: Any = None
+        started = Event()
+        self._thread = Thread(target=self._run, args=(started,), name="deadtok explore", daemon=True)
         self._thread.start()
+        started.wait()
 
-    def _run(self, runs: Mapping[str, Source], listening: socket.socket, path: str) -> None:
+    def _run(self, started: Event) -> None:
         """Serve until `close`; the event loop belongs to this thread."""
-        import asyncio
-
+        from tornado.httpserver import HTTPServer
         from tornado.ioloop import IOLoop
 
         asyncio.set_event_loop(asyncio.new_event_loop())
-        self._loop = IOLoop.current()
-        with listening:
-            server = _start(runs, listening, path)
+        with self._socket:
+            self._loop, self._shown = IOLoop.current(), asyncio.Event()
+            self._http = HTTPServer(self._opening())
+            self._socket.setblocking(False)
+            self._http.add_sockets([self._socket])
+            started.set()
             self._loop.start()
-            server.stop()
+            if self._server is not None:
+                self._server.stop()
+
+    def _opening(self) -> Any:
+        """Return the application that answers until there is something to show."""
+        from tornado.web import Application, RequestHandler, StaticFileHandler
+
+        page, shown = Path(__file__).with_name("opening.html").read_text("utf-8"), self._shown
+        path = self._path
+
+        class Opening(RequestHandler):
+            def get(self) -> None:
+                self.write(page)
+
+        class Ready(RequestHandler):
+            async def get(self) -> None:
+                await shown.wait()
+                self.redirect(f"{path}?{self.request.query}")
+
+        return Application([
+            (path, Opening), (f"{path}/ready", Ready),
+            ("/static/(.*)", StaticFileHandler, {"path": str(self._static)}),
+        ])  # fmt: skip
+
+    def show(self, runs: Mapping[str, Source]) -> None:
+        """Show runs on the page, by label."""
+        app = self._bokeh(runs)
+
+        def serve() -> None:
+            from bokeh.server.server import BaseServer
+
+            self._http.request_callback = app
+            self._server = BaseServer(self._loop, app, self._http)
+            self._server.start()
+            self._shown.set()
+
+        self._loop.add_callback(serve)
+
+    def _bokeh(self, runs: Mapping[str, Source]) -> Any:
+        """Return the application that makes a page for each browser."""
+        from bokeh.application import Application
+        from bokeh.application.handlers.function import FunctionHandler
+        from bokeh.resources import Resources
+        from bokeh.server.tornado import BokehTornado
+        from bokeh.settings import settings
+
+        from deadtok_xr.explorer.page import Page
+
+        class Server(BokehTornado):
+            def resources(self, absolute_url: str | bool | None = None) -> Resources:
+                """Name what the page uses: half of BokehJS's four megabytes are for WebGL and formulas."""
+                return super().resources(absolute_url).clone(components=[*_COMPONENTS])
+
+        settings.resources.set_value("server")  # whatever the environment says: nothing comes from another machine
+        return Server(
+            {self._path: Application(FunctionHandler(lambda document: Page(runs, document).show()))},
+            extra_websocket_origins=self._origins,
+            use_index=False,
+            check_unused_sessions_milliseconds=5000,
+            unused_session_lifetime_milliseconds=_UNUSED,
+        )
 
     def wait(self) -> None:
         """Wait until the page is closed, or the user interrupts."""
@@ -69,8 +139,6 @@ class Explorer:
 
     def close(self) -> None:
         """Stop serving the page."""
-        while self._loop is None and self._thread.is_alive():
-            self._thread.join(0.01)
         if self._thread.is_alive():
             self._loop.add_callback(self._loop.stop)
             self._thread.join(5)
@@ -118,33 +186,9 @@ def explore(
         dx.explore(dx.open_results("results.zarr"))
         dx.explore(["seed_0.zarr", "seed_7.zarr"])
     """
-    return Explorer(open_runs(what, tokens=tokens, run=run), port)
+    from deadtok_xr.explorer.opening import open_runs
 
-
-def _start(runs: Mapping[str, Source], listening: socket.socket, path: str) -> Any:
-    """Begin to serve the page, and return the server."""
-    from bokeh.application import Application
-    from bokeh.application.handlers.function import FunctionHandler
-    from bokeh.server.server import BaseServer
-    from bokeh.server.tornado import BokehTornado
-    from bokeh.settings import settings
-    from tornado.httpserver import HTTPServer
-    from tornado.ioloop import IOLoop
-
-    from deadtok_xr.explorer.page import Page
-
-    settings.resources.set_value("server")  # whatever the environment says: nothing comes from another machine
-    port = listening.getsockname()[1]
-    app = BokehTornado(
-        {path: Application(FunctionHandler(lambda document: Page(runs, document).show()))},
-        extra_websocket_origins=[f"{HOST}:{port}", f"localhost:{port}"],
-        use_index=False,
-        check_unused_sessions_milliseconds=5000,
-        unused_session_lifetime_milliseconds=_UNUSED,
-    )
-    http = HTTPServer(app)
-    listening.setblocking(False)
-    http.add_sockets([listening])
-    server = BaseServer(IOLoop.current(), app, http)
-    server.start()
-    return server
+    runs = open_runs(what, tokens=tokens, run=run)
+    explorer = Explorer(port)
+    explorer.show(runs)
+    return explorer

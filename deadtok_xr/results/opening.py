@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from xarray.core import indexing
 
 from deadtok_xr import store
 from deadtok_xr.attributes import portable
-from deadtok_xr.dask_arrays import with_all_functions
-from deadtok_xr.errors import IncompleteStoreError, InputError
-from deadtok_xr.schema import RESULTS, RESULTS_VERSION
-from deadtok_xr.store import destination, location, manifest, manifest_check, members, reading, zarr_dtype
+from deadtok_xr.errors import IncompleteStoreError
+from deadtok_xr.results.root import open_root
+from deadtok_xr.store import location, manifest, manifest_check, members
 from deadtok_xr.store.chunk_reader import read_region, read_values
 
 LOADED_AS_A_WHOLE = 2**26
 """Bytes up to which a variable of opened results is no Dask array: xarray loads it when it is first used."""
-RESUMES = "the same command, or save_results with the same arguments, resumes"
 _Arrays = dict[str, "zarr.Array[Any]"]
 Opened = dict[str, tuple[zarr.Group, _Arrays]]
 
@@ -52,40 +50,30 @@ def open_results(path: str | Path, *, load: bool = False) -> xr.DataTree:
         If there is nothing at ``path``, if it holds no results, if they are incomplete, or if their metadata, or any
         chunk, are not as they were written.
     """
-    root = _open_root(path)
+    root = open_root(path)
     opened = opened_groups(path, root)
     arrays = arrays_by_path(opened)
     manifest_check.check(root, arrays, arrays, [group for group, _ in opened.values()])
     return as_tree(root, opened, load=load)
 
 
-def open_some(path: str | Path, names: Collection[str]) -> dict[str, xr.Dataset]:
-    """Open some groups of results, those that there are, for a quick first view.
+def open_some(path: str | Path, variables: Mapping[str, Collection[str]]) -> dict[str, xr.Dataset]:
+    """Open some variables of some groups, those that there are, for a quick first view.
 
-    Each chunk is compared with the manifest when it is read; `open_results` compares all of them at once.
+    They are read when they are used, and are no Dask arrays, because importing Dask takes a third of a second. Each
+    chunk is compared with the manifest when it is read; `open_results` compares all of them at once.
     """
-    root = _open_root(path)
-    opened, attrs = opened_groups(path, root, names), root.attrs.asdict()
-    return {name: _dataset(group, arrays, attrs, load=False) for name, (group, arrays) in opened.items()}
-
-
-def _open_root(path: str | Path) -> zarr.Group:
-    """Open the root group of complete results."""
-    zarr_dtype.register()
-    root = store.open_root(path, "results that `deadtok analyze` wrote")
-    attrs = root.attrs
-    if destination.RECORDING in attrs:
-        raise InputError(
-            f"{path} holds no results, but a recording: open it with open_recording, or `deadtok analyze` it"
-        )
-    if RESULTS not in attrs:
-        raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
-    members.check_format(
-        path, attrs[RESULTS], RESULTS_VERSION, "results of the format", ", or analyse the recording again"
-    )
-    if not members.is_complete(path, root):
-        raise IncompleteStoreError(f"{path} was not completed: {RESUMES}; --overwrite starts again")
-    return root
+    root, found = open_root(path), {}
+    for name, (group, arrays) in opened_groups(path, root, variables).items():
+        chosen = {key: _stored(arrays[key]) for key in variables[name] if key in arrays}
+        dims = {dim for x in chosen.values() for dim in x.dims}
+        coords = {
+            key: _variable(array, None, load=True)
+            for key, array in arrays.items()
+            if key not in members.names_in(path, group, "variables") and dims.issuperset(store.dimensions(array))
+        }
+        found[name] = xr.Dataset(chosen, coords)
+    return found
 
 
 def as_tree(root: zarr.Group, opened: Opened, *, load: bool = False) -> xr.DataTree:
@@ -134,18 +122,31 @@ def _dataset(group: zarr.Group, arrays: _Arrays, identity: object, *, load: bool
 
 
 def _variable(array: zarr.Array[Any], identity: object, *, load: bool) -> xr.Variable:
-    attrs = portable({k: v for k, v in array.attrs.asdict().items() if k != "coordinates"})
     data: Any
     if load or array.dtype.kind in "TO":
         values = read_values(array)
         # NetCDF and other libraries do not take numpy's new dtype for text
         data = values.astype(object) if values.dtype.kind == "T" else values
     elif array.nbytes > LOADED_AS_A_WHOLE:
+        from deadtok_xr.dask_arrays import with_all_functions
+        from deadtok_xr.store import reading
+
         data = with_all_functions(reading.lazy(array, (str(array.store), identity)))
     else:
         lazily: Any = indexing.LazilyIndexedArray(_StoredValues(array))
         data = indexing.MemoryCachedArray(indexing.CopyOnWriteArray(lazily))
-    return xr.Variable(store.dimensions(array), data, attrs)
+    return xr.Variable(store.dimensions(array), data, _attributes(array), fastpath=True)  # else xarray imports Dask
+
+
+def _stored(array: zarr.Array[Any]) -> xr.Variable:
+    """Return a variable that is read when it is used, and not kept."""
+    lazily: Any = indexing.LazilyIndexedArray(_StoredValues(array))
+    chunks = {"preferred_chunks": dict(zip(store.dimensions(array), array.chunks, strict=True))}
+    return xr.Variable(store.dimensions(array), lazily, _attributes(array), chunks, fastpath=True)
+
+
+def _attributes(array: zarr.Array[Any]) -> dict[str, Any]:
+    return portable({k: v for k, v in array.attrs.asdict().items() if k != "coordinates"})
 
 
 class _StoredValues(BackendArray):

@@ -29,7 +29,8 @@ from deadtok_xr.engine.worker_process import ending_with_parent
 from deadtok_xr.errors import DamagedStoreError, InputError, StorageError
 from deadtok_xr.results import in_progress as unfinished
 from deadtok_xr.results.in_progress import Work
-from deadtok_xr.results.opening import RESUMES, arrays_by_path, as_tree, open_results, opened_groups
+from deadtok_xr.results.opening import arrays_by_path, as_tree, open_results, opened_groups
+from deadtok_xr.results.root import RESUMES
 from deadtok_xr.schema import RESULTS, RESULTS_VERSION
 from deadtok_xr.store import destination, location, manifest_write, zarr_dtype
 from deadtok_xr.store.create import create_root

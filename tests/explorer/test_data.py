@@ -41,8 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(path: Path, steps: int, look: Callable[[], None] = lambda: None) -> torch.Tensor:
-    """Record a run; call ``look`` after every tenth step."""
+def train(path: Path, steps: int, seen_enough: Callable[[], bool] = lambda: False) -> tuple[torch.Tensor, int]:
+    """Record a run of ``steps``, or until enough was seen of it; return the weights and the number of steps."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(12, 8).to(torch.bfloat16))
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
@@ -54,9 +54,9 @@ def train(path: Path, steps: int, look: Callable[[], None] = lambda: None) -> to
             weight.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
             optimizer.step()
             time.sleep(2e-3)  # longer than flush_every
-            if step % 10 == 9:
-                look()
-    return weight.detach().clone()
+            if seen_enough():
+                break
+    return weight.detach().clone(), step + 1
 
 
 @pytest.fixture(scope="module")
@@ -283,28 +283,26 @@ class TestSources:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("deadtok_xr.explorer.opening._WAIT", 0.0)
-        alone = train(tmp_path / "alone.zarr", 40)
         with pytest.raises(MissingFileError):
             Growing(tmp_path / "watched.zarr", None)
-
         sources: list[Source] = []
-        seen: list[int] = []
+        seen: set[int] = set()
 
-        def look() -> None:
+        def grew_twice() -> bool:
             try:
                 sources[:] = sources or [open_source(tmp_path / "watched.zarr", live=True)]
             except IncompleteStoreError:  # nothing is written yet
-                return
-            before, began = sources[0].steps[1], time.monotonic()
-            while sources[0].steps[1] == before and time.monotonic() - began < 10:  # another thread writes
-                sources[0].refresh()
+                return False
+            sources[0].refresh()
             so_far = sources[0].motion_so_far()
             assert so_far is None or so_far.step == sources[0].steps[1]
-            seen.append(sources[0].steps[1])
+            seen.add(sources[0].steps[1])
+            return len(seen) == 3
 
-        watched = train(tmp_path / "watched.zarr", 40, look)
+        watched, steps = train(tmp_path / "watched.zarr", 100_000, grew_twice)  # however late the writer writes
+        alone, _ = train(tmp_path / "alone.zarr", steps)
         assert torch.equal(alone, watched)
-        assert len(set(seen)) > 1  # it grew while it was watched
+        assert len(seen) == 3
         assert sources[0].refresh()
         assert line(sources[0]).endswith("; complete")
         a, b = (dx.open_recording(tmp_path / f"{name}.zarr").W for name in ("alone", "watched"))

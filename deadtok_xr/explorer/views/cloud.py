@@ -56,8 +56,7 @@ class Cloud(View):
             self._run, self._projection = self.page.run, None
         self.axes.disabled = recording is None or "W" not in recording
         if recording is None or self.axes.disabled:
-            opening = self.page.source.grows and not self.page.source.live
-            self.plot.title.text = "opening …" if opening else "the cloud needs the recording, which is not here"
+            self.plot.title.text = "the cloud needs the recording, which is not here"
         elif self._projection is None or self.page.source.grows:
             self._find_axes(recording["step"].values[-1] if self._projection is None else self._axes.step)
         else:

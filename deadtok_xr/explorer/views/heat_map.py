@@ -94,9 +94,8 @@ class HeatMap(View):
         self.y_range.on_change("start", lambda attr, old, new: self._draw_soon())
         self.choice = Select(title="Heat map shows", width=330)
         self.choice.on_change("value", lambda attr, old, new: page.show_quantity(new))
-        self.sorting = Select(title=f"{page.source.rows.capitalize()}s sorted by", options=page.orders, width=210)
-        self.sorting.value = page.order
-        self.sorting.on_change("value", lambda attr, old, new: page.sort(new))
+        self.sorting = Select(title=f"{page.source.rows.capitalize()}s sorted by", width=210)
+        self.sorting.on_change("value", lambda attr, old, new: self._sorted(new))
         self.words = Div(sizing_mode="stretch_width")
         self.root = column(wrapping(self.choice, self.sorting), self.words, self.plot, sizing_mode="stretch_width")
         self._binned: Binned | None = None
@@ -107,7 +106,7 @@ class HeatMap(View):
         offer_quantities(page, self.choice, [page.first_quantity()])
         page.quantity = self.choice.value
         if page.quantity not in page.quantities:
-            page.open_rest("the heat map")
+            page.show_rest("the heat map")
             return
         key, span = page.quantity, page.visible_steps
         self.words.text = f"reading {quantities.label(key, page.quantities[key])} …"
@@ -134,7 +133,7 @@ class HeatMap(View):
         self.words.text = escape(f"{run}{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
-        self.page.open_rest("the heat map")
+        self.page.show_rest("the heat map")
 
     def _colour(self, found: Binned, words: dict[int, str]) -> None:
         finite = found.values[np.isfinite(found.values)]
@@ -180,8 +179,16 @@ class HeatMap(View):
             formatters["@cause"] = in_words(causes)
         self.hover.update(tooltips=tooltips, formatters=formatters)
 
+    def _sorted(self, by: str) -> None:
+        if by != self.page.sorted_by:
+            self.page.sort(by)
+
+    def _offer_orders(self) -> None:
+        self.sorting.update(options=self.page.orders, value=self.page.sorted_by)
+
     def draw(self) -> None:
         """Draw the rows that are visible, from what was read."""
+        self._offer_orders()
         if self._binned is None:
             return
         found, order = self._binned, self.page.row_order
@@ -204,7 +211,7 @@ class HeatMap(View):
 
     def _name_rows(self, order: NDArray[np.intp]) -> None:
         """Label the rows, if they are few; else say how they are sorted."""
-        axis, kind, by = self.plot.yaxis[0], self.page.source.rows, self.page.order
+        axis, kind, by = self.plot.yaxis[0], self.page.source.rows, self.page.sorted_by
         axis.axis_label = f"{kind}s" if by == IDS else f"{kind}s, by {by}"
         if len(order) <= _NAMED:
             names = {k + 0.5: self.page.names[i][:14] for k, i in enumerate(order)}

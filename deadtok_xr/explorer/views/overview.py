@@ -29,9 +29,8 @@ class Overview(View):
         self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width", styles=room)
 
     def refresh(self) -> None:
-        """Draw the table, once everything is open."""
-        if not any(source.grows for source in self.page.runs.values()):
-            self.page.later("runs", lambda: runs.overview(self.page.runs), self._show, slow=True)
+        """Draw the table."""
+        self.page.later("runs", lambda: runs.overview(self.page.runs), self._show, slow=True)
 
     def _show(self, frame: pd.DataFrame) -> None:
         head = "".join(f'<th style="{_CELL}">{escape(name)}</th>' for name in ["run", *frame.columns])

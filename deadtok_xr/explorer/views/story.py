@@ -85,9 +85,7 @@ class Story(View):
         """Draw the first selected token at the chosen step."""
         recording, selected = self.page.source.recording, self.page.selected
         if recording is None or "W" not in recording:
-            opening = self.page.source.grows and not self.page.source.live
-            missing = "The elements of a token need the recording, which is not here."
-            self.words.text = "opening …" if opening else missing
+            self.words.text = "The elements of a token need the recording, which is not here."
             return
         if not selected:
             self.words.text = "Select a token to see its elements."

@@ -89,7 +89,7 @@ class Table(View):
         except InputError as error:
             self.page.say(str(error))
             return
-        order = self.page.row_order if self.page.order == rows.IDS else self.page.row_order[::-1]
+        order = self.page.row_order if self.page.sorted_by == rows.IDS else self.page.row_order[::-1]
         self.shown = order[found[order]]  # the largest first: as in the heat map, from the top down
         columns = rows.shown_columns(frame)
         part = frame[columns].iloc[self.shown]
