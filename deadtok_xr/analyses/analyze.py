@@ -114,7 +114,7 @@ def analyze(
         "allow_gaps": allow_gaps, "precision": precision, "options": options, "budget": budget, "memory": memory,
     }  # fmt: skip
     if RUN in ds.dims:
-        return _each_run(ds, analyses, device=device, **keywords)
+        return tree_of_runs(ds, plan_runs(ds, analyses=analyses, **keywords), analyses, device)
     return plan_analyses(ds, analyses=analyses, **keywords).tree(device)
 
 
@@ -147,18 +147,26 @@ def plan_analyses(
     return plan
 
 
-def _each_run(ds: xr.Dataset, analyses: Sequence[str] | str | None, **keywords: Any) -> xr.DataTree:
-    """Analyse every run, and compare all with the first, if that is named or nothing is."""
+def plan_runs(ds: xr.Dataset, *, analyses: Sequence[str] | str | None = None, **keywords: Any) -> dict[Any, Plan]:
+    """Plan what `analyze` does with each run of a dataset of several, by label; nothing if they are only compared."""
     names = [analyses] if isinstance(analyses, str) else analyses
-    compares = ds.sizes[RUN] > 1 and (names is None or COMPARISON in names)
     of_one = None if names is None else [name for name in names if name != COMPARISON]
-    labels, trees = run_labels(ds), {}
-    for i, label in enumerate(labels if of_one is None or of_one else ()):
+    plans = {}
+    for i, label in enumerate(run_labels(ds) if of_one is None or of_one else ()):
         try:
-            trees[label] = analyze(one_run(ds, i), analyses=of_one, **keywords)
+            plans[label] = plan_analyses(one_run(ds, i), analyses=of_one, **keywords)
         except InputError as error:
             raise InputError(f"run {label}: {error.advice}") from error
-    tree = stack_runs(trees) if trees else xr.DataTree(xr.Dataset(attrs=checks.result_attrs(ds, runs=labels)))
+    return plans
+
+
+def tree_of_runs(
+    ds: xr.Dataset, plans: Mapping[Any, Plan], analyses: Sequence[str] | str | None, device: str
+) -> xr.DataTree:
+    """Analyse every run as planned, and compare all with the first, if that is named or nothing is."""
+    compares = ds.sizes[RUN] > 1 and (analyses is None or COMPARISON in analyses)
+    trees = {label: plan.tree(device) for label, plan in plans.items()}
+    tree = stack_runs(trees) if trees else xr.DataTree(xr.Dataset(attrs=checks.result_attrs(ds, runs=run_labels(ds))))
     if compares:
         tree[COMPARISON] = xr.DataTree(compare_runs(ds))
     return with_labels(tree, ds)

@@ -24,6 +24,7 @@ from deadtok_xr.cli.options import (
     print_json,
     print_places,
     print_summary,
+    rechunk_here,
     remove_leftovers,
 )
 from deadtok_xr.cli.output import echo
@@ -107,16 +108,18 @@ def analyze(
                   --hyperparameter betas=0.9,0.999 --hyperparameter eps=1e-8 --arithmetic find
               deadtok analyze seed_1.zarr seed_2.zarr seed_3.zarr -o seeds.zarr
     """
-    from deadtok_xr.analyses import analyze as build_tree
     from deadtok_xr.analyses import plan_analyses
+    from deadtok_xr.analyses.analyze import plan_runs, tree_of_runs
     from deadtok_xr.analyses.plan import check_memory
     from deadtok_xr.analyses.registry import import_analyses
     from deadtok_xr.engine.progress import dask_progress
     from deadtok_xr.results.save import save_results
     from deadtok_xr.store import destination
 
-    if workers is None and scheduler in _HERE and device != "auto":
-        resolve(device, 0)  # an unknown device is an error now, not in the first task
+    if workers is None and scheduler in _HERE:
+        rechunk_here()
+        if device != "auto":
+            resolve(device, 0)  # an unknown device is an error now, not in the first task
     for file in modules:
         import_analyses(file)
     names = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
@@ -135,12 +138,12 @@ def analyze(
         "analyses": names, "allow_gaps": allow_gaps, "precision": precision, "budget": budget,
         "options": {"mechanism": options} if options else None,
     }  # fmt: skip
-    tree = build_tree(recording, device=device, **keywords) if RUN in recording.dims else None
-    planned = plan_analyses(recording, **keywords)
+    runs = plan_runs(recording, **keywords) if RUN in recording.dims else {}
+    planned = next(iter(runs.values()), None) or plan_analyses(recording, **keywords)
     threads = _threads(planned, memory) if workers is None and scheduler == "threads" else 1
     if memory is not None:
         check_memory(planned, memory, threads)
-    tree = tree or planned.tree(device)
+    tree = tree_of_runs(recording, runs, names, device) if RUN in recording.dims else planned.tree(device)
     plan = "" if quiet else _plan_text(planned, threads, here=workers is None and scheduler == "threads")
     with _scheduler(scheduler, workers, device, threads, quiet=quiet), _print_log(quiet):
         names = list(tree.children) if workers is not None or scheduler in _HERE else []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HEAD = ("variable", "dims", "shape", "dtype", "chunk", "stored", "ratio")
 
 
-def describe(path: str | Path, *, partial: bool = False) -> str:
+def describe(path: str | Path, *, partial: bool = False, cost: bool = False) -> str:
     """Describe a recording store.
 
     Parameters
@@ -31,6 +31,8 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
         The store.
     partial
         Also describe a store that is not complete.
+    cost
+        Also estimate the memory and the time that its analysis takes; this plans all analyses, which takes two seconds.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def describe(path: str | Path, *, partial: bool = False) -> str:
     names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
     rows = [_HEAD, *(_row(name, arrays[name]) for name in names)]
     lines += ["  " + line for line in table(rows, align="<<<<<>>")]
-    if (plan := _plan(path, partial=partial)) is not None:
+    if cost and (plan := _plan(path, partial=partial)) is not None:
         lines.append("  " + _needs(plan))
     return "\n".join(lines)
 

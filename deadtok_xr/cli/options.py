@@ -60,11 +60,11 @@ def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
     return found
 
 
-def description(path: Path | str, *, partial: bool = False) -> str:
+def description(path: Path | str, *, partial: bool = False, cost: bool = False) -> str:
     """Describe a store, as text for one screen."""
     from deadtok_xr.cli.describe import describe
 
-    return describe(path, partial=partial)
+    return describe(path, partial=partial, cost=cost)
 
 
 def print_json(**facts: Any) -> None:
@@ -81,6 +81,13 @@ def print_summary(tree: Any, *, details: bool = False) -> None:
 
     groups = findings.load(tree)
     echo((summary.detailed if details else summary.one_screen)(tree, groups, options_alone))
+
+
+def rechunk_here() -> None:
+    """Let Dask rechunk without a cluster during a command; to look for one, it imports dask.distributed."""
+    import dask
+
+    click.get_current_context().with_resource(dask.config.set({"array.rechunk.method": "tasks"}))
 
 
 def draw(tree: Any, folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from deadtok_xr.cli.options import (
     pairs,
     print_json,
     read_ids,
+    rechunk_here,
     remove_leftovers,
 )
 from deadtok_xr.cli.output import echo
@@ -169,21 +170,23 @@ def recipes() -> None:
 
 @click.command()
 @STORE_ANYWHERE
+@click.option("--cost", is_flag=True, help="Also estimate the memory and the CPU time that `deadtok analyze` needs.")
 @JSON
 @PARTIAL
-def info(store: Path | str, partial: bool, as_json: bool) -> None:
-    """Describe a store, and the memory needed to analyse it.
+def info(store: Path | str, partial: bool, cost: bool, as_json: bool) -> None:
+    """Describe a store: its variables, tokens and steps, and the optimizer of the training.
 
     \b
-    Example:  deadtok info thimble_7.zarr
+    Example:  deadtok info thimble_7.zarr --cost
     """
     remove_leftovers(store)
+    rechunk_here()
     if as_json:
         from deadtok_xr.cli.describe import facts
 
         print_json(**facts(store, partial=partial))
         return
-    echo(description(store, partial=partial))
+    echo(description(store, partial=partial, cost=cost))
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,11 @@ from deadtok_xr.results.findings import Groups
 
 AT_MOST = 4
 """Runs whose numbers a sentence gives one by one; of more runs it gives the smallest and the largest."""
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?%?(?![\w])")
+_PART = re.compile(
+    r'(?<=\d )".*?"(?=[\s,.;:)]|$)'
+    r"|-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?%?(?![\w])"
+)
+"""The text of a token behind its id, or a number."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def shared_findings(runs: Mapping[Any, Groups]) -> list[Shared]:
     for label, groups in runs.items():
         for name in groups:
             for finding in findings.findings({name: groups[name]}):
-                alike.setdefault((name, _NUMBER.sub("#", finding.text)), {}).setdefault(label, []).append(finding)
+                words = _with_numbers(finding.text, lambda _: "#")
+                alike.setdefault((name, words), {}).setdefault(label, []).append(finding)
     found = [
         Shared(
             max(f.importance for one in by_run.values() for f in one), name, text, len(by_run) < len(runs) or differs
@@ -108,9 +113,14 @@ def _sentences(by_run: Mapping[Any, Sequence[Finding]], labels: Sequence[Any]) -
 
 def _merged(texts: Sequence[str]) -> str:
     """Return one sentence for several that differ in numbers alone."""
-    numbers = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
-    replaced = iter([_together(list(values)) for values in numbers])
-    return _NUMBER.sub(lambda _: next(replaced), texts[0])
+    numbers = [[part for part in _PART.findall(text) if part[0] != '"'] for text in texts]
+    replaced = iter([_together(values) for values in zip(*numbers, strict=True)])
+    return _with_numbers(texts[0], lambda _: next(replaced))
+
+
+def _with_numbers(text: str, number: Callable[[str], str]) -> str:
+    """Replace the numbers of a sentence, but not the digits in the texts of tokens."""
+    return _PART.sub(lambda part: part[0] if part[0][0] == '"' else number(part[0]), text)
 
 
 def _together(values: Sequence[str]) -> str:

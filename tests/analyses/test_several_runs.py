@@ -90,6 +90,8 @@ def test_summary_says_when_runs_part_and_what_differs(saved: xr.DataTree) -> Non
     assert "same and seed: Every token moves in every one of the 199 steps." in text
     assert "At step 199 a token lies" in text
     assert _merged(["3 of 1,162 (1.5%)", "4 of 1,162 (2%)"]) == "3 / 4 of 1,162 (1.5% / 2%)"
+    of_token = "token 1 \"'\\x01'\" moves {} times"  # digits in the text of a token are no numbers
+    assert _merged([of_token.format(n) for n in ("1,200", "7")]) == of_token.format("1,200 / 7")
 
 
 def test_results_of_runs_side_by_side(stores: list[Path], saved: xr.DataTree) -> None:

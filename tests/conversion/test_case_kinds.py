@@ -152,6 +152,8 @@ def test_fractions_are_not_steps(tmp_path: Path) -> None:
     assert "1.5 is not read as a step" in refusal(tmp_path / "run", tmp_path)
     save_file({"step_1.5": to_torch(W[0]), "step_2.5": to_torch(W[1])}, tmp_path / "a.safetensors")
     refusal(tmp_path / "a.safetensors", tmp_path)
+    save_file({str(x): to_torch(W[0]) for x in (0.25, 0.26, 0.27)}, tmp_path / "c.safetensors")
+    assert "holds no weights" in refusal(tmp_path / "c.safetensors", tmp_path)
     grouped = {f"step_{step}.0.weight": to_torch(W[i]) for i, step in enumerate((5, 10))}
     save_file(grouped, tmp_path / "b.safetensors")  # the first of the matrices of a step: no fraction
     assert opened(tmp_path / "b.safetensors", tmp_path)["step"].values.tolist() == [5, 10]

@@ -101,7 +101,7 @@ def test_the_commands_print_and_write(ran: Ran) -> None:
     planned, converted, info, verified, analysed = ran.printed
     assert "uint16 read as the bits of bfloat16" in planned
     assert "all as they were written; the same bits as thimble.h5: W" in verified
-    assert converted == info
+    assert info.startswith(converted.rstrip())
     assert "10 dead, 30 live" in info
     assert "memory to analyse" in info
     assert "tokens in the coldest phase, frozen" in analysed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deadtok_xr import kernels
-from deadtok_xr.analyses.common import fused_replay, replayed_updates
+from deadtok_xr.analyses.common import fused_replay, replay_verdict, replayed_updates
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.replay import Settings
 from deadtok_xr.replay.arithmetic import to_tensor
@@ -97,3 +99,19 @@ def test_the_trial_tells_fused_operations_from_others(grid: str) -> None:
     if fuses is None:
         pytest.skip("torch computes otherwise on this CPU, and is used")
     assert not fused_replay._agrees("single", grid, not fuses)
+
+
+def test_the_verdict_is_kept_for_processes_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
+    kept = replay_verdict.Verdict(fuses=True)
+    replay_verdict.write("single-bfloat16", kept)
+    assert replay_verdict.read("single-bfloat16") is None  # it may have changed how torch computes
+    monkeypatch.delitem(sys.modules, "torch")
+    assert replay_verdict.read("single-bfloat16") == kept
+    assert replay_verdict.read("foreach-bfloat16") is None
+    (file,) = tmp_path.iterdir()
+    file.chmod(0o666)
+    assert replay_verdict.read("single-bfloat16") is None
+    file.write_text("not JSON")
+    file.chmod(0o644)
+    assert replay_verdict.read("single-bfloat16") is None

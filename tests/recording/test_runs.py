@@ -55,7 +55,7 @@ def test_all_runs_of_a_store(tmp_path: Path, reads: list[str], lazily: Any) -> N
     np.testing.assert_array_equal(ds.W.values, W.astype("f4"))
     np.testing.assert_array_equal(dx.open_recording(path, tokens="dead").W.values, W[:, :, 1::2].astype("f4"))
     assert "2: 5, 7" in describe(path)
-    assert "memory to analyse" in describe(path)
+    assert "memory to analyse" in describe(path, cost=True)
     assert xr.open_zarr(path, consolidated=False).W.dims == ds.W.dims
 
 

@@ -1,7 +1,8 @@
 """Choose the compiled replay of Adam's updates, where it agrees with torch on this machine to the bit.
 
 torch's operations are the reference (`replay.arithmetic`). The kernel does the same in one loop, several times as fast.
-Whether it may is tried once per process: torch and the kernel replay the same random bits.
+Whether it may is tried once on a machine: torch and the kernel replay the same random bits. The verdict is kept beside
+the compiled kernels, because torch takes two seconds to import and bfloat16 needs it for nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr import kernels
+from deadtok_xr.analyses.common import replay_verdict
 from deadtok_xr.analyses.common.recorded_updates import to_array
 from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.replay import arithmetic as arithmetics
@@ -46,8 +48,13 @@ def format_of(s: Settings, arithmetic: str, grids: Mapping[str, str]) -> str | N
 
 @cache
 def tried(arithmetic: str, grid: str) -> bool | None:
-    """Compare the kernel with torch on this machine; see `fused_operations`."""
-    return next((fuses for fuses in (True, False) if _agrees(arithmetic, grid, fuses)), None)
+    """Return the verdict of comparing the kernel with torch on this machine; see `fused_operations`."""
+    kept = replay_verdict.read(f"{arithmetic}-{grid}")
+    if kept is not None:
+        return kept.fuses
+    fuses = next((fuses for fuses in (True, False) if _agrees(arithmetic, grid, fuses)), None)
+    replay_verdict.write(f"{arithmetic}-{grid}", replay_verdict.Verdict(fuses))
+    return fuses
 
 
 def _agrees(arithmetic: str, grid: str, fuses: bool) -> bool:

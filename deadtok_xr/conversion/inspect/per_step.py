@@ -165,14 +165,11 @@ def _series(source: Source) -> list[_Series]:
 def _split(key: str) -> tuple[str, int, str, bool] | None:
     """Return a key before its number, the number, and behind it, and whether a word says that it is a step."""
     step = named_step(key, dotted=True)
-    if step is not None and step.stated:
-        match = next(m for m in _NUMBER.finditer(key) if int(m[0]) == step.number)
-        return key[: match.start()], step.number, key[match.end() :], True
-    numbers = list(_NUMBER.finditer(key))
-    if not numbers:
+    if step is None:
         return None
-    match = numbers[-1]
-    return key[: match.start()], int(match[0]), key[match.end() :], False
+    numbers = list(_NUMBER.finditer(key))
+    match = next(m for m in numbers if int(m[0]) == step.number) if step.stated else numbers[-1]
+    return key[: match.start()], step.number, key[match.end() :], step.stated
 
 
 def _countable(source: Source, series: _Series) -> bool:

@@ -27,6 +27,8 @@ _METRIC = re.compile(
 _MEASURED = re.compile(
     r"(?<![a-z])(?:[a-z]+_)?(?:loss|ppl|perplexity|acc(?:uracy)?|bpb|score|metric|lr)[ =_-]?$", re.IGNORECASE
 )
+_WHOLE_PART = re.compile(r"(?<![\d.])\d+\.$")
+"""Of a fraction at the end of a tensor's name, in which other dots separate parts."""
 _FRACTION = re.compile(r"\d+[.,]\d+")
 _RANK = re.compile(
     r"(?<![a-z])(?P<word>consolidated|(?:[a-z]+_)*rank|tp|mp|pp|dp|(?:[a-z]+_)*fsdp|shard|part|partition|worker|gpu"
@@ -70,7 +72,8 @@ def named_step(name: str, *, dotted: bool = False) -> NamedStep | None:
     name
         A name.
     dotted
-        Whether dots separate the parts of the name, as in those of tensors: ``step_5.0.weight`` holds no fraction.
+        Whether dots separate the parts of the name, as in those of tensors: ``step_5.0.weight`` holds no fraction, but
+        ``0.25`` is one.
     """
     for pattern in _STATED:
         if match := pattern.search(name):
@@ -80,9 +83,12 @@ def named_step(name: str, *, dotted: bool = False) -> NamedStep | None:
     if _UNIT.search(name):
         return None
     match = _LAST.fullmatch(name)
-    if match is None or (not dotted and re.search(r"\d[.,]$", name[: match.start("n")])):
+    if match is None:
         return None
-    return None if _MEASURED.search(name[: match.start("n")]) else _step(name, match, stated=False)
+    before, is_last = name[: match.start("n")], match.end("n") == len(name)
+    if (is_last and _WHOLE_PART.search(before)) if dotted else re.search(r"\d[.,]$", before):
+        return None
+    return None if _MEASURED.search(before) else _step(name, match, stated=False)
 
 
 def _step(name: str, match: re.Match[str], *, stated: bool) -> NamedStep:
