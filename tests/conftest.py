@@ -23,7 +23,7 @@ from deadtok_xr.store import chunk_streams, motion_index
 from deadtok_xr.store.chunk_layout import CHUNK_STEPS
 from deadtok_xr.store.chunk_reader import ChunkReader
 
-settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("default", deadline=None, max_examples=15)
 settings.register_profile("thorough", deadline=None, max_examples=400)  # pytest --hypothesis-profile thorough
 settings.register_profile("few", deadline=None, max_examples=6)  # .ci/run, with Dask's expressions
 settings.load_profile("default")

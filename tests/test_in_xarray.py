@@ -308,6 +308,7 @@ class TestUnknownPrecision:
                 np.testing.assert_array_equal(x, everything[name])
         assert {"displacement", "moved_dims", "n_invalid"} == set(dx.motion(rec).data_vars)
 
+    @pytest.mark.slow
     def test_the_rest_is_said_once(self, masters: Path, tmp_path: Path) -> None:
         tree = dx.save_results(dx.analyze(masters), tmp_path / "r.zarr")
         assert {"motion", "lifecycle", "freezing"} <= set(tree.children)

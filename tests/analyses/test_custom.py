@@ -810,6 +810,7 @@ def _run(*command: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_functions_of_a_script_are_sent_to_processes(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(MAIN)
     (tmp_path / "moved.py").write_text("\n\n" + MAIN)
@@ -817,6 +818,7 @@ def test_functions_of_a_script_are_sent_to_processes(stored: Path, tmp_path: Pat
     assert len(names) == 1  # the same code is the same analysis, wherever it stands
 
 
+@pytest.mark.slow
 def test_analyses_of_an_installed_package(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text(
         "import numpy as np\nimport deadtok_xr as dx\n"

@@ -261,6 +261,7 @@ def test_no_arguments_show_the_commands_of_a_first_hour(deadtok: Deadtok) -> Non
     assert max(map(len, said.out.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_one_screen_after_an_analysis_ends_with_the_next_command(
     deadtok: Deadtok, recording: Path, tmp_path: Path
 ) -> None:

@@ -604,7 +604,7 @@ def test_resumes_after_a_full_disk(tmp_path: Path, watch: Watch) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    kills = 4
+    kills = 3
     found = soak(tmp_path, kills=kills, megabytes=30)
     assert found.wrong == []
     assert found.kills.total() == kills

@@ -19,9 +19,9 @@ from deadtok_xr.bfloat16 import BFLOAT16
 
 pytestmark = pytest.mark.slow
 
-STEPS, TOKENS, DIMS = 600, 600, 64
+STEPS, TOKENS, DIMS = 600, 300, 64
 LIMIT = 700 * 10**6
-"""Of each process, Python and the libraries included, pyarrow too where pandas finds it; the values are 0.2 GB."""
+"""Of each process, Python and the libraries included, pyarrow too where pandas finds it; the values are 0.1 GB."""
 PEAK = """
 import json, sys
 from pathlib import Path
