@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HEAD = ("variable", "dims", "shape", "dtype", "chunk", "stored", "ratio")
 
 
-def describe(path: str | Path, *, partial: bool = False, cost: bool = False) -> str:
+def describe(path: str | Path, *, partial: bool = False) -> str:
     """Describe a recording store.
 
     Parameters
@@ -31,8 +31,6 @@ def describe(path: str | Path, *, partial: bool = False, cost: bool = False) -> 
         The store.
     partial
         Also describe a store that is not complete.
-    cost
-        Also estimate the memory and the time that its analysis takes; this plans all analyses, which takes two seconds.
 
     Raises
     ------
@@ -45,9 +43,16 @@ def describe(path: str | Path, *, partial: bool = False, cost: bool = False) -> 
     names = sorted(arrays, key=lambda n: (-arrays[n].nbytes, n))  # zarr lists in no order
     rows = [_HEAD, *(_row(name, arrays[name]) for name in names)]
     lines += ["  " + line for line in table(rows, align="<<<<<>>")]
-    if cost and (plan := _plan(path, partial=partial)) is not None:
-        lines.append("  " + _needs(plan))
     return "\n".join(lines)
+
+
+def analysis_cost(path: str | Path, *, partial: bool = False) -> str:
+    """Estimate the memory and the time that analysing a store takes, in one line; empty if it cannot be analysed.
+
+    This plans all analyses, which imports what they need and takes a second or two.
+    """
+    plan = _plan(path, partial=partial)
+    return "" if plan is None else "  " + _needs(plan)
 
 
 def facts(path: str | Path, *, partial: bool = False) -> dict[str, Any]:

@@ -60,11 +60,11 @@ def pairs(values: tuple[str, ...], option: str, form: str) -> dict[str, str]:
     return found
 
 
-def description(path: Path | str, *, partial: bool = False, cost: bool = False) -> str:
+def description(path: Path | str, *, partial: bool = False) -> str:
     """Describe a store, as text for one screen."""
     from deadtok_xr.cli.describe import describe
 
-    return describe(path, partial=partial, cost=cost)
+    return describe(path, partial=partial)
 
 
 def print_json(**facts: Any) -> None:

@@ -170,23 +170,24 @@ def recipes() -> None:
 
 @click.command()
 @STORE_ANYWHERE
-@click.option("--cost", is_flag=True, help="Also estimate the memory and the CPU time that `deadtok analyze` needs.")
 @JSON
 @PARTIAL
-def info(store: Path | str, partial: bool, cost: bool, as_json: bool) -> None:
-    """Describe a store: its variables, tokens and steps, and the optimizer of the training.
+def info(store: Path | str, partial: bool, as_json: bool) -> None:
+    """Describe a store, and the memory and time needed to analyse it.
 
     \b
-    Example:  deadtok info thimble_7.zarr --cost
+    Example:  deadtok info thimble_7.zarr
     """
     remove_leftovers(store)
     rechunk_here()
-    if as_json:
-        from deadtok_xr.cli.describe import facts
+    from deadtok_xr.cli.describe import analysis_cost, describe, facts
 
+    if as_json:
         print_json(**facts(store, partial=partial))
         return
-    echo(description(store, partial=partial, cost=cost))
+    echo(describe(store, partial=partial))
+    if line := analysis_cost(store, partial=partial):  # takes longer, so all else is read meanwhile
+        echo(line)
 
 
 @click.command()

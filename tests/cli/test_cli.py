@@ -137,7 +137,7 @@ def test_a_recording_from_file_to_results(weights: NDArray[np.uint16], tmp_path:
 
 
 def test_info_describes_a_store(deadtok: Deadtok, run_zarr: Path) -> None:
-    said = deadtok("info", run_zarr, "--cost")
+    said = deadtok("info", run_zarr)
     assert (said.status, said.err) == (0, "")
     for text in ("200 x 40 x 8", "bfloat16", "dead", "memory to analyse the dead tokens with"):
         assert text in said.out

@@ -70,4 +70,4 @@ def test_memory_depends_on_analyses_tokens_and_threads(tmp_path: Path) -> None:
     fewer = (plan_analyses(rec.isel(token=slice(50))), plan_analyses(rec, analyses=["motion", "phases"]))
     assert all(plan.cost.memory(2) < of_all for plan in fewer)
     assert of_all < plan_analyses(rec).cost.memory(4)
-    assert "to analyse the dead tokens with" in describe.describe(path, cost=True)
+    assert "to analyse the dead tokens with" in describe.analysis_cost(path)

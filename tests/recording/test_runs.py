@@ -16,7 +16,7 @@ import zarr
 import deadtok_xr as dx
 from deadtok_xr import demo, schema, store
 from deadtok_xr.attributes import plain
-from deadtok_xr.cli.describe import describe
+from deadtok_xr.cli.describe import analysis_cost, describe
 from deadtok_xr.errors import IncompleteStoreError, InputError
 from deadtok_xr.recording.runs import one_run
 from tests.manifests import accept
@@ -55,7 +55,7 @@ def test_all_runs_of_a_store(tmp_path: Path, reads: list[str], lazily: Any) -> N
     np.testing.assert_array_equal(ds.W.values, W.astype("f4"))
     np.testing.assert_array_equal(dx.open_recording(path, tokens="dead").W.values, W[:, :, 1::2].astype("f4"))
     assert "2: 5, 7" in describe(path)
-    assert "memory to analyse" in describe(path, cost=True)
+    assert "memory to analyse" in analysis_cost(path)
     assert xr.open_zarr(path, consolidated=False).W.dims == ds.W.dims
 
 
