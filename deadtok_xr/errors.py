@@ -10,7 +10,7 @@ import re
 
 __all__ = [
     "DamagedStoreError", "DestinationExistsError", "IncompleteStoreError", "InputError", "MissingFileError",
-    "OffGridError", "StorageError", "WriteError",
+    "OffGridError", "StorageError", "WorkersError", "WriteError",
 ]  # fmt: skip
 
 _OPTION = r"--[a-z][a-z-]*"
@@ -63,3 +63,7 @@ class WriteError(OSError):
 
 class StorageError(OSError):
     """An object store that cannot be reached, or denies access."""
+
+
+class WorkersError(RuntimeError):
+    """Worker processes of this machine that cannot be started, or that ended and cannot be started again."""

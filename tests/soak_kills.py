@@ -26,8 +26,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from typing import Any
 import click
 import dask
 import numpy as np
+import xarray as xr
 import zarr
 from blake3 import blake3
 
@@ -306,12 +307,39 @@ def recorded(path: Path, expected: Path) -> None:
     names = ("W", "grad", "exp_avg", "step", "lr")
     known = [name for name in names if name in ours]
     assert len(known) == len(names) or ours.step.values.tolist() == [0], known  # the others begin with the first update
-    for name in known:
-        np.testing.assert_array_equal(ours[name].values, theirs[name].values[: ours.sizes["step"]], name)
+    same_beginning(ours, theirs, known)
 
 
-def train(folder: Path) -> Callable[[], int]:
-    """Return a training that resumes from the newest checkpoint up to which its recording is complete."""
+def monitored(path: Path, expected: Path) -> None:
+    """What a Monitor has written always opens, and its updates have the right values."""
+    if not path.exists():
+        return
+    theirs, ours = dx.open_monitor(expected), dx.open_monitor(path)
+    assert not ours.attrs["complete"] or ours.sizes == theirs.sizes
+    same_beginning(ours, theirs, list(theirs.variables))
+
+
+def same_beginning(ours: xr.Dataset, theirs: xr.Dataset, names: Sequence[str]) -> None:
+    """Check that the steps of a dataset have the values of the first steps of another."""
+    theirs = theirs.isel(step=slice(ours.sizes["step"]))
+    for name in names:
+        np.testing.assert_array_equal(ours[name].values, theirs[name].values, name)
+
+
+def train(
+    folder: Path, steps: Callable[[Path], Sequence[int]], watch: Callable[..., AbstractContextManager[Any]]
+) -> Callable[[], int]:
+    """Return a training that resumes from the newest checkpoint up to which it has been watched.
+
+    Parameters
+    ----------
+    folder
+        Where the checkpoints and the store are.
+    steps
+        Returns the steps of a store; raises one of `REFUSED` if it cannot be read.
+    watch
+        Returns a Recorder or Monitor of the model, optimizer, store, first step and further options.
+    """
 
     def run() -> int:
         import torch
@@ -322,7 +350,7 @@ def train(folder: Path) -> Callable[[], int]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         path, first = folder / "run.zarr", 0
         try:
-            last = int(dx.open_recording(path, partial=True).step[-1])
+            last = max(steps(path), default=0)
         except REFUSED:
             last = -1
         checkpoints = sorted((p for p in folder.glob("*.pt") if int(p.stem) <= last), key=lambda p: int(p.stem))
@@ -331,12 +359,7 @@ def train(folder: Path) -> Callable[[], int]:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             first = int(checkpoints[-1].stem)
-        options: Any = {"resume": True} if checkpoints else {"overwrite": True}
-        recorder: Any = dx.Recorder(
-            model.weight, optimizer, path, variables=["W", "grad", "exp_avg"], flush_every=0.02, first_step=first,
-            **options,
-        )  # fmt: skip
-        with recorder:
+        with watch(model, optimizer, path, first, **({"resume": True} if checkpoints else {"overwrite": True})):
             for step in range(first + 1, TRAINED + 1):
                 optimizer.param_groups[0]["lr"] = 1e-2 / step
                 ids = torch.randint(0, 40, (16,), generator=torch.Generator().manual_seed(step))
@@ -353,6 +376,31 @@ def train(folder: Path) -> Callable[[], int]:
         return 0
 
     return run
+
+
+def record(folder: Path) -> Callable[[], int]:
+    """Return a training with a Recorder."""
+
+    def watch(model: Any, optimizer: Any, path: Path, first: int, **options: Any) -> AbstractContextManager[Any]:
+        variables = ["W", "grad", "exp_avg"]
+        return dx.Recorder(
+            model.weight, optimizer, path, variables=variables, flush_every=0.02, first_step=first, **options
+        )
+
+    return train(folder, lambda path: dx.open_recording(path, partial=True).step.values.tolist(), watch)
+
+
+def monitor(folder: Path) -> Callable[[], int]:
+    """Return a training with a Monitor that writes often, and small chunks."""
+
+    def watch(model: Any, optimizer: Any, path: Path, first: int, **options: Any) -> AbstractContextManager[Any]:
+        from deadtok_xr.monitor import growing_store
+        from deadtok_xr.monitor import monitor as module
+
+        module.FLUSH_SECONDS, growing_store._CHUNK_BYTES = 0.02, 2**13
+        return dx.Monitor(model, optimizer, path, every=4, **options)
+
+    return train(folder, lambda path: dx.open_monitor(path).step.values.tolist(), watch)
 
 
 def make_inputs(inputs: Path) -> int:
@@ -401,7 +449,8 @@ def works(inputs: Path) -> list[Work]:
     return [
         Work("convert", nothing, convert, "s.zarr", whole_or_refused(dx.open_recording)),
         Work("analyze", nothing, analyse(), "r.zarr", results),
-        Work("record", nothing, train, "run.zarr", recorded),
+        Work("record", nothing, record, "run.zarr", recorded),
+        Work("monitor", nothing, monitor, "run.zarr", monitored),
         Work("label", copy("recording.zarr"), label, "s.zarr", opens),
         Work("export", nothing, export, "x.h5", whole_file),
         Work("add a manifest", copy("older.zarr"), add_manifest, "s.zarr", opens),
@@ -440,7 +489,14 @@ def load(inputs: Path) -> None:
     AssertionError
         If this starts threads other than those of Zarr, which starts others after a fork.
     """
-    for name in ("h5py", "torch._dynamo", "distributed", "distributed.deploy", "deadtok_xr.recorder.recorder"):
+    for name in (
+        "h5py",
+        "torch._dynamo",
+        "distributed",
+        "distributed.deploy",
+        "deadtok_xr.recorder.recorder",
+        "deadtok_xr.monitor.monitor",
+    ):
         importlib.import_module(name)
     place = new_folder(inputs / "loading")
     one_thread = dask.config.set(scheduler="synchronous")

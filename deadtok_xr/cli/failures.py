@@ -15,7 +15,7 @@ import click
 
 from deadtok_xr.cli.output import echo
 from deadtok_xr.cli.spelling import options_alone
-from deadtok_xr.errors import InputError
+from deadtok_xr.errors import InputError, WorkersError
 
 _TRACEBACK = "DEADTOK_TRACEBACK"
 _GIVEN = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -59,6 +59,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return "the connection to the scheduler was lost: start it again, or check the network", 1
     if type(error).__module__.startswith("distributed") or isinstance(error, BrokenExecutor):
         return f"the workers failed, {type(error).__name__}: {sentence}; they may have run out of memory", 1
+    if isinstance(error, WorkersError):
+        return sentence, 1
     if isinstance(error, OSError):
         return _about_files(error)
     return (

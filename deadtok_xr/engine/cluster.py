@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import dask
 from dask.system import CPU_COUNT
 
 from deadtok_xr._version import __version__
-from deadtok_xr.errors import InputError
+from deadtok_xr.errors import InputError, WorkersError
 from deadtok_xr.store import location
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 _TIMEOUT = "10s"  # for a scheduler to answer
+_PATIENCE_S = 180.0
+"""How long a computation on this machine goes on when all workers have ended, and none could be started again."""
+_POLL_S = 1.0
+_ADVICE = "they may have run out of memory or disk space; use fewer of them, or none"
 _INSTALL = "pip install 'deadtok_xr[cluster]'"
 
 
@@ -70,6 +77,8 @@ def local_cluster(n_workers: int) -> Iterator[Client]:
     ------
     InputError
         If dask.distributed is not installed, or ``n_workers`` is less than 1.
+    WorkersError
+        If the workers cannot be started, or all have ended and cannot be started again.
     """
     if n_workers < 1:
         raise InputError(f"--workers {n_workers}: expected 1 or more processes")
@@ -78,15 +87,58 @@ def local_cluster(n_workers: int) -> Iterator[Client]:
     except ImportError:
         raise InputError(f"--workers N needs dask.distributed: {_INSTALL}") from None
     options: dict[str, Any] = {"dashboard_address": ":0", "silence_logs": "CRITICAL"}  # any port; failures are raised
-    with LocalCluster(n_workers=n_workers, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
-        yield client
+    # a worker that takes longer than 15 s to start again, on a busy machine, would be given up for good
+    started = {"distributed.deploy.lost-worker-timeout": "1 day"}
+    with dask.config.set(started), ExitStack() as stack:
+        try:
+            made = stack.enter_context(LocalCluster(n_workers=n_workers, threads_per_worker=1, **options))
+            client = stack.enter_context(Client(made))
+        except RuntimeError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise WorkersError(f"the worker processes could not be started ({reason}): {_ADVICE}") from error
+        with _losing_patience(made, client):
+            yield client
+
+
+@contextmanager
+def _losing_patience(made: Any, client: Client) -> Iterator[None]:
+    """Cancel what is computed when there have been no workers for `_PATIENCE_S`, which it would wait for for ever."""
+    from distributed import Future
+
+    ended, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        last = time.monotonic()
+        while not ended.wait(_POLL_S):
+            if made.scheduler.workers:
+                last = time.monotonic()
+            elif time.monotonic() - last > _PATIENCE_S:
+                lost.set()
+                client.cancel([Future(key, client) for key in list(client.futures)])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        if not lost.is_set():
+            raise
+        explained = WorkersError(
+            f"all worker processes ended, and none could be started again within {_PATIENCE_S:.0f} s: {_ADVICE}"
+        )
+        for note in getattr(error, "__notes__", ()):
+            explained.add_note(note)
+        raise explained from error
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _check_workers(client: Client, address: str) -> None:
     """Check that the workers have the same software as this process."""
     own = _software()
     try:
-        found: dict[str, dict[str, str]] = client.run(_software)
+        found: dict[str, dict[str, str]] = _on_workers(client, _software)
     except Exception as error:
         raise InputError(
             f"the workers at {address!r} cannot import deadtok_xr ({type(error).__name__}: {error}): install "
@@ -102,6 +154,17 @@ def _check_workers(client: Client, address: str) -> None:
                     "version in both places"
                 )
     _check_libraries(client)
+
+
+def _on_workers(client: Client, function: Callable[..., R], *given: Any) -> dict[str, R]:
+    """Call a function on every worker; one that is lost meanwhile is left out."""
+    from distributed.comm import CommClosedError
+
+    found: dict[str, Any] = client.run(function, *given, on_error="return")
+    for answer in found.values():
+        if isinstance(answer, Exception) and not isinstance(answer, CommClosedError):
+            raise answer
+    return {worker: answer for worker, answer in found.items() if not isinstance(answer, CommClosedError)}
 
 
 def _check_libraries(client: Client) -> None:
@@ -134,7 +197,7 @@ def check_places(results: str | Path, recordings: Sequence[str | Path]) -> None:
     places[location.absolute(results)] = "the results"
     for place, what in places.items():
         known = location.read(place, "zarr.json")
-        for worker, seen in client.run(location.read, place, "zarr.json").items():
+        for worker, seen in _on_workers(client, location.read, place, "zarr.json").items():
             if known is not None and seen != known:
                 other = "nothing" if seen is None else "something else"
                 raise InputError(
@@ -152,7 +215,9 @@ def check_writing(results: str | Path, place: str) -> None:
         If a worker cannot, with the reason.
     """
     client = current()
-    for worker, reason in {} if client is None else client.run(_refused, location.absolute(place)).items():
+    if client is None:
+        return
+    for worker, reason in _on_workers(client, _refused, location.absolute(place)).items():
         if reason is not None:
             raise InputError(
                 f"the worker {worker} cannot write {results} ({reason}): let it write there, or choose another "

@@ -1,7 +1,8 @@
 """A store of monitored updates that grows at its end and can be read meanwhile.
 
-A Zarr v3 group of the variables (step, parameter) and their coordinates. Chunks are written as whole files, each under
-another name and renamed, and the array `step` grows last: a reader takes as many updates as every array has.
+A Zarr v3 group of the variables (step, parameter) and their coordinates. Each chunk file is written under another name,
+flushed to the disk and renamed, and only then are the arrays made longer: a reader takes as many updates as every array
+has, also after a kill or a power cut.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.monitor import rows
 from deadtok_xr.monitor.variables import COORDINATES, VARIABLES
 from deadtok_xr.schema import MONITOR
-from deadtok_xr.store import chunk_bytes, location, manifest, manifest_check, manifest_write, writing
+from deadtok_xr.store import chunk_bytes, length, location, manifest, manifest_check, manifest_write, writing
 from deadtok_xr.store.chunk_reader import read_values
 from deadtok_xr.store.destination import refuse_existing
 from deadtok_xr.store.members import attribute_error, check_format, is_complete, lost, open_members
@@ -51,19 +52,17 @@ class GrowingStore:
                 part = values[start : start + self.chunk]
                 block[: len(part)] = part
                 key = ((first + start) // self.chunk, *(0,) * (array.ndim - 1))
-                chunk_bytes.write_chunk(array, key, writing.encode_chunk(array, block))
-            array.resize((first + len(added), *array.shape[1:]))
+                chunk_bytes.write_chunk(array, key, writing.encode_chunk(array, block), durable=True)
+        self._arrays = length.set_n_steps(self._group, self._arrays, first + len(added))
 
     def rows_to_resume(self, step: int) -> tuple[int, list[rows.Row]]:
-        """Return the rows up to an update that are in its chunk, and the position of the first of them."""
+        """Drop the rows after an update; return those that are left in the last chunk, and the first one's position."""
         n = _n_steps(self._arrays)
         n = int(np.searchsorted(np.asarray(self._arrays["step"][:n]), step, "right"))
         first = n // self.chunk * self.chunk
         values = {name: np.asarray(self._arrays[name][first:n]) for name in (*VARIABLES, "step")}
         found: list[rows.Row] = [{name: value[i] for name, value in values.items()} for i in range(n - first)]
-        for array in self._arrays.values():
-            if store.dimensions(array)[0] == "step":
-                array.resize((n, *array.shape[1:]))
+        self._arrays = length.set_n_steps(self._group, self._arrays, n)
         return first, found
 
     def finish(self) -> None:
@@ -80,11 +79,18 @@ def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwri
         If something exists at ``path``, unless ``overwrite`` and it is a store of this kind.
     """
     refuse_existing(path, overwrite=overwrite, kind=MONITOR)
-    if location.exists(path):
-        location.remove(path)
+    with location.placed_at_once(path.absolute()) as folder:
+        _create(folder, fixed, attrs)
+        for file in folder.rglob("*"):
+            if file.is_file():
+                location.flush(file)
+    return GrowingStore(zarr.open_group(location.zarr_store(path), mode="r+", zarr_format=3), fixed)
+
+
+def _create(folder: Path, fixed: rows.Columns, attrs: Mapping[str, Any]) -> None:
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "software": store.software_versions()}
     group = zarr.create_group(
-        location.zarr_store(path), attributes={MONITOR: FORMAT, "complete": False, **made, **attrs}
+        location.zarr_store(folder), attributes={MONITOR: FORMAT, "complete": False, **made, **attrs}
     )
     sizes = {"step": 0, "parameter": len(fixed["parameter"]), "margin_bin": len(fixed["margin_bin"])}
     n = int(np.clip(_CHUNK_BYTES // (8 * sizes["parameter"] * sizes["margin_bin"]), 16, 1024))
@@ -99,7 +105,6 @@ def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwri
         shape = [sizes[d] for d in dims]
         others = {"coordinates": "numel dtype group method"} if "parameter" in dims else {}  # for other readers
         store.create_array(group, name, shape, dims, dtype, (n, *shape[1:]), attrs={**about, **others})
-    return GrowingStore(group, fixed)
 
 
 def reopen(path: Path, fixed: rows.Columns) -> GrowingStore:
@@ -109,13 +114,18 @@ def reopen(path: Path, fixed: rows.Columns) -> GrowingStore:
     ------
     InputError
         If it holds other parameters.
+    DamagedStoreError
+        If it is not as it was written.
     """
+    open_monitor(path)
     group = _open(path, "r+")
     for name in ("parameter", "numel"):
         if not np.array_equal(store.read_coordinate(group, name), fixed[name]):
             raise InputError(f"{path} holds other parameters than those to be watched: choose another store")
+    remaining = {k: v for k, v in group.attrs.items() if k != manifest.FLAG}
+    manifest_write.put_attributes(group, {**remaining, "complete": False})
     manifest_write.remove(group)
-    group.attrs["complete"] = False
+    location.remove_leftovers(path.absolute())
     return GrowingStore(group, fixed)
 
 

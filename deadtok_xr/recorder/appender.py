@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from deadtok_xr import schema, store
 from deadtok_xr.errors import InputError
 from deadtok_xr.recorder.host_buffers import Column
-from deadtok_xr.store import chunk_bytes, chunk_entries, location, manifest, manifest_write, motion_index, writing
+from deadtok_xr.store import (
+    chunk_bytes,
+    chunk_entries,
+    length,
+    location,
+    manifest,
+    manifest_write,
+    motion_index,
+    writing,
+)
 from deadtok_xr.store.chunk_layout import chunk_shape, chunks_of
 
 _PARTIAL = ".partial"
@@ -104,8 +113,7 @@ class Appender:
         listed = manifest.load(self.group)
         self._entries = {} if listed is None else listed.entries()  # of the chunks that are kept
         self.set_attributes({"complete": False})
-        for path in self.root.rglob(f"*{_PARTIAL}"):  # of a process that was killed
-            path.unlink(missing_ok=True)
+        location.remove_leftovers(self.root)
         _remove_partial_variables(self.root)
         manifest_write.remove(self.group)
         self._set_length(n_steps)
@@ -119,13 +127,7 @@ class Appender:
         manifest_write.complete(self.group, self._arrays, self.group.attrs.asdict(), self._entries)
 
     def _set_length(self, n_steps: int) -> None:
-        for name, array in self._arrays.items():
-            if _has_steps(array):
-                if n_steps < array.shape[0]:
-                    array.resize((n_steps, *array.shape[1:]))  # removes the chunks beyond
-                metadata = self.root / name / "zarr.json"
-                manifest_write.change_metadata(metadata, shape=[n_steps, *array.shape[1:]])
-                self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
+        self._arrays = length.set_n_steps(self.group, self._arrays, n_steps)
         for name, bounds in self._bounds.items():
             bounds.resize(motion_index.bounds_shape(self._arrays[name]))
         self.n_steps = n_steps

@@ -226,7 +226,7 @@ def placed_at_once(path: Path) -> Iterator[Path]:
 
     A kill leaves the path without a folder, or with one that has its root metadata, so that it is recognised.
     """
-    new, old = (path.with_name(f".{path.name}.{name}") for name in ("new", "old"))
+    new, old = _beside(path)
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,6 +239,19 @@ def placed_at_once(path: Path) -> Iterator[Path]:
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a kill has left of a store that is written: files half written, and folders beside it."""
+    for folder in _beside(path):
+        shutil.rmtree(folder, ignore_errors=True)
+    for part in path.rglob("*.partial"):
+        part.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Return the folders in which `placed_at_once` keeps a new store and an old one."""
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
 
 
 def write(path: str | Path, name: str, data: bytes, *, durable: bool = False) -> None:

@@ -27,6 +27,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 
 import deadtok_xr as dx
 from deadtok_xr import cli, testing
+from deadtok_xr.engine import cluster as engine_cluster
 from deadtok_xr.errors import IncompleteStoreError
 from deadtok_xr.results import save
 
@@ -199,6 +200,47 @@ def test_block_that_kills_workers_is_a_sentence_and_resumes_on_a_cluster_that_ad
         client.cluster.adapt(minimum=1, maximum=2, interval="200ms")
         status, err = deadtok(capsys, *words, client.scheduler.address)
         assert status == 0, err
+    assert_same(dx.open_results(tmp_path / "r.zarr"), expected)
+
+
+ENDS = """
+import os, pathlib, signal
+from distributed import WorkerPlugin
+
+struck = pathlib.Path("{folder}/struck")
+
+class Ends(WorkerPlugin):
+    def transition(self, key, start, finish, **kwargs):
+        if finish == "executing" and isinstance(key, tuple) and str(key[0]).startswith("pass-") and key[1] == 1:
+            struck.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+async def dask_setup(worker):
+    if struck.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    await worker.plugin_add(Ends())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_workers_that_cannot_be_started_again_are_not_awaited_for_ever(
+    recording: Path, tmp_path: Path, expected: xr.DataTree, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The worker is killed at the second block, and then whenever it starts; the same command resumes without it."""
+    (tmp_path / "ends.py").write_text(ENDS.format(folder=tmp_path))
+    monkeypatch.setattr(engine_cluster, "_PATIENCE_S", 0.5)
+    words = ["analyze", recording, "-o", tmp_path / "r.zarr", "--tokens", "all", "--only", "motion", "-q"]
+    with dask.config.set({"distributed.worker.preload": [str(tmp_path / "ends.py")]}):
+        status, err = deadtok(capsys, *words, "--workers", "1")
+        assert status == 1, err
+        assert "all worker processes ended, and none could be started again within" in err.splitlines()[-1]
+        assert "the same command" in err.splitlines()[-1]
+        status, err = deadtok(capsys, *words, "--workers", "1")
+        assert status == 1, err
+        assert "the worker processes could not be started (" in err.splitlines()[-1]
+    status, err = deadtok(capsys, *words)
+    assert status == 0, err
     assert_same(dx.open_results(tmp_path / "r.zarr"), expected)
 
 
