@@ -43,10 +43,12 @@ import deadtok_xr as dx
 from deadtok_xr import testing
 from deadtok_xr.cli import cli, status
 from deadtok_xr.conversion.verify import verify
-from deadtok_xr.store import manifest, manifest_write
+from deadtok_xr.store import manifest, manifest_write, motion_index
 
 TIMES = ("created", "analysed", "labelled")
 """Attributes in which two undisturbed runs differ."""
+RESUMED = ("resumed", "self_check")
+"""Attributes of a Recorder that say when it was resumed, and which update it checked last."""
 REFUSED = (ValueError, OSError)
 """How a store that is not whole is refused."""
 LONGEST = 300.0
@@ -54,6 +56,8 @@ LONGEST = 300.0
 MOST_KILLS = 8
 """Kills of one work before it is done to its end."""
 TRAINED, CHECKPOINT_EVERY = 160, 24
+MEMORY = 2 * 16 * 3 * 48 * 8 * 4
+"""Bytes of a Recorder's two buffers, of 16 steps, which are also its chunks."""
 ANALYSES = ("--only", "motion,phases", "-q")
 FORKED = {"multiprocessing.context": "fork", "distributed.worker.multiprocessing-method": "fork"}
 """How workers start: a new interpreter would take seconds, and nothing of theirs is written meanwhile."""
@@ -67,7 +71,7 @@ class Watched:
 
     def __init__(self, log: Path, folder: Path, at: float | None) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._folder, self._at, self.n = folder, at, 0
+        self._folder, self._at, self._process, self.n = folder, at, os.getpid(), 0
         for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
             setattr(os, name, self._counting(getattr(os, name)))
         self._fsync, self._sync = os.fsync, os.sync
@@ -76,11 +80,12 @@ class Watched:
     def _counting(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             self.n += 1
-            if self._at is not None and self.n == int(self._at) and self._at % 1 < 0.5:
-                os.kill(os.getpid(), signal.SIGKILL)
+            strikes = self._at is not None and self.n == int(self._at) and os.getpid() == self._process
+            if strikes and self._at % 1 < 0.5:
+                os.kill(self._process, signal.SIGKILL)
             result = real(*args, **options)
-            if self._at is not None and self.n == int(self._at):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if strikes:
+                os.kill(self._process, signal.SIGKILL)
             return result
 
         return call
@@ -114,10 +119,12 @@ def in_child(
     at: float | None,
     seconds: float | None,
     ends_workers: bool = False,
+    victim: str = "command",
 ) -> int | None:
     """Run a function in a forked process; return its status, or None if it was killed.
 
-    Its workers must end by themselves, unless ``ends_workers``.
+    Its workers must end by themselves, unless ``ends_workers``. If the ``victim`` is a "worker", one of them is killed
+    instead, and the function must end by itself.
 
     Raises
     ------
@@ -157,9 +164,17 @@ def in_child(
             os.waitpid(process, 0)
             raise AssertionError("it does not end")
         if until is not None and time.monotonic() > until:
-            os.kill(process, signal.SIGKILL)
+            workers = [pid for pid in processes_of(process) if pid != process] if victim == "worker" else [process]
+            for pid in workers[-1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             until = None
         time.sleep(0.002)
+
+
+def processes_of(group: int) -> list[int]:
+    """Return the processes of a group, but for zombies."""
+    return sorted(int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and is_of(pid, group))
 
 
 def wait_for_workers(group: int) -> None:
@@ -171,7 +186,7 @@ def wait_for_workers(group: int) -> None:
         If that takes more than 30 s.
     """
     until = time.monotonic() + 30
-    while left := [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and is_of(pid, group)]:
+    while left := processes_of(group):
         if time.monotonic() > until:
             os.killpg(group, signal.SIGKILL)
             raise AssertionError(f"{len(left)} processes are left")
@@ -215,7 +230,11 @@ def deadtok(*words: object) -> Callable[[], int]:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Return the files of a store or the bytes of a file, without times."""
+    """Return the files of a store or the bytes of a file, without times.
+
+    Of a Recorder also without what resuming changes: two attributes, their digests in the manifest (its arrays and
+    chunks are compared), and the motion index, which a power cut damages and without which a recording is whole.
+    """
     if path.is_file():
         return {"": path.read_bytes()}
     found: dict[str, Any] = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
@@ -223,7 +242,23 @@ def contents(path: Path) -> dict[str, Any]:
         found[name] = json.loads(found[name])
         for time_ in TIMES:
             found[name]["attributes"].pop(time_, None)
+    attributes = found["zarr.json"]["attributes"]
+    if attributes.get("made_by") == "Recorder":
+        for name in RESUMED:
+            attributes.pop(name, None)
+        found = {name: content for name, content in found.items() if name != manifest.KEY}
+        found = {name: content for name, content in found.items() if not name.startswith(f"{motion_index.GROUP}/")}
+        found[manifest.KEY] = members(path)
     return found
+
+
+def members(path: Path) -> Any:
+    """Return the arrays and chunks that a manifest lists."""
+    listed = manifest.load(zarr.open_group(str(path), mode="r"))
+    return listed and {
+        name: [(state.facts, state.attributes, state.entries.tolist()) for state in listed.states(name)]
+        for name in listed.members
+    }
 
 
 @dataclass
@@ -244,6 +279,8 @@ class Work:
         Checks what a kill has left, given the result of an undisturbed run.
     share
         In which share of the rounds it is killed.
+    has_workers
+        Whether it has worker processes, one of which is killed instead of the command in a quarter of the attempts.
     ends_workers
         Whether its workers are killed too: those of distributed, if they are forked at the same time, hold each other's
         ends of the pipes by which they notice that their parent has ended.
@@ -257,6 +294,7 @@ class Work:
     result: str
     check: Callable[[Path, Path], None]
     share: float = 1.0
+    has_workers: bool = False
     ends_workers: bool = False
     life: float = 0.0
     calls: int = 1
@@ -382,10 +420,8 @@ def record(folder: Path) -> Callable[[], int]:
     """Return a training with a Recorder."""
 
     def watch(model: Any, optimizer: Any, path: Path, first: int, **options: Any) -> AbstractContextManager[Any]:
-        variables = ["W", "grad", "exp_avg"]
-        return dx.Recorder(
-            model.weight, optimizer, path, variables=variables, flush_every=0.02, first_step=first, **options
-        )
+        options |= {"variables": ["W", "grad", "exp_avg"], "flush_every": 0.02, "first_step": first, "memory": MEMORY}
+        return dx.Recorder(model.weight, optimizer, path, **options)
 
     return train(folder, lambda path: dx.open_recording(path, partial=True).step.values.tolist(), watch)
 
@@ -454,8 +490,17 @@ def works(inputs: Path) -> list[Work]:
         Work("label", copy("recording.zarr"), label, "s.zarr", opens),
         Work("export", nothing, export, "x.h5", whole_file),
         Work("add a manifest", copy("older.zarr"), add_manifest, "s.zarr", opens),
-        Work("processes", nothing, analyse("--scheduler", "processes"), "r.zarr", results),
-        Work("workers", nothing, analyse("--workers", "2"), "r.zarr", results, share=0.3, ends_workers=True),
+        Work("processes", nothing, analyse("--scheduler", "processes"), "r.zarr", results, has_workers=True),
+        Work(
+            "workers",
+            nothing,
+            analyse("--workers", "2"),
+            "r.zarr",
+            results,
+            share=0.3,
+            has_workers=True,
+            ends_workers=True,
+        ),
     ]
 
 
@@ -464,10 +509,27 @@ def works(inputs: Path) -> list[Work]:
 
 @dataclass
 class Soak:
-    """What happened: kills and power cuts by work, files that power cuts damaged, works that were finished, faults."""
+    """What happened, by work.
+
+    Attributes
+    ----------
+    kills
+        Commands that were killed, or that ended with a sentence because a worker was.
+    cuts
+        Kills that were power cuts.
+    survived
+        Commands that lost a worker, or had none any more, and came to their end.
+    finished
+        Works that were done to their end and compared.
+    damaged
+        Files that power cuts damaged.
+    faults
+        What went wrong.
+    """
 
     kills: Counter[str] = field(default_factory=Counter)
     cuts: Counter[str] = field(default_factory=Counter)
+    survived: Counter[str] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
     damaged: int = 0
     faults: list[str] = field(default_factory=list)
@@ -475,6 +537,7 @@ class Soak:
     def __str__(self) -> str:
         lines = [
             f"{name}: {n} kills, {self.cuts[name]} of them power cuts; {self.finished[name]} times to the end"
+            + (f", {self.survived[name]} times without a worker that was killed" if self.survived[name] else "")
             for name, n in self.kills.items()
         ]
         total = f"{self.kills.total()} kills, {self.cuts.total()} of them power cuts that damaged {self.damaged} files"
@@ -522,7 +585,7 @@ def soak(folder: Path, count: int, seed: int, power: float, only: str = "") -> S
     inputs.mkdir()
     must(lambda: make_inputs(inputs), inputs)
     load(inputs)
-    chosen = [work for work in works(inputs) if only in ("", work.name)]
+    chosen = [work for work in works(inputs) if not only or work.name in only.split(",")]
     for work in chosen:
         place = new_folder(folder / work.name / "undisturbed")
         work.begin(place)
@@ -550,17 +613,21 @@ def kill_and_repeat(work: Work, folder: Path, rng: random.Random, power: float, 
             aimed, cut = rng.random() < 0.5, rng.random() < power
             at = rng.uniform(1, work.calls + 1) if aimed else None
             seconds = None if aimed else rng.uniform(0, work.life * 1.05)
-            if in_child(work.run(place), place, log, at, seconds, work.ends_workers) == 0:
+            victim = "worker" if work.has_workers and not aimed and rng.random() < 0.5 else "command"
+            status = in_child(work.run(place), place, log, at, seconds, work.ends_workers, victim)
+            if status == 0:
+                found.survived[work.name] += victim == "worker"
                 break
+            assert status is None or "deadtok: " in last_line(place), f"status {status}: {last_line(place)}"
             found.kills[work.name] += 1
-            history.append(f"killed at {at}")
+            history.append(f"{victim} killed at {at or seconds}")
             if cut:
                 found.cuts[work.name] += 1
                 found.damaged += cut_power(place, log, rng, history)
             must(lambda: work.check(result, expected) or 0, place)
         for _ in range(2):  # the second time it is complete already
             must(work.run(place), place, log)
-        must(lambda: (recorded if work.name == "record" else same)(result, expected) or 0, place)
+        must(lambda: same(result, expected) or 0, place)
         left = {p.name for p in place.iterdir()} - {p.name for p in undisturbed.iterdir()}
         assert not left, f"{left} is left"
         found.finished[work.name] += 1
@@ -568,6 +635,12 @@ def kill_and_repeat(work: Work, folder: Path, rng: random.Random, power: float, 
         found.faults.append(f"{work.name}: {'; '.join(history)}: {error}")
         click.echo(found.faults[-1])
         place.rename(folder / f"fault{len(found.faults)}")
+
+
+def last_line(place: Path) -> str:
+    """Return the last line that a work has printed."""
+    out = place.parent / "out"
+    return (out.read_text().splitlines() or [""])[-1] if out.exists() else ""
 
 
 def must(function: Callable[[], Any], place: Path, log: Path | None = None) -> None:
@@ -588,7 +661,7 @@ def new_folder(path: Path) -> Path:
 @click.option("--count", default=100, show_default=True, help="Number of kills.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--power", default=0.5, show_default=True, help="Share of the kills that are power cuts.")
-@click.option("--only", default="", help="One work alone, by its name.")
+@click.option("--only", default="", help="These works alone, by their names, with commas between.")
 @click.option("--keep", is_flag=True, help="Keep the folder.")
 def main(count: int, seed: int, power: float, only: str, keep: bool) -> None:
     """Kill commands, repeat them, and compare what they leave."""
