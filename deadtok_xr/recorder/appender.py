@@ -47,14 +47,15 @@ class Appender:
         self._entries: dict[str, dict[tuple[int, ...], chunk_entries.Entry]] = {}
 
     def _motion_index(self) -> dict[str, zarr.Array[Any]]:
-        """Open the motion index; one that a power cut has damaged is removed, because a store is whole without it."""
+        """Open the motion index; one that a power cut has damaged is begun again: a store is whole without it."""
+        arrays = [cast("zarr.Array[Any]", self.group[name]) for name in schema.MOTION_INDEXED if name in self.group]
         try:
-            return dict(cast(zarr.Group, self.group[motion_index.GROUP]).arrays())
-        except KeyError:
-            return {}
-        except (ValueError, TypeError):
-            shutil.rmtree(self.root / motion_index.GROUP)
-            return {}
+            index = cast(zarr.Group, self.group[motion_index.GROUP])
+            return {array.basename: cast("zarr.Array[Any]", index[array.basename]) for array in arrays}
+        except (KeyError, ValueError, TypeError):
+            shutil.rmtree(self.root / motion_index.GROUP, ignore_errors=True)
+        created = {array.basename: motion_index.create(self.group, array) for array in arrays}
+        return {name: bounds for name, bounds in created.items() if bounds is not None}
 
     def append(
         self,

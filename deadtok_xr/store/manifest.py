@@ -28,18 +28,18 @@ from zarr.codecs import BytesCodec, TransposeCodec
 from zarr.storage import MemoryStore
 
 from deadtok_xr.errors import DamagedStoreError, InputError
+from deadtok_xr.schema import RECORDING, RESULTS
 from deadtok_xr.store import chunk_entries, location
 from deadtok_xr.store.chunk_bytes import byte_order, decompress
 from deadtok_xr.store.chunk_entries import Entry
+from deadtok_xr.text import shortened
 
 GROUP, ARRAY = "deadtok_manifest", "members"
 FLAG = "deadtok_manifest"
 """The attribute of a root group that has a manifest; its value is the version of the manifest."""
 VERSION = "1.0"
 KEY = f"{GROUP}/{ARRAY}/c"
-REPAIR = (
-    "restore it from a copy; if it was changed on purpose, `deadtok verify --write-manifest --overwrite` accepts that"
-)
+_RESTORE = "restore it from a copy"
 Entries = Mapping[str, Mapping[tuple[int, ...], Entry]]
 """Entries by array and grid position."""
 _LEFT_OUT = {"complete", "labelled", "begun", "fingerprint", FLAG, "coordinates", "created", "analysed"}
@@ -141,6 +141,14 @@ class Manifest:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def remedy(root: zarr.Group) -> str:
+    """Say what to do with a store that is not as it was written."""
+    if RECORDING in root.attrs:
+        how = "if it was changed on purpose, `deadtok verify --write-manifest --overwrite` accepts that"
+        return f"{_RESTORE}; {how}"
+    return f"{_RESTORE}, or write the results again with --overwrite" if RESULTS in root.attrs else _RESTORE
+
+
 def load(root: zarr.Group) -> Manifest | None:
     """Read the manifest of a store; None if it has none.
 
@@ -154,8 +162,8 @@ def load(root: zarr.Group) -> Manifest | None:
     where = location.address_of(root)
     data = chunk_entries.read_key(root.store, KEY)
     if data is None and FLAG in root.attrs:
-        raise DamagedStoreError(f"{where}: its manifest, {KEY}, is missing: {REPAIR}")
-    found = None if data is None else _from_bytes(data, where)
+        raise DamagedStoreError(f"{where}: its manifest, {KEY}, is missing: {remedy(root)}")
+    found = None if data is None else _from_bytes(data, where, remedy(root))
     _remember(location.address_of(root.store), found)
     return found
 
@@ -292,17 +300,18 @@ def _state_to_json(state: Member | None) -> dict[str, Any] | None:
     return {**state.facts, "attributes": dict(state.attributes), "grid": grid, "entries": entries}
 
 
-def _from_bytes(data: bytes, where: str) -> Manifest:
+def _from_bytes(data: bytes, where: str, advice: str = _RESTORE) -> Manifest:
     try:
         content = json.loads(decompress(data)[8:])
         if str(content["version"]).split(".")[0] != VERSION.split(".")[0]:
-            raise InputError(f"{where}: its manifest has the format {content['version']}: update deadtok_xr")
+            found = shortened(content["version"])
+            raise InputError(f"{where}: its manifest has the format {found}: update deadtok_xr")
         members = {name: tuple(map(_state_from_json, states)) for name, states in content["members"].items()}
         return Manifest(dict(content["attributes"]), members)
     except InputError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedStoreError(f"{where}: its manifest, {KEY}, is damaged: {REPAIR}") from error
+        raise DamagedStoreError(f"{where}: its manifest, {KEY}, is damaged: {advice}") from error
 
 
 def _state_from_json(state: dict[str, Any] | None) -> Member | None:

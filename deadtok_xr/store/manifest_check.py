@@ -40,7 +40,7 @@ def check(root: zarr.Group, arrays: Arrays, read_now: Iterable[str], groups: Ite
         return
     where = location.address_of(root)
     for problem in problems(found, root, arrays, groups):
-        raise DamagedStoreError(f"{where}: {problem}: {manifest.REPAIR}")
+        raise DamagedStoreError(f"{where}: {problem}: {manifest.remedy(root)}")
     for name in read_now:
         for problem in chunk_problems(found, arrays[name], missing=False) if name in arrays else ():
             raise DamagedStoreError(f"{where}: {problem}")
