@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch.nn import functional
 
 import deadtok_xr as dx
@@ -81,6 +82,22 @@ def test_two_recordings_of_a_training_differ_only_in_their_times(tmp_path: Path)
                 recorder.log(loss=update(embedding, optimizer, step))
         assert not left.exists()
     soak_kills.same(tmp_path / "one" / "r.zarr", tmp_path / "two" / "r.zarr")
+
+
+def test_motion_index_that_a_power_cut_has_damaged_is_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.zarr"
+    embedding, optimizer = tiny()
+    for steps in (range(5), range(5, 8)):
+        with dx.Recorder(embedding.weight, optimizer, path, first_step=steps[0], resume=True):
+            for step in steps:
+                update(embedding, optimizer, step)
+        (path / "motion" / "zarr.json").unlink()
+        (path / "motion" / "W" / "zarr.json").write_bytes(b"")
+    with dx.Recorder(embedding.weight, optimizer, path, resume=True):
+        pass
+    assert "motion" in dict(zarr.open_group(str(path), mode="r").groups())
+    assert dx.open_recording(path).sizes["step"] == 9
+    assert not dx.verify(path).problems
 
 
 def test_float32_runs_are_recorded_as_float32(tmp_path: Path) -> None:
