@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError, MissingFileError
+from deadtok_xr.store.hdf5_values import check_inside
 
 MASKS = ("dead_mask", "untrained_mask")
 LISTS = ("dead_ids", "dead_token_ids", "dead_indices", "untrained_indices")
@@ -89,7 +90,10 @@ def _from_hdf5(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        yield from ((name, file[name][...]) for name in (*MASKS, *LISTS) if name in file)
+        for name in (*MASKS, *LISTS):
+            if name in file:
+                check_inside(path, file[name])
+                yield name, file[name][...]
 
 
 def _from_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.token_ids import read_ids
 
 RNG = np.random.default_rng(3)
 W = RNG.normal(size=(6, 12, 4)).astype("f4")
@@ -65,6 +66,31 @@ def test_a_virtual_dataset_with_a_gap_is_refused(tmp_path: Path) -> None:
         file.create_virtual_dataset("W", layout)
     with pytest.raises(InputError, match="'W' was never written"):
         convert(tmp_path / "v.h5", tmp_path / "o.zarr")
+
+
+def test_values_outside_the_folder_of_an_hdf5_file_are_not_read(tmp_path: Path) -> None:
+    """A file from elsewhere could otherwise copy any file of the user into a store."""
+    (tmp_path / "home").mkdir()
+    secret, folder = tmp_path / "home" / "secret.h5", tmp_path / "given"
+    folder.mkdir()
+    with h5py.File(secret, "w") as file:
+        file["W"], file["dead_ids"] = W, [1, 2]
+    (tmp_path / "home" / "raw").write_bytes(W.tobytes())
+    layouts = {name: h5py.VirtualLayout(W.shape, W.dtype) for name in ("absolute", "above", "nested")}
+    layouts["absolute"][...] = h5py.VirtualSource(str(secret), "W", W.shape)
+    layouts["above"][...] = h5py.VirtualSource("../home/secret.h5", "W", W.shape)
+    layouts["nested"][...] = h5py.VirtualSource("absolute.h5", "W", W.shape)
+    for name, layout in layouts.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.create_virtual_dataset("W", layout)
+    with h5py.File(folder / "external.h5", "w") as file:
+        file.create_dataset("W", W.shape, W.dtype, external=[(str(tmp_path / "home" / "raw"), 0, W.nbytes)])
+        file["dead_ids"] = h5py.ExternalLink(str(secret), "/dead_ids")
+    for name in (*layouts, "external"):
+        with pytest.raises(InputError, match="W has values in .*; expected: in the file itself"):
+            convert(folder / f"{name}.h5", tmp_path / "o.zarr")
+    with pytest.raises(InputError, match="dead_ids has values in secret.h5"):
+        read_ids(folder / "external.h5")
 
 
 @pytest.mark.parametrize("dims", [("step",), ("a", "b", "c"), ("step", "step", "dim")])

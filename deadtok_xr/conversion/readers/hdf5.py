@@ -24,6 +24,7 @@ from deadtok_xr.conversion.readers.source import (
     unreadable_type,
 )
 from deadtok_xr.errors import InputError
+from deadtok_xr.store.hdf5_values import check_inside
 
 _DEFAULT_CACHE = 2**20
 
@@ -54,7 +55,7 @@ class Hdf5Source(Source):
                 dims: dict[str, tuple[str, ...]] = {}
                 self._file.visititems(lambda name, item: _note(found, dims, name, item))
                 self.entries, self.dims = found, dims
-                self.attributes = {**_own_attributes(self._file), **_texts(self._file)}
+                self.attributes = {**_own_attributes(self._file), **_texts(path, self._file)}
         except BaseException:
             self.close()
             raise
@@ -93,6 +94,7 @@ class Hdf5Source(Source):
             size = max(_DEFAULT_CACHE, self.entries[name].buffer_bytes)
             access.set_chunk_cache(10007, size, 1.0)
             dataset = h5py.Dataset(h5py.h5d.open(self._file.id, name.encode(), access))
+            check_inside(self.path, dataset)
             self._current, self._bytes = (name, dataset), _plain_blocks(self._file, dataset, self.entries[name])
         return self._current[1]
 
@@ -130,11 +132,12 @@ def _own_attributes(file: h5py.File) -> dict[str, Any]:
     return {name: value for name, value in file.attrs.items() if name != "_NCProperties"}
 
 
-def _texts(file: h5py.File) -> dict[str, list[str]]:
+def _texts(path: Path, file: h5py.File) -> dict[str, list[str]]:
     """Read the texts of the tokens, if they are a dataset of the file."""
     item = file.get(TEXTS)
     if not isinstance(item, h5py.Dataset) or h5py.check_string_dtype(item.dtype) is None or item.ndim != 1:
         return {}
+    check_inside(path, item)
     return {TEXTS: [str(text) for text in item.asstr()[...]]}
 
 
