@@ -338,9 +338,9 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
 def _who(ds: xr.Dataset) -> Iterator[Finding]:
     """Name the tokens that stopped first and last."""
     last, stopped = ds["last_motion"].values, (ds["last_motion"].values >= 0) & (ds["censored"].values == 0)
-    if stopped.sum() < 2:
-        return
-    ends = last[stopped].min(), last[stopped].max()
+    ends = last[stopped].min(initial=np.iinfo(last.dtype).max), last[stopped].max(initial=-1)
+    if ends[0] >= ends[1]:
+        return  # none, or all at once
     names = [token_names(ds, ds["token"].values[stopped & (last == step)]) for step in ends]
     yield Finding(
         0.66, f"First to stand still for good: {names[0]} (last motion at step {ends[0]}); last: {names[1]} (step "

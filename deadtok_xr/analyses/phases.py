@@ -150,11 +150,11 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
     words = [f"{summary_text.percent(f)} {'of the tokens are ' * (i == 0)}{name}" for i, (f, name) in enumerate(shares)]
     words[0] += f" ({_IN_WORDS[shares[0][1]] if usual else f'phases by {scheme}'})"
     yield Finding(0.85 if usual else 0.15, f"At step {ds['step'].values[at[1]]}, {', '.join(words)}.")
-    states = [names[0], *(f"{name} or colder" for name in names[1:-1])]
-    starts = zip(states, ds["transition_step"].values[:-1], strict=True)
-    reached = [f"{state}: {start}" for state, start in starts if start > ds["step"].values[0]]
+    starts = zip(names[:-1], ds["transition_step"].values[:-1], strict=True)
+    reached = [f"{name} at {start}" for name, start in starts if start > ds["step"].values[0]]
     if reached and usual:
-        yield Finding(0.8, f"First step with more than half {', '.join(reversed(reached))}.")
+        when = ", ".join(reversed(reached)).replace(" at ", " at step ", 1)
+        yield Finding(0.8, f"More than half of the tokens have cooled to {when}.")
 
 
 @phases.measure

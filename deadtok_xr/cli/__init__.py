@@ -17,10 +17,15 @@ from deadtok_xr.cli.warm_up import warm_up
 _FIRST_HOUR = """\
 deadtok records and analyses how the embedding matrix of a language model moves during training.
 
+The commands of the first hour:
+
   deadtok demo                              train a tiny model, record and analyse it
   deadtok convert SOURCE run.zarr           make a store of a recording that you have
   deadtok analyze run.zarr -o results.zarr  measure how the tokens move
   deadtok explore results.zarr              look at every token and step in the browser
+
+And later:
+
   deadtok report results.zarr -o page.html  put findings, pictures and definitions on one page
   deadtok compare run.zarr again.zarr       say from which step and in which tokens runs differ
   deadtok watch run.zarr                    look at a training run while it is recorded

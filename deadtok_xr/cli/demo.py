@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from deadtok_xr.errors import InputError
 _QUICK = (
     "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "kinematics", "epochs", "census",
 )  # fmt: skip
+_FULL = (*_QUICK, "topology", "mechanism", "critical_boundary")
+"""Compiling the kernels of all analyses takes as long again."""
 
 
 @click.command()
 @click.argument("folder", required=False, type=PATH)
 @click.option("--quick", is_flag=True, help="A shorter run, and only the analyses whose kernels compile fast.")
+@click.option("--all", "every", is_flag=True, help="All analyses. Their kernels take twice as long to compile.")
 @QUIET
-def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
+def demo(folder: Path | None, quick: bool, every: bool, quiet: bool) -> None:
     """Train a tiny model, record it, analyse the recording and draw the figures.
 
     Writes recording.zarr, results.zarr and figures/ to FOLDER (default: deadtok-demo, or deadtok-demo-N if it
@@ -37,7 +41,7 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
 
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
     run = training.QUICK if quick else training.FULL
-    names = _QUICK if quick else tuple(ANALYSES)
+    names = tuple(ANALYSES) if every else _QUICK if quick else _FULL
     with compiling_beside(names) as kernels:
         with reporting("training", quiet=quiet) as report:
             recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
@@ -45,11 +49,12 @@ def demo(folder: Path | None, quick: bool, quiet: bool) -> None:
             for done, _ in enumerate(as_completed(kernels), start=1):
                 report(done, len(kernels))
     progress = dask_progress("analysing", quiet=quiet)
-    tree = analyze(recording, analyses=_QUICK if quick else None)
+    tree = analyze(recording, analyses=None if every else names)
     tree = save_results(tree, folder / "results.zarr", progress=progress)
     print_summary(tree)
     drawn = draw(tree, folder / "figures")
-    print_places(folder / "results.zarr", drawn, recording=recording)
+    others = f"{shlex.join(('deadtok', 'analyze', str(recording), '-o', str(folder / 'all.zarr')))}   (all analyses)"
+    print_places(folder / "results.zarr", drawn, recording=recording, then="" if every else others)
 
 
 def _unused(folder: Path) -> Path:

@@ -97,14 +97,16 @@ def draw(tree: Any, folder: Path) -> list[Path]:
     return plot.save_figures(tree, folder)
 
 
-def print_places(results: Path | str, figures: list[Path], **others: Path | str) -> None:
-    """Print where the results, their figures and other files are, and the next command."""
+def print_places(results: Path | str, figures: list[Path], *, then: str = "", **others: Path | str) -> None:
+    """Print where the results, their figures and other files are, and the next command, or two."""
     places = {**{name: str(place) for name, place in others.items()}, "results": str(results)}
     if figures:
         places["figures"] = f"{figures[0].parent} ({len(figures)} files)"
     page = PurePosixPath(results).name if "://" in str(results) else Path(results)
     words = ("deadtok", "report", str(results), "-o", str(Path(page).with_suffix(".html")))
     places["next"] = f"{shlex.join(words)}   (a page with all pictures)"
+    if then:
+        places["then"] = then
     width = max(map(len, places)) + 1
     echo("\n".join(["", *(f"{name + ':':{width}} {place}" for name, place in places.items())]))
 

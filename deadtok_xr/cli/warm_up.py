@@ -16,7 +16,8 @@ from deadtok_xr.cli.options import QUIET
 from deadtok_xr.cli.output import echo
 
 _ANALYSES = {
-    "topology": ("topology", "connectivity"),
+    "topology": ("topology",),
+    "spanning_tree": ("connectivity",),
     "lattice": ("lattice", "exponents"),
     "coherence": (
         "coherence",
@@ -27,8 +28,9 @@ _ANALYSES = {
         "spectrum",
     ),
     "motion": ("motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "epochs", "kinematics"),
-    "census": ("census", "cloud", "token_indicators"),
     "mechanism": ("mechanism", "critical_boundary"),
+    "census": ("census", "token_indicators"),
+    "cloud": ("cloud",),
 }
 """For the main kernel of each, the analyses that one process compiles together, those that take longest first."""
 _INSTEAD = {"mechanism": "replayed_adam"}

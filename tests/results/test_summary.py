@@ -47,7 +47,7 @@ def test_numbers_are_those_of_the_results(results: xr.DataTree) -> None:
         in text
     )
     frozen = int(results["phases"].transition_step[0])
-    assert f"frozen: {frozen}." in text
+    assert f"frozen at {frozen}." in text
     assert f"removed their updates ({int((results['mechanism'].freeze_cause == 1).sum())})" in text
     assert f"moved again {int(results['lifecycle'].thaw_count.sum())} times" in text
     rows = table_of(dx.summary(results))
