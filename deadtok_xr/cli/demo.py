@@ -16,13 +16,13 @@ _QUICK = (
     "motion", "phases", "phases_magnitude", "phases_cells", "lifecycle", "freezing", "kinematics", "epochs", "census",
 )  # fmt: skip
 _FULL = (*_QUICK, "topology", "mechanism", "critical_boundary")
-"""Compiling the kernels of all analyses takes as long again."""
+"""Compiling the kernels of the others takes two thirds as long again."""
 
 
 @click.command()
 @click.argument("folder", required=False, type=PATH)
 @click.option("--quick", is_flag=True, help="A shorter run, and only the analyses whose kernels compile fast.")
-@click.option("--all", "every", is_flag=True, help="All analyses. Their kernels take twice as long to compile.")
+@click.option("--all", "every", is_flag=True, help="All analyses. Compiling their kernels takes 1.7 times as long.")
 @QUIET
 def demo(folder: Path | None, quick: bool, every: bool, quiet: bool) -> None:
     """Train a tiny model, record it, analyse the recording and draw the figures.
