@@ -92,7 +92,8 @@ def select_run(tree: xr.DataTree, label: Any) -> xr.DataTree:
     """Return the results of one run of a tree of several, as `analyze` returns them for the run alone."""
     known = labels_of(tree)
     if str(label) not in map(str, known):
-        raise InputError(f"these results hold no run {label!r}: choose one of {', '.join(map(str, known))}")
+        choose = f"choose one of {', '.join(map(str, known))}" if known else "they are of one run, without a label"
+        raise InputError(f"these results hold no run {label!r}: {choose}")
     groups = {}
     for name, node in tree.children.items():
         ds = node.to_dataset()

@@ -53,8 +53,9 @@ class Blocks:
         self._lock = Lock()
 
     def binned(
-        self, key: str, x: xr.DataArray, start: float = -np.inf, stop: float = np.inf, *, max_bins: int = MAX_BINS
-    ) -> Binned:
+        self, key: str, x: xr.DataArray, start: float = -np.inf, stop: float = np.inf, *, max_bins: int = MAX_BINS,
+        rows: list[int] | None = None,
+    ) -> Binned:  # fmt: skip
         """Return the means of a quantity over bins of the steps from ``start`` to ``stop``.
 
         Parameters
@@ -65,6 +66,8 @@ class Blocks:
             (step, row), lazy or not.
         max_bins
             How many bins there are at most, about.
+        rows
+            The rows that are returned, None for all; all of them are read and kept.
         """
         steps = x["step"].values
         a, b = np.searchsorted(steps, [start, stop + 1])  # whole blocks are read, and cut afterwards
@@ -78,9 +81,12 @@ class Blocks:
         self._keep(kept | read)
         edges = [_edges(steps[i:j], width) for i, j in spans]
         first, last = (np.concatenate([e[k] for e in edges] or [steps[:0]]) for k in (0, 1))
-        parts = [(kept | read)[name] for name in names]
-        values = np.concatenate(parts) if parts else np.empty((0, x.shape[1]), np.float32)
+        chosen = slice(None) if rows is None else rows
+        parts = [(kept | read)[name][:, chosen] for name in names]
+        values = np.concatenate(parts) if parts else np.empty((0, x.shape[1]), np.float32)[:, chosen]
         inside = (last >= start) & (first <= stop)
+        if inside.all():
+            return Binned(values, first, last, width)
         return Binned(values[inside], first[inside], last[inside], width)
 
     def _keep(self, found: dict[Hashable, NDArray[np.float32]]) -> None:

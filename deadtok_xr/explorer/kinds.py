@@ -7,8 +7,8 @@ from typing import Any
 
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.results.root import open_root
-from deadtok_xr.schema import MONITOR, RECORDING, RESULTS
-from deadtok_xr.store import destination, location
+from deadtok_xr.schema import FORMAT_VERSION, MONITOR, RECORDING, RESULTS
+from deadtok_xr.store import destination, location, members
 from deadtok_xr.store.sample import KIND as SAMPLE
 
 
@@ -35,11 +35,14 @@ def check(place: str | Path, *, live: bool = False) -> dict[str, Any]:
     if grows(attrs, live=live):
         return attrs
     if RECORDING in attrs:
+        members.check_format(place, attrs[RECORDING], FORMAT_VERSION, "the recording format")
         if not attrs.get("complete"):
             raise IncompleteStoreError(f"{place} is still being written, or is unfinished: use `deadtok watch {place}`")
         return attrs
     if live:
         raise InputError(f"{place} holds results, which do not grow: use `deadtok explore {place}`")
+    if attrs and RESULTS not in attrs:
+        raise InputError(f"{place} holds nothing to explore; expected results, a recording or a Monitor's store")
     open_root(place)
     return attrs
 

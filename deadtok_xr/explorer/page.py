@@ -226,9 +226,9 @@ class Page:
         self.selected = chosen
         more = len(positions) - len(chosen)
         self.say(f"the first {self.MOST:,} of {len(positions):,} are selected" if more else "")
+        self._describe()
         for view in self.views:
             view.show_selection()
-        self._describe()
 
     def choose_step(self, step: float | None) -> None:
         """Choose a step, within those that there are."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
 
 
+_FEW = 2000  # tokens that are painted large, and with an edge
+
+
 class Cloud(View):
     """Positions along the principal axes of one step; a box or a lasso selects tokens."""
 
@@ -29,8 +32,10 @@ class Cloud(View):
         )  # fmt: skip
         self.data = ColumnDataSource({"x": [], "y": [], "name": [], "phase": [], "row": []})
         self.phases = CategoricalColorMapper(factors=[], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
+        few = len(page.names) <= _FEW
         points = self.plot.scatter(
-            "x", "y", source=self.data, size=7, line_color="white", line_width=0.4, legend_field="phase",
+            "x", "y", source=self.data, size=7 if few else 4, line_color="white" if few else None, line_width=0.4,
+            legend_field="phase",
             color={"field": "phase", "transform": self.phases}, nonselection_alpha=0.25, selection_line_color="#D55E00",
             selection_line_width=2,
         )  # fmt: skip
@@ -104,10 +109,13 @@ class Cloud(View):
             "phase": [words[int(k)] if np.isfinite(k) else "unknown" for k in phase],
         }  # fmt: skip
         self._telling = False
-        self.show_selection()
+        self._mark()
 
     def show_selection(self) -> None:
-        """Mark the selected tokens."""
+        """Mark the selected tokens, after the other views: every point is painted again."""
+        self.page.soon("cloud selection", self._mark)
+
+    def _mark(self) -> None:
         self._telling = True
         self.data.selected.indices = list(self.page.selected)
         self._telling = False

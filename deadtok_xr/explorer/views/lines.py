@@ -278,11 +278,11 @@ class Trajectories(View):
         source = self.page.runs[run]
         at = chosen if source is self.page.source else positions(source, self.page.source.labels[chosen]).tolist()
         heat_map = quantity == self.page.quantity and source is self.page.source  # which has read all rows
-        if heat_map or _all_at_once(source, x):
-            found = source.blocks.binned(quantity, x, *span)
-            return found.middle, [found.values[:, i] if i >= 0 else None for i in at]
         there = [i for i in at if i >= 0]
-        found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
+        if heat_map or _all_at_once(source, x):
+            found = source.blocks.binned(quantity, x, *span, rows=there)
+        else:
+            found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
         return found.middle, [found.values[:, there.index(i)] if i >= 0 else None for i in at]
 
     def _read_ahead(self, quantity: str, have: dict[str, xr.DataArray], span: tuple[int, int]) -> None:
