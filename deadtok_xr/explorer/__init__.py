@@ -7,6 +7,7 @@ source        what is explored of one run: groups of results, the recording, and
 kinds         what a path holds, and why it cannot be explored
 opening       opens results, recordings and Monitor stores, of one run or several, and again as they grow
 runs          how several runs differ
+questions     what is asked most often, answered by tokens and a step
 quantities    every quantity per step and row, those that are derived from the recording included
 binned        quantities averaged over bins of steps, read block by block; pictures of them
 motion_so_far life cycles from motion alone, block by block

@@ -14,7 +14,7 @@ from bokeh.layouts import column
 from bokeh.models import Div, Range1d
 from jinja2 import Template
 
-from deadtok_xr.explorer import quantities, rows, runs
+from deadtok_xr.explorer import quantities, questions, rows, runs
 from deadtok_xr.explorer.selection import Selection, from_query
 from deadtok_xr.explorer.views.bar import Bar
 from deadtok_xr.explorer.views.cloud import Cloud
@@ -230,6 +230,15 @@ class Page:
         for view in self.views:
             view.show_selection()
 
+    def answer(self, question: str) -> None:
+        """Select the rows and choose the step that answer a question, and say so."""
+        found = questions.answer(question, self.frame, self.names, self.source)
+        if found.rows is not None:
+            self.select(found.rows)
+        if found.step is not None:
+            self.choose_step(found.step)
+        self.say(found.text)
+
     def choose_step(self, step: float | None) -> None:
         """Choose a step, within those that there are."""
         first, last = self.steps
@@ -334,6 +343,7 @@ class Page:
     def _show_table(self, frame: pd.DataFrame) -> None:
         self.frame = frame
         self.sort(self.order)
+        self.bar.offer(questions.offered(frame, self.source))
 
     def _find(self) -> None:
         """Show the main findings as lists."""
@@ -372,6 +382,7 @@ class Page:
             self._add_views()
         for view in self.views:
             view.refresh()
+        self.bar.offer(questions.offered(frame, source))
         self._find()
         self._describe()
 

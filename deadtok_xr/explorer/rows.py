@@ -68,7 +68,7 @@ def table(
         values["norm"] = norms
     ordered = [*(key for key in COLUMNS if key in values), *(key for key in values if key not in COLUMNS)]
     for key in ordered:
-        frame[COLUMNS.get(key, key.replace("_", " "))] = values[key]
+        frame[COLUMNS.get(key, key.removeprefix("monitor/").replace("_", " "))] = values[key]
     return frame
 
 

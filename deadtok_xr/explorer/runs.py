@@ -28,13 +28,29 @@ def overview(runs: Runs) -> pd.DataFrame:
     return frame
 
 
+def froze_first(runs: Runs) -> str:
+    """Return a sentence about the run of which half of the rows froze first; "" if none did, or it is not known."""
+    halves = {label: half for label, source in runs.items() if (half := _half_frozen(source)) >= 0}
+    if not halves:
+        return ""
+    first = min(halves.values())
+    labels = [label for label, half in halves.items() if half == first]
+    return f"{' and '.join(labels)} froze first: half of the tokens for the first time at step {first:,}."
+
+
+def _half_frozen(source: Source) -> int:
+    """Return the first step at which half of the rows are in the coldest phase; -1 for never or unknown."""
+    transition = source.groups.get("phases", xr.Dataset()).get("transition_step")
+    return -1 if transition is None else int(transition.isel(phase=0))
+
+
 def _row(source: Source) -> dict[str, str]:
     first, last = source.steps
     row = {f"{source.rows}s": f"{len(source.labels):,}", "steps": f"{first:,} to {last:,}"}
     phases = source.groups.get("phases", xr.Dataset())
     if "transition_step" in phases:
         coldest = phases.isel(phase=0)
-        name, half = str(coldest["phase"].values), int(coldest["transition_step"])
+        name, half = str(coldest["phase"].values), _half_frozen(source)
         row[f"first step with half {name}"] = f"{half:,}" if half >= 0 else "never"
         row[f"{name} at the end"] = f"{float(coldest['fraction'][-1]):.1%}"
     if (moved := _last_motion(source)) is not None and len(moved):

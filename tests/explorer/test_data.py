@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import xarray as xr
 import deadtok_xr as dx
 from deadtok_xr import testing
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
-from deadtok_xr.explorer import cloud, quantities, rows, runs, story
+from deadtok_xr.explorer import cloud, quantities, questions, rows, runs, story
 from deadtok_xr.explorer.binned import Blocks, bin_steps, picture
 from deadtok_xr.explorer.in_words import line
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
@@ -156,6 +157,23 @@ def test_the_table_is_searched_by_text_expressions_and_ids(trained: Path) -> Non
     assert (np.diff(frame["moved steps"].to_numpy()[order]) >= 0).all()
 
 
+def test_questions_are_answered_by_tokens_and_steps(synthetic: Path) -> None:
+    source = open_source(synthetic / "results.zarr")
+    source.refresh()
+    frame, lifecycle = rows.table(source, source.motion_so_far()), source.groups["lifecycle"]
+    asked = "the tokens that froze first"
+    assert questions.offered(frame, source)[-1] == asked  # no census, no coherence
+    found = questions.answer(asked, frame, rows.names(source), source)
+    freeze = lifecycle["first_freeze"].values
+    assert found.step == freeze[freeze > 0].min()
+    np.testing.assert_array_equal(found.rows, np.flatnonzero(freeze == found.step))
+    assert found.text.startswith(f"{len(found.rows or [])} token")
+    step = source.groups["motion"]["step"]
+    cosine = xr.DataArray(np.cos(np.arange(len(step))), dims="step", coords={"step": step})
+    source.groups["coherence"] = xr.Dataset({"displacement_cosine_mean": cosine})
+    assert questions.answer(questions.BREAKS, frame, [], source).step == int(cosine.idxmin())
+
+
 def test_no_name_of_a_token_is_taken_for_a_formula_or_hides_letters(trained: Path) -> None:
     names = rows.names(open_source(trained))
     assert names[0] == "0 <img src=x onerror=aler…"  # markup stays text: pages escape it
@@ -263,6 +281,7 @@ class TestSources:
         ]
         frame = runs.overview(found)
         assert frame["steps"].tolist() == ["0 to 299", "0 to 49"]
+        assert re.fullmatch(r"[12](?: and 2)? froze first: half .* at step \d+\.", runs.froze_first(found))
         assert frame[runs.APART].tolist() == ["", "equal to the bit"]
         assert runs.positions(found["2"], np.array([5, 10, 39])).tolist() == [-1, 0, 29]
         assert [heading for heading, _ in runs.findings(found)][1] == "Where the runs differ (1 / 2):"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import shutil
 import urllib.error
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
@@ -175,6 +177,15 @@ def test_a_selection_with_the_mouse_changes_every_view(served: str, served_runs:
         wait_for(trajectories=3)
         playwright.expect(python).to_have_value(chosen)
         page.wait_for_function(f"() => ({COUNTS})().step === {step}")
+        for quantity in ("distance from step 0", "length of the displacement"):  # colours of another scale, and back
+            page.get_by_label("Heat map shows").select_option(quantity)
+            page.locator("div.bk-clearfix", has_text=re.compile(f"^{quantity}")).first.wait_for()
+            x, y, width, height = box("heat_map")
+            clip = {"x": x + 0.1 * width, "y": y + 0.1 * height, "width": 0.3 * width, "height": 0.8 * height}
+            shown = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+            assert len(shown.getcolors(2**24) or []) > 20
+        page.get_by_label("Find and select").select_option("the step at which coherence breaks")
+        page.get_by_text("is smallest at step").wait_for()
         page.set_viewport_size({"width": 375, "height": 800})
         page.wait_for_function("() => document.documentElement.scrollWidth <= 375")
 

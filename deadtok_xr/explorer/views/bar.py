@@ -34,7 +34,9 @@ class Bar:
     """
 
     def __init__(self, page: Page) -> None:
-        self.slider = Slider(title="Step", start=0, end=1, step=1, sizing_mode="stretch_width", min_width=200)
+        self.slider = Slider(
+            title="Step", start=0, end=1, step=1, format="0,0", sizing_mode="stretch_width", min_width=200
+        )
         self.show_steps(page)
         self.slider.on_change("value", lambda attr, old, new: page.choose_step(new))
         self.play = Toggle(label="Play", width=70)
@@ -47,6 +49,8 @@ class Bar:
                               width=230)  # fmt: skip
             self.run.on_change("value", lambda attr, old, new: page.choose_run(new))
             runs = [self.run]
+        self._find = Select(title="Find and select", width=260, visible=False)
+        self._find.on_change("value", lambda attr, old, new: new and page.answer(new))
         self._chosen = Div(sizing_mode="stretch_width")
         wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
         self._python = TextInput(sizing_mode="stretch_width", min_width=200, stylesheets=[wraps])
@@ -58,7 +62,7 @@ class Bar:
             copies.append(button)
         self._status = Div(text="", sizing_mode="stretch_width", styles={"min-height": "1.5em"})
         self.root = column(
-            wrapping(self.slider, self.play, everything, *runs), self._chosen,
+            wrapping(self.slider, self.play, everything, self._find, *runs), self._chosen,
             wrapping(self._python, *copies, self._link), self._status, sizing_mode="stretch_width", name="controls",
         )  # fmt: skip
 
@@ -66,6 +70,10 @@ class Bar:
         """Show the steps that there are, and the chosen one."""
         first, last = page.steps
         self.slider.update(start=first, end=max(last, first + 1), value=page.selection_step)
+
+    def offer(self, questions: list[str]) -> None:
+        """Offer questions about the run that is shown."""
+        self._find.update(options=[("", "(choose)"), *((q, q) for q in questions)], value="", visible=bool(questions))
 
     def say(self, text: str) -> None:
         """Show a sentence about the page."""
@@ -87,6 +95,8 @@ class Bar:
 
 def _opening(source: Source) -> str:
     """Return how the recording is opened in Python, or what else the selection can be taken of."""
+    if source.rows == "parameter":
+        return f"dx.open_monitor({source.name!r})"
     place = "" if source.recording is None else str(source.recording.attrs.get("source", ""))
     if source.recording is None or not place:
         return "a group of the results, such as motion"

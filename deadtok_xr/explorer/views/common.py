@@ -95,6 +95,7 @@ def base_figure(**options: Any) -> Any:
     plot.xaxis.axis_label_text_font_style = plot.yaxis.axis_label_text_font_style = "normal"
     if isinstance(plot.x_range, Range1d):
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        plot.xaxis.ticker.desired_num_ticks = 4  # more would touch each other in a narrow window
     return plot
 
 

@@ -76,9 +76,11 @@ class HeatMap(View):
         self.data = ColumnDataSource(_NOTHING)
         self.linear = LinearColorMapper(palette="Viridis256", nan_color=UNKNOWN)
         self.log = LogColorMapper(palette="Viridis256", nan_color=UNKNOWN, low=1e-9, high=1, low_color="#10214f")
-        self.image = self.plot.image(
-            "image", source=self.data, x="x", y="y", dw="dw", dh="dh", color_mapper=self.linear
-        )
+        self.images = [  # one for each mapper: BokehJS goes on with the mapper that an image had at first
+            self.plot.image("image", source=self.data, x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
+            for mapper in (self.linear, self.log)
+        ]
+        self.images[1].visible = False
         self.marks = ColumnDataSource({"y": []})
         self.plot.extra_x_ranges = {"share": Range1d(0, 1)}
         for left, right in ((0, 0.012), (0.988, 1)):  # at both edges, where they hide little
@@ -86,13 +88,13 @@ class HeatMap(View):
                 y="y", left=left, right=right, height=1, source=self.marks, color=MARKER, x_range_name="share"
             )
         self.marker = mark_step(page, self.plot)
-        self.hover, self.row_names = HoverTool(renderers=[self.image]), ColumnDataSource({"name": []})
+        self.hover, self.row_names = HoverTool(renderers=self.images), ColumnDataSource({"name": []})
         self.plot.add_tools(self.hover)
         self.plot.on_event(SelectionGeometry, self._boxed)
         self.plot.on_event(Tap, self._tapped)
         self.plot.on_event(Reset, lambda event: page.show_all_steps())
         self.y_range.on_change("start", lambda attr, old, new: self._draw_soon())
-        self.choice = Select(title="Heat map shows", width=330)
+        self.choice = Select(title="Heat map shows", sizing_mode="stretch_width", min_width=260, max_width=520)
         self.choice.on_change("value", lambda attr, old, new: page.show_quantity(new))
         self.sorting = Select(title=f"{page.source.rows.capitalize()}s sorted by", width=210)
         self.sorting.on_change("value", lambda attr, old, new: self._sorted(new))
@@ -126,9 +128,10 @@ class HeatMap(View):
         words, name = quantities.words_of(x), quantities.label(key, x)
         self._colour(found, words)
         over = "" if found.width == 1 else (
-            f", at every {found.width}th step" if is_category(x) else f", mean over {found.width} steps"
+            f", one step of {found.width}" if is_category(x) else f", mean over {found.width} steps"
         )  # fmt: skip
         zoom = "" if found.width == 1 else "; zoom in for every step"
+        zoom += "; darkest: 0" if self.images[1].visible else ""
         run = f"{self.page.run}: " if len(self.page.runs) > 1 else ""
         self.words.text = escape(f"{run}{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
@@ -160,7 +163,8 @@ class HeatMap(View):
         self._show_bar(self.linear, ticker=FixedTicker(ticks=list(words)), major_label_overrides=words)
 
     def _show_bar(self, mapper: Any, **ticks: Any) -> None:
-        self.image.glyph.color_mapper = mapper
+        for image in self.images:
+            image.visible = image.glyph.color_mapper is mapper
         self.plot.right = [ColorBar(color_mapper=mapper, width=12, padding=6, **ticks)]
 
     def _explain(self, words: dict[int, str], causes: dict[int, str] | None) -> None:

@@ -92,7 +92,7 @@ class Series(View):
                 HoverTool(renderers=[line], mode="vline", visible=False, description=label,
                           tooltips=[*run, ("step", "@step{0,0}"), ("value", "@value{0.0000a}")])
             )  # fmt: skip
-        self.choice = Select(title=self.title, width=330)
+        self.choice = Select(title=self.title, sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
         self.words = Div(text="&nbsp;", sizing_mode="stretch_width")
         self._known: dict[str, xr.DataArray] = {}
@@ -230,9 +230,10 @@ class Trajectories(View):
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
-        self.choice = Select(title="Trajectories show", width=330)
+        self.choice = Select(title="Trajectories show", sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
         self.plot, self.marker = over_steps(page, height=300, y_range=DataRange1d(only_visible=True))
+        self.plot.visible = False  # until something is selected
         self.data = ColumnDataSource({name: [] for name in ("xs", "ys", "name", "run", "colour", "dash")})
         self.lines = self.plot.multi_line(
             "xs", "ys", source=self.data, line_color="colour", line_dash="dash", line_width=1.5
@@ -257,7 +258,7 @@ class Trajectories(View):
         more = len(page.selected) - len(chosen)
         rows = f"{page.source.rows}s"
         self.said = (
-            f"select {rows} in the heat map, the table or the cloud" if not chosen
+            f"Nothing is selected: choose {rows} in the heat map or the table." if not chosen
             else f"the first {at_most} of {len(page.selected):,} selected {rows}" if more > 0 else ""
         )  # fmt: skip
         span, found = page.visible_steps, {label: page.quantities_of(label) for label in page.runs}
@@ -301,6 +302,7 @@ class Trajectories(View):
             for run, (steps, values) in read.items() for k in range(len(chosen)) if values[k] is not None
         ]  # fmt: skip
         self.data.data = {name: [line[name] for line in lines] for name in self.data.column_names}
+        self.plot.visible = bool(chosen)
         if quantity in page.quantities:
             self.plot.yaxis.axis_label = wrapped(quantities.label(quantity, page.quantities[quantity]), 34)
         if not several:

@@ -25,7 +25,7 @@ class Overview(View):
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
-        room = {"min-height": f"{1.7 * (len(page.runs) + 1):.0f}em"}  # nothing below moves when the table arrives
+        room = {"min-height": f"{1.7 * (len(page.runs) + 2):.0f}em"}  # nothing below moves when the table arrives
         self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width", styles=room)
 
     def refresh(self) -> None:
@@ -40,4 +40,5 @@ class Overview(View):
             + "</tr>"
             for label, *row in frame.itertuples()
         )
-        self.root.text = f'<div style="overflow-x: auto"><table><tr>{head}</tr>{rows}</table></div>'
+        first = f"<p>{escape(runs.froze_first(self.page.runs))}</p>"
+        self.root.text = f'{first}<div style="overflow-x: auto"><table><tr>{head}</tr>{rows}</table></div>'

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deadtok_xr.explorer.page import Page
 
-_WIDTHS = {"text": 110, "froze because": 130, "stumble cohort": 110, "net displacement": 125, "parameter": 260}
+_WIDTHS = {"text": 110, "froze because": 130, "parameter": 260, "method": 200}
 _SAVE = """
 const link = document.createElement("a")
 link.href = URL.createObjectURL(new Blob([file.text], {type: "text/csv;charset=utf-8"}))
@@ -48,7 +48,9 @@ class Table(View):
         super().__init__(page)
         self.search = TextInput(
             title=f"Find {page.source.rows}s",
-            placeholder="text; 3, 17; /regular expression/; thaws > 0",
+            placeholder="text; 3, 17; /regular expression/; thaws > 0"
+            if page.source.rows == "token"
+            else "name; /regular expression/; numel > 1000",
             sizing_mode="stretch_width",
             max_width=390,
         )
@@ -77,7 +79,7 @@ class Table(View):
 
     def _columns(self, frame: pd.DataFrame) -> list[TableColumn]:
         return [
-            TableColumn(field=name, title=name, width=_WIDTHS.get(name, 92), formatter=_formatter(frame[name]))
+            TableColumn(field=name, title=name, width=_width(name), formatter=_formatter(frame[name]))
             for name in rows.shown_columns(frame)
         ]
 
@@ -121,6 +123,11 @@ class Table(View):
         part = self.page.frame.iloc[self.shown]
         self.file.text = ""
         self.file.text = json.dumps({"name": f"{self.page.source.rows}s.csv", "text": part.to_csv(index=False)})
+
+
+def _width(name: str) -> int:
+    """Return a width with room for the heading, in pixels."""
+    return _WIDTHS.get(name, max(92, 8 * len(name)))
 
 
 def _cells(values: pd.Series[Any]) -> Any:
