@@ -50,7 +50,7 @@ class Bar:
             self.run.on_change("value", lambda attr, old, new: page.choose_run(new))
             runs = [self.run]
         self._find = Select(title="Find and select", width=260, visible=False)
-        self._find.on_change("value", lambda attr, old, new: new and page.answer(new))
+        self._find.on_change("value", lambda attr, old, new: self._asked(page, new))
         self._chosen = Div(sizing_mode="stretch_width")
         wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
         self._python = TextInput(sizing_mode="stretch_width", min_width=200, stylesheets=[wraps])
@@ -70,6 +70,10 @@ class Bar:
         """Show the steps that there are, and the chosen one."""
         first, last = page.steps
         self.slider.update(start=first, end=max(last, first + 1), value=page.selection_step)
+
+    def _asked(self, page: Page, question: str) -> None:
+        if question:
+            page.answer(question)
 
     def offer(self, questions: list[str]) -> None:
         """Offer questions about the run that is shown."""
