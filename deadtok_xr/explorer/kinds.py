@@ -41,9 +41,13 @@ def check(place: str | Path, *, live: bool = False) -> dict[str, Any]:
         return attrs
     if live:
         raise InputError(f"{place} holds results, which do not grow: use `deadtok explore {place}`")
-    if attrs and RESULTS not in attrs:
-        raise InputError(f"{place} holds nothing to explore; expected results, a recording or a Monitor's store")
-    open_root(place)
+    try:
+        open_root(place)
+    except InputError as error:
+        if RESULTS in attrs:
+            raise
+        expected = "expected results, a recording or a Monitor's store"
+        raise InputError(f"{place} holds nothing to explore; {expected}") from error
     return attrs
 
 

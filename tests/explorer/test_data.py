@@ -239,6 +239,8 @@ class TestSources:
             ('{"deadtok_results": "1.0", "complete": false, "groups": []}', "was not completed"),
             ('{"deadtok_sample": "1.0"}', "samples of many parameters"),
             ('{"deadtok_format": "1.0", "complete": false}', "deadtok watch"),
+            ('{"deadtok_format": "2.0", "complete": true}', "recording format 2.0"),
+            ("{}", "nothing to explore"),
         ):
             (tmp_path / "x.zarr").mkdir(exist_ok=True)
             meta = f'{{"zarr_format": 3, "node_type": "group", "attributes": {attributes}}}'
