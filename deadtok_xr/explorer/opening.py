@@ -172,9 +172,10 @@ def _opened_recording(place: str | Path, tokens: str | None, run: str | None = N
 
 def _saved(place: str | Path, run: str | None) -> dict[str, Source]:
     """Open results as far as the first picture needs them."""
-    source = Saved(place)
-    if len(source.labels) and run is None and not any(RUN in ds.dims for ds in source.groups.values()):
-        return {_label(place): source}
+    if run is None:
+        source = Saved(place)
+        if len(source.labels) and not any(RUN in ds.dims for ds in source.groups.values()):
+            return {_label(place): source}
     from deadtok_xr.results.opening import open_results
 
     return _of_results(open_results(place), str(place), _folder(place), run)
