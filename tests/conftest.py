@@ -141,10 +141,10 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     return counts
 
 
-def once(n_steps: int, *names: str) -> dict[tuple[str, int], int]:
-    """What `decoded` is when every step is decoded once, and the first of each row but one again for the row before."""
-    rows = range(0, n_steps, CHUNK_STEPS)
-    return {(name, i): min(CHUNK_STEPS, n_steps - first) + (i > 0) for name in names for i, first in enumerate(rows)}
+def once(n_steps: int, *names: str, after: int = 1) -> dict[tuple[str, int], int]:
+    """What `decoded` is when every step is decoded once, and the first ones of each row again for the row before."""
+    lengths = [min(CHUNK_STEPS, n_steps - first) for first in range(0, n_steps, CHUNK_STEPS)]
+    return {(name, i): n + (i > 0) * min(after, n) for name in names for i, n in enumerate(lengths)}
 
 
 @contextmanager

@@ -11,12 +11,24 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates
+from deadtok_xr.analyses.common.last_motion import INVALID, NEVER, LastMotion
 from deadtok_xr.analyses.common.rank_correlation import JACKKNIFE, concordance, interval_attrs, spearman
 from deadtok_xr.analyses.common.token_pieces import add_rows, pieces
 from deadtok_xr.analyses.common.vectors import unit_vectors
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.bfloat16 import decode, ulp
-from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
+from deadtok_xr.engine import (
+    AnalysisSpec,
+    Batch,
+    Cost,
+    Output,
+    Reduction,
+    ReductionResults,
+    SingleVariable,
+    Sizes,
+    StepBlock,
+)
+from deadtok_xr.engine.series import Series
 from deadtok_xr.engine.small_results import Arrays, compute_together
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import PIECE
@@ -63,7 +75,6 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _PER_PREDICTOR = tuple(ATTRS)[3:10]
 _NUMBERS = tuple(ATTRS)[10:]
-_NEVER, _INVALID = -1, np.iinfo(np.int64).max
 
 
 @built_in
@@ -113,12 +124,11 @@ def freeze_predictors(
     }
 
     def finish(results: ReductionResults) -> xr.Dataset:
-        inputs = {"ends": results.merged("ends", "ends", merge_ends)}
-        if with_h:
-            inputs["h_mean"] = checks.as_series(ds["h_mean"])[1:].rechunk(-1)
-        values: dict[str, Any] = compute_together(
-            inputs, _measure, shapes, ATTRS, end=end, grid=grid, names=tuple(names)
-        )
+        inputs = {
+            "moved": results.merged("moved", "moved", np.maximum),
+            "values": results.merged("predictors", "values", _merge),
+        }
+        values: dict[str, Any] = compute_together(inputs, _measure, shapes, ATTRS, end=end, names=tuple(names))
         coords = {**coordinates.along(ds, "token"), "predictor": names}
         left_out = {} if with_h else {"h_alignment": "the dataset has no h_mean"}
         attrs = checks.result_attrs(ds, variable=variable, precision=grid, left_out=left_out)
@@ -127,65 +137,78 @@ def freeze_predictors(
             values["step_span_max"] = xr.Variable((), extra["step_span"].values.max(), span)
         return xr.Dataset(values, coords, attrs)
 
-    reduction = Ends(variable, ds["step"].values)
-    return AnalysisSpec({variable: checks.as_dask(x.data)}, {"ends": reduction}, finish)
+    h_mean = Series(checks.as_series(ds["h_mean"])) if with_h else None
+    reductions: dict[str, Reduction] = {
+        "moved": LastMotion(variable, ds["step"].values),
+        "predictors": Predictors(variable, grid, tuple(names), h_mean),
+    }
+    return AnalysisSpec({variable: checks.as_dask(x.data)}, reductions, finish)
 
 
 @dataclass(frozen=True)
-class Ends(SingleVariable):
-    """The reduction that keeps the first and last positions of tokens, and their last motion."""
+class Predictors(SingleVariable):
+    """The reduction that measures the predictors of each token at the first step and at the last one.
 
-    steps: NDArray[np.int64]
+    Attributes
+    ----------
+    grid
+        The number format.
+    names
+        The predictors.
+    h_mean
+        The hidden states that `h_alignment` needs.
+    """
+
+    grid: str
+    names: tuple[str, ...]
+    h_mean: Series | None
 
     def outputs(self) -> dict[str, Output]:
-        """Return `ends` per block: `first`, `last` (token, dim), and `moved`, the label of the last motion."""
-        return {"ends": Output(at="block")}
+        """Return `values` per block: those that are known from its steps, by name."""
+        return {"values": Output(at="block")}
 
     def start(self, block: StepBlock) -> _Accumulator:
         """Return an accumulator for a block."""
-        return _Accumulator(self, block)
+        return _Accumulator(self)
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        # the first step and the last one, and a few pieces as float64
-        kept = 2 * sizes.step * sizes.itemsize + 6 * 8 * min(sizes.step, PIECE)
-        return Cost(0.5e-9 * sizes.moved, kept=kept)
+        kept = 3 * 8 * sizes.tokens * len(self.names)
+        return Cost(20e-9 * sizes.step * len(self.names), temporary=6 * 8 * min(sizes.step, PIECE), kept=kept)
 
 
 class _Accumulator:
-    def __init__(self, reduction: Ends, block: StepBlock) -> None:
-        self.name, self.labels = reduction.variable, reduction.steps[block.later]
-        self.ends: dict[str, Any] = {"first": None, "last": None}  # of the whole recording, in its first and last block
-        self.moved = np.full(block.n_tokens, _NEVER)
+    def __init__(self, reduction: Predictors) -> None:
+        self.reduction, self.values = reduction, dict[str, Floats]()
 
     def update(self, batch: Batch) -> None:
-        from deadtok_xr.kernels.numba import last_motion
-
-        steps, block = batch.values[self.name], batch.block
+        steps, block = batch.values[self.reduction.variable], batch.block
         if not block.first + batch.start:
-            self.ends["first"] = steps[0].copy()
+            self._measure(steps[0], at_end=False)
         if block.n_transitions < block.n_states and batch.start + batch.n_transitions == block.n_transitions:
-            self.ends["last"] = steps[-1].copy()
-        labels = self.labels[batch.start : batch.start + batch.n_transitions]
-        last_motion(batch.readable(self.name), batch.changed(self.name), labels, _INVALID, self.moved)
+            self._measure(steps[-1], at_end=True)
+
+    def _measure(self, step: NDArray[Any], *, at_end: bool) -> None:
+        r = self.reduction
+        for name in r.names:
+            if name.startswith("final") == at_end:
+                self.values[name] = _predictor(name, step, r.h_mean, r.grid)
 
     def result(self) -> dict[str, Any]:
-        return {"ends": {**self.ends, "moved": self.moved}}
+        return {"values": self.values}
 
 
-def merge_ends(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Return the ends of two consecutive blocks as those of one."""
-    return {"first": a["first"], "last": b["last"], "moved": np.maximum(a["moved"], b["moved"])}
+def _merge(a: dict[str, Floats], b: dict[str, Floats]) -> dict[str, Floats]:
+    return {**a, **b}
 
 
-def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[str, ...]) -> Arrays:
-    (ends,) = inputs["ends"]
-    moved = ends["moved"]
-    invalid, never = moved == _INVALID, moved == _NEVER
+def _measure(inputs: dict[str, list[Any]], *, end: int, names: tuple[str, ...]) -> Arrays:
+    (moved,), (values,) = inputs["moved"], inputs["values"]
+    invalid, never = moved == INVALID, moved == NEVER
     used = ~invalid & ~never
     censored = used & (moved == end)
     time = np.where(used, np.where(used, moved, 0) + 1, -1)
-    value = np.stack([_predictor(name, ends["first"], ends["last"], inputs, grid) for name in names])
+    value = np.stack([values[name] for name in names])
     value[:, invalid] = np.nan
     rows = [_correlate(time[used], censored[used], v[used]) for v in value]
     numbers = {"n_frozen": used & ~censored, "n_censored": censored, "n_never_moved": never, "n_invalid": invalid}
@@ -198,20 +221,19 @@ def _measure(inputs: dict[str, list[Any]], *, end: int, grid: str, names: tuple[
     }
 
 
-def _predictor(name: str, first: Any, last: Any, inputs: dict[str, list[Any]], grid: str) -> Floats:
-    if name == "h_alignment":
-        h = unit_vectors(inputs["h_mean"][0])
+def _predictor(name: str, step: NDArray[Any], h_mean: Series | None, grid: str) -> Floats:
+    if name == "h_alignment" and h_mean is not None:
+        h = unit_vectors(h_mean.values(slice(1, None)))
         known = h[~np.isnan(h[:, 0])]
-        mean = unit_vectors(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(first.shape[1], np.nan)
-        return _by_pieces(first, lambda W: np.clip(unit_vectors(W) @ mean, -1.0, 1.0))
+        mean = unit_vectors(known.mean(axis=0, keepdims=True))[0] if len(known) else np.full(step.shape[1], np.nan)
+        return _by_pieces(step, lambda W: np.clip(unit_vectors(W) @ mean, -1.0, 1.0))
     if name == "initial_norm":
-        return _by_pieces(first, lambda W: np.linalg.norm(W, axis=1))
+        return _by_pieces(step, lambda W: np.linalg.norm(W, axis=1))
     if name == "initial_distance":
-        centroid = _finite_centroid(first)
-        return _by_pieces(first, lambda W: np.linalg.norm(W - centroid, axis=1))
-    recorded = first if name == "initial_ulp" else last
+        centroid = _finite_centroid(step)
+        return _by_pieces(step, lambda W: np.linalg.norm(W - centroid, axis=1))
     try:
-        gaps = (ulp(recorded[tokens], grid) for tokens in pieces(*recorded.shape))
+        gaps = (ulp(step[tokens], grid) for tokens in pieces(*step.shape))
         return np.concatenate(
             [x.min(axis=1) if name == "final_ulp_min" else np.exp2(np.log2(x).mean(axis=1)) for x in gaps]
         )

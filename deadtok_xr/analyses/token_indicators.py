@@ -10,9 +10,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common import checks, coordinates, step_selection
+from deadtok_xr.analyses.common.last_motion import LastMotion
 from deadtok_xr.analyses.common.rank_correlation import JACKKNIFE, interval_attrs
 from deadtok_xr.analyses.common.summary_text import number, percent
-from deadtok_xr.analyses.freeze_predictors import Ends, merge_ends
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.analyses.undertrained import references, relations
 from deadtok_xr.analyses.undertrained.at_steps import DEAD, FOUND, INDICATORS, Indicators
@@ -146,7 +146,7 @@ def token_indicators(
     def finish(results: ReductionResults) -> xr.Dataset:
         inputs = {
             "measured": results.merged("indicators", "measured", step_selection.merge_measured),
-            "ends": results.merged("ends", "ends", merge_ends),
+            "moved": results.merged("moved", "moved", np.maximum),
             **({} if p_dead is None else {"p_dead": p_dead}),
         }
         values = compute_together(
@@ -162,7 +162,7 @@ def token_indicators(
         )  # fmt: skip
         return xr.Dataset(values, coords, attrs)
 
-    return AnalysisSpec(matrices, {"indicators": reduction, "ends": Ends(variable, labels)}, finish)
+    return AnalysisSpec(matrices, {"indicators": reduction, "moved": LastMotion(variable, labels)}, finish)
 
 
 def _relate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from deadtok_xr.kernels.device import CPU, Device
 
 
 class Steps(Protocol):
-    """The steps of a block, and the one after them, in order."""
+    """The steps of a block, and those after them, in order."""
 
     dtype: np.dtype[Any]
 
@@ -79,6 +79,7 @@ class Batch:
         For each variable its values (t, n, d), as recorded.
     n_states
         The number of steps that belong to the batch: all but the last, which begins the next batch, or all at the end.
+        None of the batch that looks ahead, which has the two steps after the block.
     """
 
     block: StepBlock
@@ -93,6 +94,11 @@ class Batch:
     def n_transitions(self) -> int:
         """The number of transitions between its steps."""
         return len(next(iter(self.values.values()))) - 1
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether its transition begins in the next block; see `Reduction`."""
+        return self.start == self.block.n_states
 
     def slices(self, out: Mapping[str, NDArray[Any]], outputs: Mapping[str, Output]) -> dict[str, NDArray[Any]]:
         """Return the parts of a block's outputs that belong to this batch."""
@@ -147,8 +153,13 @@ class Batch:
         return changed_rows(values.view(np.dtype(f"u{values.dtype.itemsize}")))
 
 
-def batches(block: StepBlock, sources: Mapping[str, Steps], n_steps: int) -> Generator[Batch, None, None]:
-    """Yield the steps of a block, ``n_steps`` at a time; each batch begins with the last step of the one before."""
+def batches(
+    block: StepBlock, sources: Mapping[str, Steps], n_steps: int, ahead: Collection[str] = ()
+) -> Generator[Batch, None, None]:
+    """Yield the steps of a block, ``n_steps`` at a time; each batch begins with the last step of the one before.
+
+    A last batch has the two steps after the block of the variables ``ahead``, if there are any.
+    """
     total = block.n_transitions + 1 if block.n_transitions == block.n_states else block.n_states
     shape = (min(n_steps + 1, total), block.n_tokens, block.n_dims)
     buffers = {name: np.empty(shape, source.dtype) for name, source in sources.items()}
@@ -161,14 +172,19 @@ def batches(block: StepBlock, sources: Mapping[str, Steps], n_steps: int) -> Gen
         own = n if done and block.n_transitions < block.n_states else n - 1
         yield Batch(block, start, {name: x[:n] for name, x in buffers.items()}, own)
         if done:
-            return
+            break
         for x in buffers.values():
             x[0] = x[n - 1]
         start, have = start + n - 1, 1
+    if ahead:
+        for name in ahead:
+            buffers[name][0] = buffers[name][n - 1]
+            sources[name].read(buffers[name][1:2])
+        yield Batch(block, block.n_states, {name: buffers[name][:2] for name in ahead}, 0)
 
 
 class HeldSteps:
-    """Steps of token blocks (t, n, d) that are in memory, and the step after them."""
+    """Steps of token blocks (t, n, d) that are in memory, and those after them."""
 
     def __init__(self, blocks: list[NDArray[Any]], after: list[NDArray[Any]]) -> None:
         self.dtype = blocks[0].dtype
@@ -183,7 +199,8 @@ class HeldSteps:
             tokens = slice(place, place + block.shape[1])
             out[:n, tokens] = block[self._at : self._at + n]
             if n < len(out):
-                out[n:, tokens] = after
+                begin = self._at + n - length
+                out[n:, tokens] = after[begin : begin + len(out) - n]
             place = tokens.stop
         self._at += len(out)
 

@@ -37,7 +37,7 @@ class BlockPass:
     task
         The work of its tasks.
     dependencies
-        For each variable that is read through Dask's graph, its values and the step after each block.
+        For each variable that is read through Dask's graph, its values and the steps after each block.
     """
 
     name: str
@@ -111,7 +111,7 @@ def make_pass(matrices: Mapping[str, da.Array], reductions: Mapping[str, Reducti
         _logger.info("%s does not hold recorded values: it is read through Dask's graph, which is slower", name)
     contents = {name: x.name for name, x in arrays.items()}
     task = BlockTask(stored, dict(reductions), layout, tuple(held), device)
-    pairs = tuple((x, step_after(x)) for x in held.values())
+    pairs = tuple((x, steps_after(x, task.n_after(name))) for name, x in held.items())
     return BlockPass(f"pass-{tokenize(contents, sorted(reductions), device)}", task, pairs)
 
 
@@ -137,34 +137,52 @@ def _cut(x: da.Array, steps: tuple[int, ...]) -> da.Array:
     return x if x.chunks[0] == steps and x.numblocks[2] == 1 else x.rechunk({0: steps, 2: -1})
 
 
-def step_after(x: da.Array) -> da.Array:
-    """Return for each block of an array (step, token, dim) the step that follows it; the last block has none.
+def steps_after(x: da.Array, n: int) -> da.Array:
+    """Return for each block of an array (step, token, dim) the n steps that follow it, as far as there are any.
 
-    It has one step per block, so that nothing else of the next block is read or kept.
+    Nothing else of the next blocks is read or kept.
     """
-    return _neighbours(x, 1)
+    heads = _edges(x, slice(0, n), tuple(min(n, length) for length in x.chunks[0]))
+    name, last = f"after-{tokenize(heads.name)}", np.cumsum(x.chunks[0])
+    following = [[i for i in range(k + 1, x.numblocks[0]) if last[i - 1] - last[k] < n] for k in range(x.numblocks[0])]
+
+    def tasks(names: list[str]) -> Tasks:
+        return {
+            (name, i, j, k): (
+                _join,
+                n,
+                np.empty((0, x.chunks[1][j], x.chunks[2][k]), x.dtype),
+                [(names[0], following_block, j, k) for following_block in following[i]],
+            )
+            for i, j, k in np.ndindex(*x.numblocks)
+        }
+
+    lengths = tuple(min(n, int(last[-1] - end)) for end in last)
+    return from_tasks(name, tasks, (lengths, *x.chunks[1:]), np.empty((0, 0, 0), x.dtype), [heads])
+
+
+def _join(n: int, none: NDArray[Any], heads: list[NDArray[Any]]) -> NDArray[Any]:
+    return heads[0] if len(heads) == 1 else np.concatenate([none, *heads])[:n]
 
 
 def step_before(x: da.Array) -> da.Array:
     """Return for each block of an array (step, token, dim) the step before it; NaN before the first block."""
-    return _neighbours(x, -1)
-
-
-def _neighbours(x: da.Array, offset: int) -> da.Array:
-    touching = slice(0, 1) if offset > 0 else slice(-1, None)
-    ends = x.map_blocks(_copy, touching, chunks=((1,) * x.numblocks[0], *x.chunks[1:]), dtype=x.dtype)
-    edge = np.full((0 if offset > 0 else 1, 1, 1), np.nan, x.dtype)
-    name = f"neighbours-{tokenize(ends.name, offset)}"
+    tails = _edges(x, slice(-1, None), (1,) * x.numblocks[0])
+    name = f"before-{tokenize(tails.name)}"
 
     def tasks(names: list[str]) -> Tasks:
         return {
-            (name, i, j, k): (names[0], i + offset, j, k)
-            if 0 <= i + offset < x.numblocks[0]
-            else np.broadcast_to(edge, (edge.shape[0], x.chunks[1][j], x.chunks[2][k]))
+            (name, i, j, k): (names[0], i - 1, j, k)
+            if i
+            else np.broadcast_to(np.full((1, 1, 1), np.nan, x.dtype), (1, x.chunks[1][j], x.chunks[2][k]))
             for i, j, k in np.ndindex(*x.numblocks)
         }
 
-    return from_tasks(name, tasks, ends.chunks, np.empty((0, 0, 0), x.dtype), [ends])
+    return from_tasks(name, tasks, tails.chunks, np.empty((0, 0, 0), x.dtype), [tails])
+
+
+def _edges(x: da.Array, steps: slice, lengths: tuple[int, ...]) -> da.Array:
+    return x.map_blocks(_copy, steps, chunks=(lengths, *x.chunks[1:]), dtype=x.dtype)
 
 
 def _copy(block: NDArray[Any], edge: slice) -> NDArray[Any]:

@@ -170,18 +170,26 @@ class BlockTask:
 
     def _reduce(self, i: int, blocks: list[Any]) -> dict[str, BlockResult]:
         start, n = self.layout.starts[i], self.layout.n_states[i]
-        sources: dict[str, Steps] = {name: StepReader(x, start, start + n) for name, x in self.stored.items()}
+        sources: dict[str, Steps] = {
+            name: StepReader(x, start, start + n, self.n_after(name)) for name, x in self.stored.items()
+        }
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
         try:
             block = self.layout.block(i, devices.resolve(self._wanted_device(), self._bytes(i, sources)))
             accumulators = {name: reduction.start(block) for name, reduction in self.reductions.items()}
-            with closing(_in_batches(block, sources)) as parts:
+            more = start + n + 1 < self.layout.shape[0]
+            ahead = [name for name in sources if more and self.n_after(name) > 1]
+            with closing(_in_batches(block, sources, ahead)) as parts:
                 for batch in parts:
                     self._update(batch, accumulators)
         finally:
             for source in sources.values():
                 source.close()
         return {name: accumulator.result() for name, accumulator in accumulators.items()}
+
+    def n_after(self, name: str) -> int:
+        """Return how many steps of a variable after a block are read with it."""
+        return 2 if any(_looks_ahead(x) and name in x.matrices for x in self.reductions.values()) else 1
 
     def _wanted_device(self) -> str:
         """Return the device to look for: "auto" means the CPU, unless a reduction is known to be faster on a GPU."""
@@ -191,6 +199,8 @@ class BlockTask:
     def _update(self, batch: Batch, accumulators: Mapping[str, Accumulator]) -> None:
         note, n = progress.listener(), len(accumulators)
         for k, (name, accumulator) in enumerate(accumulators.items()):
+            if batch.looks_ahead and not _looks_ahead(self.reductions[name]):
+                continue
             if note:
                 done = (batch.start + batch.n_states * k / n) / batch.block.n_states
                 note(done, progress.label(self.reductions[name]))
@@ -204,9 +214,13 @@ class BlockTask:
         return self.layout.n_states[i] * n * d * max(source.dtype.itemsize for source in sources.values())
 
 
-def _in_batches(block: StepBlock, sources: Mapping[str, Steps]) -> Generator[Batch, None, None]:
+def _looks_ahead(reduction: Reduction) -> bool:
+    return bool(getattr(reduction, "looks_ahead", False))
+
+
+def _in_batches(block: StepBlock, sources: Mapping[str, Steps], ahead: list[str]) -> Generator[Batch, None, None]:
     """Yield small batches that stay in a core's cache, or large ones for a device, each decoded in advance."""
     step = block.n_tokens * block.n_dims * sum(source.dtype.itemsize for source in sources.values())
     size = devices.DEVICE_BATCH_BYTES if block.device.kernels else BATCH_BYTES
-    parts = batches(block, sources, max(1, size // max(1, step)))
+    parts = batches(block, sources, max(1, size // max(1, step)), ahead)
     return prefetch(parts) if block.device.kernels else parts

@@ -30,7 +30,11 @@ class Accumulator(Protocol):
 
 
 class Reduction(Protocol):
-    """A computation on a recording, block by block. A frozen dataclass: reductions with equal options are equal."""
+    """A computation on a recording, block by block. A frozen dataclass: reductions with equal options are equal.
+
+    One whose attribute ``looks_ahead`` is true gets a last batch with the two steps after each block, if there are as
+    many: what it measures of two consecutive transitions then needs no step of the block before.
+    """
 
     @property
     def matrices(self) -> tuple[str, ...]:

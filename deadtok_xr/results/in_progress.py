@@ -153,7 +153,7 @@ class Work:
         if job.held:  # values come through Dask's graph, from unknown chunks: use all chunks
             return tokenize(sorted(self._versions.items()))
         start, n = job.layout.starts[i], job.layout.n_states[i]
-        keys = [key for stored in job.stored.values() for key in _keys(stored, start, start + n)]
+        keys = [key for name, x in job.stored.items() for key in _keys(x, start, start + n + job.n_after(name))]
         return tokenize([(key, self._versions.get(key)) for key in keys])
 
     @cached_property
@@ -208,9 +208,9 @@ def _place(stored: StoredArray) -> str:
 
 
 def _keys(stored: StoredArray, start: int, stop: int) -> Iterator[str]:
-    """Yield the files of a block of steps, and those of the next step, which ends the last transition."""
+    """Yield the files of the steps that are read for a block."""
     array, leading = stored.array, stored.leading
-    along_step = np.unique(stored.steps[start : stop + 1] // stored.chunk_steps).tolist()
+    along_step = np.unique(stored.steps[start:stop] // stored.chunk_steps).tolist()
     along_token = np.unique(stored.tokens // array.chunks[-2]).tolist()
     for position in itertools.product(along_step, along_token):
         yield f"{_place(stored)}/{file_key(array, (*leading, *position, 0))}"

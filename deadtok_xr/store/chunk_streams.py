@@ -68,6 +68,8 @@ class SelectedTokens:
             step[self._into] = self._buffer[0, self._selected]
 
 
+_READ_BYTES = 2**15
+"""Bytes that are read at once from each of the chunks of a step, which can be thousands."""
 _idle: list[ZstdDecompressor] = []
 """Unused decompressors, kept so that their windows of half a megabyte are not allocated again for each chunk."""
 
@@ -96,7 +98,7 @@ class Stream:
         if self._source is None:
             file: Any = _WithEndFrame(self._reader.open(self._id))
             self._decompressor = _idle.pop() if _idle else ZstdDecompressor()
-            self._source = self._decompressor.stream_reader(file, read_size=2**17)
+            self._source = self._decompressor.stream_reader(file, read_size=_READ_BYTES)
         return self._source
 
     def finish(self) -> None:

@@ -21,6 +21,8 @@ from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.chunk_streams import SelectedTokens
 
 _SKIPPED_AT_ONCE = 8
+_REORDERED_BYTES = 2**22
+"""Bytes that are brought into the order of the selection at once, or those of a step if it is larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class StoredArray:
         return self.index[-2]  # type: ignore[return-value]
 
     @property
+    def is_reordered(self) -> bool:
+        """Whether the tokens of the selection are in another order than those in the store."""
+        return _order(self.tokens) is not None
+
+    @property
     def leading(self) -> tuple[int, ...]:
         """Position of the run, if the array holds several; else empty."""
         return self.index[:-3]  # type: ignore[return-value]
@@ -145,16 +152,16 @@ def _read_first(stored: StoredArray) -> NDArray[Any]:
 
 
 class StepReader:
-    """Reads the steps of a selection in ascending order, from position ``start`` to ``stop`` inclusive.
+    """Reads the steps of a selection in ascending order, from ``start`` to ``stop``, and some after them.
 
-    Chunks that hold a step before ``stop`` are read to their end, so that their checksums are checked. The step at
-    ``stop`` is needed for the last transition alone; the chunks that begin with it are decoded up to that step only.
+    Chunks that hold a step before ``stop`` are read to their end, so that their checksums are checked. The steps after
+    them are needed for the last transitions alone; the chunks that begin with them are decoded only so far.
     """
 
-    def __init__(self, stored: StoredArray, start: int, stop: int) -> None:
+    def __init__(self, stored: StoredArray, start: int, stop: int, n_after: int = 1) -> None:
         self.dtype = stored.array.dtype
         self._stored, self._n_own = stored, stop - start
-        self._positions = stored.steps[start : stop + 1]
+        self._positions = stored.steps[start : stop + n_after]
         self._next = 0
         self._chunks: _ChunksReader | None = None
 
@@ -212,14 +219,16 @@ class _ChunksReader:
 
     def read(self, out: NDArray[Any]) -> None:
         """Fill ``out`` (t, n, d) with the next steps."""
-        on_disk = out
-        if self._order is not None:
-            if self._buffer is None or len(self._buffer) < len(out):
-                self._buffer = np.empty_like(out)
-            on_disk = self._buffer[: len(out)]
-        self._read_parts(on_disk)
-        if self._order is not None:
-            np.take(on_disk, self._order, axis=1, out=out)
+        if self._order is None:
+            self._read_parts(out)
+            return
+        if self._buffer is None:
+            self._buffer = np.empty((max(1, _REORDERED_BYTES // max(1, out[0].nbytes)), *self._shape), self._dtype)
+        for start in range(0, len(out), len(self._buffer)):
+            part = out[start : start + len(self._buffer)]
+            on_disk = self._buffer[: len(part)]
+            self._read_parts(on_disk)
+            np.take(on_disk, self._order, axis=1, out=part, mode="clip")  # other modes buffer the output
 
     def _read_parts(self, out: NDArray[Any]) -> None:
         for part in self._parts:

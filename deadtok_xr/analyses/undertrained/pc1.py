@@ -18,7 +18,7 @@ from deadtok_xr.analyses.common.token_blocks import HeldTokens, TokenBlocks
 from deadtok_xr.analyses.undertrained.passes import kernel_values
 
 Floats = NDArray[np.float64]
-_SLAB = 2**20
+SLAB = 2**20
 """Elements that are converted to float64 at once."""
 _FEW_DIMS = 512
 """Up to so many dims the covariance is computed."""
@@ -52,7 +52,7 @@ def _rows(blocks: TokenBlocks | HeldTokens) -> Iterator[Floats]:
     """
     from deadtok_xr.kernels.numba.covariance import finite_differences
 
-    step = max(1, _SLAB // blocks.n_dims)
+    step = max(1, SLAB // blocks.n_dims)
     first, buffer = np.zeros(blocks.n_dims), np.empty((step, blocks.n_dims))
     n = 0
     for begin, end in blocks.bounds:

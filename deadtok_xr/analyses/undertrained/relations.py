@@ -30,7 +30,7 @@ def relate(
     Parameters
     ----------
     inputs
-        ``measured``: by position of a step, the measures for each reference; ``ends``: when tokens last moved.
+        ``measured``: by position of a step, the measures for each reference; ``moved``: when tokens last moved.
     labels, at
         The labels of all steps, and the positions of those that were measured.
     known
@@ -38,12 +38,11 @@ def relate(
     wanted
         Names of variables.
     """
-    (measured,), (ends,) = inputs["measured"], inputs["ends"]
+    (measured,), (moved,) = inputs["measured"], inputs["moved"]
     states = [measured[i] for i in at]
     value = np.array([[state[r]["value"] for state in states] for r in range(len(states[0]))])
     candidate = np.array([[state[r]["candidate"] for state in states] for r in range(len(states[0]))])
     dead, counts = known["dead"], known["count"]
-    moved = ends["moved"]
     used = (moved >= 0) & (moved < np.iinfo(np.int64).max) & (True if dead is None else dead)
     time, censored = np.where(used, moved, 0) + 1, used & (moved == labels[-1])
     last = candidate[:, -1:]
