@@ -16,7 +16,7 @@ from deadtok_xr.analyses.common.summary_text import number, percent
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
 from deadtok_xr.analyses.undertrained import references, relations
 from deadtok_xr.analyses.undertrained.at_steps import DEAD, FOUND, INDICATORS, Indicators
-from deadtok_xr.engine import AnalysisSpec, ReductionResults
+from deadtok_xr.engine import AnalysisSpec, Cost, ReductionResults
 from deadtok_xr.engine.small_results import compute_together
 from deadtok_xr.errors import InputError
 
@@ -143,6 +143,8 @@ def token_indicators(
     p_dead = checks.as_series(ds["p_dead"]) if "p_dead" in ds and ds["p_dead"].dims == ("step",) else None
     shapes = _shapes(len(names), len(at), n, known, with_p_dead=p_dead is not None)
 
+    rest = Cost(0.02 + 1e-6 * n * len(names) * len(at))  # rank correlations of each indicator
+
     def finish(results: ReductionResults) -> xr.Dataset:
         inputs = {
             "measured": results.merged("indicators", "measured", step_selection.merge_measured),
@@ -162,7 +164,7 @@ def token_indicators(
         )  # fmt: skip
         return xr.Dataset(values, coords, attrs)
 
-    return AnalysisSpec(matrices, {"indicators": reduction, "moved": LastMotion(variable, labels)}, finish)
+    return AnalysisSpec(matrices, {"indicators": reduction, "moved": LastMotion(variable, labels)}, finish, rest)
 
 
 def _relate(

@@ -53,6 +53,8 @@ class Sizes:
         The largest size of an element, in bytes.
     moving
         At most which share of the tokens moves at a step.
+    changing
+        About which share of the elements changes at a step.
     """
 
     steps: int
@@ -61,6 +63,7 @@ class Sizes:
     block: int
     itemsize: int
     moving: float = 1.0
+    changing: float = 1.0
 
     @property
     def step(self) -> int:
@@ -86,6 +89,11 @@ class Sizes:
     def moved(self) -> float:
         """The number of elements of tokens that move, at all steps."""
         return self.elements * max(self.moving, _REST)
+
+    @property
+    def changed(self) -> float:
+        """The number of elements that change, at all steps."""
+        return self.elements * self.changing
 
 
 @dataclass(frozen=True)

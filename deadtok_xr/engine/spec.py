@@ -56,16 +56,19 @@ def pass_cost(specs: Mapping[str, AnalysisSpec]) -> PassCost:
     first = next(iter(matrices.values()), None)
     block, shape = (1, (0, 0, 0)) if first is None else (max(block_lengths(first)), first.shape)
     steps, n_tokens, n_dims = shape
-    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), _moving(stored))
+    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), *_moving(stored))
     reordered = {name for name, x in stored.items() if x is not None and x.is_reordered}
     rest = {name: spec.rest for name, spec in specs.items()}
     return PassCost(sizes, reductions, used, rest, itemsizes, tokens, reordered)
 
 
-def _moving(stored: Mapping[str, StoredArray | None]) -> float:
-    """Return at most which share of the tokens moves at a step; 1 if it is not known."""
+def _moving(stored: Mapping[str, StoredArray | None]) -> tuple[float, float]:
+    """Return at most which share of the tokens moves at a step, and about which of the elements; 1 if not known."""
     weights = stored.get("W")
-    return 1.0 if weights is None else weights.moving_share()
+    if weights is None:
+        return 1.0, 1.0
+    moving = weights.moving_share()
+    return moving, min(moving, weights.changing_share())
 
 
 def run(specs: Sequence[AnalysisSpec], device: str = "auto") -> list[xr.Dataset]:

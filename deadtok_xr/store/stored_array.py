@@ -7,6 +7,8 @@ know where the values lie: a `StoredArray`, which selections of the array keep (
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +16,16 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 from deadtok_xr.dask_arrays import Index, origin_of
-from deadtok_xr.store import motion_index
+from deadtok_xr.store import chunk_bytes, motion_index
 from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.chunk_streams import SelectedTokens
 
 _SKIPPED_AT_ONCE = 8
+_FIRST_STEP = 1.2
+"""Bytes of an element of the first step of a chunk, which is compressed without one before it."""
 _REORDERED_BYTES = 2**22
 """Bytes that are brought into the order of the selection at once, or those of a step if it is larger."""
 
@@ -63,12 +68,8 @@ class StoredArray:
 
     def moving_share(self, n_chunks: int = 64) -> float:
         """Return at most which share of the tokens moves at a step, by the motion index of some chunks; else 1."""
-        rows = np.unique(self.steps // self.array.chunks[-3])
-        columns = np.unique(self.tokens // self.array.chunks[-2])
-        every = max(1, len(rows) * len(columns) // n_chunks)
         found = []
-        for at in range(0, len(rows) * len(columns), every):
-            position = (*self.leading, int(rows[at // len(columns)]), int(columns[at % len(columns)]), 0)
+        for position in self._some_chunks(n_chunks):
             bounds = motion_index.read(self.array, position)
             if bounds is None:
                 return 1.0
@@ -77,6 +78,31 @@ class StoredArray:
             height = min(self.array.chunks[-3], self.array.shape[-3] - position[-3] * self.array.chunks[-3])
             found.append(np.where(last > 0, last - first + 1, 0).mean() / max(height - 1, 1))
         return min(1.0, float(np.mean(found)))
+
+    def changing_share(self, n_chunks: int = 64) -> float:
+        """Estimate which share of the elements changes at a step, from how well some chunks are compressed; else 1.
+
+        Of the recordings that were tried, chunks in which 1.5, 8, 60 and 100% of the elements change take 0.05, 0.17,
+        0.45 and 1.1 bytes an element.
+        """
+        if not isinstance(self.array.store, LocalStore) or self.array.shards is not None:
+            return 1.0
+        n, size = math.prod(self.array.chunks), []
+        for position in self._some_chunks(n_chunks):
+            path = self.array.store.root / self.array.path / chunk_bytes.file_key(self.array, position)
+            height = min(self.chunk_steps, self.array.shape[-3] - position[-3] * self.chunk_steps)
+            try:
+                size.append(path.stat().st_size / (n * height / self.chunk_steps) - _FIRST_STEP / height)
+            except OSError:
+                return 1.0
+        return float(np.clip(1.3 * np.clip(size, 0, None) ** 1.6, 0.0, 1.0).mean())
+
+    def _some_chunks(self, n: int) -> Iterator[tuple[int, ...]]:
+        """Yield the grid positions of about so many chunks that hold selected values, evenly spread."""
+        rows = np.unique(self.steps // self.array.chunks[-3])
+        columns = np.unique(self.tokens // self.array.chunks[-2])
+        for at in range(0, len(rows) * len(columns), max(1, len(rows) * len(columns) // n)):
+            yield (*self.leading, int(rows[at // len(columns)]), int(columns[at % len(columns)]), 0)
 
     @property
     def is_readable(self) -> bool:

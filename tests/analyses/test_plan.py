@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import dask
@@ -49,6 +50,20 @@ def test_memory_says_what_would_fit(wide: None) -> None:
             dx.analyze(rec, analyses=["motion", "coherence"], memory=needed)
         with pytest.raises(InputError, match="expected a size, such as 500MB"):
             dx.analyze(rec, memory="much")
+
+
+def test_every_analysis_states_a_cost_that_grows_with_the_recording(recording: Path) -> None:
+    planned = plan_analyses(dx.open_recording(recording)).cost
+    grown = [Sizes(600, 256, 64, 128, 2), Sizes(1200, 256, 64, 128, 2), Sizes(1200, 2560, 64, 128, 2),
+             Sizes(1200, 2560, 640, 128, 2)]  # fmt: skip
+    for name, reduction in planned.reductions.items():
+        costs = [reduction.cost(sizes) for sizes in grown]
+        seconds = [cost.seconds for cost in costs]
+        memory = [cost.held + cost.temporary + cost.kept for cost in costs]
+        assert 0 < seconds[0] <= seconds[1] < seconds[2] < seconds[3], name
+        assert memory == sorted(memory), name
+        resting = reduction.cost(dataclasses.replace(grown[3], moving=0.1, changing=0.01)).seconds
+        assert 0 < resting <= seconds[3], name
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(90, 90), ("90s", 90), ("30min", 1800), ("2h", 7200)])

@@ -146,7 +146,8 @@ class CloudMotion(SingleVariable):
         before = 4 * sizes.step if floats else step
         border = 6 * 8 * min(sizes.step, PIECE)
         kept = 2 * step + 3 * 8 * 2 * sizes.tokens  # the first step and the last one, and sums
-        return Cost(3.8e-9 * sizes.moved, held=before, temporary=border, kept=kept, floats=floats)
+        seconds = 2e-4 * sizes.steps + 2.9e-9 * sizes.moved
+        return Cost(seconds, held=before, temporary=border, kept=kept, floats=floats)
 
 
 class _Accumulator:

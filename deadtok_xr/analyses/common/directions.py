@@ -132,7 +132,10 @@ class Directions:
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         others = [name for name in MATRICES if name in self.matrices]
-        seconds = (0.08e-9 * sizes.dims + 2.5e-9) * sizes.moved * (1 + len(others))
+        dense = 0.08e-9 * sizes.dims + 2.5e-9
+        hops = min(1.0, sizes.changing / max(sizes.moving, 1e-9)) * sizes.dims  # elements of a token that moves
+        sparse = 1e-9 * hops**2 / max(sizes.dims, 1) + 2e-9
+        seconds = 1.5e-4 * sizes.steps + (min(dense, sparse) + dense * len(others)) * sizes.moved
         pieces = 2 * min(sizes.step, PIECE) + 2 * (sizes.dims + 12) * sizes.dims
         return Cost(seconds, held=8 * pieces + 6 * 8 * sizes.tokens, temporary=2 * 8 * min(sizes.step, PIECE))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.analyses.common.token_blocks import HeldTokens
 from deadtok_xr.analyses.undertrained import outputs, passes, references
-from deadtok_xr.analyses.undertrained.pc1 import SLAB, principal_axis
+from deadtok_xr.analyses.undertrained.pc1 import FEW_DIMS, SLAB, principal_axis
 from deadtok_xr.engine import Batch, Cost, Output, Sizes, StepBlock
 
 Floats = NDArray[np.float64]
@@ -62,7 +62,8 @@ class Indicators:
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        seconds = (0.07e-9 * sizes.dims + 20e-9) * sizes.step * len(self.at)
+        rate = 0.07e-9 * sizes.dims + (7e-9 if sizes.dims <= FEW_DIMS else 60e-9)
+        seconds = (3e-3 + rate * sizes.step) * len(self.at)
         work = 4 * 8 * min(sizes.step, SLAB) + 3 * 8 * sizes.dims**2 + 12 * 8 * sizes.tokens
         return Cost(seconds, temporary=work, kept=100 * sizes.tokens * len(self.at))
 

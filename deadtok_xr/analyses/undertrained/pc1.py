@@ -20,7 +20,7 @@ from deadtok_xr.analyses.undertrained.passes import kernel_values
 Floats = NDArray[np.float64]
 SLAB = 2**20
 """Elements that are converted to float64 at once."""
-_FEW_DIMS = 512
+FEW_DIMS = 512
 """Up to so many dims the covariance is computed."""
 _VECTORS = 8
 _SAMPLE = 2048
@@ -38,7 +38,7 @@ def principal_axis(*, blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
     dict
         ``vector`` (d,), None if all tokens are equal or none is finite, and ``gap``, 1 - λ₂/λ₁.
     """
-    if blocks.n_dims > _FEW_DIMS:
+    if blocks.n_dims > FEW_DIMS:
         found = _by_products(blocks)
         if found is not None:
             return found
