@@ -38,7 +38,7 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "total_variance": {"long_name": "variance in all dims together", "units": "1", "formula": "Σ λ"},
 }  # fmt: skip
-PRODUCTS_OF = 2**24
+PRODUCTS_OF = 2**22
 """Elements whose products are summed at once, as 128 MiB of float64; the sums of larger steps are sums of these."""
 _AT_MOST = 65
 

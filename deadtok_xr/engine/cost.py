@@ -25,7 +25,7 @@ TORCH = 250 * 10**6
 """Bytes of torch, which replays updates."""
 _THREAD = 30 * 10**6
 """Bytes of a thread at work for what does not grow with the recording: buffers, and freed memory that is not reused."""
-_STREAM = 1.1e6
+_STREAM = 10**6
 """Bytes of a decompressor with its window, and its read buffer."""
 _TASKS = 25_000
 """Bytes of the tasks of a block and what they return, for each analysis."""
@@ -137,8 +137,6 @@ class PassCost:
         The cost of each analysis besides its reductions.
     itemsizes, chunk_tokens
         Bytes of an element, and tokens of a chunk, of each variable.
-    reordered
-        The variables whose tokens are in another order than in the store.
     """
 
     sizes: Sizes
@@ -147,7 +145,6 @@ class PassCost:
     rest: Mapping[str, Cost]
     itemsizes: Mapping[str, int]
     chunk_tokens: Mapping[str, int]
-    reordered: Collection[str] = ()
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
@@ -160,7 +157,7 @@ class PassCost:
         names = {key for keys in used.values() for key in keys}
         return PassCost(
             self.sizes, {key: x for key, x in self.reductions.items() if key in names}, used,
-            {name: self.rest[name] for name in analyses}, self.itemsizes, self.chunk_tokens, self.reordered,
+            {name: self.rest[name] for name in analyses}, self.itemsizes, self.chunk_tokens,
         )  # fmt: skip
 
     @property
@@ -201,9 +198,8 @@ class PassCost:
         floats = {name for cost in costs for name in cost.floats}
         streams = sum(math.ceil(self.sizes.tokens / self.chunk_tokens[name]) for name in self.matrices) * _STREAM
         batch = n * (step + 4 * len(floats) * self.sizes.step)
-        in_order = sum(self.itemsizes[name] for name in self.matrices & {*self.reordered}) * self.sizes.step
         temporary = max((cost.temporary for cost in costs), default=0.0)
-        return self._outputs() + sum(cost.held for cost in costs) + temporary + batch + in_order + streams
+        return self._outputs() + sum(cost.held for cost in costs) + temporary + batch + streams
 
     def _outputs(self) -> float:
         """Return the bytes of the outputs for a block."""

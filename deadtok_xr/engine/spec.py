@@ -57,9 +57,8 @@ def pass_cost(specs: Mapping[str, AnalysisSpec]) -> PassCost:
     block, shape = (1, (0, 0, 0)) if first is None else (max(block_lengths(first)), first.shape)
     steps, n_tokens, n_dims = shape
     sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), *_moving(stored))
-    reordered = {name for name, x in stored.items() if x is not None and x.is_reordered}
     rest = {name: spec.rest for name, spec in specs.items()}
-    return PassCost(sizes, reductions, used, rest, itemsizes, tokens, reordered)
+    return PassCost(sizes, reductions, used, rest, itemsizes, tokens)
 
 
 def _moving(stored: Mapping[str, StoredArray | None]) -> tuple[float, float]:

@@ -24,15 +24,18 @@ class SelectedTokens:
         Positions of the selected tokens within the chunk, ascending.
     into
         Where these tokens lie along axis 1 of the arrays that `read` fills.
+    buffer
+        Room for a step of the chunk, (1, n, d), which readers share that take turns.
     """
 
-    def __init__(self, reader: ChunkReader, block_id: tuple[int, ...], tokens: NDArray[np.int64], into: slice) -> None:
+    def __init__(
+        self, reader: ChunkReader, block_id: tuple[int, ...], tokens: NDArray[np.int64], into: NDArray[np.intp],
+        buffer: NDArray[Any],
+    ) -> None:  # fmt: skip
         self.chunk = Stream(reader, block_id) if reader.direct else _DecodedWhole(reader, block_id)
-        self._into = into
-        contiguous = (np.diff(tokens) == 1).all()
-        self._selected: Any = slice(int(tokens[0]), int(tokens[-1]) + 1) if contiguous else tokens
-        all_tokens = len(tokens) == reader.array.chunks[-2]
-        self._buffer = None if all_tokens else np.empty((1, *reader.array.chunks[-2:]), reader.array.dtype)
+        self._selected, self._into = _as_slice(tokens), _as_slice(into)
+        in_place = len(tokens) == reader.array.chunks[-2] and isinstance(self._into, slice)
+        self._buffer = None if in_place else buffer
         self._entry, self._tokens = (reader.array, block_id), tokens
         self._height, self._position = reader.array.chunks[-3], 0
         self._last_values: NDArray[Any] | None = None
@@ -66,6 +69,11 @@ class SelectedTokens:
         for step in out:
             self.chunk.read(self._buffer, slice(0, self._buffer.shape[1]))
             step[self._into] = self._buffer[0, self._selected]
+
+
+def _as_slice(positions: NDArray[Any]) -> Any:
+    """Return ascending positions without a gap as a slice, others as they are."""
+    return slice(int(positions[0]), int(positions[-1]) + 1) if (np.diff(positions) == 1).all() else positions
 
 
 _READ_BYTES = 2**15

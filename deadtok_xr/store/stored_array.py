@@ -26,8 +26,6 @@ from deadtok_xr.store.chunk_streams import SelectedTokens
 _SKIPPED_AT_ONCE = 8
 _FIRST_STEP = 1.2
 """Bytes of an element of the first step of a chunk, which is compressed without one before it."""
-_REORDERED_BYTES = 2**22
-"""Bytes that are brought into the order of the selection at once, or those of a step if it is larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +120,6 @@ class StoredArray:
     def tokens(self) -> NDArray[np.int64]:
         """Positions of the tokens in the store."""
         return self.index[-2]  # type: ignore[return-value]
-
-    @property
-    def is_reordered(self) -> bool:
-        """Whether the tokens of the selection are in another order than those in the store."""
-        return _order(self.tokens) is not None
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -231,32 +224,18 @@ class _ChunksReader:
     def __init__(self, stored: StoredArray, block: int) -> None:
         self.position = 0
         self._parts = _chunk_readers(stored, block)
-        self._order = _order(stored.tokens)
         self._shape, self._dtype = stored.shape[1:], stored.array.dtype
-        self._buffer: NDArray[Any] | None = None
 
     def skip(self, n: int) -> None:
         """Skip steps. They must be decoded, because a compressed stream can only be read from its beginning."""
         if n:
             unused = np.empty((min(n, _SKIPPED_AT_ONCE), *self._shape), self._dtype)
         while n:
-            self._read_parts(unused[:n])
+            self.read(unused[:n])
             n -= len(unused[:n])
 
     def read(self, out: NDArray[Any]) -> None:
         """Fill ``out`` (t, n, d) with the next steps."""
-        if self._order is None:
-            self._read_parts(out)
-            return
-        if self._buffer is None:
-            self._buffer = np.empty((max(1, _REORDERED_BYTES // max(1, out[0].nbytes)), *self._shape), self._dtype)
-        for start in range(0, len(out), len(self._buffer)):
-            part = out[start : start + len(self._buffer)]
-            on_disk = self._buffer[: len(part)]
-            self._read_parts(on_disk)
-            np.take(on_disk, self._order, axis=1, out=part, mode="clip")  # other modes buffer the output
-
-    def _read_parts(self, out: NDArray[Any]) -> None:
         for part in self._parts:
             part.read(out)
         self.position += len(out)
@@ -273,21 +252,16 @@ class _ChunksReader:
             part.chunk.close()
 
 
-def _order(tokens: NDArray[np.int64]) -> NDArray[np.intp] | None:
-    """Return for each selected token its rank in the order on disk; None if both orders are the same."""
-    by_disk = np.argsort(tokens)
-    return None if (np.diff(by_disk) == 1).all() else np.argsort(by_disk)
-
-
 def _chunk_readers(stored: StoredArray, block: int) -> list[SelectedTokens]:
     """Return a reader for each chunk of a block of steps that holds selected tokens."""
     height = stored.array.chunks[-2]
-    on_disk = np.sort(stored.tokens)
+    places = np.argsort(stored.tokens)  # in the selection, of the tokens in the order on disk
+    on_disk = stored.tokens[places]
     reader = chunk_reader(stored.array)
-    leading = stored.leading
+    buffer = np.empty((1, *stored.array.chunks[-2:]), stored.array.dtype)
     parts = []
     for chunk in np.unique(on_disk // height).tolist():
         begin, end = np.searchsorted(on_disk, [chunk * height, (chunk + 1) * height]).tolist()
         tokens = on_disk[begin:end] - chunk * height
-        parts.append(SelectedTokens(reader, (*leading, block, chunk, 0), tokens, slice(begin, end)))
+        parts.append(SelectedTokens(reader, (*stored.leading, block, chunk, 0), tokens, places[begin:end], buffer))
     return parts

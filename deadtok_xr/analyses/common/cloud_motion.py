@@ -145,7 +145,7 @@ class CloudMotion(SingleVariable):
         floats = self.matrices if sizes.is_small else ()
         before = 4 * sizes.step if floats else step
         border = 6 * 8 * min(sizes.step, PIECE)
-        kept = 2 * step + 3 * 8 * 2 * sizes.tokens  # the first step and the last one, and sums
+        kept = step * (2 if sizes.steps > sizes.block else 1) + 3 * 8 * 2 * sizes.tokens
         seconds = 2e-4 * sizes.steps + 2.9e-9 * sizes.moved
         return Cost(seconds, held=before, temporary=border, kept=kept, floats=floats)
 
@@ -156,7 +156,7 @@ class _Accumulator:
         self.out = allocate_outputs(self.outputs, block)
         self.before: Any = None
         self.totals = np.zeros((2, block.n_tokens))
-        self.ends: dict[str, Any] = {"first": None, "last": None}  # steps of the recording, as recorded
+        self.ends: dict[str, Any] = {"first": None, "last": None, "net": None}  # steps of the recording, as recorded
         self.borders: list[dict[str, Any]] = []
 
     def update(self, batch: Batch) -> None:
@@ -169,7 +169,9 @@ class _Accumulator:
         if not block.first + batch.start:
             self.ends["first"] = recorded[0].copy()
         if block.n_transitions < block.n_states and batch.start + batch.n_transitions == block.n_transitions:
-            self.ends["last"] = recorded[-1].copy()
+            self.ends = _net_displacement({**self.ends, "last": recorded[-1]})
+            if self.ends["last"] is not None:
+                self.ends["last"] = self.ends["last"].copy()
         steps = batch.floats_if_small(self.name)
         self.before = self.before or kernel.PreviousTransition(steps)
         kernel.cloud_steps(
@@ -195,10 +197,18 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 
 def merge_blocks(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Return the `tokens` of two consecutive blocks as those of one."""
-    return {
-        "first": a["first"], "last": b["last"], "totals": a["totals"] + b["totals"],
-        "borders": [*a["borders"], *b["borders"]],
-    }  # fmt: skip
+    ends = _net_displacement({"first": a["first"], "last": b["last"], "net": None})
+    return {**ends, "totals": a["totals"] + b["totals"], "borders": [*a["borders"], *b["borders"]]}
+
+
+def _net_displacement(ends: dict[str, Any]) -> dict[str, Any]:
+    """Return the ends of a recording as the distance of each token between them, once both are there."""
+    first, last = ends["first"], ends["last"]
+    if first is None or last is None:
+        return ends
+    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
+        net = np.concatenate([_lengths(wide(last[i]) - wide(first[i])) for i in pieces(*first.shape)])
+    return {"first": None, "last": None, "net": net}
 
 
 def _border_lag(*steps: NDArray[Any]) -> dict[str, Any]:
@@ -246,9 +256,7 @@ def persistence(series: Arrays, tokens: dict[str, Any]) -> Arrays:
 
 def paths(tokens: dict[str, Any]) -> Arrays:
     path, squares = tokens["totals"]
-    first, last = tokens["first"], tokens["last"]
-    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
-        net = np.concatenate([_lengths(wide(last[i]) - wide(first[i])) for i in pieces(*first.shape)])
+    net = tokens["net"]
     moved = squares > 0
     diffusivity = np.where(moved, net**2 / np.where(moved, squares, 1.0), np.nan)
     kind = np.select([np.isnan(diffusivity), diffusivity < 0.5, diffusivity <= 2], [-1, 0, 1], 2)
