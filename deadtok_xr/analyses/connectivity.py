@@ -117,7 +117,7 @@ class SpanningTrees(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        seconds = (8e-3 + (12e-9 + 0.02e-9 * sizes.dims) * sizes.tokens**2 / 2) * len(self.at)
+        seconds = (8e-3 + (12e-9 + 0.01e-9 * sizes.dims) * sizes.tokens**2 / 2) * len(self.at)
         rows = 128 * -(-sizes.dims // 128) + 250  # a byte for each element; hashes and near rows
         return Cost(seconds, temporary=rows * sizes.tokens, kept=8 * sizes.tokens * len(self.at))
 

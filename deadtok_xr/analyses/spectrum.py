@@ -118,7 +118,7 @@ class Covariance(SingleVariable):
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        seconds = (2e-3 + 25e-9 * sizes.step + 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3)) * len(self.at)
+        seconds = (5e-4 + 12e-9 * sizes.step + 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3)) * len(self.at)
         piece = min(sizes.step, PRODUCTS_OF) + 4 * min(sizes.step, PIECE)
         return Cost(seconds, temporary=8 * piece + 3 * 8 * sizes.dims**2)
 

@@ -62,7 +62,7 @@ class Indicators:
 
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
-        rate = 0.07e-9 * sizes.dims + (7e-9 if sizes.dims <= FEW_DIMS else 60e-9)
+        rate = 7e-9 + 0.07e-9 * sizes.dims if sizes.dims <= FEW_DIMS else 35e-9 + 0.03e-9 * sizes.dims
         seconds = (3e-3 + rate * sizes.step) * len(self.at)
         work = 4 * 8 * min(sizes.step, SLAB) + 3 * 8 * sizes.dims**2 + 12 * 8 * sizes.tokens
         return Cost(seconds, temporary=work, kept=50 * sizes.tokens * len(self.at))
