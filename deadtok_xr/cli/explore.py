@@ -47,6 +47,7 @@ def explore(results: tuple[Path | str, ...], tokens: str | None, run: str | None
     Example:  deadtok explore results.zarr
               deadtok explore seed_1.zarr seed_2.zarr seed_3.zarr
     """
+    gc.disable()  # imports leave no garbage, and looking for it takes an eighth of the time until the first picture
     from deadtok_xr.explorer.kinds import check
 
     for place in results:
@@ -119,7 +120,6 @@ def _print_lines(source: Source) -> None:
 def _serve(opened: Callable[[], Mapping[str, Source]], port: int, *, browser: bool) -> None:
     from deadtok_xr.explorer.server import Explorer
 
-    gc.disable()  # imports leave no garbage, and looking for it takes an eighth of the time until the first picture
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # no lines about requests for other addresses
     explorer = Explorer(port)
     echo(explorer.url)
