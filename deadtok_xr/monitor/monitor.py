@@ -23,6 +23,7 @@ from deadtok_xr.recorder import validation
 from deadtok_xr.recorder.attributes import implementation, json_settings, machine_attributes
 from deadtok_xr.recorder.scaler import ScalerWatch
 from deadtok_xr.recorder.schedule import Schedule
+from deadtok_xr.store.writer_lock import WriterLock
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +153,7 @@ class Monitor:
         self._observation: Observation | None = None
         self._skips: Any = None
         self._store: growing_store.GrowingStore | None = None
+        self._lock = WriterLock(self.path)
         self._written: Future[None] | None = None
         self._entered = self._left = self._warned = False
 
@@ -178,7 +180,8 @@ class Monitor:
         self._next = self._next_monitored()
         self._writer = ranks.is_writer()
         if self.path is not None and self._writer:
-            self._open_store(self.path)
+            with self._lock.acquired():
+                self._open_store(self.path)
         self._workers = Workers()
         self._executor = ThreadPoolExecutor(1, "deadtok-monitor-writer")
         self._hooks = [
@@ -209,6 +212,7 @@ class Monitor:
             error.add_note(str(failure))
         finally:
             self._executor.shutdown()
+            self._lock.close()
 
     # ---- called by the optimizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -24,6 +24,7 @@ from deadtok_xr.recorder.scaler import ScalerWatch
 from deadtok_xr.recorder.schedule import Schedule
 from deadtok_xr.recorder.session import Session, buffer_steps
 from deadtok_xr.store.chunk_layout import chunk_shape
+from deadtok_xr.store.writer_lock import WriterLock
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +181,7 @@ class Recorder:
         self._flush_every = validation.check_flush_every(flush_every)
         self._overwrite, self._resume, self._on_error = overwrite, resume, on_error
         self._session: Session | None = None
+        self._lock = WriterLock(self.path)
         self._mesh = sharded.mesh_of(self.recorded)
         if self._mesh is not None and on_error == "continue":
             raise InputError("on_error='continue': the ranks of a sharded parameter must all record; expected 'raise'")
@@ -203,11 +205,8 @@ class Recorder:
                 "this Recorder was entered before; expected a new one, with resume=True to append to the store"
             )
         values: dict[str, Any] = {r.name: r.state("W", initial=True) for r in self.recorded} if self._resume else {}
-        if self._mesh is None:
-            self.step, initial = self._begin(values)
-        else:
-            begin = None if sharded.follows(self._mesh) else lambda: self._begin(values)
-            self.step, initial = sharded.agree(self._mesh, begin)
+        begin = None if sharded.follows(self._mesh) else lambda: self._begin(values)
+        self.step, initial = sharded.agree(self._mesh, begin)
         self._session = self._session or cast(Session, sharded.Follower(self.recorded))
         self._entered = True
         if initial:
@@ -230,9 +229,10 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         self._scaler_watch.restore()
-        failure = session.close()
-        if failure is None and kind is None and not self._failed:
-            session.appender.finish()
+        with closing(self._lock):
+            failure = session.close()
+            if failure is None and kind is None and not self._failed:
+                session.appender.finish()
         if failure is None:
             session.raise_pending()
         elif kind is None:
@@ -328,10 +328,11 @@ class Recorder:
 
     def _begin(self, values: Mapping[str, Any]) -> tuple[int, bool]:
         """Create or open the store; return the step that the training is at, and whether to record its state."""
-        if self._resume and self.path.exists():
-            appender, step, initial = self._resume_store(values)
-        else:
-            appender, step, initial = self._create_store(), self._updates_made(0), True
+        with self._lock.acquired():
+            if self._resume and self.path.exists():
+                appender, step, initial = self._resume_store(values)
+            else:
+                appender, step, initial = self._create_store(), self._updates_made(0), True
         tokens = self.token_table.tokens
         rows = None if np.array_equal(tokens, np.arange(self.parameter.shape[0])) else tokens
         copier = copier_for(self.parameter.device, rows)

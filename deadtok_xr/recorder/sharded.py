@@ -45,7 +45,7 @@ def agree(mesh: Any, begin: Callable[[], tuple[int, bool]] | None) -> tuple[int,
     Parameters
     ----------
     mesh
-        The device mesh.
+        The device mesh; None if the parameters are not sharded.
     begin
         Creates or opens the store; None on ranks that follow.
 
@@ -54,6 +54,8 @@ def agree(mesh: Any, begin: Callable[[], tuple[int, bool]] | None) -> tuple[int,
     InputError
         On the ranks that follow, if the store cannot be begun; on the rank that writes, its own error.
     """
+    if mesh is None and begin is not None:
+        return begin()
     import torch.distributed as dist
 
     outcome: list[Any] = [None]

@@ -23,6 +23,7 @@ motion_index    the first and last motion of each token in each chunk
 sample          the layout of a recording of samples of many parameters
 in_progress     the lock and journal of unfinished conversions and analyses, so that they resume
 lease           a lock in an object store
+writer_lock     the lock of a Recorder or Monitor
 labels          `dead`, `token_text` and `count` added to a store afterwards; token_ids and tokenizer read their files
 occurrences     how often tokens occur in files of ids or text
 reachability    which tokens text can become, by a tokenizer
