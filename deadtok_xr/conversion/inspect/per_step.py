@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deadtok_xr.conversion.inspect.keys import KNOWN_KEYS, WEIGHTS, is_named_otherwise
 from deadtok_xr.conversion.inspect.models import named_input, named_output
 from deadtok_xr.conversion.options import Options
-from deadtok_xr.conversion.readers.names import named_step
+from deadtok_xr.conversion.readers.names import ENDS_IN_FRACTION, named_step
 from deadtok_xr.conversion.readers.source import Entry, Source, Wrapped
 from deadtok_xr.conversion.readers.stated_steps import whole_number
 from deadtok_xr.errors import InputError
@@ -165,11 +165,13 @@ def _series(source: Source) -> list[_Series]:
 def _split(key: str) -> tuple[str, int, str, bool] | None:
     """Return a key before its number, the number, and behind it, and whether a word says that it is a step."""
     step = named_step(key, dotted=True)
-    if step is None:
-        return None
     numbers = list(_NUMBER.finditer(key))
-    match = next(m for m in numbers if int(m[0]) == step.number) if step.stated else numbers[-1]
-    return key[: match.start()], step.number, key[match.end() :], step.stated
+    if step is not None and step.stated:
+        match = next(m for m in numbers if int(m[0]) == step.number)
+        return key[: match.start()], step.number, key[match.end() :], True
+    if not numbers or ENDS_IN_FRACTION.search(key):
+        return None
+    return key[: numbers[-1].start()], int(numbers[-1][0]), key[numbers[-1].end() :], False
 
 
 def _countable(source: Source, series: _Series) -> bool:

@@ -27,8 +27,8 @@ _METRIC = re.compile(
 _MEASURED = re.compile(
     r"(?<![a-z])(?:[a-z]+_)?(?:loss|ppl|perplexity|acc(?:uracy)?|bpb|score|metric|lr)[ =_-]?$", re.IGNORECASE
 )
-_WHOLE_PART = re.compile(r"(?<![\d.])\d+\.$")
-"""Of a fraction at the end of a tensor's name, in which other dots separate parts."""
+ENDS_IN_FRACTION = re.compile(r"(?<![\d.])\d+\.\d+$")
+"""Finds a fraction at the end of a tensor's name, in which other dots separate parts."""
 _FRACTION = re.compile(r"\d+[.,]\d+")
 _RANK = re.compile(
     r"(?<![a-z])(?P<word>consolidated|(?:[a-z]+_)*rank|tp|mp|pp|dp|(?:[a-z]+_)*fsdp|shard|part|partition|worker|gpu"
@@ -85,8 +85,8 @@ def named_step(name: str, *, dotted: bool = False) -> NamedStep | None:
     match = _LAST.fullmatch(name)
     if match is None:
         return None
-    before, is_last = name[: match.start("n")], match.end("n") == len(name)
-    if (is_last and _WHOLE_PART.search(before)) if dotted else re.search(r"\d[.,]$", before):
+    before = name[: match.start("n")]
+    if ENDS_IN_FRACTION.search(name) if dotted else re.search(r"\d[.,]$", before):
         return None
     return None if _MEASURED.search(before) else _step(name, match, stated=False)
 
