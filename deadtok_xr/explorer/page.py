@@ -285,6 +285,11 @@ class Page:
         first, last = self.steps
         self.x_range.update(start=first, end=max(last, first + 1))
 
+    def show_everything(self) -> None:
+        """Make all steps and all rows of the heat map visible."""
+        self.show_all_steps()
+        self.heat_map.show_all_rows()
+
     def _steps_changed(self) -> None:
         first, last = self.steps
         span = (max(int(np.ceil(self.x_range.start)), first), min(int(self.x_range.end), last))

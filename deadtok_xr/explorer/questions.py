@@ -13,15 +13,17 @@ from deadtok_xr.explorer.source import Source
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
+_LOW = 0.9  # mean cosine
 _COHERENCE = "coherence/displacement_cosine_mean"
-BREAKS = "the step at which coherence breaks"
+LEAST_COHERENT = "the step of least coherence"
 HOLE = "the largest black hole"
 _COLUMNS = {
     "the tokens that thawed last": ("last thaw", max, "thawed last, at step"),
     "the tokens that moved last": ("last motion", max, "moved last, at step"),
     "the tokens that froze first": ("first freeze", min, "were the first to stand still, at step"),
-    HOLE: ("black hole", min, "share the largest black hole, number"),
+    HOLE: ("black hole", min, ""),
 }
 
 
@@ -47,20 +49,33 @@ class Answer:
 def offered(frame: pd.DataFrame, source: Source) -> list[str]:
     """Return the questions that these results can answer."""
     found = [question for question, (column, _, _) in _COLUMNS.items() if column in frame and (frame[column] > 0).any()]
-    return [*found, *([BREAKS] if _COHERENCE in quantities.of_steps(source) else [])]
+    return [*found, *([LEAST_COHERENT] if _COHERENCE in quantities.of_steps(source) else [])]
 
 
 def answer(question: str, frame: pd.DataFrame, names: Sequence[str], source: Source) -> Answer:
     """Answer one of the questions that `offered` returned."""
-    if question == BREAKS:
-        cosine = quantities.of_steps(source)[_COHERENCE]
-        at = int(cosine.idxmin("step"))
-        return Answer(f"The mean cosine between displacements is smallest at step {at:,}: "
-                      f"{float(cosine.min()):.3g}.", step=at)  # fmt: skip
+    if question == LEAST_COHERENT:
+        return _least_coherent(quantities.of_steps(source)[_COHERENCE])
     column, best, words = _COLUMNS[question]
     values = frame[column].to_numpy()
     value = int(best(values[values > 0]))
     rows = np.flatnonzero(values == value).tolist()
     shown = ", ".join(names[i] for i in rows[:6]) + (", …" if len(rows) > 6 else ".")
-    n = f"{len(rows):,} {source.rows}{'s' if len(rows) != 1 else ''}"
-    return Answer(f"{n} {words} {value:,}: {shown}", rows, None if question == HOLE else value)
+    every = "all " if len(rows) == len(frame) > 1 else ""
+    n = f"{every}{len(rows):,} {source.rows}{'s' if len(rows) != 1 else ''}"
+    if question == HOLE:
+        census = int(source.groups["census"]["census_step"][-1])
+        return Answer(f"{n} are equal to the bit at step {census:,}: {shown}", rows)
+    return Answer(f"{n} {words} {value:,}: {shown}", rows, value)
+
+
+def _least_coherent(cosine: xr.DataArray) -> Answer:
+    """Answer with the smallest cosine, and say how many others are low, and where."""
+    values, steps = cosine.values, cosine["step"].values
+    low = np.flatnonzero(values < _LOW)
+    at = int(cosine.idxmin("step"))
+    said = f"The mean cosine between displacements is smallest at step {at:,}: {float(cosine.min()):.3g}. "
+    said += f"It is below {_LOW} at {len(low):,} of {int(np.isfinite(values).sum()):,} steps"
+    others = [i for i in low[np.argsort(values[low], kind="stable")] if steps[i] != at][:3]
+    said += f", next lowest at {', '.join(f'{steps[i]:,} ({values[i]:.3g})' for i in others)}" if others else ""
+    return Answer(f"{said}. The selected tokens stay selected.", step=at)

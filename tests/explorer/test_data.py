@@ -21,6 +21,7 @@ from deadtok_xr.explorer.binned import Blocks, bin_steps, picture
 from deadtok_xr.explorer.in_words import line
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
 from deadtok_xr.explorer.opening import Growing, open_runs, open_source
+from deadtok_xr.explorer.scale import logarithmic, scale_of
 from deadtok_xr.explorer.selection import Selection, from_query
 from deadtok_xr.explorer.source import Source
 
@@ -109,6 +110,25 @@ class TestBins:
         assert picture(found, order, (0.5, 2.5), (2, 100), mean=False).tolist() == [[3, 7], [1, 5]]
 
 
+def test_only_exact_zeros_are_below_the_colours_of_a_logarithmic_scale() -> None:
+    values = np.geomspace(1e-3, 1, 700, dtype=np.float32)[None].repeat(100, 0)
+    values[50, 0], values[60] = 1e-7, 0  # one tiny motion, and a step without any
+    whole = scale_of(values)
+    assert whole.log
+    assert scale_of(values[:, 600:], whole) == whole  # the same colours where it is zoomed in
+    x = xr.DataArray(values, dims=("step", "token"), coords={"step": np.arange(100)})
+    image = picture(Blocks().binned("x", x), np.arange(700), (-0.5, 99.5), (350, 1000))
+    mapper = logarithmic(values, whole, ["first", *"abc"], rows_per_pixel=2)
+    with np.errstate(divide="ignore"):
+        colour = np.floor(
+            np.log(image / mapper["low"]) / np.log(mapper["high"] / mapper["low"]) * len(mapper["palette"])
+        )
+    np.testing.assert_array_equal(colour < 0, image == 0)  # as BokehJS finds the colour of a value
+    assert mapper["palette"][int(colour[0, 50])] == "first"
+    assert mapper["palette"][-4:] == ["first", *"abc"]
+    assert not scale_of(values[:50, 600:]).log
+
+
 def test_life_cycles_that_grow_block_by_block_are_those_of_lifecycle(synthetic: Path) -> None:
     rec = dx.open_recording(synthetic / "run.zarr")
     expected, moved = dx.lifecycle(rec).compute(), dx.motion(rec).moved_dims.compute()
@@ -171,7 +191,7 @@ def test_questions_are_answered_by_tokens_and_steps(synthetic: Path) -> None:
     step = source.groups["motion"]["step"]
     cosine = xr.DataArray(np.cos(np.arange(len(step))), dims="step", coords={"step": step})
     source.groups["coherence"] = xr.Dataset({"displacement_cosine_mean": cosine})
-    assert questions.answer(questions.BREAKS, frame, [], source).step == int(cosine.idxmin())
+    assert questions.answer(questions.LEAST_COHERENT, frame, [], source).step == int(cosine.idxmin())
 
 
 def test_no_name_of_a_token_is_taken_for_a_formula_or_hides_letters(trained: Path) -> None:

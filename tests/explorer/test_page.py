@@ -184,7 +184,7 @@ def test_a_selection_with_the_mouse_changes_every_view(served: str, served_runs:
             clip = {"x": x + 0.1 * width, "y": y + 0.1 * height, "width": 0.3 * width, "height": 0.8 * height}
             shown = Image.open(io.BytesIO(page.screenshot(clip=clip)))
             assert len(shown.getcolors(2**24) or []) > 20
-        page.get_by_label("Find and select").select_option("the step at which coherence breaks")
+        page.get_by_label("Find and select").select_option("the step of least coherence")
         page.get_by_text("is smallest at step").wait_for()
         page.set_viewport_size({"width": 375, "height": 800})
         page.wait_for_function("() => document.documentElement.scrollWidth <= 375")

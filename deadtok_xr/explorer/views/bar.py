@@ -41,15 +41,15 @@ class Bar:
         self.slider.on_change("value", lambda attr, old, new: page.choose_step(new))
         self.play = Toggle(label="Play", width=70)
         self.play.on_change("active", lambda attr, old, new: page.play(new))
-        everything = Button(label="All steps", width=90)
-        everything.on_click(page.show_all_steps)
+        everything = Button(label="Whole map", width=90)
+        everything.on_click(page.show_everything)
         runs: list[Any] = []
         if len(page.runs) > 1:
             self.run = Select(title="Run of the map, table and cloud", options=list(page.runs), value=page.run,
                               width=230)  # fmt: skip
             self.run.on_change("value", lambda attr, old, new: page.choose_run(new))
             runs = [self.run]
-        self._find = Select(title="Find and select", width=260, visible=False)
+        self._find = Select(title="Find and select", width=260, options=[("", "(opening …)")], value="", disabled=True)
         self._find.on_change("value", lambda attr, old, new: self._asked(page, new))
         self._chosen = Div(sizing_mode="stretch_width")
         wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
@@ -77,7 +77,7 @@ class Bar:
 
     def offer(self, questions: list[str]) -> None:
         """Offer questions about the run that is shown."""
-        self._find.update(options=[("", "(choose)"), *((q, q) for q in questions)], value="", visible=bool(questions))
+        self._find.update(options=[("", "(choose)"), *((q, q) for q in questions)], value="", disabled=not questions)
 
     def say(self, text: str) -> None:
         """Show a sentence about the page."""

@@ -23,11 +23,13 @@ from bokeh.models import (
     Range1d,
     Select,
 )
+from bokeh.palettes import Viridis256
 from numpy.typing import NDArray
 
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.binned import Binned, is_category, picture
 from deadtok_xr.explorer.rows import IDS
+from deadtok_xr.explorer.scale import Scale, logarithmic, scale_of
 from deadtok_xr.explorer.views.common import (
     MARKER,
     PHASES,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 PIXELS = (500, 1000)
 """Rows and columns of the picture at most."""
 _CAUSE = "mechanism/cause"
+_ZERO, _ABOVE_ZERO = "black", Viridis256[24:]  # of logarithmic scales: without the colours that are almost black
 _NAMED = 30  # rows that have room for a name each
 _AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
 _NOTHING: dict[str, Any] = {
@@ -75,7 +78,7 @@ class HeatMap(View):
         self.plot.toolbar.active_drag = box
         self.data = ColumnDataSource(_NOTHING)
         self.linear = LinearColorMapper(palette="Viridis256", nan_color=UNKNOWN)
-        self.log = LogColorMapper(palette="Viridis256", nan_color=UNKNOWN, low=1e-9, high=1, low_color="#10214f")
+        self.log = LogColorMapper(palette="Viridis256", nan_color=UNKNOWN, low=1e-9, high=1, low_color=_ZERO)
         self.images = [  # one for each mapper: BokehJS goes on with the mapper that an image had at first
             self.plot.image("image", source=self.data, x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
             for mapper in (self.linear, self.log)
@@ -92,7 +95,7 @@ class HeatMap(View):
         self.plot.add_tools(self.hover)
         self.plot.on_event(SelectionGeometry, self._boxed)
         self.plot.on_event(Tap, self._tapped)
-        self.plot.on_event(Reset, lambda event: page.show_all_steps())
+        self.plot.on_event(Reset, lambda event: page.show_everything())
         self.y_range.on_change("start", lambda attr, old, new: self._draw_soon())
         self.choice = Select(title="Heat map shows", sizing_mode="stretch_width", min_width=260, max_width=520)
         self.choice.on_change("value", lambda attr, old, new: page.show_quantity(new))
@@ -101,6 +104,7 @@ class HeatMap(View):
         self.words = Div(sizing_mode="stretch_width")
         self.root = column(wrapping(self.choice, self.sorting), self.words, self.plot, sizing_mode="stretch_width")
         self._binned: Binned | None = None
+        self._scales: dict[tuple[str, str], tuple[int, tuple[int, int], Scale]] = {}
 
     def refresh(self) -> None:
         """Read the visible steps of the quantity, and draw them."""
@@ -126,35 +130,42 @@ class HeatMap(View):
         x = self.page.quantities[key]
         self._binned, self._cause, self._key = found, cause, key
         words, name = quantities.words_of(x), quantities.label(key, x)
-        self._colour(found, words)
+        self._colour(key, span, found, words)
         over = "" if found.width == 1 else (
             f", one step of {found.width}" if is_category(x) else f", mean over {found.width} steps"
         )  # fmt: skip
         zoom = "" if found.width == 1 else "; zoom in for every step"
-        zoom += "; darkest: 0" if self.images[1].visible else ""
+        zoom += "; black: exactly 0" if self.images[1].visible else ""
         run = f"{self.page.run}: " if len(self.page.runs) > 1 else ""
         self.words.text = escape(f"{run}{name}{over}{zoom}")
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
         self.page.show_rest("the heat map")
 
-    def _colour(self, found: Binned, words: dict[int, str]) -> None:
-        finite = found.values[np.isfinite(found.values)]
+    def _colour(self, key: str, span: tuple[int, int], found: Binned, words: dict[int, str]) -> None:
         if words:
             self._colour_words(words)
             return
         mapper: Any = self.linear
-        positive = finite[finite > 0]
-        low, high = map(float, np.percentile(positive, [2, 99.8])) if positive.size else (0.0, 1.0)
-        if positive.size and finite.min() >= 0 and high > 30 * low:
+        scale = self._scale(key, span, found)
+        if scale.log:
             mapper = self.log
-            mapper.update(low=low, high=high)
+            averaged = -(-found.values.shape[1] // PIXELS[0])
+            mapper.update(**logarithmic(found.values, scale, _ABOVE_ZERO, averaged))
         else:
-            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-            middle = 0.0 if high > low else 0.5
-            mapper.update(palette="Viridis256", low=low - middle, high=high + middle, low_color=None)
+            middle = 0.0 if scale.high > scale.low else 0.5
+            mapper.update(palette="Viridis256", low=scale.low - middle, high=scale.high + middle, low_color=None)
         ticker = LogTicker() if mapper is self.log else BasicTicker()
-        self._show_bar(mapper, ticker=ticker, formatter=short_numbers())
+        self._show_bar(mapper, ticker=ticker, formatter=short_numbers(), display_low=scale.low if scale.log else None)
+
+    def _scale(self, key: str, span: tuple[int, int], found: Binned) -> Scale:
+        """Return the scale of a quantity, which stays the same in every part of the steps of which it was taken."""
+        page = self.page
+        version, whole, scale = self._scales.get((page.run, key), (-1, span, None))
+        inside = version == page.source.version and whole[0] <= span[0] and span[1] <= whole[1]
+        scale = scale_of(found.values, scale if inside else None)
+        self._scales[page.run, key] = page.source.version, whole if inside else span, scale
+        return scale
 
     def _colour_words(self, words: dict[int, str]) -> None:
         n, low = max(len(words), 2), min(words)
@@ -232,6 +243,10 @@ class HeatMap(View):
     def show_step(self) -> None:
         """Move the marker."""
         self.marker.location = self.page.selection_step
+
+    def show_all_rows(self) -> None:
+        """Make all rows visible."""
+        self.y_range.update(start=0, end=max(len(self.page.row_order), 1))
 
     def _draw_soon(self) -> None:
         self.page.soon("heat map rows", self.draw)
