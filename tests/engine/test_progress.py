@@ -39,6 +39,7 @@ def test_progress_within_blocks(recording: Path, scheduler: str) -> None:
     assert progress.listener() is None
 
 
+@pytest.mark.slow
 def test_progress_of_processes_is_per_block(recording: Path) -> None:
     said = shown(dx.analyze(recording, analyses=["kinematics"]), "processes")
     assert [x for x, _, _ in said] == [1, 2, 3]

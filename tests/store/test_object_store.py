@@ -109,7 +109,7 @@ def test_commands_on_addresses(here: str, source: Path, capsys: pytest.CaptureFi
     status, out, err = deadtok("convert", source, place, "--shard", "1MB", "-q")
     assert status == 0, err
     assert f"{place}: recording format" in out
-    assert deadtok("info", place)[1] == out
+    assert deadtok("info", place)[1].startswith(out)
     assert "all as they were written; the same bits" in deadtok("verify", place, "--source", source, "-q")[1]
     status, out, err = deadtok("analyze", place, "-o", f"{here}/r.zarr", "--only", "motion", "-q")
     assert status == 0, err
