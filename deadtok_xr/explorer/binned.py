@@ -155,6 +155,15 @@ def bin_steps(values: NDArray[Any], width: int, *, last_value: bool = False) -> 
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
+def extremes(values: NDArray[Any], n: int = MAX_BINS) -> NDArray[np.intp]:
+    """Return the positions of the smallest and the largest value of each of at most ``n`` bins, in their order."""
+    starts = np.arange(0, len(values), bin_width(len(values), n))
+    ends = [pick(part) + start for start, part in zip(starts, np.split(values, starts[1:]), strict=True)
+            for pick in (lambda x: np.where(np.isnan(x), np.inf, x).argmin(),
+                         lambda x: np.where(np.isnan(x), -np.inf, x).argmax())] if len(values) else []  # fmt: skip
+    return np.unique(np.array(ends, np.intp))
+
+
 def _sums(values: NDArray[Any], width: int) -> NDArray[np.float64]:
     """Return sums (bin, row) over ``width`` steps each; `np.add.reduceat` takes three times as long, or more."""
     total = np.zeros((-(-len(values) // width), values.shape[1]))

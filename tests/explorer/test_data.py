@@ -17,7 +17,7 @@ import deadtok_xr as dx
 from deadtok_xr import testing
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.explorer import cloud, quantities, questions, rows, runs, story
-from deadtok_xr.explorer.binned import Blocks, bin_steps, picture
+from deadtok_xr.explorer.binned import Blocks, bin_steps, extremes, picture
 from deadtok_xr.explorer.in_words import line
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
 from deadtok_xr.explorer.opening import Growing, open_runs, open_source
@@ -78,6 +78,12 @@ class TestBins:
         )
         np.testing.assert_array_equal(bin_steps(values, 2), [[2, np.nan], [5, 2]])
         np.testing.assert_array_equal(bin_steps(words, 2, last_value=True), [[3], [5]])
+
+    def test_lines_keep_the_smallest_and_the_largest_value_of_each_bin(self) -> None:
+        values = np.array([1, 0.5, 1, 2, np.nan, 3, np.nan, np.nan, 4])
+        assert extremes(values, 3).tolist() == [1, 3, 5, 8]
+        assert extremes(values, 9).tolist() == list(range(9))
+        assert extremes(values[:0]).size == 0
 
     def test_blocks_are_read_once_and_only_those_that_are_visible(self) -> None:
         read = []

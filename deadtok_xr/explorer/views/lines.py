@@ -10,6 +10,7 @@ from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralTickFormatter, Range1d, Select
 
 from deadtok_xr.explorer import quantities
+from deadtok_xr.explorer.binned import extremes
 from deadtok_xr.explorer.runs import positions
 from deadtok_xr.explorer.views.common import COLOURS, PHASES, View, key, offer_quantities, over_steps, wrapped
 
@@ -127,7 +128,7 @@ class Series(View):
             for x in have.values():
                 if x.chunks is None:
                     x.load()
-            return {label: runs[label].blocks.binned(chosen, x.expand_dims(row=1, axis=1), *span)
+            return {label: runs[label].blocks.binned(chosen, x.expand_dims(row=1, axis=1), *span, max_bins=2**30)
                     for label, x in have.items()}  # fmt: skip
 
         self.page.later(self.name, read, lambda found: self._show(chosen, have, found))
@@ -140,7 +141,8 @@ class Series(View):
             values = found[label].values[:, 0].astype(np.float64)
             if have[label].dtype.kind == "i":
                 values = np.where(values < 0, np.nan, values)  # -1: without a valid value
-            data.data = {"step": found[label].middle, "value": values}
+            drawn = extremes(values)  # no dip is lost, however many steps share a pixel
+            data.data = {"step": found[label].middle[drawn], "value": values[drawn]}
         self.plot.yaxis.axis_label = wrapped(quantities.label(name, next(iter(have.values()))))
         missing = [label for label in self.data if label not in found]
         self._missing = f"not analysed in {', '.join(missing)}" if missing else ""
