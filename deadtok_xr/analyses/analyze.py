@@ -110,12 +110,13 @@ def analyze(
         need more than ``memory``, or a named one more than ``budget``.
     """
     ds = _dataset(recording, opening)
+    names = [analyses] if isinstance(analyses, str) else analyses
     keywords: dict[str, Any] = {
         "allow_gaps": allow_gaps, "precision": precision, "options": options, "budget": budget, "memory": memory,
     }  # fmt: skip
     if RUN in ds.dims:
-        return tree_of_runs(ds, plan_runs(ds, analyses=analyses, **keywords), analyses, device)
-    return plan_analyses(ds, analyses=analyses, **keywords).tree(device)
+        return tree_of_runs(ds, plan_runs(ds, analyses=names, **keywords), names, device)
+    return plan_analyses(ds, analyses=names, **keywords).tree(device)
 
 
 def plan_analyses(
@@ -147,10 +148,9 @@ def plan_analyses(
     return plan
 
 
-def plan_runs(ds: xr.Dataset, *, analyses: Sequence[str] | str | None = None, **keywords: Any) -> dict[Any, Plan]:
+def plan_runs(ds: xr.Dataset, *, analyses: Sequence[str] | None = None, **keywords: Any) -> dict[Any, Plan]:
     """Plan what `analyze` does with each run of a dataset of several, by label; nothing if they are only compared."""
-    names = [analyses] if isinstance(analyses, str) else analyses
-    of_one = None if names is None else [name for name in names if name != COMPARISON]
+    of_one = None if analyses is None else [name for name in analyses if name != COMPARISON]
     plans = {}
     for i, label in enumerate(run_labels(ds) if of_one is None or of_one else ()):
         try:
@@ -160,9 +160,7 @@ def plan_runs(ds: xr.Dataset, *, analyses: Sequence[str] | str | None = None, **
     return plans
 
 
-def tree_of_runs(
-    ds: xr.Dataset, plans: Mapping[Any, Plan], analyses: Sequence[str] | str | None, device: str
-) -> xr.DataTree:
+def tree_of_runs(ds: xr.Dataset, plans: Mapping[Any, Plan], analyses: Sequence[str] | None, device: str) -> xr.DataTree:
     """Analyse every run as planned, and compare all with the first, if that is named or nothing is."""
     compares = ds.sizes[RUN] > 1 and (analyses is None or COMPARISON in analyses)
     trees = {label: plan.tree(device) for label, plan in plans.items()}

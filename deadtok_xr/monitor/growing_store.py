@@ -81,9 +81,7 @@ def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwri
     refuse_existing(path, overwrite=overwrite, kind=MONITOR)
     with location.placed_at_once(path.absolute()) as folder:
         _create(folder, fixed, attrs)
-        for file in folder.rglob("*"):
-            if file.is_file():
-                location.flush(file)
+        location.flush_files(folder)
     return GrowingStore(zarr.open_group(location.zarr_store(path), mode="r+", zarr_format=3), fixed)
 
 

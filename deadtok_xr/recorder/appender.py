@@ -222,9 +222,7 @@ def create_appender(
     """Create a store and return its appender."""
     group = store.create(path, token_table, attrs, overwrite=overwrite).group
     _remove_partial_variables(Path(path))
-    for file in Path(path).rglob("*"):
-        if file.is_file():
-            location.flush(file)
+    location.flush_files(Path(path))
     return Appender(group, token_table, buffer_steps)
 
 

@@ -254,8 +254,7 @@ class InProgress:
     def remove_partial_files(self) -> None:
         """Remove files of the store that were being written when an attempt was interrupted."""
         if self.folder is not None:
-            for path in Path(self.dest).rglob("*.partial"):
-                path.unlink()
+            location.remove_partial_files(Path(self.dest))
 
     def remove_destination(self) -> None:
         """Remove the destination; in a folder by one rename first, so that a kill never leaves half of it."""

@@ -193,7 +193,7 @@ def _write_coordinates(folder: Path, path: Path, coordinates: Mapping[str, NDArr
         arrays.create_coordinate(group, name, values, ("token",), dtype=_DTYPES[name])
     _announce(path, {name: manifest_write.describe(array) for name, array in group.arrays()})
     for name in coordinates:
-        _flush(folder / name)
+        location.flush_files(folder / name)
         _move_in(folder / name, path / name)
 
 
@@ -232,12 +232,6 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for file in (p for p in folder.rglob("*") if p.is_file()):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
 
 
 def _move_in(new: Path, target: Path) -> None:

@@ -209,6 +209,13 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def flush_files(folder: Path) -> None:
+    """Let the content of all files below a folder reach the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flush(path)
+
+
 def _sync_folder(folder: Path) -> None:
     """Let the names in a folder reach the disk, where folders can be opened for that."""
     if os.name != "posix":
@@ -245,6 +252,11 @@ def remove_leftovers(path: Path) -> None:
     """Remove what a kill has left of a store that is written: files half written, and folders beside it."""
     for folder in _beside(path):
         shutil.rmtree(folder, ignore_errors=True)
+    remove_partial_files(path)
+
+
+def remove_partial_files(path: Path) -> None:
+    """Remove the files below a folder that were being written when a process was killed."""
     for part in path.rglob("*.partial"):
         part.unlink(missing_ok=True)
 

@@ -244,6 +244,7 @@ def _missing(values: NDArray[Any]) -> float:
 
 
 def persistence(series: Arrays, tokens: dict[str, Any]) -> Arrays:
+    """Return the `LAG` variables over all steps: those of `series`, with the transitions between blocks filled in."""
     out = {}
     for name in LAG:
         values = series[name]
@@ -255,6 +256,7 @@ def persistence(series: Arrays, tokens: dict[str, Any]) -> Arrays:
 
 
 def paths(tokens: dict[str, Any]) -> Arrays:
+    """Return the `PER_TOKEN` variables, from the merged `tokens` of all blocks."""
     path, squares = tokens["totals"]
     net = tokens["net"]
     moved = squares > 0

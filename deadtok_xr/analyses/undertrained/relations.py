@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr.analyses.common.last_motion import INVALID, NEVER
 from deadtok_xr.analyses.common.rank_correlation import concordance, spearman
 from deadtok_xr.analyses.undertrained import references
 from deadtok_xr.engine.small_results import Arrays
@@ -43,7 +44,7 @@ def relate(
     value = np.array([[state[r]["value"] for state in states] for r in range(len(states[0]))])
     candidate = np.array([[state[r]["candidate"] for state in states] for r in range(len(states[0]))])
     dead, counts = known["dead"], known["count"]
-    used = (moved >= 0) & (moved < np.iinfo(np.int64).max) & (True if dead is None else dead)
+    used = (moved > NEVER) & (moved < INVALID) & (True if dead is None else dead)
     time, censored = np.where(used, moved, 0) + 1, used & (moved == labels[-1])
     last = candidate[:, -1:]
     found: Arrays = {
