@@ -81,6 +81,7 @@ class Series(View):
         super().__init__(page)
         self.name, self._first = name, first
         self.plot, self.marker = over_steps(page, height=220, y_range=DataRange1d(only_visible=True))
+        self.marker.level = "underlay"  # or it hides a dip of one step
         several = len(page.runs) > 1
         self.data = {label: ColumnDataSource({"step": [], "value": []}) for label in page.runs}
         for label, data in self.data.items():
