@@ -19,6 +19,7 @@ import click
 import h5py
 import numpy as np
 import pytest
+import torch
 import zarr
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
@@ -507,7 +508,10 @@ def test_a_conversion_never_replaces_results(
     [
         (["--tokens", "undead"], "'undead' is not one of 'all', 'live', 'dead'"),
         (["--device", "abacus"], "'abacus' is not one of"),
-        (["--device", "cuda"], "finds none on this machine; choose cpu or auto"),
+        (
+            ["--device", "mps" if torch.cuda.is_available() else "cuda"],
+            "finds none on this machine; choose cpu or auto",
+        ),
         (["--only", "motion,entropy"], "unknown analysis 'entropy': choose from "),
         (["--only", "motion," * 30_000 + "x"], "unknown analysis 'x'"),
         (["--only", " , "], "names no analysis"),
