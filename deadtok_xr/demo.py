@@ -91,7 +91,7 @@ def corpus() -> NDArray[np.uint8]:
 
 def byte_level(path: str | Path, run: Run, *, progress: Callable[[int], None] = lambda step: None) -> Path:
     """Train on `corpus`, byte by byte: 256 tokens, more than half of them dead."""
-    text = [repr(chr(i)) if i < 128 else f"\\x{i:02x}" for i in range(256)]
+    text = [chr(i) if i < 128 else f"\\x{i:02x}" for i in range(256)]  # as `label` writes bytes that are no letters
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for such a small model, more threads are slower
     try:

@@ -32,6 +32,11 @@ def distinct_names(places: Sequence[object]) -> list[str]:
     return [str(i) for i in range(1, len(places) + 1)]
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number of things in words: "1 step", "2,401 steps"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time as text with two digits: "0.4 s", "12 s", "3.5 min", "20 h", "8.1 days"."""
     for unit, size in (("s", 60), ("min", 60), ("h", 48)):

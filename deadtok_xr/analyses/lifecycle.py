@@ -329,9 +329,8 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
         yield Finding(0.93 if frozen or moving else 0.2, summary_text.sentence(sentence))
     thaws = ds["thaw_count"].values
     if thaws.any():
-        yield Finding(
-            0.7, f"Tokens that stood still moved again {thaws.sum():,} times, at most {thaws.max()} times each."
-        )
+        total, most = ("once" if n == 1 else f"{n:,} times" for n in (int(thaws.sum()), int(thaws.max())))
+        yield Finding(0.7, f"Tokens that stood still moved again {total}, at most {most} each.")
     yield from _who(ds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from deadtok_xr.attributes import plain
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.explorer.binned import Blocks
 from deadtok_xr.explorer.kinds import check, grows
-from deadtok_xr.explorer.source import Source
+from deadtok_xr.explorer.source import Source, opening_recording
 from deadtok_xr.schema import MONITOR, RECORDING, RUN
 from deadtok_xr.store import destination, location
 from deadtok_xr.text import distinct_names
@@ -31,7 +33,10 @@ class Saved(Source):
         from deadtok_xr.results.opening import open_some
 
         super().__init__(str(place), open_some(place, self._FIRST))
-        self._place, self.grows = place, True
+        self.saved_at: str | Path = place
+        self.grows = True
+        found = _place_of_recording(destination.root_attributes(place), place)
+        self._opening = opening_recording(found) if location.is_address(found) or Path(found).exists() else ""
 
     def refresh(self) -> bool:
         from deadtok_xr.results.opening import open_results
@@ -39,10 +44,15 @@ class Saved(Source):
         with self._lock:
             if self.grows:
                 self.grows = False
-                opened = _of_tree(open_results(self._place), self.name, _folder(self._place))
+                opened = _of_tree(open_results(self.saved_at), self.name, self.saved_at)
                 self.groups, self.recording, self.notes = opened.groups, opened.recording, opened.notes
+                self.settings = opened.settings
                 self.version += 1
         return True
+
+    def in_python(self) -> str:
+        """Return the expression at once, before the recording is opened."""
+        return self._opening if self.grows and self._opening else super().in_python()
 
 
 class Growing(Source):
@@ -178,50 +188,54 @@ def _saved(place: str | Path, run: str | None) -> dict[str, Source]:
             return {_label(place): source}
     from deadtok_xr.results.opening import open_results
 
-    return _of_results(open_results(place), str(place), _folder(place), run)
+    return _of_results(open_results(place), str(place), place, run)
 
 
-def _folder(place: str | Path) -> Path | None:
-    return None if location.is_address(place) else Path(place).parent
-
-
-def _of_results(tree: xr.DataTree, name: str, folder: Path | None, run: str | None = None) -> dict[str, Source]:
+def _of_results(tree: xr.DataTree, name: str, saved_at: str | Path | None, run: str | None = None) -> dict[str, Source]:
     """Return a source for each run of a tree, for one that is named, or for the only one."""
     from deadtok_xr.analyses.runs import COMPARISON, labels_of, select_run
 
     labels = labels_of(tree)
     if run is not None or labels:
         chosen = labels if run is None else [run]
-        runs = {str(label): _of_tree(select_run(tree, label), name, folder) for label in chosen}
+        runs = {str(label): _of_tree(select_run(tree, label), name, saved_at) for label in chosen}
         if COMPARISON in tree.children and run is None:
             for source in runs.values():
                 source.comparison = tree[COMPARISON].to_dataset()
         return runs
-    return {_label(name): _of_tree(tree, name, folder)}
+    return {_label(name): _of_tree(tree, name, saved_at)}
 
 
-def _of_tree(tree: xr.DataTree, name: str, folder: Path | None) -> Source:
+def _of_tree(tree: xr.DataTree, name: str, saved_at: str | Path | None) -> Source:
     """Return the source of a tree of results of one run."""
     groups = {key: node.to_dataset() for key, node in tree.children.items()}
     if not groups:
         raise InputError(f"{name} holds no analyses: expected what `deadtok analyze` wrote")
     source = Source(name, groups)
+    source.saved_at, source.settings = saved_at, plain(tree.attrs).get("recording") or {}
     try:
-        source.recording = _recording_of(tree, source, folder)
+        source.recording = _recording_of(tree, source)
     except (InputError, OSError) as error:
         source.notes.append(f"The recording cannot be opened ({error}), so its weights are not shown.")
     return source
 
 
-def _recording_of(tree: xr.DataTree, source: Source, folder: Path | None) -> xr.Dataset:
-    """Open the recording of results: where it was, or beside them if both were moved together."""
+def _place_of_recording(attrs: Mapping[Any, Any], saved_at: str | Path | None) -> str:
+    """Return where the recording of results was, or is beside them if both were moved together; "" if not known."""
+    place = str(attrs.get("source", ""))
+    if not place or saved_at is None or any(map(location.is_address, (place, saved_at))) or Path(place).exists():
+        return place
+    folder = Path(saved_at).parent
+    return str(next((p for p in (folder / place, folder / Path(place).name) if p.exists()), place))
+
+
+def _recording_of(tree: xr.DataTree, source: Source) -> xr.Dataset:
+    """Open the recording of results."""
     from deadtok_xr.recording import open_recording
 
-    place = str(tree.attrs.get("source", ""))
+    place = _place_of_recording(tree.attrs, source.saved_at)
     if not place:
         raise InputError("the results do not name it")
-    if not location.is_address(place) and not Path(place).exists() and folder is not None:
-        place = str(next((p for p in (folder / place, folder / Path(place).name) if p.exists()), place))
     run = tree.attrs.get("run")
     options: dict[str, Any] = {"run": run} if run is not None else {}
     recording = open_recording(place, partial=True, **options)
@@ -239,8 +253,13 @@ def _of_recording(recording: xr.Dataset, name: str) -> dict[str, Source]:
 
     if RUN not in recording.dims:
         return {_label(name): _computed(recording, name)}
+    # a recording with a source of its own was opened alone, without a label
+    alone = [RUN] if "source" not in recording.attrs else []
     labels = map(str, run_labels(recording))
-    return {label: _computed(one_run(recording, i), name) for i, label in enumerate(labels)}
+    return {
+        label: _computed(one_run(recording, i).drop_vars(alone, errors="ignore"), name)
+        for i, label in enumerate(labels)
+    }
 
 
 def _computed(recording: xr.Dataset, name: str) -> Source:
@@ -261,7 +280,9 @@ def _computed(recording: xr.Dataset, name: str) -> Source:
             groups |= analysed
         except InputError as error:
             notes.append(f"Motion and phases are not known: {error}")
-    return Source(name, groups, recording=recording, notes=tuple(notes))
+    source = Source(name, groups, recording=recording, notes=tuple(notes))
+    source.settings = plain(recording.attrs)
+    return source
 
 
 def _monitor(place: str | Path) -> Source:

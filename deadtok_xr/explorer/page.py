@@ -232,7 +232,7 @@ class Page:
 
     def answer(self, question: str) -> None:
         """Select the rows and choose the step that answer a question, and say so."""
-        found = questions.answer(question, self.frame, self.names, self.source)
+        found = questions.answer(question, self.frame, self.source)
         if found.rows is not None:
             self.select(found.rows)
         if found.step is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.source import Source
+from deadtok_xr.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ HOLE = "the largest black hole"
 _COLUMNS = {
     "the tokens that thawed last": ("last thaw", max, "thawed last, at step"),
     "the tokens that moved last": ("last motion", max, "moved last, at step"),
-    "the tokens that froze first": ("first freeze", min, "were the first to stand still, at step"),
+    "the tokens that froze first": ("first freeze", min, "stood still first, at step"),
     HOLE: ("black hole", min, ""),
 }
 
@@ -52,7 +52,7 @@ def offered(frame: pd.DataFrame, source: Source) -> list[str]:
     return [*found, *([LEAST_COHERENT] if _COHERENCE in quantities.of_steps(source) else [])]
 
 
-def answer(question: str, frame: pd.DataFrame, names: Sequence[str], source: Source) -> Answer:
+def answer(question: str, frame: pd.DataFrame, source: Source) -> Answer:
     """Answer one of the questions that `offered` returned."""
     if question == LEAST_COHERENT:
         return _least_coherent(quantities.of_steps(source)[_COHERENCE])
@@ -60,13 +60,11 @@ def answer(question: str, frame: pd.DataFrame, names: Sequence[str], source: Sou
     values = frame[column].to_numpy()
     value = int(best(values[values > 0]))
     rows = np.flatnonzero(values == value).tolist()
-    shown = ", ".join(names[i] for i in rows[:6]) + (", …" if len(rows) > 6 else ".")
-    every = "all " if len(rows) == len(frame) > 1 else ""
-    n = f"{every}{len(rows):,} {source.rows}{'s' if len(rows) != 1 else ''}"
+    n = ("All " if len(rows) == len(frame) > 1 else "") + counted(len(rows), source.rows)
     if question == HOLE:
         census = int(source.groups["census"]["census_step"][-1])
-        return Answer(f"{n} are equal to the bit at step {census:,}: {shown}", rows)
-    return Answer(f"{n} {words} {value:,}: {shown}", rows, value)
+        return Answer(f"{n} are equal to the bit at step {census:,}.", rows)
+    return Answer(f"{n} {words} {value:,}.", rows, value)
 
 
 def _least_coherent(cosine: xr.DataArray) -> Answer:

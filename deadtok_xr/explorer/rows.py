@@ -35,6 +35,7 @@ MEANINGS = {
     "step, ranked by size: 1 is the largest, 0 none", "norm": "‖W‖ at the last step",
 }  # fmt: skip
 IDS = "as they are"
+_LONGEST = 24  # letters of a text
 _COMPARISONS = {
     "=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
 }  # fmt: skip
@@ -195,10 +196,14 @@ def names(source: Source) -> list[str]:
     return [name(label, text) for label, text in zip(source.labels.tolist(), source.texts, strict=True)]
 
 
+def in_quotes(text: str) -> str:
+    """Return the beginning of a text in quotes, which show the spaces at its ends."""
+    return f'"{escaped(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")}"'
+
+
 def name(label: Any, text: str) -> str:
     """Return a short name of a row that no typesetter of formulas takes for its own."""
-    shown = escaped(text if len(text) <= 24 else text[:23] + "…")
-    shown = f"{label} {shown}" if text else escaped(str(label))
+    shown = f"{label} {in_quotes(text)}" if text else escaped(str(label))
     for mark in ("$$", r"\(", r"\["):
         shown = shown.replace(mark, mark[0] + "\u200b" + mark[1])
     return shown

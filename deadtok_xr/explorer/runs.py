@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,21 +11,37 @@ import xarray as xr
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.explorer.source import Source
+from deadtok_xr.recording.runs import leaves_of
+from deadtok_xr.text import counted, shortened
 
 Runs = Mapping[str, Source]
 """The sources of the runs, by label."""
-APART = "differs from the first"
 _COMPARED = 2**28  # bytes of weights of all runs that the page compares to the bit
-_SHOWN = 6  # findings of a kind
+_SHOWN = 6  # findings of a kind, and settings
+_LONGEST = 24  # letters of a setting
+_NO_SETTINGS = {"source", "tokens", "created", "software", "self_check", "complete", "recorded_variables", "dtypes"}
+_SHORT = dict.fromkeys(("hyperparameters.lr", "initial_lr", "model.lr", "lr"), "learning rate")
 
 
 def overview(runs: Runs) -> pd.DataFrame:
-    """Return a row of words for each run: its size, when its tokens froze, and since when it differs from the first."""
+    """Return a row of words for each run: settings, size, when its tokens froze, how it differs from the first."""
+    settings = differing_settings([source.settings for source in runs.values()])
     frame = pd.DataFrame([_row(source) for source in runs.values()], index=list(runs)).fillna("not known")
     if (found := compared(runs)) is not None:
-        first = dict(zip(map(str, found["run"].values), found["first_difference"].values.tolist(), strict=True))
-        frame[APART] = [_since(first[label]) if label in first else "" for label in runs]
-    return frame
+        since = dict(zip(map(str, found["run"].values), found["first_difference"].values.tolist(), strict=True))
+        frame[f"differs from {next(iter(runs))}"] = [_since(since[label]) if label in since else "" for label in runs]
+    return pd.concat([pd.DataFrame(settings, index=frame.index), frame], axis=1)
+
+
+def differing_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the settings in which runs differ, a value for each run; of those with the same values, one."""
+    flat = [{".".join(path): value for path, value in leaves_of(one)} for one in settings]
+    found: dict[tuple[str, ...], str] = {}
+    for name in sorted(set().union(*flat), key=len):  # seed before model.seed
+        values = tuple(shortened(one[name], _LONGEST) if name in one else "" for one in flat)
+        if name.partition(".")[0] not in _NO_SETTINGS and len(set(values)) > 1:
+            found.setdefault(values, _SHORT.get(name, name))
+    return {name: list(values) for values, name in list(found.items())[:_SHOWN]}
 
 
 def froze_first(runs: Runs) -> str:
@@ -55,7 +71,10 @@ def _row(source: Source) -> dict[str, str]:
         row[f"{name} at the end"] = f"{float(coldest['fraction'][-1]):.1%}"
     if (moved := _last_motion(source)) is not None and len(moved):
         latest = int(moved.max())
-        row["last motion of any token"] = "never" if latest < 0 else f"{latest:,}" if latest < last else "still moving"
+        row["last motion of any token"] = (
+            "never" if latest < 0
+            else f"{latest:,}; still for {counted(last - latest, 'step')}" if latest < last else "still moving"
+        )  # fmt: skip
     return row
 
 

@@ -1,4 +1,4 @@
-"""The scale of colours of a quantity: one for all visible steps and every zoom into them."""
+"""The scale of colours of a quantity: one for all its steps, whichever are visible."""
 
 from __future__ import annotations
 
@@ -22,28 +22,17 @@ class Scale:
     log: bool
 
 
-def scale_of(values: NDArray[np.float32], whole: Scale | None = None) -> Scale:
-    """Return the scale of finite values.
-
-    Parameters
-    ----------
-    values
-        The values; others than finite ones are ignored.
-    whole
-        The scale of more steps, of which these are a part: a logarithmic one stays, a linear one is only widened.
-    """
-    if whole is not None and whole.log:
-        return whole
+def scale_of(values: NDArray[np.float32]) -> Scale:
+    """Return the scale of values; others than finite ones are ignored."""
     finite = values[np.isfinite(values)]
-    positive = finite[finite > 0]
-    low, high = map(float, np.percentile(positive, [2, 99.8])) if positive.size else (0.0, 1.0)
-    smallest = float(finite.min()) if finite.size else 0.0
-    if whole is None and smallest >= 0 and high > low * (_LOGARITHMIC if smallest else 1) > 0:
-        return Scale(low, high, log=True)
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    return (
-        Scale(low, high, log=False) if whole is None else Scale(min(low, whole.low), max(high, whole.high), log=False)
-    )
+    if not finite.size:
+        return Scale(0.0, 1.0, log=False)
+    smallest, largest, positive = float(finite.min()), float(finite.max()), finite[finite > 0]
+    if smallest >= 0 and positive.size:
+        low, high = map(float, np.percentile(positive, [2, 99.8]))
+        if high > low * (_LOGARITHMIC if smallest else 1):
+            return Scale(low, high, log=True)
+    return Scale(smallest, largest, log=False)
 
 
 def logarithmic(

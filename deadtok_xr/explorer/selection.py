@@ -33,10 +33,14 @@ class Selection:
     run: str = ""
 
     def as_python(self, dim: str = "token") -> str:
-        """Return an expression that selects the same of a recording or of a group of results, `rec`."""
+        """Return an expression that selects the same of `rec`: of a recording or of a group of results."""
         parts = [f"{dim}=[{', '.join(map(repr, self.tokens))}]"] if self.tokens else []
         parts += [f"step=slice({self.steps[0]}, {self.steps[1]})"] if self.steps else []
         return f"rec.sel({', '.join(parts)})" if parts else "rec"
+
+    def as_program(self, opening: str, dim: str = "token") -> str:
+        """Return lines that select the same in a fresh notebook, given the expression that opens `rec`."""
+        return f"import deadtok_xr as dx\nrec = {opening}\n{self.as_python(dim)}"
 
     def as_query(self) -> str:
         """Return the query of a link to the same selection, "" if nothing is selected."""

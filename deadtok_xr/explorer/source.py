@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,8 @@ import xarray as xr
 
 from deadtok_xr.explorer.binned import Blocks, fold_blocks
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
+from deadtok_xr.schema import RUN
+from deadtok_xr.store import location
 
 
 class Source:
@@ -36,6 +39,10 @@ class Source:
         A number that changes whenever steps were added.
     comparison
         Of several runs that were analysed together, the comparison of the others with the first, by `run`.
+    settings
+        What was recorded of the run's settings, such as hyperparameters.
+    saved_at
+        Where the results are saved; None if they are not.
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Source:
         self._lock, self._checked = Lock(), 0.0
         self._so_far: MotionSoFar | None = None
         self.comparison: xr.Dataset | None = None
+        self.settings: dict[str, Any] = {}
+        self.saved_at: str | Path | None = None
 
     def refresh(self) -> bool:
         """Read again what grows; return whether it is complete now. Does nothing here."""
@@ -66,6 +75,21 @@ class Source:
             return [""] * len(self.labels)
         by_id = dict(zip(found["token"].values.tolist(), found["token_text"].values.tolist(), strict=True))
         return [str(by_id.get(label, "")) for label in self.labels.tolist()]
+
+    def in_python(self) -> str:
+        """Return an expression that opens what a selection is taken of: the recording, else a group of results."""
+        if self.rows == "parameter":
+            return f"dx.open_monitor({location.absolute(self.name)!r})"
+        recording = self.recording
+        if recording is not None and recording.attrs.get("source"):
+            run = f", run={recording[RUN].item()!r}" if RUN in recording.coords else ""
+            partial = ", partial=True" if self.live and self.grows else ""
+            return opening_recording(recording.attrs["source"], run + partial)
+        if self.saved_at is not None and self.groups:
+            group = next((name for name, ds in self.groups.items() if "step" in ds.dims), next(iter(self.groups)))
+            run = f".sel(run={self.groups[group][RUN].item()!r})" if RUN in self.groups[group].coords else ""
+            return f"dx.open_results({location.absolute(self.saved_at)!r})[{group!r}].to_dataset(){run}"
+        return "...  # the recording, or a group of the results, that dx.explore was given"
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -86,3 +110,8 @@ class Source:
                 self._so_far = MotionSoFar(len(self.labels))
             fold_blocks(moved.transpose("step", self.rows), self._so_far.step, self._so_far.add)
             return self._so_far
+
+
+def opening_recording(place: str | Path, options: str = "") -> str:
+    """Return the expression that opens a recording from any folder."""
+    return f"dx.open_recording({location.absolute(place)!r}{options})"

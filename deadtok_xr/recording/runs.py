@@ -201,7 +201,7 @@ def _attributes(
     labels: Sequence[Any], attrs: Sequence[Mapping[str, Any]], taken: set[str]
 ) -> tuple[dict[str, Any], dict[str, xr.Variable]]:
     """Return the attributes that all runs share, and those that differ as coordinates along `run`."""
-    flat = [dict(_leaves(a)) for a in attrs]
+    flat = [dict(leaves_of(a)) for a in attrs]
     common = {k: v for k, v in attrs[0].items() if all(k in a and a[k] == v for a in attrs)}
     paths = [p for p in dict.fromkeys(p for leaves in flat for p in leaves) if p[0] not in common]
     differing = [p for p in paths if any(p not in leaves or leaves[p] != flat[0].get(p) for leaves in flat)]
@@ -254,10 +254,11 @@ def one_run(ds: xr.Dataset, position: int) -> xr.Dataset:
     return one
 
 
-def _leaves(attrs: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves_of(attrs: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path and the value of each entry of nested mappings."""
     for key, value in attrs.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, str(key)))
+            yield from leaves_of(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
 

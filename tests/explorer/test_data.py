@@ -121,7 +121,6 @@ def test_only_exact_zeros_are_below_the_colours_of_a_logarithmic_scale() -> None
     values[50, 0], values[60] = 1e-7, 0  # one tiny motion, and a step without any
     whole = scale_of(values)
     assert whole.log
-    assert scale_of(values[:, 600:], whole) == whole  # the same colours where it is zoomed in
     x = xr.DataArray(values, dims=("step", "token"), coords={"step": np.arange(100)})
     image = picture(Blocks().binned("x", x), np.arange(700), (-0.5, 99.5), (350, 1000))
     mapper = logarithmic(values, whole, ["first", *"abc"], rows_per_pixel=2)
@@ -189,23 +188,23 @@ def test_questions_are_answered_by_tokens_and_steps(synthetic: Path) -> None:
     frame, lifecycle = rows.table(source, source.motion_so_far()), source.groups["lifecycle"]
     asked = "the tokens that froze first"
     assert questions.offered(frame, source)[-1] == asked  # no census, no coherence
-    found = questions.answer(asked, frame, rows.names(source), source)
+    found = questions.answer(asked, frame, source)
     freeze = lifecycle["first_freeze"].values
     assert found.step == freeze[freeze > 0].min()
     np.testing.assert_array_equal(found.rows, np.flatnonzero(freeze == found.step))
-    assert found.text.startswith(f"{len(found.rows or [])} token")
+    assert re.fullmatch(rf"(All )?{len(found.rows or [])} tokens? stood still first, at .* {found.step}\.", found.text)
     step = source.groups["motion"]["step"]
     cosine = xr.DataArray(np.cos(np.arange(len(step))), dims="step", coords={"step": step})
     source.groups["coherence"] = xr.Dataset({"displacement_cosine_mean": cosine})
-    assert questions.answer(questions.LEAST_COHERENT, frame, [], source).step == int(cosine.idxmin())
+    assert questions.answer(questions.LEAST_COHERENT, frame, source).step == int(cosine.idxmin())
 
 
 def test_no_name_of_a_token_is_taken_for_a_formula_or_hides_letters(trained: Path) -> None:
     names = rows.names(open_source(trained))
-    assert names[0] == "0 <img src=x onerror=aler…"  # markup stays text: pages escape it
+    assert names[0] == '0 "<img src=x onerror=aler…"'  # markup stays text: pages escape it
     assert not any("$$" in name or r"\(" in name for name in names)
-    assert names[4] == r"4 \u202eabc"
-    assert names[5] == r"5 a\nb"
+    assert names[4] == r'4 "\u202eabc"'
+    assert names[5] == r'5 "a\nb"'
 
 
 def test_the_cloud_is_projected_on_its_principal_axes(synthetic: Path) -> None:
@@ -239,7 +238,10 @@ class TestSources:
         source = open_source(synthetic / "results.zarr")
         assert source.grows
         assert set(source.groups["motion"]) == {"displacement"}
+        at_once = source.in_python()
+        assert at_once == f"dx.open_recording({str(synthetic / 'run.zarr')!r})"
         assert source.refresh()
+        assert source.in_python() == at_once
         assert source.recording is not None
         found = quantities.of_rows(source)
         assert {quantities.PHASE, quantities.NORM, quantities.DISTANCE, "lifecycle/stratigraphy"} <= set(found)
@@ -256,6 +258,10 @@ class TestSources:
         source = open_source(tree)
         assert source.recording is None
         assert "no such file" in source.notes[0]
+        assert source.in_python().startswith("...")
+        source.saved_at = synthetic / "results.zarr"
+        exec(Selection((3, 5)).as_program(source.in_python()).replace("\nrec.sel", "\nfound = rec.sel"), made := {})
+        assert made["found"].displacement.token.values.tolist() == [3, 5]
 
     def test_what_cannot_be_explored_is_said_in_a_sentence(self, synthetic: Path, tmp_path: Path) -> None:
         with pytest.raises(MissingFileError, match="does not exist"):
@@ -287,7 +293,7 @@ class TestSources:
         assert list(found) == list(open_runs(recordings)) == ["a", "b"]
         assert found["b"].groups["motion"].displacement.dims == ("step", "token")
         assert found["b"].recording is not None
-        assert runs.overview(found)[runs.APART].tolist() == ["", "equal to the bit"]
+        assert runs.overview(found)["differs from a"].tolist() == ["", "equal to the bit"]
         assert runs.in_common(found) == []
         assert list(open_runs(tmp_path / "runs.zarr", run="b")) == ["b"]
         for path, run in ((tmp_path / "runs.zarr", "c"), (synthetic / "results.zarr", "a")):
@@ -297,7 +303,7 @@ class TestSources:
         found = open_runs(both)
         assert list(found) == ["results", "runs a", "runs b"]
         assert all(source.refresh() for source in found.values())
-        assert runs.overview(found)[runs.APART].tolist() == ["", "equal to the bit", "equal to the bit"]
+        assert runs.overview(found)["differs from results"].tolist() == ["", "equal to the bit", "equal to the bit"]
 
     def test_runs_of_other_tokens_and_steps_are_compared_as_far_as_they_go(self, synthetic: Path) -> None:
         rec = dx.open_recording(synthetic / "run.zarr")
@@ -310,13 +316,16 @@ class TestSources:
         frame = runs.overview(found)
         assert frame["steps"].tolist() == ["0 to 299", "0 to 49"]
         assert re.fullmatch(r"[12](?: and 2)? froze first: half .* at step \d+\.", runs.froze_first(found))
-        assert frame[runs.APART].tolist() == ["", "equal to the bit"]
+        assert frame["differs from 1"].tolist() == ["", "equal to the bit"]
         assert runs.positions(found["2"], np.array([5, 10, 39])).tolist() == [-1, 0, 29]
         assert [heading for heading, _ in runs.findings(found)][1] == "Where the runs differ (1 / 2):"
         one, two = found.values()
         two.recording, two.groups = rec.isel(token=[0]).assign_coords(token=[99]), {}
         one.comparison = None
-        assert runs.APART not in runs.overview(found)
+        assert "differs from 1" not in runs.overview(found)
+        given = {"hyperparameters": {"lr": 1.0, "eps": 0}, "model": {"lr": 1.0, "seed": 0}, "created": 3}
+        other = {"hyperparameters": {"lr": 2.0, "eps": 0}, "model": {"lr": 2.0, "seed": 1}, "created": 4}
+        assert runs.differing_settings([given, other]) == {"model.seed": ["0", "1"], "learning rate": ["1.0", "2.0"]}
 
     def test_a_recording_alone_shows_motion_and_offers_to_analyse(self, synthetic: Path) -> None:
         source = open_source(synthetic / "run.zarr", tokens="all")

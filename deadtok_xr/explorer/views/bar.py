@@ -9,11 +9,11 @@ from bokeh.layouts import column
 from bokeh.models import Button, CustomJS, Div, Select, Slider, TextInput, Toggle
 
 from deadtok_xr.explorer.views.common import wrapping
+from deadtok_xr.text import counted
 
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
     from deadtok_xr.explorer.selection import Selection
-    from deadtok_xr.explorer.source import Source
 
 _COPY = """
 navigator.clipboard.writeText(field.value).then(
@@ -53,17 +53,21 @@ class Bar:
         self._find.on_change("value", lambda attr, old, new: self._asked(page, new))
         self._chosen = Div(sizing_mode="stretch_width")
         wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
-        self._python = TextInput(sizing_mode="stretch_width", min_width=200, stylesheets=[wraps])
-        self._link = TextInput(visible=False)
+        self._python = TextInput(
+            title="Selection in Python (Copy Python adds the lines that open rec)", sizing_mode="stretch_width",
+            min_width=200, stylesheets=[wraps],
+        )  # fmt: skip
+        self._program, self._link = TextInput(visible=False), TextInput(visible=False)
         copies = []
-        for label, field in (("Copy Python", self._python), ("Copy link", self._link)):
+        for label, field in (("Copy Python", self._program), ("Copy link", self._link)):
             button = Button(label=label, width=110, styles={"align-self": "end"})
             button.js_on_click(CustomJS(args={"field": field, "button": button, "label": label}, code=_COPY))
             copies.append(button)
         self._status = Div(text="", sizing_mode="stretch_width", styles={"min-height": "1.5em"})
         self.root = column(
             wrapping(self.slider, self.play, everything, self._find, *runs), self._chosen,
-            wrapping(self._python, *copies, self._link), self._status, sizing_mode="stretch_width", name="controls",
+            wrapping(self._python, *copies, self._program, self._link), self._status,
+            sizing_mode="stretch_width", name="controls",
         )  # fmt: skip
 
     def show_steps(self, page: Page) -> None:
@@ -87,22 +91,12 @@ class Bar:
         """Say what is selected."""
         shown = ", ".join(page.names[i] for i in page.selected[:6])
         n, kind = len(page.selected), page.source.rows
-        chosen = f"{n:,} {kind}{'s' if n != 1 else ''}: {shown}{', …' if n > 6 else ''}" if n else f"no {kind}"
+        every = "all " if n == len(page.names) > 1 else ""
+        chosen = f"{every}{counted(n, kind)}: {shown}{', …' if n > 6 else ''}" if n else f"no {kind}"
         steps = f"steps {selection.steps[0]:,} to {selection.steps[1]:,}" if selection.steps else "all steps"
         self._chosen.text = f"Selected: {escape(chosen)}. Visible: {steps}."
-        self._python.title = f"Selection in Python, with rec = {_opening(page.source)}"
         self._python.value = selection.as_python(kind)
+        self._program.value = selection.as_program(page.source.in_python(), kind)
         if address := page.address:
             query = selection.as_query()
             self._link.value = address + (f"?{query}" if query else "")
-
-
-def _opening(source: Source) -> str:
-    """Return how the recording is opened in Python, or what else the selection can be taken of."""
-    if source.rows == "parameter":
-        return f"dx.open_monitor({source.name!r})"
-    place = "" if source.recording is None else str(source.recording.attrs.get("source", ""))
-    if source.recording is None or not place:
-        return "a group of the results, such as motion"
-    run = f", run={source.recording['run'].item()!r}" if "run" in source.recording.coords else ""
-    return f"dx.open_recording({place!r}{run})"

@@ -13,10 +13,13 @@ from bokeh.models import (
     BoxSelectTool,
     ColorBar,
     ColumnDataSource,
+    CustomJS,
     CustomJSHover,
+    CustomJSTickFormatter,
     Div,
     FixedTicker,
     HoverTool,
+    LinearAxis,
     LinearColorMapper,
     LogColorMapper,
     LogTicker,
@@ -50,6 +53,7 @@ PIXELS = (500, 1000)
 """Rows and columns of the picture at most."""
 _CAUSE = "mechanism/cause"
 _ZERO, _ABOVE_ZERO = "black", Viridis256[24:]  # of logarithmic scales: without the colours that are almost black
+_STRIP = 10  # pixels, of the marks of selected rows beside the map
 _NAMED = 30  # rows that have room for a name each
 _AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
 _NOTHING: dict[str, Any] = {
@@ -84,12 +88,7 @@ class HeatMap(View):
             for mapper in (self.linear, self.log)
         ]
         self.images[1].visible = False
-        self.marks = ColumnDataSource({"y": []})
-        self.plot.extra_x_ranges = {"share": Range1d(0, 1)}
-        for left, right in ((0, 0.012), (0.988, 1)):  # at both edges, where they hide little
-            self.plot.hbar(
-                y="y", left=left, right=right, height=1, source=self.marks, color=MARKER, x_range_name="share"
-            )
+        self.marks = _strip(self.plot)
         self.marker = mark_step(page, self.plot)
         self.hover, self.row_names = HoverTool(renderers=self.images), ColumnDataSource({"name": []})
         self.plot.add_tools(self.hover)
@@ -104,7 +103,7 @@ class HeatMap(View):
         self.words = Div(sizing_mode="stretch_width")
         self.root = column(wrapping(self.choice, self.sorting), self.words, self.plot, sizing_mode="stretch_width")
         self._binned: Binned | None = None
-        self._scales: dict[tuple[str, str], tuple[int, tuple[int, int], Scale]] = {}
+        self._scales: dict[tuple[str, str], tuple[int, Scale]] = {}
 
     def refresh(self) -> None:
         """Read the visible steps of the quantity, and draw them."""
@@ -117,20 +116,29 @@ class HeatMap(View):
         key, span = page.quantity, page.visible_steps
         self.words.text = f"reading {quantities.label(key, page.quantities[key])} …"
         x, cause = page.quantities[key], page.quantities.get(_CAUSE)
-        blocks = page.source.blocks
+        blocks, run, version = page.source.blocks, page.run, page.source.version
 
-        def read() -> tuple[Binned, Binned | None]:
+        def read() -> tuple[Binned, Binned | None, Scale]:
             found = blocks.binned(key, x, *span)
             small = cause is not None and (found.width == 1 or cause.nbytes <= 2**26)
-            return found, blocks.binned(_CAUSE, cause, *span) if small and cause is not None else None
+            causes = blocks.binned(_CAUSE, cause, *span) if small and cause is not None else None
+            # of all steps, whichever are visible: a colour means the same in each part of them
+            known, scale = self._scales.get((run, key), (-1, None))
+            if scale is None or known != version:
+                scale = scale_of((found if span == page.steps else blocks.binned(key, x)).values)
+                self._scales[run, key] = version, scale
+            return found, causes, scale
 
-        page.later("heat map", read, lambda found: self._show(key, span, *found))
+        page.later("heat map", read, lambda found: self._show(key, *found))
 
-    def _show(self, key: str, span: tuple[int, int], found: Binned, cause: Binned | None) -> None:
+    def _show(self, key: str, found: Binned, cause: Binned | None, scale: Scale) -> None:
         x = self.page.quantities[key]
         self._binned, self._cause, self._key = found, cause, key
         words, name = quantities.words_of(x), quantities.label(key, x)
-        self._colour(key, span, found, words)
+        if words:
+            self._colour_words(words)
+        else:
+            self._colour(found, scale)
         over = "" if found.width == 1 else (
             f", one step of {found.width}" if is_category(x) else f", mean over {found.width} steps"
         )  # fmt: skip
@@ -142,12 +150,8 @@ class HeatMap(View):
         self.draw()
         self.page.show_rest("the heat map")
 
-    def _colour(self, key: str, span: tuple[int, int], found: Binned, words: dict[int, str]) -> None:
-        if words:
-            self._colour_words(words)
-            return
+    def _colour(self, found: Binned, scale: Scale) -> None:
         mapper: Any = self.linear
-        scale = self._scale(key, span, found)
         if scale.log:
             mapper = self.log
             averaged = -(-found.values.shape[1] // PIXELS[0])
@@ -157,15 +161,6 @@ class HeatMap(View):
             mapper.update(palette="Viridis256", low=scale.low - middle, high=scale.high + middle, low_color=None)
         ticker = LogTicker() if mapper is self.log else BasicTicker()
         self._show_bar(mapper, ticker=ticker, formatter=short_numbers(), display_low=scale.low if scale.log else None)
-
-    def _scale(self, key: str, span: tuple[int, int], found: Binned) -> Scale:
-        """Return the scale of a quantity, which stays the same in every part of the steps of which it was taken."""
-        page = self.page
-        version, whole, scale = self._scales.get((page.run, key), (-1, span, None))
-        inside = version == page.source.version and whole[0] <= span[0] and span[1] <= whole[1]
-        scale = scale_of(found.values, scale if inside else None)
-        self._scales[page.run, key] = page.source.version, whole if inside else span, scale
-        return scale
 
     def _colour_words(self, words: dict[int, str]) -> None:
         n, low = max(len(words), 2), min(words)
@@ -226,10 +221,10 @@ class HeatMap(View):
 
     def _name_rows(self, order: NDArray[np.intp]) -> None:
         """Label the rows, if they are few; else say how they are sorted."""
-        axis, kind, by = self.plot.yaxis[0], self.page.source.rows, self.page.sorted_by
+        axis, kind, by = self.plot.yaxis[-1], self.page.source.rows, self.page.sorted_by
         axis.axis_label = f"{kind}s" if by == IDS else f"{kind}s, by {by}"
         if len(order) <= _NAMED:
-            names = {k + 0.5: self.page.names[i][:14] for k, i in enumerate(order)}
+            names = {k + 0.5: _cut(self.page.names[i]) for k, i in enumerate(order)}
             axis.update(ticker=FixedTicker(ticks=list(names)), major_label_overrides=names)
         elif axis.major_label_overrides:
             axis.update(ticker=BasicTicker(), major_label_overrides={})
@@ -238,7 +233,7 @@ class HeatMap(View):
         """Mark the selected rows."""
         place = np.argsort(self.page.row_order)
         chosen = place[list(self.page.selected)] if self.page.selected else np.empty(0, np.intp)
-        self.marks.data = {"y": (chosen + 0.5).tolist()}
+        self.marks.ticks = np.sort(chosen + 0.5).tolist()
 
     def show_step(self) -> None:
         """Move the marker."""
@@ -261,3 +256,24 @@ class HeatMap(View):
     def _tapped(self, event: Any) -> None:
         if event.y is not None and 0 <= event.y < len(self.page.row_order):
             self.page.select([int(self.page.row_order[int(event.y)])])
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def _strip(plot: Any) -> FixedTicker:
+    """Add a strip between the rows and their labels, in which each tick is as thick as a row; return its ticker."""
+    ticker = FixedTicker()
+    strip = LinearAxis(
+        ticker=ticker, formatter=CustomJSTickFormatter(code="return ''"), axis_line_color=None, major_tick_in=0,
+        major_tick_out=_STRIP, major_tick_line_color=MARKER, major_label_text_font_size="0px", major_label_standoff=0,
+    )  # fmt: skip
+    plot.left.insert(0, strip)
+    thickness = CustomJS(args={"strip": strip, "rows": plot.y_range, "plot": plot}, code="""
+        strip.major_tick_line_width = Math.max(2, plot.inner_height / (rows.end - rows.start) + 0.5) // no seams
+    """)  # fmt: skip
+    plot.y_range.js_on_change("start", thickness)
+    plot.y_range.js_on_change("end", thickness)
+    plot.js_on_change("inner_height", thickness)
+    return ticker

@@ -131,7 +131,10 @@ def _width(name: str) -> int:
 
 
 def _cells(values: pd.Series[Any]) -> Any:
-    return values.to_numpy() if rows.is_number(values) else values.astype(str).tolist()
+    if rows.is_number(values):
+        return values.to_numpy()
+    words: list[str] = values.astype(str).tolist()
+    return [f'"{word}"' if word else "" for word in words] if values.name == "text" else words  # spaces show
 
 
 def _formatter(values: pd.Series[Any]) -> Any:
