@@ -130,7 +130,7 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     )
 
 
-_IN_WORDS = {
+IN_WORDS = {
     "frozen": "no change",
     "late": "changes of at most 1 ULP",
     "midlife": "changes of at most 1 ULP, root mean square",
@@ -148,7 +148,7 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
     usual = scheme == "lattice"
     shares = sorted(((f, name) for name, f in zip(names, fraction[at[1]], strict=True) if f > 0), reverse=True)
     words = [f"{summary_text.percent(f)} {'of the tokens are ' * (i == 0)}{name}" for i, (f, name) in enumerate(shares)]
-    words[0] += f" ({_IN_WORDS[shares[0][1]] if usual else f'phases by {scheme}'})"
+    words[0] += f" ({IN_WORDS[shares[0][1]] if usual else f'phases by {scheme}'})"
     yield Finding(0.85 if usual else 0.15, f"At step {ds['step'].values[at[1]]}, {', '.join(words)}.")
     starts = zip(names[:-1], ds["transition_step"].values[:-1], strict=True)
     reached = [f"{name} at {start}" for name, start in starts if start > ds["step"].values[0]]

@@ -18,7 +18,7 @@ from deadtok_xr.explorer import quantities, questions, rows, runs
 from deadtok_xr.explorer.selection import Selection, from_query
 from deadtok_xr.explorer.views.bar import Bar
 from deadtok_xr.explorer.views.cloud import Cloud
-from deadtok_xr.explorer.views.common import COLOURS, View, key
+from deadtok_xr.explorer.views.common import COLOURS, View, key, room
 from deadtok_xr.explorer.views.heat_map import HeatMap
 from deadtok_xr.explorer.views.lines import Series, Trajectories, shares
 from deadtok_xr.explorer.views.overview import Overview
@@ -170,8 +170,10 @@ class Page:
         )
         self.heat_map.root.name = self.heat_map.name
         self._places = {
-            name: column(Div(text="opening …"), sizing_mode="stretch_width", name=name) for name in self._later_views()
-        }
+            name: column(Div(text="opening …"), sizing_mode="stretch_width", name=name,
+                         styles={"min-height": room(name, len(self.runs))})
+            for name in self._later_views()
+        }  # fmt: skip
         self._findings, self._notes = (
             Div(sizing_mode="stretch_width", name=name, styles={"overflow-wrap": "anywhere"})
             for name in ("findings", "notes")

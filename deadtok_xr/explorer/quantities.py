@@ -10,6 +10,10 @@ from deadtok_xr.explorer.source import Source
 NORM, DISTANCE, PHASE = "recording/norm", "recording/distance", "motion/phase"
 FIRST_SHOWN = ("motion/displacement", "monitor/rounded_to_zero_fraction", NORM)
 """The quantities that the heat map shows first, the first that exists."""
+_UNITS = {
+    "norm ULP": "1 norm ULP is 1/128 of the token's norm",
+    "ULP": "1 ULP is the gap between neighbouring numbers of the weights' format",
+}
 
 
 def of_rows(source: Source) -> dict[str, xr.DataArray]:
@@ -82,8 +86,12 @@ def label(key: str, x: xr.DataArray) -> str:
     """Return the name of a quantity, with its unit."""
     unit = str(x.attrs.get("units", "1"))
     words = str(x.attrs.get("long_name") or key.partition("/")[2].replace("_", " "))
-    words = words if len(words) < 60 else words[:58] + " …"
-    return words if unit in ("1", "") else f"{words} ({unit})"
+    return words if unit in ("1", "") or words.endswith(f" in {unit}") else f"{words} ({unit})"
+
+
+def explained(x: xr.DataArray) -> str:
+    """Return what the unit of a quantity means; "" if it needs no words."""
+    return _UNITS.get(str(x.attrs.get("units", "")), "")
 
 
 def words_of(x: xr.DataArray) -> dict[int, str]:

@@ -20,7 +20,7 @@ _COHERENCE = "coherence/displacement_cosine_mean"
 LEAST_COHERENT = "the step of least coherence"
 HOLE = "the largest black hole"
 _COLUMNS = {
-    "the tokens that thawed last": ("last thaw", max, "thawed last, at step"),
+    "the tokens that thawed last": ("last thaw", max, "thawed last (moved again after a step without motion), at step"),
     "the tokens that moved last": ("last motion", max, "moved last, at step"),
     "the tokens that froze first": ("first freeze", min, "stood still first, at step"),
     HOLE: ("black hole", min, ""),

@@ -28,11 +28,13 @@ COLUMNS = {
 """The quantities per token that the table shows first, and their headings; the rest is in the CSV file."""
 MEANINGS = {
     "last motion": "last step at which the token moved", "first freeze": "first step without motion after the first "
-    "motion", "thaws": "how often it moved again after a step without motion", "last thaw": "the last of these steps",
+    "motion", "thaws": "how often it moved again after a step without motion", "last thaw": "the last step at which it "
+    "moved again after a step without motion", "moved steps": "at how many steps it moved",
     "at the end": "whether it moved at the last step", "stumble cohort": "first step with motion by at most one cell",
     "froze because": "why it did not move after its last motion", "margin after": "largest update after the last "
     "motion, in half gaps: below 1 it cannot move", "black hole": "place that it shares with others at the last "
-    "step, ranked by size: 1 is the largest, 0 none", "norm": "‖W‖ at the last step",
+    "step, ranked by size: 1 is the largest, 0 none", "path length": "length of all its displacements together",
+    "net displacement": "distance from the first to the last step", "norm": "‖W‖ at the last step",
 }  # fmt: skip
 IDS = "as they are"
 _LONGEST = 24  # letters of a text
@@ -69,7 +71,8 @@ def table(
         values["norm"] = norms
     ordered = [*(key for key in COLUMNS if key in values), *(key for key in values if key not in COLUMNS)]
     for key in ordered:
-        frame[COLUMNS.get(key, key.removeprefix("monitor/").replace("_", " "))] = values[key]
+        name = key.removeprefix("monitor/").replace("_", " ").replace("censored", "at the end")
+        frame[COLUMNS.get(key, name)] = values[key]
     return frame
 
 

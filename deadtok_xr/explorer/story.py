@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from deadtok_xr.bfloat16 import get_grid
 from deadtok_xr.explorer.quantities import words_of
 from deadtok_xr.schema import MATRIX, TOKEN_COORDINATES
 
@@ -64,6 +67,11 @@ def updates_of(part: xr.Dataset) -> xr.Dataset:
     turned = turned.assign_coords(token=np.arange(part.sizes["dim"]), step=part["step"])
     found = mechanism(turned, allow_gaps=True)[["margin", "cause"]].load()
     return found.rename(token="dim").drop_vars("dim")
+
+
+def digits(w: xr.DataArray) -> int:
+    """Return how many significant digits tell all neighbouring numbers of the format of weights apart."""
+    return math.ceil(1 + (get_grid(w.attrs.get("precision", "float32")).mantissa_bits + 1) * math.log10(2))
 
 
 def _turned(x: xr.DataArray) -> xr.DataArray:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
 
 
+_ASPECT = 0.93  # as high as the elements of one token beside it
 _FEW = 2000  # tokens that are painted large, and with an edge
 
 
@@ -27,9 +28,10 @@ class Cloud(View):
     def __init__(self, page: Page) -> None:
         super().__init__(page)
         self.plot = base_figure(
-            height=420, tools="pan,lasso_select,box_select,tap,wheel_zoom,reset,save", active_drag="box_select",
+            tools="pan,lasso_select,box_select,tap,wheel_zoom,reset,save", active_drag="box_select",
             x_range=DataRange1d(), y_range=DataRange1d(),
         )  # fmt: skip
+        self.plot.update(sizing_mode="scale_width", aspect_ratio=_ASPECT)
         self.data = ColumnDataSource({"x": [], "y": [], "name": [], "phase": [], "row": []})
         self.phases = CategoricalColorMapper(factors=[], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
         few = len(page.names) <= _FEW

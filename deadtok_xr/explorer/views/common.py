@@ -35,6 +35,8 @@ PHASES = {
 UNKNOWN, MARKER = "#bbbbbb", "#D55E00"
 
 
+_ROOM = {"phases": 430, "trajectories": 430, "table": 436, "shape": 310, "together": 310, "story": 775}
+"""Heights in pixels that the views have when they are drawn."""
 _KEY = "white-space: nowrap; margin-right: 10px"
 
 
@@ -117,6 +119,30 @@ def key(names: Iterable[str], colours: Iterable[str]) -> str:
     )
 
 
+def room(name: str, n_runs: int) -> str:
+    """Return the height of the place of a view, so that nothing below moves when it is drawn."""
+    several = 63 if name == "phases" and n_runs > 1 else 0  # the choice of the phase
+    height = f"{_ROOM.get(name, 24 * n_runs + 60) + several}px"
+    return "min(775px, 125vw)" if name == "cloud" else height
+
+
+def explanation(text: str) -> str:
+    """Return words as HTML in the style of the page's explanations."""
+    return f'<div style="color: #555; font-size: 13px">{escape(text)}</div>' if text else ""
+
+
+def averaged(width: int) -> str:
+    """Return a note about means over ``width`` steps; "" where each step is drawn."""
+    return "" if width == 1 else f"mean over {width} steps; zoom in for every step"
+
+
+def heading(name: str, meaning: str = "") -> str:
+    """Return the heading of a column as HTML, of which SlickGrid makes its own; hovering shows the meaning."""
+    if not meaning:
+        return escape(name)
+    return f'<span title="{escape(meaning)}" style="text-decoration: underline dotted">{escape(name)}</span>'
+
+
 def short_numbers() -> CustomJSTickFormatter:
     """Return a formatter of ticks without digits that say nothing."""
     return CustomJSTickFormatter(code="return String(Number(tick.toPrecision(4)))")
@@ -124,7 +150,7 @@ def short_numbers() -> CustomJSTickFormatter:
 
 def wrapped(label: str, width: int = 26) -> str:
     """Return the label of an axis on as many lines as the height of a small plot needs."""
-    return "\n".join(textwrap.wrap(label, width))
+    return "\n".join(textwrap.wrap(textwrap.shorten(label, 3 * width, placeholder=" …"), width))
 
 
 def wrapping(*children: Any) -> LayoutDOM:

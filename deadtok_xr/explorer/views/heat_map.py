@@ -38,6 +38,7 @@ from deadtok_xr.explorer.views.common import (
     PHASES,
     UNKNOWN,
     View,
+    averaged,
     base_figure,
     in_words,
     mark_step,
@@ -139,13 +140,11 @@ class HeatMap(View):
             self._colour_words(words)
         else:
             self._colour(found, scale)
-        over = "" if found.width == 1 else (
-            f", one step of {found.width}" if is_category(x) else f", mean over {found.width} steps"
-        )  # fmt: skip
-        zoom = "" if found.width == 1 else "; zoom in for every step"
-        zoom += "; black: exactly 0" if self.images[1].visible else ""
+        over = averaged(found.width)
+        over = over.replace("mean over", "one step of") if is_category(x) else over
+        black = "black: exactly 0" if self.images[1].visible else ""
         run = f"{self.page.run}: " if len(self.page.runs) > 1 else ""
-        self.words.text = escape(f"{run}{name}{over}{zoom}")
+        self.words.text = escape(run + "; ".join(filter(None, [name, over, black, quantities.explained(x)])))
         self._explain(words, self.page.words_of_cause if cause is not None else None)
         self.draw()
         self.page.show_rest("the heat map")

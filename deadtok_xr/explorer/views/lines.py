@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,17 @@ from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralT
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.binned import extremes
 from deadtok_xr.explorer.runs import positions
-from deadtok_xr.explorer.views.common import COLOURS, PHASES, View, key, offer_quantities, over_steps, wrapped
+from deadtok_xr.explorer.views.common import (
+    COLOURS,
+    PHASES,
+    View,
+    averaged,
+    explanation,
+    key,
+    offer_quantities,
+    over_steps,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,7 +65,9 @@ class Phases(View):
         line = self.plot.line("step", names[0], source=self.data, line_alpha=0)
         shares = [(label, f"@{{{name}}}{{0.0%}}") for name, label in zip(names, labels, strict=True)]
         self.plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=[("step", "@step{0,0}"), *shares[::-1]]))
-        self.root = column(self.plot, Div(text=key(labels, palette)), sizing_mode="stretch_width")
+        self._key, self._meaning = key(labels, palette), explanation(meaning_of(names))
+        self.words = Div(text=self._key + self._meaning, sizing_mode="stretch_width")
+        self.root = column(self.plot, self.words, sizing_mode="stretch_width")
         self._names = names
 
     def refresh(self) -> None:
@@ -66,6 +79,7 @@ class Phases(View):
     def _show(self, found: Any) -> None:
         values = np.nan_to_num(found.values)
         self.data.data = {"step": found.middle, **{name: values[:, k] for k, name in enumerate(self._names)}}
+        self.words.text = f"{self._key} {averaged(found.width)}{self._meaning}"
 
     def show_step(self) -> None:
         """Move the marker."""
@@ -98,7 +112,7 @@ class Series(View):
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
         self.words = Div(text="&nbsp;", sizing_mode="stretch_width")
         self._known: dict[str, xr.DataArray] = {}
-        self._missing = ""
+        self._missing, self._unit = "", ""
         self.root = column(self.choice, self.plot, self.words, sizing_mode="stretch_width")
 
     def found(self, source: Source) -> dict[str, xr.DataArray]:
@@ -147,6 +161,7 @@ class Series(View):
         self.plot.yaxis.axis_label = wrapped(quantities.label(name, next(iter(have.values()))))
         missing = [label for label in self.data if label not in found]
         self._missing = f"not analysed in {', '.join(missing)}" if missing else ""
+        self._unit = quantities.explained(next(iter(have.values())))
         self._known = {label: x for label, x in have.items() if x.chunks is None}  # the others would be computed again
         self._describe()
 
@@ -156,7 +171,7 @@ class Series(View):
         said = [f"at step {step:,}: {' / '.join(_at(x, step) for x in known.values())}"] if known else []
         if len(self.data) == 1 and known:
             said += _extremes(next(iter(known.values())), *page.visible_steps)
-        self.words.text = page.key_of_runs("; ".join(filter(None, [*said, self._missing])))
+        self.words.text = page.key_of_runs("; ".join(filter(None, [*said, self._missing, self._unit])))
 
     def show_step(self) -> None:
         """Move the marker."""
@@ -192,6 +207,9 @@ class PhasesOfRuns(Series):
         super().__init__(page, "phases", ())
         self.plot.update(height=360, y_range=Range1d(-0.02, 1.02))
         self.plot.yaxis.formatter = NumeralTickFormatter(format="0%")
+        names = {str(name) for source in page.runs.values() for scheme in schemes_of(source)[:1]
+                 for name in source.groups[scheme]["phase"].values}  # fmt: skip
+        self.root.children.append(Div(text=explanation(meaning_of(names)), sizing_mode="stretch_width"))
 
     def found(self, source: Source) -> dict[str, xr.DataArray]:
         """Return the share of each phase, the coldest first."""
@@ -216,6 +234,14 @@ def schemes_of(source: Source) -> list[str]:
     return [name for name, ds in source.groups.items() if name.startswith("phases") and "fraction" in ds]
 
 
+def meaning_of(phases: Collection[str]) -> str:
+    """Return what the phases on the lattice mean; "" for others."""
+    from deadtok_xr.analyses.phases import IN_WORDS, LATTICE
+
+    known = [f"{name}: {IN_WORDS[name]}" for name in LATTICE if name in phases]
+    return "; ".join(known) if len(known) == len(LATTICE) else ""
+
+
 def shares(page: Page) -> View:
     """Return the view of the phases: stacked for one run, lines for several, words where they were not analysed."""
     if not any(schemes_of(source) for source in page.runs.values()):
@@ -236,6 +262,7 @@ class Trajectories(View):
         self.choice = Select(title="Trajectories show", sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
         self.plot, self.marker = over_steps(page, height=300, y_range=DataRange1d(only_visible=True))
+        self.marker.level = "underlay"
         self.plot.visible = False  # until something is selected
         self.data = ColumnDataSource({name: [] for name in ("xs", "ys", "name", "run", "colour", "dash")})
         self.lines = self.plot.multi_line(
@@ -278,7 +305,7 @@ class Trajectories(View):
         )
 
     def _read(self, run: str, quantity: str, x: xr.DataArray, chosen: list[int], span: tuple[int, int]) -> Any:
-        """Return the steps, and the values of each chosen row, None for one that the run does not have."""
+        """Return the steps, the values of each chosen row, None for one that the run does not have, and a note."""
         source = self.page.runs[run]
         at = chosen if source is self.page.source else positions(source, self.page.source.labels[chosen]).tolist()
         heat_map = quantity == self.page.quantity and source is self.page.source  # which has read all rows
@@ -287,7 +314,8 @@ class Trajectories(View):
             found = source.blocks.binned(quantity, x, *span, rows=there)
         else:
             found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
-        return found.middle, [found.values[:, there.index(i)] if i >= 0 else None for i in at]
+        values = [found.values[:, there.index(i)] if i >= 0 else None for i in at]
+        return found.middle, values, averaged(found.width)
 
     def _read_ahead(self, quantity: str, have: dict[str, xr.DataArray], span: tuple[int, int]) -> None:
         """Read the rows before some of them are selected, where that takes no longer than to read a few."""
@@ -302,19 +330,25 @@ class Trajectories(View):
             {"xs": steps, "ys": values[k], "name": names[k], "run": run,
              "colour": page.colours[run] if several else COLOURS[k % len(COLOURS)],
              "dash": _DASHES[k % len(_DASHES)] if several else "solid"}
-            for run, (steps, values) in read.items() for k in range(len(chosen)) if values[k] is not None
+            for run, (steps, values, _) in read.items() for k in range(len(chosen)) if values[k] is not None
         ]  # fmt: skip
         self.data.data = {name: [line[name] for line in lines] for name in self.data.column_names}
         self.plot.visible = bool(chosen)
         if quantity in page.quantities:
             self.plot.yaxis.axis_label = wrapped(quantities.label(quantity, page.quantities[quantity]), 34)
+        said = [self.said]
+        for run, (_, values, _) in read.items():
+            where = f" in {run}" if several else ""
+            absent = [name for name, y in zip(names, values, strict=True) if y is None]
+            said += [f"not{where}: {', '.join(absent)}"] if absent else []
+            said += [f"the same line{where}: {', '.join(alike)}" for alike in _alike(names, values)]
+        said += list(dict.fromkeys(note for _, _, note in read.values()))
+        words = "; ".join(filter(None, said))
         if not several:
-            self.legend.text = " ".join([key(names, COLOURS * len(names)), escape(self.said)])
+            self.legend.text = f"{key(names, COLOURS * len(names))} {escape(words)}"
             return
-        missing = [f"not in {run}: {', '.join(name for name, y in zip(names, values, strict=True) if y is None)}"
-                   for run, (_, values) in read.items() if any(y is None for y in values)]  # fmt: skip
         dashes = " ".join(f"{mark} {escape(name)}" for name, mark in zip(names, _MARKS * len(names), strict=False))
-        self.legend.text = page.key_of_runs("; ".join([self.said, *missing]).strip("; ")) + f"<br>{dashes}"
+        self.legend.text = f"{page.key_of_runs(words)}<br>{dashes}"
 
     def show_selection(self) -> None:
         """Draw the selected rows."""
@@ -323,3 +357,12 @@ class Trajectories(View):
     def show_step(self) -> None:
         """Move the marker."""
         self.marker.location = self.page.selection_step
+
+
+def _alike(names: Sequence[str], lines: Sequence[Any]) -> list[list[str]]:
+    """Return the names of lines that hide each other, because their values are the same, together."""
+    found: dict[bytes, list[str]] = {}
+    for name, line in zip(names, lines, strict=True):
+        if line is not None:
+            found.setdefault(line.tobytes(), []).append(name)
+    return [alike for alike in found.values() if len(alike) > 1]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deadtok_xr.explorer.page import Page
 
-_CELL = "padding: 2px 14px 2px 0; text-align: left; vertical-align: top"
+_CELL = "padding: 2px 14px 2px 0; text-align: left; white-space: nowrap"
 
 
 class Overview(View):
@@ -25,8 +25,8 @@ class Overview(View):
 
     def __init__(self, page: Page) -> None:
         super().__init__(page)
-        room = {"min-height": f"{1.7 * (len(page.runs) + 2):.0f}em"}  # nothing below moves when the table arrives
-        self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width", styles=room)
+        shrinks = ".bk-clearfix { width: 100%; }"  # or a wide table would widen the sentence above it
+        self.root = Div(text=page.key_of_runs(), sizing_mode="stretch_width", stylesheets=[shrinks])
 
     def refresh(self) -> None:
         """Draw the table."""

@@ -12,6 +12,7 @@ from bokeh.models import (
     ColumnDataSource,
     Div,
     HoverTool,
+    HTMLTemplateFormatter,
     LinearColorMapper,
     NumberFormatter,
     Range1d,
@@ -23,7 +24,7 @@ from bokeh.models import (
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.explorer import story
-from deadtok_xr.explorer.views.common import COLOURS, MARKER, UNKNOWN, View, base_figure, plain_table
+from deadtok_xr.explorer.views.common import COLOURS, MARKER, UNKNOWN, View, base_figure, heading, plain_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
 
 _DIVERGING = ("#2166ac", "#67a9cf", "#d1e5f0", "#f2f2f2", "#fddbc7", "#ef8a62", "#b2182b")
 _CAUSES = {"moved": COLOURS[2], "rounded to zero": COLOURS[0], "no gradient": COLOURS[7], "unknown": UNKNOWN}
+_MARGINS, _GRID = 220, 240  # heights
+_WIDTHS = {
+    "dim": 46, "before": 84, "after": 84, "gap": 80, "moved by, in gaps": 90, "gradient": 84, "margin": 66,
+    "cause": 112,
+}  # fmt: skip
+_HEADINGS = {"moved by, in gaps": "moved, gaps"}
+_MEANINGS = {
+    "gap": "distance to the next number of the weights' format, before the step",
+    "moved by, in gaps": "by how many of these gaps it moved",
+    "margin": "the update in half gaps: below 1 it is rounded away",
+}
 
 
 class Story(View):
@@ -56,7 +68,7 @@ class Story(View):
         self.map.add_layout(self.marker)
         self.elements = ColumnDataSource({"dim": [], "margin": [], "colour": [], "cause": []})
         self.margins = base_figure(
-            height=220,
+            height=_MARGINS,
             tools="hover,reset,save",
             y_axis_type="log",
             x_axis_label="dim",
@@ -73,12 +85,13 @@ class Story(View):
             ("margin", "@margin{0.000}"),
             ("cause", "@cause"),
         ]
-        self.grid = plain_table(source=self.elements, height=240)
+        self.grid = plain_table(source=self.elements, height=_GRID)
         self.root = column(self.words, self.map, self.margins, self.grid, sizing_mode="stretch_width")
         self._show_parts(visible=False, margins=False)
 
     def _show_parts(self, *, visible: bool, margins: bool) -> None:
         self.map.visible = self.grid.visible = visible
+        self.grid.height = _GRID if margins else _GRID + _MARGINS  # as high with margins as without
         self.margins.visible = margins
 
     def refresh(self) -> None:
@@ -105,6 +118,7 @@ class Story(View):
         name = self.page.names[row]
         self.words.text = f"<b>{escape(name)}</b> at step {step:,}: {moved} of {n} elements moved. "
         self.words.text += "The map shows by how many gaps of the grid each element moved"
+        self._digits = story.digits(part["W"])
         self._show_parts(visible=True, margins=self.margins.visible)
         self.map.x_range.update(start=float(steps[0]) - 0.5, end=float(steps[-1]) + 0.5)
         self.map.y_range.update(start=-0.5, end=n - 0.5)
@@ -137,8 +151,12 @@ class Story(View):
         }  # fmt: skip
         if [c.field for c in self.grid.columns] != list(frame.columns):
             self.grid.columns = [
-                TableColumn(field=name, title=name, width=125, formatter=_formatter(name)) for name in frame.columns
-            ]
+                TableColumn(
+                    field=name, title=heading(_HEADINGS.get(name, name), _MEANINGS.get(name, "")), width=_WIDTHS[name],
+                    formatter=_formatter(name, self._digits),
+                )
+                for name in frame.columns
+            ]  # fmt: skip
 
     def show_selection(self) -> None:
         """Draw the first selected token."""
@@ -157,9 +175,13 @@ def _updates(part: xr.Dataset) -> xr.Dataset | str:
         return str(error)
 
 
-def _formatter(name: str) -> Any:
+def _formatter(name: str, digits: int) -> Any:
+    if name in ("before", "after"):
+        return HTMLTemplateFormatter(
+            template=f'<div style="text-align: right"><%= Number(value).toPrecision({digits}) %></div>'
+        )
     if name == "dim":
         return NumberFormatter(format="0", text_align="right")
     if name == "cause":
         return StringFormatter()
-    return ScientificFormatter(precision=3, power_limit_low=-3, power_limit_high=4, text_align="right")
+    return ScientificFormatter(precision=3, power_limit_low=-1, power_limit_high=4, text_align="right")

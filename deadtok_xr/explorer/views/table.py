@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.explorer import rows
-from deadtok_xr.explorer.views.common import View, plain_table, wrapping
+from deadtok_xr.explorer.views.common import View, heading, plain_table, wrapping
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deadtok_xr.explorer.page import Page
 
-_WIDTHS = {"text": 110, "froze because": 130, "parameter": 260, "method": 200}
+_WIDTHS = {"text": 80, "parameter": 260, "method": 200}
 _SAVE = """
 const link = document.createElement("a")
 link.href = URL.createObjectURL(new Blob([file.text], {type: "text/csv;charset=utf-8"}))
@@ -79,7 +79,12 @@ class Table(View):
 
     def _columns(self, frame: pd.DataFrame) -> list[TableColumn]:
         return [
-            TableColumn(field=name, title=name, width=_width(name), formatter=_formatter(frame[name]))
+            TableColumn(
+                field=name,
+                title=heading(name, rows.MEANINGS.get(name, "")),
+                width=_width(name),
+                formatter=_formatter(frame[name]),
+            )
             for name in rows.shown_columns(frame)
         ]
 
@@ -127,7 +132,7 @@ class Table(View):
 
 def _width(name: str) -> int:
     """Return a width with room for the heading, in pixels."""
-    return _WIDTHS.get(name, max(92, 8 * len(name)))
+    return _WIDTHS.get(name, max(64, 7 * len(name) + 14))
 
 
 def _cells(values: pd.Series[Any]) -> Any:
