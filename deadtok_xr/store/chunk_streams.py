@@ -25,7 +25,7 @@ class SelectedTokens:
     into
         Where these tokens lie along axis 1 of the arrays that `read` fills.
     buffer
-        Room for a step of the chunk, (1, n, d), which readers share that take turns.
+        Room for steps of the chunk, (t, n, d), which readers share that take turns.
     """
 
     def __init__(
@@ -66,9 +66,11 @@ class SelectedTokens:
         if self._buffer is None:
             self.chunk.read(out, self._into)
             return
-        for step in out:
-            self.chunk.read(self._buffer, slice(0, self._buffer.shape[1]))
-            step[self._into] = self._buffer[0, self._selected]
+        for begin in range(0, len(out), len(self._buffer)):
+            steps = out[begin : begin + len(self._buffer)]
+            decoded = self._buffer[: len(steps)]
+            self.chunk.read(decoded, slice(None))
+            steps[:, self._into] = decoded[:, self._selected]
 
 
 def _as_slice(positions: NDArray[Any]) -> Any:
@@ -92,12 +94,11 @@ class Stream:
 
     def read(self, out: NDArray[Any], tokens: slice) -> None:
         """Fill these tokens of ``out``, contiguous (t, n, d), with the next steps."""
-        buffer = out.view(np.uint8).reshape(-1).data
-        begin, size = tokens.start * out.strides[1], (tokens.stop - tokens.start) * out.strides[1]
+        steps = out[:, tokens]
         try:
             source = self._open()
-            for at in range(begin, len(buffer), out.strides[0]):
-                if source.readinto(buffer[at : at + size]) != size:
+            for part in [steps] if steps.flags.c_contiguous else steps:
+                if source.readinto(part.view(np.uint8).data) != part.nbytes:
                     raise ValueError("the chunk ends too early")
         except BROKEN as error:
             raise self._reader.damaged(self._id, error) from error
@@ -135,7 +136,7 @@ class _DecodedWhole:
     def read(self, out: NDArray[Any], tokens: slice) -> None:
         if self._steps is None:
             block = self._reader(self._id)
-            self._steps = iter(block[0] if block.ndim == 4 else block)
+            self._steps = iter((block[0] if block.ndim == 4 else block).view(f"u{block.dtype.itemsize}"))
         for step in out[:, tokens]:
             values = next(self._steps)
             step[: len(values)] = values  # the last chunk along an axis may hold fewer values

@@ -23,6 +23,8 @@ from deadtok_xr.store import chunk_bytes, motion_index
 from deadtok_xr.store.chunk_reader import chunk_reader
 from deadtok_xr.store.chunk_streams import SelectedTokens
 
+_BUFFER_BYTES = 2**18
+"""Bytes of a chunk that are decoded before they are copied, where its tokens are not side by side: in the cache."""
 _SKIPPED_AT_ONCE = 8
 _FIRST_STEP = 1.2
 """Bytes of an element of the first step of a chunk, which is compressed without one before it."""
@@ -236,8 +238,9 @@ class _ChunksReader:
 
     def read(self, out: NDArray[Any]) -> None:
         """Fill ``out`` (t, n, d) with the next steps."""
+        words = out.view(f"u{out.dtype.itemsize}")  # NumPy copies bfloat16 without releasing the GIL
         for part in self._parts:
-            part.read(out)
+            part.read(words)
         self.position += len(out)
 
     def finish(self) -> None:
@@ -258,7 +261,9 @@ def _chunk_readers(stored: StoredArray, block: int) -> list[SelectedTokens]:
     places = np.argsort(stored.tokens)  # in the selection, of the tokens in the order on disk
     on_disk = stored.tokens[places]
     reader = chunk_reader(stored.array)
-    buffer = np.empty((1, *stored.array.chunks[-2:]), stored.array.dtype)
+    step = stored.array.chunks[-2:]
+    n_steps = max(1, _BUFFER_BYTES // (math.prod(step) * stored.array.dtype.itemsize))
+    buffer = np.empty((min(n_steps, stored.chunk_steps), *step), f"u{stored.array.dtype.itemsize}")
     parts = []
     for chunk in np.unique(on_disk // height).tolist():
         begin, end = np.searchsorted(on_disk, [chunk * height, (chunk + 1) * height]).tolist()
