@@ -117,3 +117,12 @@ def _is_portable(value: Any) -> bool:
 
 def _json_text(value: Any) -> JsonText:
     return JsonText(json.dumps(plain(value), ensure_ascii=False, default=str))
+
+
+def leaves_of(attrs: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path and the value of each entry of nested mappings."""
+    for key, value in attrs.items():
+        if isinstance(value, Mapping):
+            yield from leaves_of(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -79,6 +78,8 @@ class Projection:
 
     def _project(self, i: int, j: int) -> NDArray[np.float32]:
         """Project a block of steps, a chunk of tokens at a time."""
+        import dask
+
         vectors, centre = self._axes.vectors.astype(np.float32), self._axes.mean @ self._axes.vectors
         part = self._w[i:j].data
         if not hasattr(part, "dask"):

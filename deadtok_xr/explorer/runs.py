@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from deadtok_xr.attributes import leaves_of
 from deadtok_xr.errors import InputError
 from deadtok_xr.explorer.source import Source
-from deadtok_xr.recording.runs import leaves_of
 from deadtok_xr.text import counted, shortened
 
 Runs = Mapping[str, Source]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deadtok_xr.attributes import plain, portable, read
+from deadtok_xr.attributes import leaves_of, plain, portable, read
 from deadtok_xr.dask_arrays import stacked, with_all_functions
 from deadtok_xr.errors import InputError
 from deadtok_xr.recording.opening import Tokens, open_recording
@@ -252,15 +252,6 @@ def one_run(ds: xr.Dataset, position: int) -> xr.Dataset:
     one = one.drop_vars(labels)
     one.attrs = portable(attrs)
     return one
-
-
-def leaves_of(attrs: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the value of each entry of nested mappings."""
-    for key, value in attrs.items():
-        if isinstance(value, Mapping):
-            yield from leaves_of(value, (*path, str(key)))
-        else:
-            yield (*path, str(key)), value
 
 
 def _nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

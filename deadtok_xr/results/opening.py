@@ -72,7 +72,7 @@ def open_some(path: str | Path, variables: Mapping[str, Collection[str]]) -> dic
             for key, array in arrays.items()
             if key not in members.names_in(path, group, "variables") and dims.issuperset(store.dimensions(array))
         }
-        found[name] = xr.Dataset(chosen, coords)
+        found[name] = xr.Dataset(chosen, {key: _index(key, x) for key, x in coords.items()})
     return found
 
 
@@ -143,6 +143,15 @@ def _stored(array: zarr.Array[Any]) -> xr.Variable:
     lazily: Any = indexing.LazilyIndexedArray(_StoredValues(array))
     chunks = {"preferred_chunks": dict(zip(store.dimensions(array), array.chunks, strict=True))}
     return xr.Variable(store.dimensions(array), lazily, _attributes(array), chunks, fastpath=True)
+
+
+def _index(name: str, x: xr.Variable) -> xr.Variable:
+    """Return a coordinate of a dimension as an index; else xarray imports Dask to make one."""
+    if x.dims != (name,):
+        return x
+    import pandas as pd
+
+    return xr.IndexVariable(name, pd.Index(x.values), x.attrs, fastpath=True)
 
 
 def _attributes(array: zarr.Array[Any]) -> dict[str, Any]:

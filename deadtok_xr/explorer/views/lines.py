@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralTickFormatter, Range1d, Select
+from numpy.typing import NDArray
 
 from deadtok_xr.explorer import quantities
 from deadtok_xr.explorer.binned import extremes
@@ -36,6 +37,7 @@ _KEPT = 2**27  # bytes of a quantity, or of the weights of which it is computed,
 _SMALL = 2**29  # bytes of weights that are read fast enough for an answer
 DRAWN = 16
 """Trajectories that are drawn at most."""
+_PIXEL = 0.005  # of the height of the plot, about
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _MARKS = ("───", "╶╶╶", "·····", "─·─")
 
@@ -341,7 +343,7 @@ class Trajectories(View):
             where = f" in {run}" if several else ""
             absent = [name for name, y in zip(names, values, strict=True) if y is None]
             said += [f"not{where}: {', '.join(absent)}"] if absent else []
-            said += [f"the same line{where}: {', '.join(alike)}" for alike in _alike(names, values)]
+            said += [f"lines on each other{where}: {', '.join(group)}" for group in alike(names, values)]
         said += list(dict.fromkeys(note for _, _, note in read.values()))
         words = "; ".join(filter(None, said))
         if not several:
@@ -359,10 +361,17 @@ class Trajectories(View):
         self.marker.location = self.page.selection_step
 
 
-def _alike(names: Sequence[str], lines: Sequence[Any]) -> list[list[str]]:
-    """Return the names of lines that hide each other, because their values are the same, together."""
-    found: dict[bytes, list[str]] = {}
-    for name, line in zip(names, lines, strict=True):
-        if line is not None:
-            found.setdefault(line.tobytes(), []).append(name)
-    return [alike for alike in found.values() if len(alike) > 1]
+def alike(names: Sequence[str], lines: Sequence[NDArray[Any] | None]) -> list[list[str]]:
+    """Return the names of lines that hide each other, because they lie less than about a pixel apart, together."""
+    drawn = [(name, line) for name, line in zip(names, lines, strict=True) if line is not None]
+    finite = [line[np.isfinite(line)] for _, line in drawn]
+    ends = [(line.min(), line.max()) for line in finite if line.size]
+    apart = (max(high for _, high in ends) - min(low for low, _ in ends)) * _PIXEL if ends else 0.0
+    found: list[tuple[Any, list[str]]] = []
+    for name, line in drawn:
+        near = (names for other, names in found if np.allclose(line, other, rtol=0, atol=apart, equal_nan=True))
+        if (group := next(near, None)) is None:
+            found.append((line, [name]))
+        else:
+            group.append(name)
+    return [group for _, group in found if len(group) > 1]
