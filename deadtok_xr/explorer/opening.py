@@ -37,6 +37,8 @@ class Saved(Source):
         self.grows = True
         found = _place_of_recording(destination.root_attributes(place), place)
         self._opening = opening_recording(found) if location.is_address(found) or Path(found).exists() else ""
+        if not self._opening:  # said at once, so that nothing moves later
+            self.notes = [f"The recording {found or 'has no name and'} cannot be opened, so its weights are not shown."]
 
     def refresh(self) -> bool:
         from deadtok_xr.results.opening import open_results

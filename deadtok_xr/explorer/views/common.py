@@ -123,7 +123,7 @@ def room(name: str, n_runs: int) -> str:
     """Return the height of the place of a view, so that nothing below moves when it is drawn."""
     several = 63 if name == "phases" and n_runs > 1 else 0  # the choice of the phase
     height = f"{_ROOM.get(name, 24 * n_runs + 60) + several}px"
-    return "min(775px, 125vw)" if name == "cloud" else height
+    return "min(775px, 110vw)" if name == "cloud" else height
 
 
 def explanation(text: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deadtok_xr.explorer.page import Page
 
-_WIDTHS = {"text": 80, "parameter": 260, "method": 200}
+_WIDTHS = {"text": 80, "parameter": 260, "method": 360}
 _SAVE = """
 const link = document.createElement("a")
 link.href = URL.createObjectURL(new Blob([file.text], {type: "text/csv;charset=utf-8"}))
