@@ -1,65 +1,95 @@
-"""Sums over the tiles of a parameter, and the checksum that proves a prediction."""
+"""Sums over the elements of a parameter, and the checksum that proves a prediction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deadtok_xr import kernels
 from deadtok_xr.kernels.updates import COUNTS, N_BINS, SQUARES
+from deadtok_xr.monitor import tiles
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from deadtok_xr.monitor.predict import Prediction
 
 
-class Tally:
-    """The counts and sums of one parameter at one update, on its device, without waiting for it.
+INTS = (len(COUNTS), N_BINS, 3, 2, 2)
+FLOATS = (len(SQUARES), 2)
+"""The columns of the tables of sums: see the attributes of `Sums`."""
+
+
+def tables(n: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return zeros for the `Sums` of n parameters, int64 and float64, a row each."""
+    import torch
+
+    return (
+        torch.zeros(n, sum(INTS), dtype=torch.int64, device=device),
+        torch.zeros(n, sum(FLOATS), dtype=torch.float64, device=device),
+    )
+
+
+class Sums:
+    """The sums over a parameter's elements at one update, on its device, without waiting for it.
+
+    Parameters
+    ----------
+    ints, floats
+        A row of each of `tables`, which this is a view of.
 
     Attributes
     ----------
     counts, squares, margins
-        See `deadtok_xr.kernels.updates`.
-    checksum
-        The `checksum` of the weights after the update, as predicted.
+        Of the predicted update: see `deadtok_xr.kernels.updates`.
+    compared, compared_squares
+        Of the update that was made, from copies: see `compare`.
+    predicted, found
+        The `checksum` of the weights after the update, as predicted and as they are.
     """
 
-    def __init__(self, weights: Tensor) -> None:
-        import torch
+    def __init__(self, ints: Tensor, floats: Tensor) -> None:
+        self._rows = ints, floats
+        self.counts, self.margins, self.compared, self.predicted, self.found = ints.split(INTS)
+        self.squares, self.compared_squares = floats.split(FLOATS)
 
-        def zeros(n: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(n, dtype=dtype, device=weights.device)
-
-        self.counts, self.margins, self.checksum = zeros(len(COUNTS)), zeros(N_BINS), zeros(2)
-        self.squares = zeros(len(SQUARES), torch.float64)
-        self._lattice = kernels.lattice(str(weights.dtype).removeprefix("torch."))
-        on_device = weights.device.type != "cpu"
-        self._kernel = kernels.engine("updates", on_device).count_update
-        self._argument: Any = (lambda x: x) if on_device else (lambda x: x.numpy())
-        self._out = {name: self._argument(getattr(self, name)) for name in ("counts", "squares", "margins")}
-
-    def add(self, before: Tensor, p: Prediction) -> None:
-        """Add a tile, from its weights before the update and the prediction."""
-        w = before.float()
-        second = (w, w) if p.second is None else p.second
-        w1, g, u, v0, v1, decayed = (
-            self._argument(x) for x in (p.after.float(), p.gradient.float(), p.intended, *(x.float() for x in second),
-                                        p.decayed.float())
-        )  # fmt: skip
-        update = kernels.OptimizerUpdate(self._argument(w), w1, g, u, p.second is not None, v0, v1, decayed)
-        self._kernel(update, self._lattice, self._out)
-        self.checksum += checksum(p.after)
+    def out(self) -> dict[str, Tensor]:
+        """Return what the kernels add to."""
+        return {"counts": self.counts, "squares": self.squares, "margins": self.margins}
 
     def add_without_update(self, before: Tensor) -> None:
         """Add a tile that the optimizer skips, because there is no gradient."""
         self.counts[COUNTS.index("no_gradient")] += before.numel()
         self.squares[SQUARES.index("weights")] += before.double().square().sum()
-        self.checksum += checksum(before)
+        self.predicted += checksum(before)
 
-    def merge(self, other: Tally) -> None:
-        """Add the sums of other tiles."""
-        for name in ("counts", "squares", "margins", "checksum"):
-            getattr(self, name).add_(getattr(other, name))
+    def merge(self, other: Sums) -> None:
+        """Add the sums of other elements."""
+        for mine, more in zip(self._rows, other._rows, strict=True):
+            mine += more
+
+
+def add_updates(sums: Sequence[Sums], p: Prediction, sizes: Sequence[int]) -> None:
+    """Add the predicted update of parameters' elements, which lie one after the other."""
+    lattice = kernels.lattice(str(p.before.dtype).removeprefix("torch."))
+    w = p.before.float()
+    on_cpu = tiles.on_cpu(w)
+    argument: Any = (lambda x: x.float().numpy()) if on_cpu else (lambda x: x.float())
+    intended: Any = p.intended.numpy() if on_cpu else p.intended
+    v0, v1 = (w, w) if p.second is None else p.second
+    update = kernels.OptimizerUpdate(
+        argument(w), argument(p.after), argument(p.gradient), intended,
+        p.second is not None, argument(v0), argument(v1), argument(p.decayed),
+    )  # fmt: skip
+    engine, outs = kernels.engine("updates", not on_cpu), [each.out() for each in sums]
+    if on_cpu:  # one parameter at a time
+        for out in outs:
+            engine.count_update(update, lattice, {name: x.numpy() for name, x in out.items()})
+    else:
+        engine.count_updates(update, lattice, outs, sizes)
+    for each, after in zip(sums, p.after.split(sizes), strict=True):
+        each.predicted += checksum(after)
 
 
 def checksum(x: Tensor) -> Tensor:

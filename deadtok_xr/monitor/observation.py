@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels.updates import COUNTS, N_BINS, SQUARES
-from deadtok_xr.monitor import ranks
-from deadtok_xr.monitor.counting import Tally, checksum, compare
+from deadtok_xr.monitor import ranks, tiles
+from deadtok_xr.monitor.counting import FLOATS, INTS, Sums, add_updates, checksum, compare, tables
 from deadtok_xr.monitor.predict import Rule
 from deadtok_xr.monitor.selection import Watched
-from deadtok_xr.monitor.tiles import tiles
 from deadtok_xr.monitor.workers import Workers
 
 if TYPE_CHECKING:
@@ -54,37 +54,44 @@ class Observation:
 
     def predict(self, optimizer: torch.optim.Optimizer) -> None:
         """Read the gradients, and predict the update of each parameter."""
+        import torch
+
         self.predicted = True
         groups = {w.group_index: w.group for w in self._watched}
         rates = {i: float(group.get("lr", np.nan)) for i, group in groups.items()}
         self.lr = np.array([rates[w.group_index] for w in self._watched])
         rules = {i: None if self._rule is None else Rule(self._rule, group, optimizer) for i, group in groups.items()}
-        tensors = [w.tensors() for w in self._watched]
-        self.has_gradient = np.array([x is not None for x in tensors])
+        tensors_of = [w.tensors() for w in self._watched]
+        self.has_gradient = np.array([x is not None for x in tensors_of])
+        self._make_sums()
         tasks: list[tuple[Any, ...]] = []
-        for i, (w, found) in enumerate(zip(self._watched, tensors, strict=True)):
-            names = ["W"] if found is None else list(found)
+        pieces: list[tiles.Piece] = []
+        for i, (w, found) in enumerate(zip(self._watched, tensors_of, strict=True)):
+            names = ("W",) if found is None else tuple(found)
             of_parameter = [w.weights] if found is None else list(found.values())
-            for part in self._parts(of_parameter):
-                tasks.append((i, names, part, rules[w.group_index], w.step))
-        self._tallies = [Tally(w.weights) for w in self._watched]
-        for i, tally in self._workers_for(tasks, self._predict_tiles):
-            self._tallies[i].merge(tally)
-
-    def _predict_tiles(self, i: int, names: list[str], parts: Any, rule: Rule | None, step: Any) -> tuple[int, Tally]:
-        import torch
-
-        tally = Tally(parts[0][0])
+            rule = rules[w.group_index]
+            if found is not None and rule is not None and not tiles.on_cpu(w.weights):
+                for tensors in tiles.tiles(of_parameter, 1):
+                    pieces.append(tiles.Piece(i, rule, w.step, dict(zip(names, tensors, strict=True))))
+            else:
+                tasks += [(i, part, names, rule, w.step) for part in self._parts(of_parameter)]
+        self._sum_up(tasks, self._predict_tiles)
         with torch.no_grad():
-            for part in parts:
-                tile = dict(zip(names, part, strict=True))
-                if "grad" not in tile:
-                    tally.add_without_update(tile["W"])
-                elif rule is None:
-                    tally.squares[SQUARES.index("gradients")] += tile["grad"].double().square().sum()
-                else:
-                    tally.add(tile["W"], rule.predict(tile, step))
-        return i, tally
+            for batch in tiles.batches(pieces):
+                update = batch[0].rule.predict([piece.tile for piece in batch], [piece.step for piece in batch])
+                add_updates([self._sums[p.parameter] for p in batch], update, [len(p.tile["W"]) for p in batch])
+
+    def _predict_tiles(
+        self, sums: Sums, part: Any, names: tuple[str, ...], rule: Rule | None, step: Tensor | None
+    ) -> None:
+        for tensors in part:
+            tile = dict(zip(names, tensors, strict=True))
+            if "grad" not in tile:
+                sums.add_without_update(tile["W"])
+            elif rule is None:
+                sums.squares[SQUARES.index("gradients")] += tile["grad"].double().square().sum()
+            else:
+                add_updates([sums], rule.predict([tile], [step]), [len(tile["W"])])
 
     # ---- after the update
 
@@ -94,30 +101,8 @@ class Observation:
         for i, w in enumerate(self._watched):
             tensors = [w.weights, self._copies[i]] if self._copies else [w.weights]
             tasks += [(i, part) for part in self._parts(tensors)]
-        self._found = [self._zeros(w.weights) for w in self._watched]
-        for i, sums in self._workers_for(tasks, self._compare_tiles):
-            for total, part in zip(self._found[i], sums, strict=True):
-                total += part
+        self._sum_up(tasks, _compare_tiles)
         self._copies = []
-
-    def _compare_tiles(self, i: int, parts: Any) -> tuple[int, list[Tensor]]:
-        import torch
-
-        sums = self._zeros(parts[0][0])
-        with torch.no_grad():
-            for part in parts:
-                sums[0] += checksum(part[0])
-                if len(part) == 2:
-                    for total, found in zip(sums[1:], compare(part[1], part[0]), strict=True):
-                        total += found
-        return i, sums
-
-    @staticmethod
-    def _zeros(like: Tensor) -> list[Tensor]:
-        import torch
-
-        kinds = ((2, torch.int64), (_COMPARED, torch.int64), (2, torch.float64))
-        return [torch.zeros(n, dtype=dtype, device=like.device) for n, dtype in kinds]
 
     def row(self) -> dict[str, Any]:
         """Return the figures of the update by variable, one value per parameter; this waits for the devices."""
@@ -158,42 +143,66 @@ class Observation:
             row["update_norm"][updated] = np.nan
 
     def _transferred(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the sums of all parameters, over all ranks, with one transfer per device."""
+        """Return the sums of all parameters, over all ranks, with one transfer per device.
+
+        The last of the integers is not 0 if a parameter's checksum is not the predicted one.
+        """
         import torch
 
         n = len(self._watched)
-        ints = np.zeros((n, len(COUNTS) + N_BINS + _COMPARED + 1), np.int64)
-        floats = np.zeros((n, len(SQUARES) + 2), np.float64)
-        devices = [w.weights.device for w in self._watched]
-        for device in dict.fromkeys(devices):
-            rows = [i for i in range(n) if devices[i] == device]
-            int_rows, float_rows = [], []
-            for i in rows:
-                tally, (found, compared, squares) = self._tallies[i], self._found[i]
-                differs = (found != tally.checksum).any().long().reshape(1)
-                int_rows.append(torch.cat([tally.counts, tally.margins, compared, differs]))
-                float_rows.append(torch.cat([tally.squares, squares]))
-            tables = [torch.stack(int_rows), torch.stack(float_rows)]
-            ranks.sum_over_ranks([self._watched[i].parameter for i in rows], tables)
-            host = torch.cat([tables[0], tables[1].view(torch.int64)], dim=1).cpu().numpy()
+        ints, floats = np.empty((n, sum(INTS) - 3), np.int64), np.empty((n, sum(FLOATS)), np.float64)
+        for rows, found_ints, found_floats in self._tables:
+            predicted, found = found_ints[:, -4:].split(2, 1)
+            differs = (found != predicted).any(1, keepdim=True)
+            both = [torch.cat([found_ints[:, :-4], differs], dim=1), found_floats]
+            ranks.sum_over_ranks([self._watched[i].parameter for i in rows], both)
+            host = torch.cat([both[0], both[1].view(torch.int64)], dim=1).cpu().numpy()
             ints[rows], floats[rows] = host[:, : ints.shape[1]], host[:, ints.shape[1] :].copy().view(np.float64)
         return ints, floats
 
-    # ---- tiles
+    # ---- sums
+
+    def _make_sums(self) -> None:
+        """Make the sums of all parameters: zeros, in two tables per device."""
+        devices = [w.weights.device for w in self._watched]
+        self._tables = []
+        found: dict[int, Sums] = {}
+        for device in dict.fromkeys(devices):
+            rows = [i for i, each in enumerate(devices) if each == device]
+            ints, floats = tables(len(rows), device)
+            self._tables.append((rows, ints, floats))
+            found |= {i: Sums(*row) for i, *row in zip(rows, ints, floats, strict=True)}
+        self._sums = [found[i] for i in range(len(devices))]
+
+    def _sum_up(self, tasks: list[tuple[Any, ...]], function: Callable[..., None]) -> None:
+        """Call a function with a parameter's sums and other arguments; on the CPU in threads, which add up apart."""
+        import torch
+
+        def apart(i: int, *arguments: Any) -> tuple[int, Sums]:
+            sums = Sums(*(table[0] for table in tables(1, "cpu")))
+            with torch.no_grad():
+                function(sums, *arguments)
+            return i, sums
+
+        on_cpu = [tiles.on_cpu(self._watched[i].weights) for i, *_ in tasks]
+        for i, sums in self._workers.map(apart, itertools.compress(tasks, on_cpu)):
+            self._sums[i].merge(sums)
+        with torch.no_grad():
+            for i, *arguments in itertools.compress(tasks, np.logical_not(on_cpu)):
+                function(self._sums[i], *arguments)
 
     def _parts(self, tensors: list[Tensor]) -> list[list[list[Tensor]]]:
         """Return the tiles of tensors in as many parts as there are threads; one part on a device."""
-        found = list(tiles(tensors, self._workers.n_threads))
-        n = 1 if tensors[0].device.type != "cpu" else self._workers.n_threads
+        found = list(tiles.tiles(tensors, self._workers.n_threads))
+        n = self._workers.n_threads if tiles.on_cpu(tensors[0]) else 1
         size = max(1, -(-len(found) // n))
         return [found[i : i + size] for i in range(0, len(found), size)]
 
-    def _workers_for(self, tasks: list[tuple[Any, ...]], function: Any) -> list[Any]:
-        """Call a function for each task: tiles on the CPU in threads, those on a device here."""
-        on_cpu = [task for task in tasks if _tiles_of(task)[0][0].device.type == "cpu"]
-        others = [task for task in tasks if _tiles_of(task)[0][0].device.type != "cpu"]
-        return [*self._workers.map(function, on_cpu), *(function(*task) for task in others)]
 
-
-def _tiles_of(task: tuple[Any, ...]) -> Any:
-    return task[1] if len(task) == 2 else task[2]
+def _compare_tiles(sums: Sums, part: list[list[Tensor]]) -> None:
+    for after, *before in part:
+        sums.found += checksum(after)
+        if before:
+            counts, squares = compare(before[0], after)
+            sums.compared += counts
+            sums.compared_squares += squares

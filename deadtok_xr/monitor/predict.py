@@ -1,14 +1,16 @@
 """Compute an update before the optimizer makes it, by torch's own functions on copies of a tile.
 
 An update of Adam, AdamW or SGD changes each element by itself, so a tile is updated to the same bits as the whole
-parameter. Whether that held is checked afterwards by a checksum of the weights (`counting.checksum`).
+parameter, and several small parameters of a GPU are updated together. Whether that held is checked afterwards by a
+checksum of the weights (`counting.checksum`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deadtok_xr.monitor import tiles
 from deadtok_xr.recorder.attributes import implementation, json_settings
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import read_settings
@@ -23,8 +25,10 @@ STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
 class Prediction(NamedTuple):
-    """What an update makes of a tile."""
+    """What an update makes of a tile, or of several."""
 
+    before: Tensor
+    """The weights before it, in their own dtype."""
     after: Tensor
     """The weights after it, in their own dtype."""
     intended: Tensor
@@ -68,57 +72,84 @@ class Rule:
             k: getattr(optimizer, k, None) if self.fused else None for k in ("grad_scale", "found_inf")
         }
 
-    def predict(self, tile: Tensors, step: Tensor | None) -> Prediction:
-        """Compute the update of a tile, flat tensors that stay unchanged.
+    def predict(self, parts: Sequence[Tensors], steps: Sequence[Tensor | None]) -> Prediction:
+        """Compute the update of tiles of several parameters, flat tensors that stay unchanged.
 
-        ``step`` is the optimizer's count of the updates before this one; None where it does not count.
+        The tiles have the same variables and dtypes; the prediction has their elements one after the other. ``steps``
+        are the optimizer's counts of the updates before this one; None where it does not count. Those on a CPU are
+        equal.
         """
         import torch
 
-        before, after = dict(tile), {name: x.clone() for name, x in tile.items()}
+        before = {name: joined([tile[name] for tile in parts]) for name in parts[0]}
+        after = {name: x.clone() for name, x in before.items()}
+        gradient = before["grad"]
+        sizes = [len(tile["W"]) for tile in parts]
         if self.settings.is_adam:
             for name in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.settings.amsgrad else ())):
                 if name not in before:  # before the first update
-                    before[name], after[name] = torch.zeros_like(tile["W"]), torch.zeros_like(tile["W"])
-            self._adam(after, step)
-        else:
-            self._sgd(after)
+                    before[name], after[name] = torch.zeros_like(before["W"]), torch.zeros_like(before["W"])
+        self._update({name: list(x.split(sizes)) for name, x in after.items()}, steps, after)
         if self._scaling["grad_scale"] is None:
-            after["grad"] = tile["grad"]  # foreach adds Nesterov's momentum to its copy
+            after["grad"] = gradient  # foreach adds Nesterov's momentum to its copy
         arithmetic = "fused" if self.fused and self.settings.is_adam else "single"
-        t: Any = 1 if step is None else int(step) + 1 if step.device.type == "cpu" else step.double() + 1
-        u = arithmetics.unrounded_update(arithmetic, self.settings, t, self.lr, before, after)
+        u = arithmetics.unrounded_update(arithmetic, self.settings, _count(steps, sizes), self.lr, before, after)
         if not self.settings.is_adam:
-            return Prediction(after["W"], u, after["grad"], after["grad"], None)
+            return Prediction(before["W"], after["W"], u, after["grad"], after["grad"], None)
         decayed = arithmetics.gradient(self.settings, before, after)
-        return Prediction(after["W"], u, after["grad"], decayed, (before["exp_avg_sq"], after["exp_avg_sq"]))
+        return Prediction(
+            before["W"], after["W"], u, after["grad"], decayed, (before["exp_avg_sq"], after["exp_avg_sq"])
+        )
 
-    def _adam(self, after: Tensors, step: Tensor | None) -> None:
+    def _update(self, views: dict[str, list[Tensor]], steps: Sequence[Tensor | None], after: Tensors) -> None:
+        """Update the views of ``after`` in place; add the buffer of momentum where there was none."""
+        if self.settings.is_adam:
+            self._adam(views, steps)
+            return
+        buffers = self._sgd(views)
+        if buffers[0] is not None and "momentum_buffer" not in after:
+            after["momentum_buffer"] = joined(buffers)
+
+    def _adam(self, views: dict[str, list[Tensor]], steps: Sequence[Tensor | None]) -> None:
         import torch
         from torch.optim.adam import adam
         from torch.optim.adamw import adamw
 
-        w, group = after["W"], self.group
-        on_device = self.fused or group["capturable"]
-        count = torch.zeros((), device=w.device if on_device else "cpu") if step is None else step.clone()
+        group = self.group
+        device = views["W"][0].device if self.fused or group["capturable"] else "cpu"
+        counts = [torch.zeros((), device=device) if step is None else step.clone() for step in steps]
         beta1, beta2 = group["betas"]
         update = adamw if self.settings.optimizer == "AdamW" else adam
         update(
-            [w], [after["grad"]], [after["exp_avg"]], [after["exp_avg_sq"]],
-            [after["max_exp_avg_sq"]] if group["amsgrad"] else [], [count],
+            views["W"], views["grad"], views["exp_avg"], views["exp_avg_sq"],
+            views["max_exp_avg_sq"] if group["amsgrad"] else [], counts,
             beta1=beta1, beta2=beta2, lr=self.lr, capturable=group["capturable"],
             **{name: group[name] for name in ("amsgrad", "weight_decay", "eps", "maximize")},
             **self._flags, **self._scaling,
         )  # fmt: skip
 
-    def _sgd(self, after: Tensors) -> None:
+    def _sgd(self, views: dict[str, list[Tensor]]) -> list[Any]:
         from torch.optim.sgd import sgd
 
         names = ("weight_decay", "momentum", "dampening", "nesterov", "maximize")
-        buffers = [after.get("momentum_buffer")]
+        buffers: list[Any] = [*views.get("momentum_buffer", [None] * len(views["W"]))]
         sgd(
-            [after["W"]], [after["grad"]], buffers, lr=self.lr, **{name: self.group[name] for name in names},
+            views["W"], views["grad"], buffers, lr=self.lr, **{name: self.group[name] for name in names},
             **self._flags, **self._scaling,
         )  # fmt: skip
-        if buffers[0] is not None:
-            after["momentum_buffer"] = buffers[0]
+        return buffers
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return flat tensors one after the other; a single one as it is."""
+    import torch
+
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _count(steps: Sequence[Tensor | None], sizes: Sequence[int]) -> Any:
+    """Return the number of the update: of each element, if the optimizer counts on the device."""
+    first = steps[0]
+    if first is None or tiles.on_cpu(first):
+        return 1 if first is None else int(first) + 1
+    return joined([(x.double() + 1).expand(n) for x, n in zip(steps, sizes, strict=True) if x is not None])

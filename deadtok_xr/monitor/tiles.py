@@ -7,11 +7,15 @@ differently. Tiles therefore begin and end where the parts of the threads do, or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from deadtok_xr.monitor.predict import Rule
 
 ON_CPU, ON_DEVICE = 2**15, 2**22
 """Elements of a tile, a multiple of the vectors that torch's loops take at once."""
@@ -29,15 +33,54 @@ def tiles(tensors: list[Tensor], n_threads: int) -> Iterator[list[Tensor]]:
         The threads that torch uses for the optimizer's step.
     """
     first = tensors[0]
-    n, on_cpu = first.numel(), first.device.type == "cpu"
+    n, size = first.numel(), ON_CPU if on_cpu(first) else ON_DEVICE
     if _is_dense(first) and all(x.stride() == first.stride() for x in tensors):
         flat = [x.as_strided((n,), (1,)) for x in tensors]
-        for a, b in _cuts(n, n_threads, ON_CPU) if on_cpu else _cuts(n, 1, ON_DEVICE):
+        for a, b in _cuts(n, n_threads if size == ON_CPU else 1, size):
             yield [x[a:b] for x in flat]
     elif n:
-        height = max(1, first.shape[0] * (ON_CPU if on_cpu else ON_DEVICE) // n)
+        height = max(1, first.shape[0] * size // n)
         for i in range(0, first.shape[0], height):
             yield [x[i : i + height].reshape(-1) for x in tensors]
+
+
+class Piece(NamedTuple):
+    """A tile of a parameter on a device, whose update is predicted."""
+
+    parameter: int
+    """The position of the parameter."""
+    rule: Rule
+    """How its group is updated."""
+    step: Tensor | None
+    """The optimizer's count of its updates."""
+    tile: dict[str, Tensor]
+    """Flat tensors by variable."""
+
+    def kind(self) -> tuple[Any, ...]:
+        """Return what pieces have in common that are updated together; the counts of a device need not be equal."""
+        step = "none" if self.step is None else float(self.step) if on_cpu(self.step) else "on the device"
+        dtypes = tuple((name, x.dtype) for name, x in self.tile.items())
+        return self.rule, self.tile["W"].device, dtypes, step
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Yield the pieces in batches of one kind, of at most a tile's elements."""
+    kinds: dict[Any, list[Piece]] = {}
+    for piece in pieces:
+        kinds.setdefault(piece.kind(), []).append(piece)
+    for alike in kinds.values():
+        ends = np.cumsum([len(piece.tile["W"]) for piece in alike])
+        first = 0
+        while first < len(alike):
+            most = ON_DEVICE + (ends[first - 1] if first else 0)
+            last = max(first + 1, int(np.searchsorted(ends, most, side="right")))
+            yield alike[first:last]
+            first = last
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Return whether a tensor is in the memory of the CPU: small tiles in threads, and kernels of numba."""
+    return x.device.type == "cpu"
 
 
 def _is_dense(x: Tensor) -> bool:

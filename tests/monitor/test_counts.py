@@ -90,23 +90,32 @@ def intended(group: dict[str, Any], t: int, w: np.ndarray, g: np.ndarray, state:
 
 
 @pytest.mark.parametrize(
-    ("kind", "how", "dtype"),
+    ("kind", "how", "dtype", "where"),
     [
-        ("adamw", "single", "bfloat16"),
-        ("adamw", "foreach", "bfloat16"),
-        ("adamw", "fused", "bfloat16"),
-        ("adamw", "fused", "float32"),
-        ("adam", "single", "float32"),
-        ("adam", "fused", "float16"),
-        ("sgd", "single", "float16"),
-        ("sgd", "foreach", "bfloat16"),
-        ("sgd", "fused", "float32"),
-        ("plain sgd", "single", "bfloat16"),
+        ("adamw", "single", "bfloat16", "on the CPU"),
+        ("adamw", "foreach", "bfloat16", "on the CPU"),
+        ("adamw", "fused", "bfloat16", "on the CPU"),
+        ("adamw", "fused", "float32", "on the CPU"),
+        ("adam", "single", "float32", "on the CPU"),
+        ("adam", "fused", "float16", "on the CPU"),
+        ("sgd", "single", "float16", "on the CPU"),
+        ("sgd", "foreach", "bfloat16", "on the CPU"),
+        ("sgd", "fused", "float32", "on the CPU"),
+        ("plain sgd", "single", "bfloat16", "on the CPU"),
+        ("adamw", "foreach", "float32", "as on a GPU"),
+        ("adam", "single", "float32", "as on a GPU"),
+        ("adamw", "fused", "float32", "as on a GPU"),
+        ("sgd", "foreach", "float32", "as on a GPU"),
     ],  # not fused SGD in 16 bits, which leaves most weights and the memory of its buffer: pytorch/pytorch#191763
 )
-def test_counts_are_those_of_a_copy(kind: str, how: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_those_of_a_copy(
+    kind: str, how: str, dtype: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counts equal those of a copy exactly, norms and margins to rounding, and the training is that of an unwatched."""
     monkeypatch.setattr(tiles, "ON_CPU", 1024)  # so that the matrix has several tiles
+    if where == "as on a GPU":
+        monkeypatch.setattr(tiles, "on_cpu", lambda x: False)
+        monkeypatch.setattr(tiles, "ON_DEVICE", 1024)
     flags = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[how]
     model, unwatched = Mixed(DTYPES[dtype]), Mixed(DTYPES[dtype])
     optimizer, other = (OPTIMIZERS[kind](m.parameters(), **flags) for m in (model, unwatched))
@@ -151,18 +160,18 @@ def test_counts_are_those_of_a_copy(kind: str, how: str, dtype: str, monkeypatch
     for t, step in enumerate(truth, 1):
         for name, found in step.items():
             got = ds.sel(step=t, parameter=name)
-            where = f"{name} at {t}"
+            place = f"{name} at {t}"
             for count in ("moved", "rounded_to_zero", "no_gradient", "unknown", "visible", "stalled"):
-                assert count not in found or int(got[count]) == found[count], f"{count} of {where}"
+                assert count not in found or int(got[count]) == found[count], f"{count} of {place}"
             for norm in ("weight_norm", "realised_norm", "gradient_norm", "update_norm"):
                 if norm != "update_norm" or dtype == "float32":  # in 16 bits u has the roundings of the arithmetic
                     otherwise = np.nan if norm == "gradient_norm" else 0
-                    np.testing.assert_allclose(float(got[norm]), found.get(norm, otherwise), rtol=1e-5, err_msg=where)
+                    np.testing.assert_allclose(float(got[norm]), found.get(norm, otherwise), rtol=1e-5, err_msg=place)
             if "margins" in found and dtype == "float32":
                 edges = [-np.inf, *ds.margin_bin.values[1:], np.inf]
                 off = np.abs(got.margin_count.values - np.histogram(found["margins"], edges)[0]).sum()
-                assert off <= 2, where  # an update beside the edge of a bin
-                assert int(got.margin_count.sum()) == len(found["margins"]), where
+                assert off <= 2, place  # an update beside the edge of a bin
+                assert int(got.margin_count.sum()) == len(found["margins"]), place
     assert (ds.stalled >= 0).all("step").sel(parameter="matrix") == ("adam" in kind)
     assert (ds.gradient_norm.isnull() == (ds.parameter == "idle")).all()
 

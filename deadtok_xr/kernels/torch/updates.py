@@ -1,6 +1,9 @@
-"""Count what one update of an optimizer does to the elements of a parameter: see numba's module."""
+"""Count what one update of an optimizer does to the elements of parameters: see numba's module."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,37 +11,60 @@ from torch import Tensor
 from deadtok_xr.kernels import Lattice, OptimizerUpdate
 from deadtok_xr.kernels.updates import LOWEST, N_BINS
 
+_COMPARISONS = 2**25
+"""Elements times bins that are compared at once, each a byte."""
+
 
 def count_update(update: OptimizerUpdate, lattice: Lattice, out: dict[str, Tensor]) -> None:
     """Add a tile to ``out``, tensors on the device of the tile, without waiting for the device."""
-    w0, w1, g, u = update[:4]
-    step = w1.double() - w0.double()
-    finite = step.isfinite()
-    moved = (step != 0) & finite
-    unknown = ~finite | (~moved & u.isnan())
-    no_gradient = finite & ~moved & (u == 0) & (g == 0)
-    visible = finite & (w0.bfloat16() != w1.bfloat16())
-    n_moved, n_none, n_unknown, n_visible = (x.count_nonzero() for x in (moved, no_gradient, unknown, visible))
-    n_stalled = torch.zeros_like(n_moved)
+    count_updates(update, lattice, [out], [len(update.before)])
+
+
+def count_updates(
+    update: OptimizerUpdate, lattice: Lattice, outs: Sequence[dict[str, Tensor]], sizes: Sequence[int]
+) -> None:
+    """Add the elements of several parameters, which lie one after the other, each to its own ``out``.
+
+    On a GPU a small parameter takes as long as the launches of its operations, so all but the last sums are made of
+    all parameters together.
+    """
+    step = update.after.double() - update.before.double()
+    flags = _flags(update, step)
+    squares = torch.stack([update.after.double(), update.gradient.double(), update.intended, step]).square()
+    bins = _bins(update.before, update.intended, lattice)
+    for out, f, s, b in zip(outs, flags.split(sizes, 1), squares.split(sizes, 1), bins.split(sizes), strict=True):
+        out["counts"] += f.sum(1)
+        out["squares"] += s.sum(1)
+        out["margins"] += _histogram(b)
+
+
+def _flags(update: OptimizerUpdate, step: Tensor) -> Tensor:
+    """Return which elements are counted, (6, n), in the order of `COUNTS`."""
+    finite, still = step.abs() < math.inf, step == 0
+    touched, nan = torch.logical_or(update.intended, update.gradient), update.intended.isnan()
+    visible = finite & (update.before.bfloat16() != update.after.bfloat16())
+    stalled = torch.zeros_like(still)
     if update.has_second:
-        square = update.decayed.double().square()
-        stalled = (update.second_before == update.second_after) & (square != update.second_before.double())
-        n_stalled = (stalled & ~square.isnan()).count_nonzero()
-    n_rounded = w0.numel() - n_moved - n_none - n_unknown
-    out["counts"] += torch.stack([n_moved, n_rounded, n_none, n_unknown, n_visible, n_stalled])
-    out["squares"] += torch.stack([x.double().square().sum() for x in (w1, g, u, step)])
-    out["margins"] += _margins(w0, u, lattice)
+        square, second = update.decayed.double().square(), update.second_before.double()
+        stalled = (update.second_before == update.second_after) & ((square < second) | (square > second))
+    return torch.stack(
+        [finite & ~still, still & touched & ~nan, still & ~touched, ~finite | (still & nan), visible, stalled]
+    )
 
 
-def _margins(w: Tensor, u: Tensor, lattice: Lattice) -> Tensor:
-    """Count the updates that are not 0 by floor(log2(|u| / half gap)), a difference of exponents."""
-    magnitude = w.view(torch.int32) & 0x7FFFFFFF
-    inward = ((u < 0) & (w > 0)) | ((u > 0) & (w < 0))
+def _bins(w: Tensor, u: Tensor, lattice: Lattice) -> Tensor:
+    """Return the bin of each update, floor(log2(|u| / half gap)) from `LOWEST` on; N_BINS if it is 0 or not finite."""
+    magnitude, inward = w.view(torch.int32) & 0x7FFFFFFF, u.sign() * w.sign() < 0
     # the exponent of the gap on the side of u: below a power of two it is that of the next smaller number
     exponent = ((magnitude - inward.int()) >> 23).clamp_(min=lattice.smallest)
-    margin = ((u.view(torch.int64) >> 52) & 0x7FF) - 1023 - exponent + lattice.ulp_offset + 1
-    bins = (margin - LOWEST).clamp_(0, N_BINS - 1).to(torch.int8)
-    bins[(u == 0) | ~u.isfinite()] = N_BINS  # counted in no bin
-    # one comparison per bin: torch's histograms wait for the device, or are not deterministic
-    at_least = torch.stack([(bins >= k).count_nonzero() for k in range(N_BINS + 1)])
-    return at_least[:-1] - at_least[1:]
+    margin = ((u.view(torch.int64) >> 52) & 0x7FF) - exponent
+    bins = margin.add_(lattice.ulp_offset + 1 - 1023 - LOWEST).clamp_(0, N_BINS - 1).to(torch.int8)
+    size = u.abs()
+    return bins.masked_fill_(~((size > 0) & (size < math.inf)), N_BINS)
+
+
+def _histogram(bins: Tensor) -> Tensor:
+    """Count each bin by comparisons: torch's histograms wait for the device, or are not deterministic."""
+    edges = torch.arange(N_BINS, dtype=torch.int8, device=bins.device)[:, None]
+    n = max(1, _COMPARISONS // max(1, len(bins)))
+    return torch.cat([(bins == some).sum(1) for some in edges.split(n)])
