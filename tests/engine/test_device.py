@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import deadtok_xr as dx
@@ -114,7 +114,6 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
 @given(
     ds=crowds(),
     coincident=st.sampled_from(["separate", "linked"]),
