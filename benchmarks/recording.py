@@ -1,9 +1,11 @@
-"""Make the recording that the benchmarks run on: a word-level model, 10,000 tokens of which 37% are dead.
+"""Make a recording that the benchmarks run on: a word-level model, 10,000 tokens of which 37% are dead.
 
     python -m benchmarks.recording DIR [--steps 2400]
+    python -m benchmarks.recording DIR --wide 24x50257x768 [--static]
 
 leaves DIR/recording.zarr and the same values as DIR/recording.h5 in the layout of the notebooks (bfloat16 as
-uint16). The text is the source of Python's own standard library; about 10 minutes on one core.
+uint16). The text is the source of Python's own standard library; about 10 minutes on one core. With ``--wide`` nothing
+is trained: the values are those of `benchmarks.wide`, of which none changes with ``--static``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deadtok_xr as dx
+from benchmarks.wide import write
 from deadtok_xr import demo
 
 VOCABULARY, LIVE = 10_000, 6_301
@@ -46,16 +49,13 @@ def as_hdf5(store: Path, path: Path) -> None:
         for start in range(0, rec.sizes["step"], STEPS_AT_ONCE):
             part = slice(start, start + STEPS_AT_ONCE)
             data[part] = rec.W[part].values.view(np.uint16)
-        file["losses"] = rec.loss.values
+        if "loss" in rec:
+            file["losses"] = rec.loss.values
         file["dead_mask"] = rec.dead.values
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", default=2400, show_default=True)
-def main(folder: Path, steps: int) -> None:
-    """Train, record and export."""
-    folder.mkdir(parents=True, exist_ok=True)
+def train(folder: Path, steps: int) -> None:
+    """Train and record."""
     run = demo.Run(steps=steps, batch=8, length=128)
     demo.train(
         folder / "recording.zarr",
@@ -65,6 +65,20 @@ def main(folder: Path, steps: int) -> None:
         progress=lambda step: print(f"step {step}", flush=True) if step % 50 == 0 else None,
         overwrite=True,
     )
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--steps", default=2400, show_default=True)
+@click.option("--wide", help="STEPSxTOKENSxDIMS of a recording that is made without training.")
+@click.option("--static", is_flag=True, help="No token of it moves.")
+def main(folder: Path, steps: int, wide: str | None, static: bool) -> None:
+    """Train, record and export."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if wide:
+        write(folder / "recording.zarr", *map(int, wide.split("x")), static=static)
+    else:
+        train(folder, steps)
     as_hdf5(folder / "recording.zarr", folder / "recording.h5")
 
 

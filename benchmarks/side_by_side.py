@@ -1,15 +1,16 @@
 """Compare this package with the notebooks, with plain xarray and Dask, and with only decoding, in one run, as ratios.
 
     python -m benchmarks.recording DIR          # once, about 10 minutes on one core
-    python -m benchmarks.side_by_side DIR
+    python -m benchmarks.side_by_side DIR [OTHER ...]
 
-Each way runs in processes of its own, in turn; the table gives medians. `work` leaves the imports and the
-compilation of kernels out, `process` counts everything from start to exit.
+Each way runs in processes of its own, in turn; the table gives medians for each recording. `work` leaves the imports
+and the compilation of kernels out, `process` counts everything from start to exit.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -134,14 +135,21 @@ def _one(way: str, folder: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--runs", default=3, show_default=True)
 @click.option("--way", type=click.Choice(list(WAYS)), help="Run one way here, once, and print its figures.")
-def main(folder: Path, runs: int, way: str | None) -> None:
-    """Compare the ways on DIR/recording.zarr and DIR/recording.h5."""
+def main(folders: tuple[Path, ...], runs: int, way: str | None) -> None:
+    """Compare the ways on DIR/recording.zarr and DIR/recording.h5, for each DIR."""
     if way:
-        click.echo(json.dumps(_one(way, folder)))
+        click.echo(json.dumps(_one(way, folders[0])))
         return
+    for folder in folders:
+        _compare(folder, runs)
+
+
+def _compare(folder: Path, runs: int) -> None:
+    """Print a table of what the ways take for one recording."""
+    click.echo(_described(folder))
     for name in WAYS:
         _measure(name, folder)  # warm the file cache and the compiled kernels
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
@@ -149,10 +157,9 @@ def main(folder: Path, runs: int, way: str | None) -> None:
         for name in WAYS:
             figures[name].append(_measure(name, folder))
     medians = {n: {k: statistics.median(f[k] for f in fs) for k in fs[0]} for n, fs in figures.items()}
-    click.echo(
-        f"{'':12s}{'work s':>9s}{'CPU s':>9s}{'process s':>11s}{'peak MB':>9s}   times as long, CPU, and as large:"
-    )
-    click.echo(f"{'':53s}{'notebook':>17s}{'xarray':>20s}{'decode_only':>20s}")
+    titles = f"{'work s':>9s}{'CPU s':>9s}{'process s':>11s}{'peak MB':>9s}"
+    click.echo(f"{'':12s}{titles}   times as long, CPU, process, and as large:")
+    click.echo(f"{'':53s}{'notebook':>25s}{'xarray':>28s}{'decode_only':>28s}")
     for name, m in medians.items():
         ratios = [_ratios(medians[base], m) for base in ("notebook", "xarray", "decode_only")]
         click.echo(
@@ -161,7 +168,17 @@ def main(folder: Path, runs: int, way: str | None) -> None:
 
 
 def _ratios(base: dict[str, float], m: dict[str, float]) -> str:
-    return " ".join(f"{base[k] / m[k]:5.2f}x" for k in ("work", "cpu", "peak_mb"))
+    return " ".join(f"{base[k] / m[k]:5.2f}x" for k in ("work", "cpu", "process", "peak_mb"))
+
+
+def _described(folder: Path) -> str:
+    """Return the sizes of a recording, and how busy the machine is."""
+    import deadtok_xr as dx
+
+    rec = dx.open_recording(folder / "recording.zarr", raw=True)
+    (steps, tokens, dims), dead, gb = rec.W.shape, int(rec.dead.sum()), rec.W.nbytes / 1e9
+    sizes = f"{steps:,} steps x {tokens:,} tokens ({dead:,} dead) x {dims:,} dims"
+    return f"\n{sizes}, {gb:.1f} GB in bfloat16, load average {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import deadtok_xr as dx
 from deadtok_xr import schema, store
 from deadtok_xr.bfloat16 import BFLOAT16
+from deadtok_xr.store.chunk_layout import chunk_shape
 
 DEAD_SHARE, LIVE_MOVING = 0.37, 0.5
 WAYS = ("decode_only", "motion_phases", "all")
@@ -31,20 +32,21 @@ _POOL = 2**20
 """Normal numbers that are drawn once; each token takes its noise from another place."""
 
 
-def write(path: Path, steps: int, tokens: int, dims: int, seed: int = 0) -> Path:
-    """Write the recording, step by step, in the memory of a chunk's steps."""
+def write(path: Path, steps: int, tokens: int, dims: int, seed: int = 0, *, static: bool = False) -> Path:
+    """Write the recording, step by step, in the memory of a chunk's steps; no token moves in a ``static`` one."""
     rng = np.random.default_rng(seed)
     dead = rng.random(tokens) < DEAD_SHARE
     frozen_from = np.where(dead, rng.uniform(0.3, 1.2, tokens) * steps, np.inf)
     writer = store.create(path, store.TokenTable(np.arange(tokens), dead), {"made_by": "benchmarks.wide"})
-    writer.add_variable("W", schema.MATRIX, (tokens, dims), BFLOAT16)
+    chunks = chunk_shape(tokens, dims, BFLOAT16.itemsize, int(dead.sum()), steps)
+    writer.declare("W", schema.MATRIX, (0, tokens, dims), BFLOAT16, chunks)
     pool = np.lib.stride_tricks.sliding_window_view(rng.standard_normal(_POOL + dims, np.float32), dims)
     W = (0.02 * pool[rng.integers(_POOL, size=tokens)]).astype(BFLOAT16)
     drift = rng.standard_normal(dims, np.float32)
-    for start in range(0, steps, writer.chunk_steps):
-        block = np.empty((min(writer.chunk_steps, steps - start), tokens, dims), BFLOAT16)
+    for start in range(0, steps, chunks[0]):
+        block = np.empty((min(chunks[0], steps - start), tokens, dims), BFLOAT16)
         for i in range(len(block)):
-            if t := start + i:
+            if (t := start + i) and not static:
                 moving = np.flatnonzero(np.where(dead, t < frozen_from, rng.random(tokens) < LIVE_MOVING))
                 size = np.where(dead[moving], 1e-3 * 10 ** (-1.5 * t / steps), 3e-4).astype(np.float32)[:, None]
                 noise = pool[rng.integers(_POOL, size=len(moving))]
