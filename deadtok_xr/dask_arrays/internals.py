@@ -333,12 +333,14 @@ def compute_block(tasks: Tasks, key: Any) -> Any:
     return dask.get(cull(tasks, [key])[0], key)
 
 
-def once_done(name: str, tasks: Tasks, keys: Sequence[Any], annotations: Mapping[str, Any]) -> Delayed:
-    """Make a task that is done when those with the given keys are."""
+def once_done(
+    name: str, tasks: Tasks, keys: Sequence[Any], annotations: Mapping[str, Any], apart: Sequence[Any] = ()
+) -> Delayed:
+    """Make a task that is done when those with the given keys are; tasks ``apart`` are not fused into others."""
     needed, dependencies = cull(tasks, list(keys))
     if dask.config.get("optimization.fuse.active") is not False and not annotations:
-        # fused tasks lose their annotations (dask/dask#10325)
-        needed, _ = fuse(needed, list(keys), dependencies)
+        # fused tasks lose their annotations (dask/dask#10325); renamed ones would need one more task each, an alias
+        needed, _ = fuse(needed, [*keys, *apart], dependencies, rename_keys=False)
     with dask.annotate(**annotations):
         graph = HighLevelGraph.from_collections(name, {**needed, name: (_nothing, list(keys))})
     return Delayed(name, graph)

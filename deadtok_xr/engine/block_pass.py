@@ -14,7 +14,17 @@ import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from deadtok_xr.dask_arrays import Index, Stacked, Tasks, chunk_sizes, from_tasks, origin_of, traced, with_all_functions
+from deadtok_xr.dask_arrays import (
+    Index,
+    Stacked,
+    Tasks,
+    chunk_sizes,
+    empty_meta,
+    from_tasks,
+    origin_of,
+    traced,
+    with_all_functions,
+)
 from deadtok_xr.engine.block_task import BlockLayout, BlockTask, Pick
 from deadtok_xr.engine.reduction import BlockResult, Reduction
 from deadtok_xr.engine.scan import fold
@@ -283,9 +293,29 @@ def _taken(block_pass: BlockPass, pick: Pick, chunks: tuple[tuple[int, ...], ...
 
 
 def prepend_first_step(x: da.Array, value: float, like: tuple[int, ...]) -> da.Array:
-    """Return an output of transitions over all steps, with ``value`` at the first one, in the chunks ``like``."""
-    first = with_all_functions(da.full((1, *x.shape[1:]), value, dtype=x.dtype, chunks=(1, *x.chunks[1:])))
-    return da.concatenate([first, x]).rechunk({0: like})
+    """Return an output of transitions over all steps, with ``value`` at the first one, in the chunks ``like``.
+
+    A block has the transitions that lead to its steps: the last one of the block before it, and all but the last of
+    those that begin in it.
+    """
+    inner = (0,) * (x.ndim - 1)
+    name = f"from-first-{tokenize(x.name, value, like)}"
+
+    def tasks(names: list[str]) -> Tasks:
+        own: list[Any] = [(names[0], i, *inner) for i in range(x.numblocks[0])]
+        own += [None] * (len(like) - len(own))  # no transition begins in a last block of one step
+        return {
+            (name, i, *inner): (_from_first, value, own[i - 1] if i else None, own[i], n) for i, n in enumerate(like)
+        }
+
+    return from_tasks(name, tasks, (like, *x.chunks[1:]), empty_meta(x.ndim, x.dtype), [x])
+
+
+def _from_first(value: float, before: NDArray[Any] | None, own: NDArray[Any] | None, n: int) -> NDArray[Any]:
+    some = own if before is None else before
+    assert some is not None
+    first = np.full((1, *some.shape[1:]), value, some.dtype) if before is None else before[-1:]
+    return first if own is None else np.concatenate([first, own[: n - 1]])
 
 
 def uniform(x: da.Array) -> da.Array:

@@ -50,12 +50,14 @@ def write_all(pairs: Pairs, resume: Resume | None = None) -> Delayed:
             blocks[output.block_pass.name] = output.block_pass.blocks
     tasks = graph_of([*blocks.values(), *(x for x, _ in others)])
     keys = _write_blocks(tasks, others)
-    for name, task in _passes(tasks).items():
+    passes = _passes(tasks)
+    for name, task in passes.items():
         keys += _write_in_pass(tasks, name, task, written_by.get(name, []), resume)
+    of_blocks = [(name, i) for name, task in passes.items() for i in range(len(task.layout.n_states))]
     annotations: dict[str, Any] = {}
     for x in blocks.values():
         annotations |= annotations_of(x)
-    return once_done(f"saved-{tokenize(keys)}", tasks, keys, annotations)
+    return once_done(f"saved-{tokenize(keys)}", tasks, keys, annotations, apart=of_blocks)
 
 
 def passes_in(arrays: Sequence[da.Array]) -> dict[str, BlockTask]:
