@@ -33,23 +33,23 @@ def demo(folder: Path | None, quick: bool, every: bool, quiet: bool) -> None:
     \b
     Example:  deadtok demo --quick
     """
-    from deadtok_xr import demo as training
-    from deadtok_xr.analyses import analyze
-    from deadtok_xr.analyses.registry import ANALYSES
-    from deadtok_xr.engine.progress import dask_progress, reporting
-    from deadtok_xr.results.save import save_results
-
     folder = _next_free("deadtok-demo") if folder is None else _unused(folder)
-    run = training.QUICK if quick else training.FULL
-    names = tuple(ANALYSES) if every else _QUICK if quick else _FULL
-    with compiling_beside(names) as kernels:
+    names = None if every else _QUICK if quick else _FULL
+    with compiling_beside(names) as kernels:  # the following imports take seconds, in which these processes start
+        from deadtok_xr import demo as training
+        from deadtok_xr.engine.progress import dask_progress, reporting
+
+        run = training.QUICK if quick else training.FULL
         with reporting("training", quiet=quiet) as report:
             recording = training.byte_level(folder / "recording.zarr", run, progress=lambda t: report(t, run.steps))
+        from deadtok_xr.analyses import analyze
+        from deadtok_xr.results.save import save_results
+
         with reporting("compiling", quiet=quiet) as report:
             for done, _ in enumerate(as_completed(kernels), start=1):
                 report(done, len(kernels))
     progress = dask_progress("analysing", quiet=quiet)
-    tree = analyze(recording, analyses=None if every else names)
+    tree = analyze(recording, analyses=names)
     tree = save_results(tree, folder / "results.zarr", progress=progress)
     print_summary(tree)
     drawn = draw(tree, folder / "figures")

@@ -69,8 +69,8 @@ def warm_up(workers: int | None, quiet: bool) -> None:
 
 
 @contextmanager
-def compiling_beside(names: Iterable[str], *, in_bfloat16: bool = True) -> Iterator[list[Future[None]]]:
-    """Compile the missing kernels of some analyses in other processes during a `with` block.
+def compiling_beside(names: Iterable[str] | None, *, in_bfloat16: bool = True) -> Iterator[list[Future[None]]]:
+    """Compile the missing kernels of some analyses in other processes during a `with` block; None: of all.
 
     Yields
     ------
@@ -85,7 +85,7 @@ def compiling_beside(names: Iterable[str], *, in_bfloat16: bool = True) -> Itera
     workers = min(CPU_COUNT, len(jobs))
     with tempfile.TemporaryDirectory() as folder, _pool(workers) as pool:
         for _ in range(workers):  # they start while this process makes a recording for them
-            pool.submit(import_module, "deadtok_xr.analyses")
+            pool.submit(_import_all)
         store = _recording(Path(folder) / "bfloat16.zarr")
         if not in_bfloat16:
             store = _as_float32(store, Path(folder) / "float32.zarr")
@@ -112,13 +112,13 @@ def compile_missing(names: Iterable[str], *, in_bfloat16: bool, quiet: bool) -> 
                 report(done, len(futures))
 
 
-def missing_kernels(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return those of some analyses whose kernels are not compiled, as a tuple for each process."""
+def missing_kernels(names: Iterable[str] | None) -> list[tuple[str, ...]]:
+    """Return those of some analyses, or of all, whose kernels are not compiled, as a tuple for each process."""
     from deadtok_xr.kernels import needs_compiling
 
-    wanted = set(names)
+    wanted = None if names is None else set(names)
     jobs = (
-        tuple(n for n in group if n in wanted)
+        tuple(n for n in group if wanted is None or n in wanted)
         for kernel, group in _ANALYSES.items()
         if needs_compiling(kernel) and needs_compiling(_INSTEAD.get(kernel, kernel))
     )
@@ -129,6 +129,12 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     from deadtok_xr.engine.worker_process import end_with_parent
 
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+
+
+def _import_all() -> None:
+    """Import what each job needs."""
+    for module in ("deadtok_xr.analyses", "deadtok_xr.kernels.numba"):
+        import_module(module)
 
 
 def _recording(path: Path) -> Path:

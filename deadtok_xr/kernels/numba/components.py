@@ -40,7 +40,10 @@ class Graph(NamedTuple):
 def without_edges(nodes, linked):
     """Return a graph without edges, except those within a node if equal tokens are ``linked``."""
     P = len(nodes.counts)
-    return Graph(np.arange(P), nodes.counts - 1 if linked else np.zeros(P, np.int64))
+    graph = Graph(np.empty(P, np.int64), np.empty(P, np.int64))
+    for a in range(P):
+        graph.parent[a], graph.degree[a] = a, nodes.counts[a] - 1 if linked else 0
+    return graph
 
 
 @inner

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two, word_of
 from deadtok_xr.kernels.numba.jit import compiled
 
 COUNTS = ("elements", "above", "moved", "moved_above", "tokens", "tokens_above")
@@ -33,7 +33,6 @@ def critical(before, after, m, v, rates, eps, lattice, ratio, counts):
         Added to, (6,): see `COUNTS`.
     """
     smallest, ulp_offset = lattice.smallest, lattice.ulp_offset
-    words = before.view(np.uint32)
     for n in range(before.shape[0]):
         top = 0.0
         above = 0
@@ -44,7 +43,7 @@ def critical(before, after, m, v, rates, eps, lattice, ratio, counts):
             a = before[n, d]
             step = -rates[0] * np.float64(m[n, d]) / (np.sqrt(np.float64(v[n, d]) * rates[1]) + eps)
             known &= np.isfinite(a) & np.isfinite(after[n, d]) & np.isfinite(step)
-            magnitude = words[n, d] & MAGNITUDE
+            magnitude = word_of(a) & MAGNITUDE
             e = max(np.int64(magnitude >> np.uint32(23)), smallest)
             power = (magnitude & MANTISSA) == 0 and magnitude < INFINITY
             if power and e > smallest and ((a > 0 and step < 0) or (a < 0 and step > 0)):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadtok_xr.kernels import Lattice, ReplayedUpdate
-from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, MANTISSA, power_of_two, word_of
 from deadtok_xr.kernels.numba.jit import compiled, inlined
 
 NO_GRADIENT, ROUNDED, MOVED, UNKNOWN = 0, 1, 2, 3
@@ -75,15 +75,13 @@ def mechanism(
 
 @compiled
 def _mechanism(before, after, update, smallest, ulp_offset, out):
-    words, words_after = before.view(np.uint32), after.view(np.uint32)
-    words_predicted = update.predicted.view(np.uint32)
     for n in range(before.shape[0]):
         seen = 0  # one bit per class
         usable = True
         margin = squares = 0.0
         for d in range(before.shape[1]):
-            magnitude = words[n, d] & MAGNITUDE
-            if magnitude >= INFINITY or (words_after[n, d] & MAGNITUDE) >= INFINITY:
+            magnitude, word_after = word_of(before[n, d]) & MAGNITUDE, word_of(after[n, d])
+            if magnitude >= INFINITY or (word_after & MAGNITUDE) >= INFINITY:
                 usable = False
                 out.counts[UNKNOWN] += 1
                 out.net[n, 0, d] = out.net[n, 1, d] = np.nan  # a sum without this element would look complete
@@ -93,7 +91,7 @@ def _mechanism(before, after, update, smallest, ulp_offset, out):
             known = not np.isnan(u)
             compared = update.has_prediction and known and not np.isnan(update.predicted[n, d])
             if compared:
-                _compare(words_predicted[n, d] == words_after[n, d], step != 0, out.counts)
+                _compare(word_of(update.predicted[n, d]) == word_after, step != 0, out.counts)
             replay_moved = compared and update.predicted[n, d] != before[n, d]
             kind = _class_of(step, u, replay_moved, update.gradient[n, d], update.has_gradient)
             out.counts[kind] += 1
@@ -172,13 +170,12 @@ def _add(step, u, known, half_gaps, sums):
 @compiled
 def same(found, recorded):
     """Count the float32 elements that are equal bit for bit, and those that can be compared (that are not NaN)."""
-    words, others = found.view(np.uint32), recorded.view(np.uint32)
     n_same = 0
     n = 0
     for i in range(found.size):
         known = not (np.isnan(found[i]) or np.isnan(recorded[i]))
         n += known
-        n_same += known and words[i] == others[i]
+        n_same += known and word_of(found[i]) == word_of(recorded[i])
     return n_same, n
 
 

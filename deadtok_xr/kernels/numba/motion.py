@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deadtok_xr.errors import OffGridError
 from deadtok_xr.kernels import Lattice
-from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_word, value_of
+from deadtok_xr.kernels.numba.bit_words import INFINITY, MAGNITUDE, float32_word, power_of_two, value_of
 from deadtok_xr.kernels.numba.jit import compiled, inlined, inlined_sums, inner, inner_finite
 
 USABLE, NOT_FINITE, OFF_GRID = 0, 1, 2
@@ -246,7 +246,7 @@ def _sums(steps, t, n, smallest, ulp_offset):
         s2 += cells * cells
         largest = max(largest, np.float64(cells).view(np.int64))
         count += b != a
-    rest = 2.0 ** (ulp_offset - 128)
+    rest = power_of_two(ulp_offset - 128)
     return squares, norm, s1 * rest, s2 * rest * rest, np.int64(largest).view(np.float64) * rest, count
 
 

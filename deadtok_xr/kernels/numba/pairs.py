@@ -138,13 +138,13 @@ def _down(x):
 def _work_without_skin(tokens, limits):
     """Return about how many nanoseconds it takes to measure all pairs at one step, from the pairs of some nodes."""
     first, P = tokens.front[0], len(tokens.nodes.counts)
-    reach = _take(limits.apart, tokens.dims).view(np.float32)
+    reach = _reach(limits, tokens.dims)
     far = np.empty(_TILE, np.int32)
     n_pairs, n_compared, n_near = 0, 0, 0
     for a in range(P):
-        n_pairs += np.searchsorted(first, first[a] + reach[0], side="right") - a - 1
+        n_pairs += _end_of_reach(first, a, reach[0]) - a - 1
     for a in range(0, P, max(1, P // _SAMPLE)):
-        end = np.searchsorted(first, first[a] + reach[0], side="right")
+        end = _end_of_reach(first, a, reach[0])
         for start in range(a + 1, end, _TILE):
             stop = min(start + _TILE, end)
             _compare_front(tokens.front, a, start, stop, reach, far)
@@ -152,6 +152,28 @@ def _work_without_skin(tokens, limits):
             for b in range(stop - start):
                 n_near += not far[b]
     return _NODE_NS * P + n_pairs * (_FRONT_NS + _PAIR_NS * n_near / max(n_compared, 1))
+
+
+@inner
+def _reach(limits, dims):
+    """Return the distances in some dims beyond which a pair is certain to stay apart, as float32."""
+    out = np.empty(len(dims), np.float32)
+    for i in range(len(dims)):
+        out[i] = np.int32(limits.apart[dims[i]]).view(np.float32)
+    return out
+
+
+@inner
+def _end_of_reach(first, a, reach):
+    """Return the end of the nodes after a that are within reach, by bisection: compiles faster than np.searchsorted."""
+    begin, end = a, len(first)
+    while begin < end:
+        middle = (begin + end) // 2
+        if first[middle] <= first[a] + reach:
+            begin = middle + 1
+        else:
+            end = middle
+    return end
 
 
 @inner
@@ -168,11 +190,11 @@ def _measure(positions, limits, tokens, keep, most):
     P = len(nodes.counts)
     now, certain = without_edges(nodes, linked), without_edges(nodes, linked)
     pairs = np.empty((min(8 * P + 4096, P * (P - 1) // 2) if keep else 0, 2), np.int32)
-    reach = _take(limits.apart, tokens.dims).view(np.float32)
+    reach = _reach(limits, tokens.dims)
     far = np.empty(_TILE, np.int32)
     n_open, work = 0, 0.0
     for a in range(P):
-        end = np.searchsorted(tokens.front[0], tokens.front[0, a] + reach[0], side="right")
+        end = _end_of_reach(tokens.front[0], a, reach[0])
         work += _FRONT_NS * (end - a)
         if work > most:
             return False, pairs[:0], work, certain, now
@@ -206,7 +228,10 @@ def _skin(high, motion, factor):
         largest = max(largest, motion[d] / high[d])
     if not 0 < largest < np.inf:
         largest = 1 / 64  # not known yet
-    return high * (factor * largest if factor >= 2 else 0.0)
+    skin = np.empty(len(high))
+    for d in range(len(high)):
+        skin[d] = high[d] * (factor * largest if factor >= 2 else 0.0)
+    return skin
 
 
 @inner

@@ -53,7 +53,9 @@ def spanning_tree(step: NDArray[Any]) -> NDArray[np.float64]:
         dims = np.argsort(-spread)  # the widest first, because they decide most pairs
         codes = np.zeros((-(-len(dims) // CHUNK), len(index), CHUNK), np.uint8)
         _encode(step, index, dims, centre, unit, codes)
-        _join(step, index, codes, unit, out)
+        K = min(KEPT, len(index) - 1)
+        near, length = np.full((len(index), K), -1, np.int32), np.full((len(index), K), np.inf)
+        _join(Rows(step, index, codes, unit), near, length, np.arange(len(index)), out)
     out.sort()
     return out
 
@@ -68,7 +70,10 @@ def _scale(step: NDArray[Any], index: NDArray[np.int64]) -> tuple[NDArray[np.flo
     sample = np.empty((min(SAMPLE, len(index)), step.shape[1]))
     _take_rows(step, index[:: -(-len(index) // SAMPLE)][: len(sample)], sample)
     spread = np.ptp(sample, axis=0)
-    near = _near_distance(sample, min(KEPT, len(sample) - 1))
+    distances = np.empty((len(sample), len(sample)))
+    _distances(sample, distances)
+    kept = min(KEPT, len(sample) - 1)
+    near = float(np.median(np.partition(distances, kept, axis=1)[:, kept]))
     return np.median(sample, axis=0), spread, max(near / UNITS, float(spread.max()) / 250)
 
 
@@ -80,18 +85,14 @@ def _take_rows(words, index, out):
 
 
 @compiled
-def _near_distance(rows, k):
-    """Return the median over rows of the distance to the k-th nearest row."""
-    found = np.empty(len(rows))
-    distances = np.empty(len(rows))
+def _distances(rows, out):
+    """Fill in the L∞ distances of all pairs of rows."""
     for a in range(len(rows)):
         for b in range(len(rows)):
-            distances[b] = 0.0
+            top = 0.0
             for d in range(rows.shape[1]):
-                distances[b] = max(distances[b], abs(rows[a, d] - rows[b, d]))
-        distances.sort()
-        found[a] = distances[k]
-    return np.median(found)
+                top = max(top, abs(rows[a, d] - rows[b, d]))
+            out[a, b] = top
 
 
 @compiled
@@ -117,16 +118,21 @@ class Rows(NamedTuple):
 
 
 @compiled
-def _join(words, index, codes, unit, out):
-    """Fill in the lengths of the edges between distinct rows, in the order in which components are joined."""
-    rows = Rows(words, index, codes, unit)
-    U = len(index)
-    K = min(KEPT, U - 1)
-    near, length = np.full((U, K), -1, np.int32), np.full((U, K), np.inf)
+def _join(rows, near, length, parent, out):
+    """Fill in the lengths of the edges between distinct rows, in the order in which components are joined.
+
+    Parameters
+    ----------
+    near, length
+        Room for the kept rows and their distances, (u, k): -1 and infinity.
+    parent
+        The union-find of `components`: each row is a component of its own.
+    """
+    U, K = near.shape
     _find_near(rows, near, length)
     # all edges of a row that are not kept are at least as long as this
     unseen = length[:, K - 1].copy() if K < U - 1 else np.full(U, np.inf)
-    parent, following, size = np.arange(U), np.arange(U), np.ones(U, np.int64)
+    following, size = parent.copy(), np.ones(U, np.int64)
     made = 0
     while made < U - 1:
         before = size.copy()
