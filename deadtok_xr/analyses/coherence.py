@@ -163,8 +163,12 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
         if f"{name}_cosine_mean" in ds:
             mean = ds[f"{name}_cosine_mean"].values
             if (at := summary_text.ends(mean)) is not None:
-                values = ", ".join(f"{mean[i]:.2f} at step {ds['step'].values[i]}" for i in at)
-                yield Finding(importance, f"The mean cosine of two {words} is {values} (1: one direction).")
+                least = int(np.nanargmin(mean))
+                first, lowest, last = (f"{mean[i]:.2f} at step {ds['step'].values[i]}" for i in (at[0], least, at[1]))
+                between = "" if least in at else f", {lowest} (the least)"
+                yield Finding(
+                    importance, f"The mean cosine of two {words} is {first}{between}, {last} (1: one direction)."
+                )
     if "h_alignment" in ds:
         aligned = summary_text.finite_mean(ds["h_alignment"].values)
         if np.isfinite(aligned):

@@ -47,15 +47,15 @@ TOKEN: dict[str, dict[str, Any]] = {
     "reheats": {"long_name": "steps to a hotter phase", **_COUNT},
     "cools": {"long_name": "steps to a colder phase", **_COUNT},
     "first_stumble": {
-        "long_name": "first step at which the token moved by at most one cell; -1 never", **_IN_STEPS,
+        "long_name": "first step with motion of at most 1 ULP in all dims together, or none; -1 never", **_IN_STEPS,
         "formula": "first t with L1(ΔW'[t]) <= 1",
     },
     "last_thrust": {
-        "long_name": "last step at which the token moved by more than one cell; -1 never", **_IN_STEPS,
+        "long_name": "last step with motion of more than 1 ULP in all dims together; -1 never", **_IN_STEPS,
         "formula": "last t with L1(ΔW'[t]) > 1",
     },
     "thrust_period": {
-        "long_name": "updates from the last motion by more than one cell to the last motion", **_COUNT,
+        "long_name": "updates from the last motion of more than 1 ULP in all dims together to the last one", **_COUNT,
         "formula": "last_motion - last_thrust", "comment": "-1 if there is no last_thrust",
     },
 }  # fmt: skip

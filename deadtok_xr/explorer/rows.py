@@ -30,7 +30,8 @@ MEANINGS = {
     "last motion": "last step at which the token moved", "first freeze": "first step without motion after the first "
     "motion", "thaws": "how often it moved again after a step without motion", "last thaw": "the last step at which it "
     "moved again after a step without motion", "moved steps": "at how many steps it moved",
-    "at the end": "whether it moved at the last step", "stumble cohort": "first step with motion by at most one cell",
+    "at the end": "whether it moved at the last step", "stumble cohort": "first step at which all its "
+    "elements together moved by at most 1 ULP, or not at all",
     "froze because": "why it did not move after its last motion", "margin after": "largest update after the last "
     "motion, in half gaps: below 1 it cannot move", "black hole": "place that it shares with others at the last "
     "step, ranked by size: 1 is the largest, 0 none", "path length": "length of all its displacements together",
