@@ -165,7 +165,7 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
             if (at := summary_text.ends(mean)) is not None:
                 least = int(np.nanargmin(mean))
                 first, lowest, last = (f"{mean[i]:.2f} at step {ds['step'].values[i]}" for i in (at[0], least, at[1]))
-                between = "" if least in at else f", {lowest} (the least)"
+                between = f", {lowest} (the least)" if mean[least] < min(mean[i] for i in at) - 0.01 else ""
                 yield Finding(
                     importance, f"The mean cosine of two {words} is {first}{between}, {last} (1: one direction)."
                 )
