@@ -233,13 +233,15 @@ class Page:
             view.show_selection()
 
     def answer(self, question: str) -> None:
-        """Select the rows and choose the step that answer a question, and say so."""
-        found = questions.answer(question, self.frame, self.source)
+        """Select the rows and choose the step that answer a question, and say so; "" for none."""
+        found = questions.answer(question, self.frame, self.source) if question else questions.Answer("")
         if found.rows is not None:
             self.select(found.rows)
-        if found.step is not None:
-            self.choose_step(found.step)
-        self.say(found.text)
+        self.choose_step(found.step)
+        run = f"{self.run}: " if question and len(self.runs) > 1 else ""
+        kept = self.selected and found.step is not None and found.rows is None
+        stay = " The selected tokens stay selected." if kept else ""
+        self.bar.say(f"{run}{found.text}{stay}", answers=question)
 
     def choose_step(self, step: float | None) -> None:
         """Choose a step, within those that there are."""
@@ -248,6 +250,7 @@ class Page:
         if step is None or step == self.selection_step:
             return
         self.selection_step = step
+        self.say("")
         self.bar.slider.value = step
         for view in self.views:
             view.show_step()
@@ -259,6 +262,8 @@ class Page:
             return
         labels = self.source.labels[list(self.selected)]
         self._work.forget()  # answers for the other run
+        self.say("")
+        self.bar.offer({})
         self._take(run)
         self.selected = self._positions_of(labels)
         for view in self.views:
@@ -325,17 +330,17 @@ class Page:
 
     def play(self, active: bool) -> None:
         """Move through the visible steps, or stop."""
+        self.bar.show_playing(active)
         if not active:
             if self._playing is not None:
                 self._document.remove_periodic_callback(self._playing)
             self._playing = None
             return
-        first, last = self.visible_steps
-        stride = max((last - first) // _FRAMES, 1)
 
         def forward() -> None:
-            after = self.selection_step + stride
-            self.choose_step(first if after > last else after)
+            first, last = self.visible_steps
+            after = self.selection_step + max((last - first) // _FRAMES, 1)
+            self.choose_step(after if first < after <= last else first)
 
         self._playing = self._document.add_periodic_callback(forward, _PLAY)
 

@@ -187,7 +187,10 @@ def test_questions_are_answered_by_tokens_and_steps(synthetic: Path) -> None:
     source.refresh()
     frame, lifecycle = rows.table(source, source.motion_so_far()), source.groups["lifecycle"]
     asked = "the tokens that froze first"
-    assert questions.offered(frame, source)[-1] == asked  # no census, no coherence
+    *known, hole, coherence = questions.offered(frame, source).items()
+    assert known[-1] == (asked, asked)
+    assert (hole[1], coherence[1]) == tuple(f"{q} (not analysed)" for q in (questions.HOLE, questions.LEAST_COHERENT))
+    assert "--only census" in questions.answer(questions.HOLE, frame, source).text
     found = questions.answer(asked, frame, source)
     freeze = lifecycle["first_freeze"].values
     assert found.step == freeze[freeze > 0].min()
@@ -197,6 +200,11 @@ def test_questions_are_answered_by_tokens_and_steps(synthetic: Path) -> None:
     cosine = xr.DataArray(np.cos(np.arange(len(step))), dims="step", coords={"step": step})
     source.groups["coherence"] = xr.Dataset({"displacement_cosine_mean": cosine})
     assert questions.answer(questions.LEAST_COHERENT, frame, source).step == int(cosine.idxmin())
+    source.groups["census"] = xr.Dataset(coords={"census_step": [100, 299]})
+    hole = questions.answer(questions.HOLE, frame.assign(**{"black hole": [1, 2, 2, 1, *[0] * 36]}), source)
+    assert hole == questions.Answer(
+        "2 tokens are equal to the bit at step 299; another place holds as many: 1, 2.", [0, 3], 299
+    )
 
 
 def test_no_name_of_a_token_is_taken_for_a_formula_or_hides_letters(trained: Path) -> None:

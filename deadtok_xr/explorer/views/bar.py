@@ -51,6 +51,7 @@ class Bar:
             runs = [self.run]
         self._find = Select(title="Find and select", width=260, options=[("", "(opening …)")], value="", disabled=True)
         self._find.on_change("value", lambda attr, old, new: self._asked(page, new))
+        self._answered = ""
         self._chosen = Div(sizing_mode="stretch_width")
         wraps = "label, label * { overflow-wrap: anywhere; white-space: normal; }"
         self._python = TextInput(
@@ -76,16 +77,21 @@ class Bar:
         self.slider.update(start=first, end=max(last, first + 1), value=page.selection_step)
 
     def _asked(self, page: Page, question: str) -> None:
-        if question:
+        if question != self._answered:
             page.answer(question)
 
-    def offer(self, questions: list[str]) -> None:
-        """Offer questions about the run that is shown."""
-        self._find.update(options=[("", "(choose)"), *((q, q) for q in questions)], value="", disabled=not questions)
+    def offer(self, questions: dict[str, str]) -> None:
+        """Offer questions about the run that is shown, as a list shows them."""
+        self._find.update(options=[("", "(choose)"), *questions.items()], disabled=not questions)
 
-    def say(self, text: str) -> None:
-        """Show a sentence about the page."""
+    def say(self, text: str, answers: str = "") -> None:
+        """Show a sentence about the page, and in the list the question that it answers, if it does."""
+        self._answered = self._find.value = answers
         self._status.text = escape(text)
+
+    def show_playing(self, playing: bool) -> None:
+        """Show whether the chosen step moves."""
+        self.play.label = "Stop" if playing else "Play"
 
     def describe(self, page: Page, selection: Selection) -> None:
         """Say what is selected."""
