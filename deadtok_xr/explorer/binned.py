@@ -44,6 +44,21 @@ class Binned:
         """The middle of each bin, in steps."""
         return (self.first + self.last) / 2
 
+    @property
+    def spans(self) -> list[str]:
+        """The steps of each bin in words: `801`, or `801 to 802`."""
+        ends = zip(self.first.tolist(), self.last.tolist(), strict=True)
+        return [f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in ends]
+
+    def value_within(
+        self, first: NDArray[np.int64], last: NDArray[np.int64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return for ranges of steps the first bin whose last step is in each of them, and whether there is one."""
+        at = np.searchsorted(self.last, first)
+        inside = at < len(self.last)
+        at = np.where(inside, at, 0)
+        return at, inside & (self.last[at] <= last) if len(self.last) else inside
+
 
 class Blocks:
     """Bins of quantities, of which each block of steps is read once, and kept in a cache of limited size."""
@@ -194,18 +209,28 @@ def picture(
     size
         Rows and columns at most. More rows are averaged, or without ``mean`` one of them is shown.
     """
-    columns = min(size[1], max(len(x.first), 1))
-    at = span[0] + (np.arange(columns) + 0.5) * (span[1] - span[0]) / columns
-    nearest = np.clip(np.searchsorted(x.last, at - 0.5), 0, max(len(x.last) - 1, 0))
     rows = _grouped(x.values, order, size[0], mean)
-    image = rows[nearest].T if len(rows) else np.full((max(rows.shape[1], 1), columns), np.nan, "f4")
-    return np.ascontiguousarray(image)
+    if not len(rows):
+        return np.full((max(rows.shape[1], 1), 1), np.nan, "f4")
+    return np.ascontiguousarray(rows[bins_of_columns(x, span, size[1])].T)
+
+
+def bins_of_columns(x: Binned, span: tuple[float, float], n: int) -> NDArray[np.intp]:
+    """Return which bin each of at most ``n`` columns of a picture shows: the one nearest to its middle."""
+    columns = min(n, len(x.first))
+    at = span[0] + (np.arange(columns) + 0.5) * (span[1] - span[0]) / max(columns, 1)
+    return np.clip(np.searchsorted(x.last, at - 0.5), 0, max(len(x.last) - 1, 0))
+
+
+def rows_of_pixels(n_rows: int, n: int) -> NDArray[np.intp]:
+    """Return the first row that each of at most ``n`` rows of pixels shows."""
+    return np.linspace(0, n_rows, min(n, n_rows), endpoint=False).astype(np.intp)
 
 
 def _grouped(values: NDArray[np.float32], order: NDArray[np.intp], n: int, mean: bool) -> NDArray[np.float32]:
     if len(order) <= n:
         return values[:, order]
-    starts = np.linspace(0, len(order), n, endpoint=False).astype(np.intp)
+    starts = rows_of_pixels(len(order), n)
     if not mean:
         return values[:, order[starts]]
     chosen = values[:, order]

@@ -17,7 +17,7 @@ import deadtok_xr as dx
 from deadtok_xr import testing
 from deadtok_xr.errors import IncompleteStoreError, InputError, MissingFileError
 from deadtok_xr.explorer import cloud, quantities, questions, rows, runs, story
-from deadtok_xr.explorer.binned import Blocks, bin_steps, extremes, picture
+from deadtok_xr.explorer.binned import Blocks, bin_steps, bins_of_columns, extremes, picture, rows_of_pixels
 from deadtok_xr.explorer.in_words import line
 from deadtok_xr.explorer.motion_so_far import MotionSoFar
 from deadtok_xr.explorer.opening import Growing, open_runs, open_source
@@ -114,6 +114,26 @@ class TestBins:
         assert picture(found, order, (0.5, 2.5), (4, 100)).tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
         assert picture(found, order, (0.5, 2.5), (2, 100)).tolist() == [[2.5, 6.5], [0.5, 4.5]]
         assert picture(found, order, (0.5, 2.5), (2, 100), mean=False).tolist() == [[3, 7], [1, 5]]
+
+    def test_the_named_steps_and_rows_of_a_pixel_are_those_that_it_shows(self) -> None:
+        steps, order, size = np.arange(100, 123), np.array([3, 0, 4, 1, 2]), (2, 8)
+        values = np.random.default_rng(0).random((len(steps), 5), np.float32)
+        x = xr.DataArray(values, dims=("step", "token"), coords={"step": steps}).chunk(step=5)  # bins end with a block
+        found, span = Blocks().binned("x", x, max_bins=12), (99.5, 122.5)
+        columns, row = bins_of_columns(found, span, size[1]), [*rows_of_pixels(5, size[0]), 5]
+        image = picture(found, order, span, size)
+        assert found.spans[2:4] == ["104", "105 to 106"]
+        for j, i in np.ndindex(image.shape):
+            tokens, first, last = order[row[j] : row[j + 1]], found.first[columns[i]], found.last[columns[i]]
+            np.testing.assert_allclose(image[j, i], x.sel(step=slice(first, last))[:, tokens].mean(), rtol=1e-5)
+
+        causes = Blocks().binned("cause", xr.DataArray(steps[1:-1, None] % 100, dims=("step", "token"), coords={
+            "step": steps[1:-1]}, attrs={"flag_meanings": "a b"}).chunk(step=7), max_bins=12)  # fmt: skip
+        at, there = causes.value_within(found.first, found.last)
+        assert there.sum() > 5
+        shown = causes.last[at[there]]
+        assert ((found.first[there] <= shown) & (shown <= found.last[there])).all()
+        np.testing.assert_array_equal(causes.values[at[there], 0], shown % 100)
 
 
 def test_only_exact_zeros_are_below_the_colours_of_a_logarithmic_scale() -> None:

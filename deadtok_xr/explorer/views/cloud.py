@@ -41,6 +41,8 @@ class Cloud(View):
             color={"field": "phase", "transform": self.phases}, nonselection_alpha=0.25, selection_line_color="#D55E00",
             selection_line_width=2,
         )  # fmt: skip
+        for axis in (self.plot.x_range, self.plot.y_range):
+            axis.renderers = [points]  # else the box of a selection counts too, even when it is no longer drawn
         self.plot.add_tools(HoverTool(renderers=[points], tooltips=[("token", "@name"), ("phase", "@phase")]))
         legend = self.plot.legend[0]
         legend.update(orientation="horizontal", border_line_color=None, label_text_font_size="11px", ncols="auto")

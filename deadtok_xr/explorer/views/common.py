@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bokeh.events import Tap
 from bokeh.layouts import row
 from bokeh.models import (
+    ColumnDataSource,
     CustomJSHover,
     CustomJSTickFormatter,
     DataTable,
@@ -131,9 +132,10 @@ def explanation(text: str) -> str:
     return f'<div style="color: #555; font-size: 13px">{escape(text)}</div>' if text else ""
 
 
-def averaged(width: int) -> str:
-    """Return a note about means over ``width`` steps; "" where each step is drawn."""
-    return "" if width == 1 else f"mean over {width} steps; zoom in for every step"
+def averaged(width: int, *, categories: bool = False) -> str:
+    """Return a note about bins of ``width`` steps; "" where each step is drawn."""
+    drawn = f"the last of every {width} steps" if categories else f"mean over {width} steps"
+    return "" if width == 1 else f"{drawn}; zoom in for every step"
 
 
 def heading(name: str, meaning: str = "") -> str:
@@ -173,6 +175,18 @@ def in_words(words: dict[int, str]) -> CustomJSHover:
         code="""
         if (value === null || value === undefined || Number.isNaN(value)) return "none"
         const word = words instanceof Map ? words.get(String(value)) : words[String(value)]
-        return word ?? Number(value).toPrecision(4)
+        return word ?? String(Number(Number(value).toPrecision(4)))
+        """,
+    )
+
+
+def steps_of_segment(data: ColumnDataSource) -> CustomJSHover:
+    """Return a formatter that says which steps the hovered point of one of several lines stands for."""
+    return CustomJSHover(
+        args={"lines": data},
+        code="""
+        const {index, segment_index: k} = special_vars
+        const [first, last] = [lines.data.first[index][k], lines.data.last[index][k]]
+        return first.toLocaleString("en") + (first < last ? ` to ${last.toLocaleString("en")}` : "")
         """,
     )

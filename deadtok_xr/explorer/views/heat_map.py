@@ -30,7 +30,7 @@ from bokeh.palettes import Viridis256
 from numpy.typing import NDArray
 
 from deadtok_xr.explorer import quantities
-from deadtok_xr.explorer.binned import Binned, is_category, picture
+from deadtok_xr.explorer.binned import MAX_BINS, Binned, bins_of_columns, is_category, picture, rows_of_pixels
 from deadtok_xr.explorer.rows import IDS
 from deadtok_xr.explorer.scale import Scale, logarithmic, scale_of
 from deadtok_xr.explorer.views.common import (
@@ -50,15 +50,33 @@ from deadtok_xr.explorer.views.common import (
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
 
-PIXELS = (500, 1000)
+PIXELS = (500, MAX_BINS)
 """Rows and columns of the picture at most."""
 _CAUSE = "mechanism/cause"
 _ZERO, _ABOVE_ZERO = "black", Viridis256[24:]  # of logarithmic scales: without the colours that are almost black
 _STRIP = 10  # pixels, of the marks of selected rows beside the map
 _NAMED = 30  # rows that have room for a name each
 _AT = {"x": "x", "y": "y", "dw": "dw", "dh": "dh"}
+_PIXEL = """
+const {i, j} = special_vars.image_index, {first, last, cause_step, row} = image.data
+const from = row[0][j], several = row[0][j + 1] - from, names = rows.data.name
+if (!(several > 0) || !(i < first[0].length)) return ""
+const a = first[0][i].toLocaleString("en"), b = last[0][i].toLocaleString("en")
+"""
+_ROW_OF_PIXEL = """
+return several > 1 && mean ? `mean of ${several} ${kind}s: ${names[from]} to ${names[from + several - 1]}` : names[from]
+"""
+_STEP_OF_PIXEL = """
+return a == b ? a : mean ? `mean of ${a} to ${b}` : `${b} (the last of ${a} to ${b})`
+"""
+_CAUSE_OF_PIXEL = """
+const word = (words instanceof Map ? words.get(String(value)) : words[String(value)]) ?? "none"
+if (a == b && several == 1 || value < 0) return word
+return `${word} (${several > 1 ? names[from] : "at"} step ${cause_step[0][i].toLocaleString("en")})`
+"""
 _NOTHING: dict[str, Any] = {
     "image": [np.zeros((1, 1), "f4")], "cause": [np.full((1, 1), -1, "i1")], "x": [0], "y": [0], "dw": [1], "dh": [1],
+    "first": [np.zeros(1)], "last": [np.zeros(1)], "cause_step": [np.zeros(1)], "row": [np.zeros(2)],
 }  # fmt: skip
 
 
@@ -140,12 +158,11 @@ class HeatMap(View):
             self._colour_words(words)
         else:
             self._colour(found, scale)
-        over = averaged(found.width)
-        over = over.replace("mean over", "one step of") if is_category(x) else over
+        over = averaged(found.width, categories=is_category(x))
         black = "black: exactly 0" if self.images[1].visible else ""
         run = f"{self.page.run}: " if len(self.page.runs) > 1 else ""
         self.words.text = escape(run + "; ".join(filter(None, [name, over, black, quantities.explained(x)])))
-        self._explain(words, self.page.words_of_cause if cause is not None else None)
+        self._explain(words, self.page.words_of_cause if cause is not None else None, mean=not is_category(x))
         self.draw()
         self.page.show_rest("the heat map")
 
@@ -172,21 +189,19 @@ class HeatMap(View):
             image.visible = image.glyph.color_mapper is mapper
         self.plot.right = [ColorBar(color_mapper=mapper, width=12, padding=6, **ticks)]
 
-    def _explain(self, words: dict[int, str], causes: dict[int, str] | None) -> None:
-        names = CustomJSHover(
-            args={"rows": self.row_names},
-            code="""
-            const names = rows.data.name, i = Math.floor(special_vars.y)
-            return i >= 0 && i < names.length ? names[i] : ""
-            """,
-        )
-        step = CustomJSHover(code="return Math.round(special_vars.x).toLocaleString('en')")
+    def _explain(self, words: dict[int, str], causes: dict[int, str] | None, *, mean: bool) -> None:
+        """Let the tooltip name exactly those rows and steps whose value and cause are drawn."""
+        args = {"image": self.data, "rows": self.row_names, "mean": mean, "kind": self.page.source.rows}
+        row, step = (CustomJSHover(args=args, code=_PIXEL + code) for code in (_ROW_OF_PIXEL, _STEP_OF_PIXEL))
         tooltips = [(self.page.source.rows, "$y{custom}"), ("step", "$x{custom}"), ("value", "@image{custom}")]
-        formatters: dict[str, Any] = {"$y": names, "$x": step, "@image": in_words(words)}
-        if causes is not None:
+        formatters: dict[str, Any] = {"$y": row, "$x": step, "@image": in_words(words)}
+        if causes is not None and self._key != _CAUSE:
             tooltips.append(("cause", "@cause{custom}"))
-            formatters["@cause"] = in_words(causes)
-        self.hover.update(tooltips=tooltips, formatters=formatters)
+            formatters["@cause"] = CustomJSHover(
+                args={**args, "words": {str(k): v for k, v in causes.items()}}, code=_PIXEL + _CAUSE_OF_PIXEL
+            )
+        shown = [image for image in self.images if image.visible]  # a tooltip of the other would stay
+        self.hover.update(renderers=shown, tooltips=tooltips, formatters=formatters)
 
     def _sorted(self, by: str) -> None:
         if by != self.page.sorted_by:
@@ -208,13 +223,19 @@ class HeatMap(View):
         span = (float(found.first[0]) - 0.5, float(found.last[-1]) + 0.5) if len(found.first) else (0.0, 1.0)
         x = self.page.quantities[self._key]
         image = picture(found, rows, span, PIXELS, mean=not is_category(x))
-        hidden = np.full(image.shape, -1, np.int8)
-        causes = hidden if self._cause is None else picture(self._cause, rows, span, PIXELS, mean=False)
-        if causes.shape != image.shape:
-            causes = hidden
-        self.data.data = {"image": [image], "cause": [np.nan_to_num(causes, nan=-1).astype(np.int8)], "x": [span[0]],
-                          "y": [low], "dw": [span[1] - span[0]], "dh": [len(rows)]}  # fmt: skip
+        columns, row = bins_of_columns(found, span, PIXELS[1]), low + rows_of_pixels(len(rows), PIXELS[0])
+        first, last = found.first[columns], found.last[columns]
+        cause, cause_step = np.full(image.shape, -1, np.int8), last
+        if self._cause is not None and len(self._cause.last) and len(columns):
+            at, there = self._cause.value_within(first, last)
+            cause_step = self._cause.last[at]
+            cause[:, there] = np.nan_to_num(self._cause.values[at[there]][:, order[row]].T, nan=-1)
         self.row_names.data = {"name": [self.page.names[i] for i in order]}
+        self.data.data = {
+            "image": [image], "cause": [cause], "x": [span[0]], "y": [low], "dw": [span[1] - span[0]],
+            "dh": [len(rows)], "first": [first.astype(float)], "last": [last.astype(float)],
+            "cause_step": [cause_step.astype(float)], "row": [np.append(row, low + len(rows)).astype(float)],
+        }  # fmt: skip
         self._name_rows(order)
         self.show_selection()
 

@@ -12,7 +12,7 @@ from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralT
 from numpy.typing import NDArray
 
 from deadtok_xr.explorer import quantities
-from deadtok_xr.explorer.binned import extremes
+from deadtok_xr.explorer.binned import extremes, is_category
 from deadtok_xr.explorer.runs import positions
 from deadtok_xr.explorer.views.common import (
     COLOURS,
@@ -20,9 +20,11 @@ from deadtok_xr.explorer.views.common import (
     View,
     averaged,
     explanation,
+    in_words,
     key,
     offer_quantities,
     over_steps,
+    steps_of_segment,
     wrapped,
 )
 
@@ -38,6 +40,7 @@ _SMALL = 2**29  # bytes of weights that are read fast enough for an answer
 DRAWN = 16
 """Trajectories that are drawn at most."""
 _PIXEL = 0.005  # of the height of the plot, about
+_OF_LINES = ("xs", "ys", "first", "last", "name", "run", "colour", "dash")
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _MARKS = ("───", "╶╶╶", "·····", "─·─")
 
@@ -60,13 +63,13 @@ class Phases(View):
         self.plot, self.marker = over_steps(page, height=360, y_range=Range1d(0, 1))
         self.plot.yaxis.formatter = NumeralTickFormatter(format="0%")
         names = [str(name) for name in page.source.groups[self.scheme]["phase"].values]
-        self.data = ColumnDataSource({"step": [], **{name: [] for name in names}})
+        self.data = ColumnDataSource({"step": [], "steps": [], **{name: [] for name in names}})
         palette = PHASES.get(len(names), COLOURS)
         self.plot.varea_stack(names, x="step", color=list(palette[: len(names)]), source=self.data)
         labels = [name.replace("_", " ") for name in names]
         line = self.plot.line("step", names[0], source=self.data, line_alpha=0)
         shares = [(label, f"@{{{name}}}{{0.0%}}") for name, label in zip(names, labels, strict=True)]
-        self.plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=[("step", "@step{0,0}"), *shares[::-1]]))
+        self.plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=[("step", "@steps"), *shares[::-1]]))
         self._key, self._meaning = key(labels, palette), explanation(meaning_of(names))
         self.words = Div(text=self._key + self._meaning, sizing_mode="stretch_width")
         self.root = column(self.plot, self.words, sizing_mode="stretch_width")
@@ -80,7 +83,8 @@ class Phases(View):
 
     def _show(self, found: Any) -> None:
         values = np.nan_to_num(found.values)
-        self.data.data = {"step": found.middle, **{name: values[:, k] for k, name in enumerate(self._names)}}
+        shares = {name: values[:, k] for k, name in enumerate(self._names)}
+        self.data.data = {"step": found.middle, "steps": found.spans, **shares}
         self.words.text = f"{self._key} {averaged(found.width)}{self._meaning}"
 
     def show_step(self) -> None:
@@ -108,7 +112,8 @@ class Series(View):
             run = [("run", "$name")] if several else []
             self.plot.add_tools(
                 HoverTool(renderers=[line], mode="vline", visible=False, description=label,
-                          tooltips=[*run, ("step", "@step{0,0}"), ("value", "@value{0.0000a}")])
+                          tooltips=[*run, ("step", "@step{0,0}"), ("value", "@value{custom}")],
+                          formatters={"@value": in_words({})})
             )  # fmt: skip
         self.choice = Select(title=self.title, sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
@@ -266,7 +271,7 @@ class Trajectories(View):
         self.plot, self.marker = over_steps(page, height=300, y_range=DataRange1d(only_visible=True))
         self.marker.level = "underlay"
         self.plot.visible = False  # until something is selected
-        self.data = ColumnDataSource({name: [] for name in ("xs", "ys", "name", "run", "colour", "dash")})
+        self.data = ColumnDataSource({name: [] for name in _OF_LINES})
         self.lines = self.plot.multi_line(
             "xs", "ys", source=self.data, line_color="colour", line_dash="dash", line_width=1.5
         )
@@ -274,7 +279,9 @@ class Trajectories(View):
         run = [("run", "@run")] if len(page.runs) > 1 else []
         self.plot.add_tools(
             HoverTool(renderers=[self.lines], line_policy="nearest",
-                      tooltips=[*run, (page.source.rows, "@name"), ("step", "$x{0,0}"), ("value", "$y{0.0000a}")])
+                      tooltips=[*run, (page.source.rows, "@name"), ("step", "$snap_x{custom}"),
+                                ("value", "$snap_y{custom}")],
+                      formatters={"$snap_x": steps_of_segment(self.data), "$snap_y": in_words({})})
         )  # fmt: skip
         self.root = column(self.choice, self.plot, self.legend, sizing_mode="stretch_width")
 
@@ -307,7 +314,7 @@ class Trajectories(View):
         )
 
     def _read(self, run: str, quantity: str, x: xr.DataArray, chosen: list[int], span: tuple[int, int]) -> Any:
-        """Return the steps, the values of each chosen row, None for one that the run does not have, and a note."""
+        """Return the bins, the values of each chosen row, None for one that the run does not have, and a note."""
         source = self.page.runs[run]
         at = chosen if source is self.page.source else positions(source, self.page.source.labels[chosen]).tolist()
         heat_map = quantity == self.page.quantity and source is self.page.source  # which has read all rows
@@ -317,7 +324,7 @@ class Trajectories(View):
         else:
             found = source.blocks.binned(f"{quantity} of {there}", x.isel({source.rows: there}), *span)
         values = [found.values[:, there.index(i)] if i >= 0 else None for i in at]
-        return found.middle, values, averaged(found.width)
+        return found, values, averaged(found.width, categories=is_category(x))
 
     def _read_ahead(self, quantity: str, have: dict[str, xr.DataArray], span: tuple[int, int]) -> None:
         """Read the rows before some of them are selected, where that takes no longer than to read a few."""
@@ -329,10 +336,11 @@ class Trajectories(View):
         page, several = self.page, len(self.page.runs) > 1
         names = [page.names[i] for i in chosen]
         lines: list[dict[str, Any]] = [
-            {"xs": steps, "ys": values[k], "name": names[k], "run": run,
+            {"xs": bins.middle, "first": bins.first.astype(float), "last": bins.last.astype(float), "ys": values[k],
+             "name": names[k], "run": run,
              "colour": page.colours[run] if several else COLOURS[k % len(COLOURS)],
              "dash": _DASHES[k % len(_DASHES)] if several else "solid"}
-            for run, (steps, values, _) in read.items() for k in range(len(chosen)) if values[k] is not None
+            for run, (bins, values, _) in read.items() for k in range(len(chosen)) if values[k] is not None
         ]  # fmt: skip
         self.data.data = {name: [line[name] for line in lines] for name in self.data.column_names}
         self.plot.visible = bool(chosen)
