@@ -18,7 +18,6 @@ Runs = Mapping[str, Source]
 """The sources of the runs, by label."""
 _COMPARED = 2**28  # bytes of weights of all runs that the page compares to the bit
 _SHOWN = 6  # findings of a kind, and settings
-_OF_ONE = 10  # findings of a single run, as in the terminal
 _LONGEST = 24  # letters of a setting
 _NO_SETTINGS = {"source", "tokens", "created", "software", "self_check", "complete", "recorded_variables", "dtypes"}
 _SHORT = dict.fromkeys(("hyperparameters.lr", "initial_lr", "model.lr", "lr"), "learning rate")
@@ -135,11 +134,11 @@ def in_common(runs: Runs) -> list[str]:
 def findings(runs: Runs) -> list[tuple[str, list[str]]]:
     """Return headings, and under each the main findings: of the only run, or of several, what differs first."""
     from deadtok_xr.results import findings as of_one
-    from deadtok_xr.results import side_by_side
+    from deadtok_xr.results import side_by_side, summary
 
     groups = {label: of_one.load(xr.DataTree.from_dict({"/": xr.Dataset(), **s.groups})) for label, s in runs.items()}
     if len(groups) == 1:
-        return [("", [finding.text for finding in of_one.findings(next(iter(groups.values())))][:_OF_ONE])]
+        return [("", [finding.text for finding in of_one.findings(next(iter(groups.values())))][:summary.N_FINDINGS])]
     comparison = compared(runs)
     apart = [] if comparison is None else side_by_side.comparison({side_by_side.COMPARISON: comparison})
     shared = side_by_side.shared_findings(groups)
