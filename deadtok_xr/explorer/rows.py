@@ -34,15 +34,16 @@ MEANINGS = {
     "elements together moved by at most 1 ULP, or not at all",
     "froze because": "why it did not move after its last motion", "margin after": "largest update after the last "
     "motion, in half gaps: below 1 it cannot move", "black hole": "place that it shares with others at the last "
-    "step, ranked by size: 1 is the largest, 0 none", "path length": "length of all its displacements together",
+    "step, ranked by size: 1 is the largest", "path length": "length of all its displacements together",
     "net displacement": "distance from the first to the last step", "norm": "‖W‖ at the last step",
+    "–": "never, or none: in Find and in the CSV file -1, of black hole 0",
 }  # fmt: skip
 IDS = "as they are"
 _LONGEST = 24  # letters of a text
 _COMPARISONS = {
     "=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
 }  # fmt: skip
-_CONDITION = re.compile(r"([\w ]*\w) *(!=|<=|>=|=|<|>) *(.+)")
+_CONDITION = re.compile(r"([\w ]*\w) *(!=|<=|>=|=|<|>) *(.*)")
 
 
 def table(
@@ -139,7 +140,8 @@ def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
     Raises
     ------
     InputError
-        If a regular expression or a condition cannot be read.
+        If a regular expression or a condition cannot be read, or what looks like a condition names no column and is
+        found in no text.
     """
     pattern = pattern.strip()
     if not pattern:
@@ -147,7 +149,8 @@ def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
     ids = frame.iloc[:, 0].astype(str)
     if all(part.strip().isdigit() for part in pattern.split(",")) and pattern.isascii():
         return ids.isin([part.strip() for part in pattern.split(",")]).to_numpy()
-    if (condition := _CONDITION.match(pattern)) and condition[1].casefold() in map(str.casefold, frame.columns):
+    condition = _CONDITION.fullmatch(pattern)
+    if condition and condition[1].casefold() in map(str.casefold, frame.columns):
         return _where(frame, *condition.groups())
     columns = [ids, *([frame["text"]] if "text" in frame else [])]
     columns += [frame[c] for c in frame.columns[1:] if not is_number(frame[c]) and c != "text"]
@@ -158,7 +161,17 @@ def matching(frame: pd.DataFrame, pattern: str) -> NDArray[np.bool_]:
             raise InputError(f"{pattern} is no regular expression: {error}") from None
         return np.array([any(found.search(str(c[i])) for c in columns) for i in range(len(frame))], bool)
     needle = pattern.casefold()
-    return np.any([c.astype(str).str.casefold().str.contains(needle, regex=False) for c in columns], axis=0)
+    has = np.any([c.astype(str).str.casefold().str.contains(needle, regex=False) for c in columns], axis=0)
+    if condition and not has.any():
+        raise InputError(f"there is no column {condition[1]!r}{_similar(condition[1], frame)}")
+    return has
+
+
+def _similar(name: str, frame: pd.DataFrame) -> str:
+    """Return words about the columns whose names share a word with a name; "" if none does."""
+    words = set(name.casefold().split())
+    similar = [column for column in frame.columns if words & set(column.casefold().split())]
+    return f", but {' and '.join(similar[:4])}" if similar else ""
 
 
 def _where(frame: pd.DataFrame, name: str, comparison: str, value: str) -> NDArray[np.bool_]:
@@ -169,6 +182,8 @@ def _where(frame: pd.DataFrame, name: str, comparison: str, value: str) -> NDArr
             raise InputError(f"{column.name} holds words: ask with {column.name} = …")
         equal = (column.astype(str).str.casefold() == value.casefold()).to_numpy()
         return equal if comparison == "=" else ~equal
+    if not value:
+        raise InputError(f"a number is missing after {name} {comparison}")
     try:
         number = float(value)
     except ValueError:

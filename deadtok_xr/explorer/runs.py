@@ -138,7 +138,7 @@ def findings(runs: Runs) -> list[tuple[str, list[str]]]:
 
     groups = {label: of_one.load(xr.DataTree.from_dict({"/": xr.Dataset(), **s.groups})) for label, s in runs.items()}
     if len(groups) == 1:
-        return [("", [finding.text for finding in of_one.findings(next(iter(groups.values())))][:summary.N_FINDINGS])]
+        return [("", [finding.text for finding in of_one.findings(next(iter(groups.values())))][: summary.N_FINDINGS])]
     comparison = compared(runs)
     apart = [] if comparison is None else side_by_side.comparison({side_by_side.COMPARISON: comparison})
     shared = side_by_side.shared_findings(groups)

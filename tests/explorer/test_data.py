@@ -194,7 +194,9 @@ def test_the_table_is_searched_by_text_expressions_and_ids(trained: Path) -> Non
         ("text != 3", frame["text"] != "3"),
     ):
         np.testing.assert_array_equal(rows.matching(frame, condition), expected, condition)
-    for pattern, message in (("/[/", "no regular expression"), ("thaws > x", "is none"), ("text < b", "holds words")):
+    for pattern, message in (("/[/", "no regular expression"), ("thaws > x", "is none"), ("text < b", "holds words"),
+                             ("thaws >", "a number is missing"), ("Cohort > 3", "there is no column 'Cohort'"),
+                             ("motion > 3", "no column 'motion', but last motion")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             rows.matching(frame, pattern)
     assert {"token", "text", "last motion", "thaws", "last thaw", "at the end"} <= set(rows.shown_columns(frame))

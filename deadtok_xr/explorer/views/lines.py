@@ -96,6 +96,7 @@ class Series(View):
     """One quantity per step, chosen from a list, a line for each run."""
 
     over_steps, title = True, "Plot shows"
+    spelled, hovered = ".4g", ""  # how values are spelled below the plot, and beside the mouse
 
     def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str = COLOURS[0]) -> None:
         super().__init__(page)
@@ -112,8 +113,8 @@ class Series(View):
             run = [("run", "$name")] if several else []
             self.plot.add_tools(
                 HoverTool(renderers=[line], mode="vline", visible=False, description=label,
-                          tooltips=[*run, ("step", "@step{0,0}"), ("value", "@value{custom}")],
-                          formatters={"@value": in_words({})})
+                          tooltips=[*run, ("step", "@step{0,0}"), ("value", f"@value{{{self.hovered}}}")],
+                          formatters={"@value": "numeral" if self.hovered else in_words({})})
             )  # fmt: skip
         self.choice = Select(title=self.title, sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
@@ -175,7 +176,7 @@ class Series(View):
     def _describe(self) -> None:
         """Say the values at the chosen step, and of a single run the smallest and the largest visible one."""
         page, step, known = self.page, self.page.selection_step, self._known
-        said = [f"at step {step:,}: {' / '.join(_at(x, step) for x in known.values())}"] if known else []
+        said = [f"at step {step:,}: {' / '.join(_at(x, step, self.spelled) for x in known.values())}"] if known else []
         if len(self.data) == 1 and known:
             said += _extremes(next(iter(known.values())), *page.visible_steps)
         self.words.text = page.key_of_runs("; ".join(filter(None, [*said, self._missing, self._unit])))
@@ -190,10 +191,10 @@ def _valid(x: xr.DataArray) -> xr.DataArray:
     return x.where(x >= 0) if x.dtype.kind == "i" else x  # -1: without a valid value
 
 
-def _at(x: xr.DataArray, step: int) -> str:
+def _at(x: xr.DataArray, step: int, spelled: str) -> str:
     """Return the value at a step in words."""
     found = _valid(x.sel(step=[step])) if step in x.indexes["step"] else x[:0]
-    return f"{float(found[0]):.4g}" if found.size and np.isfinite(found[0]) else "none"
+    return f"{float(found[0]):{spelled}}" if found.size and np.isfinite(found[0]) else "no value"
 
 
 def _extremes(x: xr.DataArray, first: int, last: int) -> list[str]:
@@ -209,6 +210,7 @@ class PhasesOfRuns(Series):
     """The share of one phase, a line for each run."""
 
     title = "Share of the phase"
+    spelled, hovered = ".1%", "0.0%"
 
     def __init__(self, page: Page) -> None:
         super().__init__(page, "phases", ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from bokeh.models import (
     ColumnDataSource,
     CustomJS,
     Div,
-    NumberFormatter,
+    HTMLTemplateFormatter,
     ScientificFormatter,
     StringFormatter,
     TableColumn,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
 
 _WIDTHS = {"text": 80, "parameter": 260, "method": 360}
+_DIGITS = 5  # after the point: conditions compare what is not rounded
+_COUNT = '<div style="text-align: right"><%= value < LEAST ? "–" : Number(value).toLocaleString("en") %></div>'
 _SAVE = """
 const link = document.createElement("a")
 link.href = URL.createObjectURL(new Blob([file.text], {type: "text/csv;charset=utf-8"}))
@@ -56,8 +59,8 @@ class Table(View):
         )
         self.search.on_change("value", lambda attr, old, new: self.refresh())
         self.found = Div(text="", styles={"align-self": "end", "padding-bottom": "6px"})
-        choose = Button(label="Select the found", button_type="primary", width=130)
-        choose.on_click(lambda: page.select(self.shown[: page.MOST].tolist()))
+        self.choose = Button(label="Select the found", button_type="primary", width=130)
+        self.choose.on_click(lambda: page.select(self.shown[: page.MOST].tolist()))
         clear = Button(label="Clear selection", width=120)
         clear.on_click(lambda: page.select([]))
         self.file = Div(text="", visible=False, name="")
@@ -73,7 +76,7 @@ class Table(View):
         self.data.selected.on_change("indices", self._clicked)
         self._telling = False
         self.root = column(
-            wrapping(self.search, self.found), self.grid, wrapping(choose, clear, save, self.file),
+            wrapping(self.search, self.found), self.grid, wrapping(self.choose, clear, save, self.file),
             sizing_mode="stretch_width",
         )  # fmt: skip
 
@@ -93,9 +96,9 @@ class Table(View):
         frame = self.page.frame
         try:
             found = rows.matching(frame, self.search.value)
+            said = f"{np.count_nonzero(found):,} of {len(frame):,}"
         except InputError as error:
-            self.page.say(str(error))
-            return
+            found, said = np.zeros(len(frame), bool), str(error)
         order = self.page.row_order if self.page.sorted_by == rows.IDS else self.page.row_order[::-1]
         self.shown = order[found[order]]  # the largest first: as in the heat map, from the top down
         columns = rows.shown_columns(frame)
@@ -107,7 +110,8 @@ class Table(View):
             self.grid.columns = self._columns(frame)
         self.grid.view.filter = AllIndices()  # or rows that are as many as before would not be drawn again
         self._telling = False
-        self.found.text = f"{len(self.shown):,} of {len(frame):,}"
+        self.choose.disabled = not len(self.shown)
+        self.found.text = escape(said)
         self.show_selection()
 
     def show_selection(self) -> None:
@@ -146,5 +150,6 @@ def _formatter(values: pd.Series[Any]) -> Any:
     if not rows.is_number(values):
         return StringFormatter()
     if values.dtype.kind == "f":
-        return ScientificFormatter(precision=3, power_limit_low=-3, power_limit_high=4, text_align="right")
-    return NumberFormatter(format="0,0", text_align="right")
+        return ScientificFormatter(precision=_DIGITS, power_limit_low=-3, power_limit_high=4, text_align="right")
+    least = 1 if values.name == rows.COLUMNS["census/black_hole"] else 0
+    return HTMLTemplateFormatter(template=_COUNT.replace("LEAST", str(least)))
