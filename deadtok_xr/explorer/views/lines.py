@@ -96,7 +96,7 @@ class Series(View):
     """One quantity per step, chosen from a list, a line for each run."""
 
     over_steps, title = True, "Plot shows"
-    spelled, hovered = ".4g", ""  # how values are spelled below the plot, and beside the mouse
+    spelled, hovered = ".4g", "custom"  # how values are spelled below the plot, and beside the mouse
 
     def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str = COLOURS[0]) -> None:
         super().__init__(page)
@@ -114,7 +114,7 @@ class Series(View):
             self.plot.add_tools(
                 HoverTool(renderers=[line], mode="vline", visible=False, description=label,
                           tooltips=[*run, ("step", "@step{0,0}"), ("value", f"@value{{{self.hovered}}}")],
-                          formatters={"@value": "numeral" if self.hovered else in_words({})})
+                          formatters={"@value": in_words({}) if self.hovered == "custom" else "numeral"})
             )  # fmt: skip
         self.choice = Select(title=self.title, sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
