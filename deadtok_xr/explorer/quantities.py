@@ -10,6 +10,7 @@ from deadtok_xr.explorer.source import Source
 NORM, DISTANCE, PHASE = "recording/norm", "recording/distance", "motion/phase"
 FIRST_SHOWN = ("motion/displacement", "monitor/rounded_to_zero_fraction", NORM)
 """The quantities that the heat map shows first, the first that exists."""
+_LENGTHS, _WEIGHTS = ("displacement", "intended", "norm", "distance"), "in units of the weights"
 _UNITS = {
     "norm ULP": "1 norm ULP is 1/128 of the token's norm",
     "ULP": "1 ULP is the gap between neighbouring numbers of the weights' format",
@@ -77,8 +78,10 @@ def _of_weights(w: xr.DataArray) -> dict[str, xr.DataArray]:
     norm = (w**2).sum("dim", skipna=False) ** 0.5
     distance = ((w - w[0]) ** 2).sum("dim", skipna=False) ** 0.5
     return {
-        NORM: norm.assign_attrs(long_name="norm ‖W‖", units="1"),
-        DISTANCE: distance.assign_attrs(long_name=f"distance from step {int(w['step'][0])}", units="1"),
+        NORM: norm.rename("norm").assign_attrs(long_name="norm ‖W‖", units="1"),
+        DISTANCE: distance.rename("distance").assign_attrs(
+            long_name=f"distance from step {int(w['step'][0])}", units="1"
+        ),
     }
 
 
@@ -91,7 +94,12 @@ def label(key: str, x: xr.DataArray) -> str:
 
 def explained(x: xr.DataArray) -> str:
     """Return what the unit of a quantity means; "" if it needs no words."""
-    return _UNITS.get(str(x.attrs.get("units", "")), "")
+    return _UNITS.get(str(x.attrs.get("units", "")), _WEIGHTS if x.name in _LENGTHS else "")
+
+
+def unit(x: xr.DataArray) -> str:
+    """Return the unit of a quantity; "" without one."""
+    return str(x.attrs.get("units", "1")).removeprefix("1")
 
 
 def words_of(x: xr.DataArray) -> dict[int, str]:

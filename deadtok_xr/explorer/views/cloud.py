@@ -33,12 +33,12 @@ class Cloud(View):
         )  # fmt: skip
         self.plot.update(sizing_mode="scale_width", aspect_ratio=_ASPECT)
         self.data = ColumnDataSource({"x": [], "y": [], "name": [], "phase": [], "row": []})
-        self.phases = CategoricalColorMapper(factors=[], palette=[*PHASES[4][:3], "#d9b400", UNKNOWN])
+        self.phases = CategoricalColorMapper(factors=[], palette=[*PHASES[4], UNKNOWN])
         few = len(page.names) <= _FEW
         points = self.plot.scatter(
             "x", "y", source=self.data, size=7 if few else 4, line_color="white" if few else None, line_width=0.4,
             legend_field="phase",
-            color={"field": "phase", "transform": self.phases}, nonselection_alpha=0.25, selection_line_color="#D55E00",
+            color={"field": "phase", "transform": self.phases}, nonselection_alpha=0.4, selection_line_color="#D55E00",
             selection_line_width=2,
         )  # fmt: skip
         for axis in (self.plot.x_range, self.plot.y_range):

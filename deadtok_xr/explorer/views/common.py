@@ -27,11 +27,12 @@ from deadtok_xr.explorer import quantities
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
 
-# As in `plot`, of which importing matplotlib would cost half a second: Okabe and Ito, and cold to hot.
+# As in `plot`, of which importing matplotlib would cost half a second: Okabe and Ito, and cold to hot; the hottest is
+# darker than there, because points of it lie on white in the cloud.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#555555")
 PHASES = {
-    4: ("#10214f", "#3a76af", "#f2a65a", "#fdeeb5"),
-    5: ("#10214f", "#2f5f98", "#8b8d9a", "#f2a65a", "#fdeeb5"),
+    4: ("#10214f", "#3a76af", "#f2a65a", "#ecd444"),
+    5: ("#10214f", "#2f5f98", "#8b8d9a", "#f2a65a", "#ecd444"),
 }
 UNKNOWN, MARKER = "#bbbbbb", "#D55E00"
 
@@ -71,19 +72,28 @@ class View:
         """Draw the chosen step."""
 
 
-def over_steps(page: Page, **options: Any) -> tuple[Any, Span]:
+def over_steps(page: Page, level: Any = "annotation", **options: Any) -> tuple[Any, Span]:
     """Return a figure over the steps that all views share, in which a click chooses a step, and its marker."""
     plot = base_figure(
         x_range=page.x_range, x_axis_label="step", tools="xpan,xbox_zoom,xwheel_zoom,reset,save",
         active_drag="xbox_zoom", active_scroll=None, **options,
     )  # fmt: skip
-    return plot, mark_step(page, plot)
+    return plot, mark_step(page, plot, level)
 
 
-def mark_step(page: Page, plot: Any) -> Span:
-    """Add the marker of the chosen step to a figure, which a click moves."""
-    marker = Span(location=page.selection_step, dimension="height", line_color=MARKER, line_width=1.5)
+def step_marker(plot: Any, step: float, level: Any = "annotation") -> Span:
+    """Add a dashed line at a step to a figure, which shows on light and on dark colours; return it."""
+    light = Span(location=step, dimension="height", line_color="white", line_width=2, level=level)
+    marker = Span(location=step, dimension="height", line_color="black", line_width=2, line_dash=[6, 4], level=level)
+    marker.js_link("location", light, "location")
+    plot.add_layout(light)
     plot.add_layout(marker)
+    return marker
+
+
+def mark_step(page: Page, plot: Any, level: Any = "annotation") -> Span:
+    """Add the marker of the chosen step to a figure, which a click moves."""
+    marker = step_marker(plot, page.selection_step, level)
     plot.on_event(Tap, lambda event: page.choose_step(event.x))
     return marker
 

@@ -46,6 +46,7 @@ from deadtok_xr.explorer.views.common import (
     short_numbers,
     wrapping,
 )
+from deadtok_xr.text import counted
 
 if TYPE_CHECKING:
     from deadtok_xr.explorer.page import Page
@@ -176,7 +177,13 @@ class HeatMap(View):
             middle = 0.0 if scale.high > scale.low else 0.5
             mapper.update(palette="Viridis256", low=scale.low - middle, high=scale.high + middle, low_color=None)
         ticker = LogTicker() if mapper is self.log else BasicTicker()
-        self._show_bar(mapper, ticker=ticker, formatter=short_numbers(), display_low=scale.low if scale.log else None)
+        self._show_bar(
+            mapper,
+            title=quantities.unit(self.page.quantities[self._key]),
+            ticker=ticker,
+            formatter=short_numbers(),
+            display_low=scale.low if scale.log else None,
+        )
 
     def _colour_words(self, words: dict[int, str]) -> None:
         n, low = max(len(words), 2), min(words)
@@ -184,16 +191,21 @@ class HeatMap(View):
         self.linear.update(palette=list(palette), low=low - 0.5, high=low + n - 0.5, low_color=UNKNOWN)
         self._show_bar(self.linear, ticker=FixedTicker(ticks=list(words)), major_label_overrides=words)
 
-    def _show_bar(self, mapper: Any, **ticks: Any) -> None:
+    def _show_bar(self, mapper: Any, **options: Any) -> None:
         for image in self.images:
             image.visible = image.glyph.color_mapper is mapper
-        self.plot.right = [ColorBar(color_mapper=mapper, width=12, padding=6, **ticks)]
+        self.plot.right = [ColorBar(color_mapper=mapper, width=12, padding=6, **options)]
 
     def _explain(self, words: dict[int, str], causes: dict[int, str] | None, *, mean: bool) -> None:
         """Let the tooltip name exactly those rows and steps whose value and cause are drawn."""
         args = {"image": self.data, "rows": self.row_names, "mean": mean, "kind": self.page.source.rows}
         row, step = (CustomJSHover(args=args, code=_PIXEL + code) for code in (_ROW_OF_PIXEL, _STEP_OF_PIXEL))
-        tooltips = [(self.page.source.rows, "$y{custom}"), ("step", "$x{custom}"), ("value", "@image{custom}")]
+        unit = quantities.unit(self.page.quantities[self._key])
+        tooltips = [
+            (self.page.source.rows, "$y{custom}"),
+            ("step", "$x{custom}"),
+            ("value", f"@image{{custom}} {unit}"),
+        ]
         formatters: dict[str, Any] = {"$y": row, "$x": step, "@image": in_words(words)}
         if causes is not None and self._key != _CAUSE:
             tooltips.append(("cause", "@cause{custom}"))
@@ -236,18 +248,18 @@ class HeatMap(View):
             "dh": [len(rows)], "first": [first.astype(float)], "last": [last.astype(float)],
             "cause_step": [cause_step.astype(float)], "row": [np.append(row, low + len(rows)).astype(float)],
         }  # fmt: skip
-        self._name_rows(order)
+        self._name_rows(order, low, high)
         self.show_selection()
 
-    def _name_rows(self, order: NDArray[np.intp]) -> None:
-        """Label the rows, if they are few; else say how they are sorted."""
+    def _name_rows(self, order: NDArray[np.intp], low: int, high: int) -> None:
+        """Say how many rows there are and how they are sorted; label those that are visible if they are few."""
         axis, kind, by = self.plot.yaxis[-1], self.page.source.rows, self.page.sorted_by
-        axis.axis_label = f"{kind}s" if by == IDS else f"{kind}s, by {by}"
-        if len(order) <= _NAMED:
-            names = {k + 0.5: _cut(self.page.names[i]) for k, i in enumerate(order)}
+        axis.axis_label = counted(len(order), kind) + ("" if by == IDS else f", by {by}")
+        visible = range(low, high) if high - low <= _NAMED else range(0)  # a row's number could be taken for an id
+        names = {k + 0.5: _cut(self.page.names[order[k]]) for k in visible}
+        if names != axis.major_label_overrides or not isinstance(axis.ticker, FixedTicker):
             axis.update(ticker=FixedTicker(ticks=list(names)), major_label_overrides=names)
-        elif axis.major_label_overrides:
-            axis.update(ticker=BasicTicker(), major_label_overrides={})
+        self.marks.minor_ticks = list(names)  # not drawn: they keep the room of the strip
 
     def show_selection(self) -> None:
         """Mark the selected rows."""
@@ -288,6 +300,7 @@ def _strip(plot: Any) -> FixedTicker:
     strip = LinearAxis(
         ticker=ticker, formatter=CustomJSTickFormatter(code="return ''"), axis_line_color=None, major_tick_in=0,
         major_tick_out=_STRIP, major_tick_line_color=MARKER, major_label_text_font_size="0px", major_label_standoff=0,
+        minor_tick_in=0, minor_tick_out=_STRIP, minor_tick_line_color=None,
     )  # fmt: skip
     plot.left.insert(0, strip)
     thickness = CustomJS(args={"strip": strip, "rows": plot.y_range, "plot": plot}, code="""

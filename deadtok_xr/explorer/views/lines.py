@@ -101,8 +101,12 @@ class Series(View):
     def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str = COLOURS[0]) -> None:
         super().__init__(page)
         self.name, self._first = name, first
-        self.plot, self.marker = over_steps(page, height=220, y_range=DataRange1d(only_visible=True))
-        self.marker.level = "underlay"  # or it hides a dip of one step
+        self.plot, self.marker = over_steps(
+            page,
+            "underlay",
+            height=220,
+            y_range=DataRange1d(only_visible=True),  # or it hides a dip of one step
+        )
         several = len(page.runs) > 1
         self.data = {label: ColumnDataSource({"step": [], "value": []}) for label in page.runs}
         for label, data in self.data.items():
@@ -270,8 +274,7 @@ class Trajectories(View):
         super().__init__(page)
         self.choice = Select(title="Trajectories show", sizing_mode="stretch_width", max_width=520)
         self.choice.on_change("value", lambda attr, old, new: self.refresh())
-        self.plot, self.marker = over_steps(page, height=300, y_range=DataRange1d(only_visible=True))
-        self.marker.level = "underlay"
+        self.plot, self.marker = over_steps(page, "underlay", height=300, y_range=DataRange1d(only_visible=True))
         self.plot.visible = False  # until something is selected
         self.data = ColumnDataSource({name: [] for name in _OF_LINES})
         self.lines = self.plot.multi_line(

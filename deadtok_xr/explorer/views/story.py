@@ -24,7 +24,16 @@ from bokeh.models import (
 
 from deadtok_xr.errors import InputError
 from deadtok_xr.explorer import story
-from deadtok_xr.explorer.views.common import COLOURS, MARKER, UNKNOWN, View, base_figure, heading, plain_table
+from deadtok_xr.explorer.views.common import (
+    COLOURS,
+    MARKER,
+    UNKNOWN,
+    View,
+    base_figure,
+    heading,
+    plain_table,
+    step_marker,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,10 +71,11 @@ class Story(View):
         self.moves = ColumnDataSource({"image": [np.zeros((1, 1), "f4")], "x": [0], "y": [0], "dw": [1], "dh": [1]})
         mapper = LinearColorMapper(palette=list(_DIVERGING), low=-3.5, high=3.5, nan_color=UNKNOWN)
         self.map.image("image", source=self.moves, x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
-        self.map.add_layout(ColorBar(color_mapper=mapper, width=12, padding=6), "right")
+        ends = {3: "3 or more", -3: "−3 or less"}
+        bar = ColorBar(color_mapper=mapper, width=12, padding=6, title="gaps", major_label_overrides=ends)
+        self.map.add_layout(bar, "right")
         self.map.select_one(HoverTool).tooltips = [("dim", "$y{0}"), ("step", "$x{0,0}"), ("gaps", "@image{0.0}")]
-        self.marker = Span(location=0, dimension="height", line_color=MARKER, line_width=1.5)
-        self.map.add_layout(self.marker)
+        self.marker = step_marker(self.map, 0)
         self.elements = ColumnDataSource({"dim": [], "margin": [], "colour": [], "cause": []})
         self.margins = base_figure(
             height=_MARGINS,
@@ -115,8 +125,11 @@ class Story(View):
     def _show(self, row: int, part: xr.Dataset, found: xr.Dataset) -> None:
         step, steps, n = found.attrs["chosen"], found["step"].values, found.sizes["dim"]
         moved = int((np.abs(found["lattice_displacement"].sel(step=step)) > 0).sum())
-        name = self.page.names[row]
-        self.words.text = f"<b>{escape(name)}</b> at step {step:,}: {moved} of {n} elements moved. "
+        if step == steps[0]:
+            said = "the first recorded step, of which no motion is known (grey)"
+        else:
+            said, steps = f"{moved} of {n} elements moved", steps[1:]  # of the first, the step before was not read
+        self.words.text = f"<b>{escape(self.page.names[row])}</b> at step {step:,}: {said}. "
         self.words.text += "The map shows by how many gaps of the grid each element moved"
         self._digits = story.digits(part["W"])
         self._show_parts(visible=True, margins=self.margins.visible)
@@ -124,7 +137,7 @@ class Story(View):
         self.map.y_range.update(start=-0.5, end=n - 0.5)
         self.margins.x_range.update(start=-1, end=n)
         self.marker.location = step
-        moves = np.ascontiguousarray(found["lattice_displacement"].values.T.astype(np.float32))
+        moves = np.ascontiguousarray(found["lattice_displacement"].sel(step=steps).values.T.astype(np.float32))
         self.moves.data = {
             "image": [moves], "x": [float(steps[0]) - 0.5], "y": [-0.5], "dw": [float(steps[-1] - steps[0]) + 1],
             "dh": [n],
@@ -135,7 +148,10 @@ class Story(View):
         )  # the first time this imports torch
 
     def _show_margins(self, found: xr.Dataset, updates: xr.Dataset | str) -> None:
-        self._show_parts(visible=True, margins=not isinstance(updates, str))
+        known = not isinstance(updates, str) and bool(
+            updates["margin"].notnull().sel(step=[found.attrs["chosen"]]).any()
+        )
+        self._show_parts(visible=True, margins=known)
         if isinstance(updates, str):
             self.words.text += f". Margins and causes are not known: {escape(updates)}"
         else:
@@ -177,9 +193,8 @@ def _updates(part: xr.Dataset) -> xr.Dataset | str:
 
 def _formatter(name: str, digits: int) -> Any:
     if name in ("before", "after"):
-        return HTMLTemplateFormatter(
-            template=f'<div style="text-align: right"><%= Number(value).toPrecision({digits}) %></div>'
-        )
+        number = f'<%= Number.isFinite(value) ? value.toPrecision({digits}) : "–" %>'
+        return HTMLTemplateFormatter(template=f'<div style="text-align: right">{number}</div>')
     if name == "dim":
         return NumberFormatter(format="0", text_align="right")
     if name == "cause":
