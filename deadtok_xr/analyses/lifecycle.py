@@ -319,7 +319,8 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
 def _findings(ds: xr.Dataset) -> Iterator[Finding]:
     frozen, moving, never = (int(ds[name]) for name in ("n_frozen", "n_censored", "n_never_moved"))
     counts = (
-        (frozen, f"stand still at the end{_since(ds)}"), (moving, "still move at the last step"), (never, "never moved")
+        (frozen, f"stand still at the end{_last_motion(ds)}"), (moving, "still move at the last step"),
+        (never, "never moved"),
     )  # fmt: skip
     parts = [(n, text) for n, text in counts if n]
     if parts:
@@ -347,13 +348,13 @@ def _who(ds: xr.Dataset) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _since(ds: xr.Dataset) -> str:
-    """Return since when the tokens stand still, as far as they do."""
+def _last_motion(ds: xr.Dataset) -> str:
+    """Return when the tokens that stand still moved for the last time."""
     ends = ds["last_motion_range"].values
     if ends[0] == ends[-1]:
-        return f" since step {ends[0]:g}"
-    words = zip(("the first", "half", "the last"), ends, strict=True)
-    return "".join(f", {word} since {'step ' * (word == 'the first')}{step:g}" for word, step in words if step >= 0)
+        return f" (last motion at step {ends[0]:g})"
+    words = zip(("the first at step", "half by", "the last at"), ends, strict=True)
+    return f" (last motion: {', '.join(f'{word} {step:g}' for word, step in words if step >= 0)})"
 
 
 @lifecycle.measure

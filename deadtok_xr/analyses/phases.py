@@ -133,7 +133,7 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
 IN_WORDS = {
     "frozen": "no change",
     "late": "changes of at most 1 ULP",
-    "midlife": "changes of at most 1 ULP, root mean square",
+    "midlife": "some changes above 1 ULP, their root mean square at most 1 ULP",
     "early": "larger changes",
 }
 

@@ -11,10 +11,11 @@ NORM, DISTANCE, PHASE = "recording/norm", "recording/distance", "motion/phase"
 FIRST_SHOWN = ("motion/displacement", "monitor/rounded_to_zero_fraction", NORM)
 """The quantities that the heat map shows first, the first that exists."""
 _LENGTHS, _WEIGHTS = ("displacement", "intended", "norm", "distance"), "in units of the weights"
-_UNITS = {
+UNITS = {
     "norm ULP": "1 norm ULP is 1/128 of the token's norm",
     "ULP": "1 ULP is the gap between neighbouring numbers of the weights' format",
 }
+"""What units mean."""
 
 
 def of_rows(source: Source) -> dict[str, xr.DataArray]:
@@ -94,7 +95,7 @@ def label(key: str, x: xr.DataArray) -> str:
 
 def explained(x: xr.DataArray) -> str:
     """Return what the unit of a quantity means; "" if it needs no words."""
-    return _UNITS.get(str(x.attrs.get("units", "")), _WEIGHTS if x.name in _LENGTHS else "")
+    return UNITS.get(str(x.attrs.get("units", "")), _WEIGHTS if x.name in _LENGTHS else "")
 
 
 def unit(x: xr.DataArray) -> str:

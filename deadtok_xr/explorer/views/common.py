@@ -37,7 +37,7 @@ PHASES = {
 UNKNOWN, MARKER = "#bbbbbb", "#D55E00"
 
 
-_ROOM = {"phases": 430, "trajectories": 430, "table": 436, "shape": 310, "together": 310, "story": 775}
+_ROOM = {"phases": 450, "trajectories": 430, "table": 436, "shape": 310, "together": 310, "story": 775}
 """Heights in pixels that the views have when they are drawn."""
 _KEY = "white-space: nowrap; margin-right: 10px"
 

@@ -252,7 +252,7 @@ def meaning_of(phases: Collection[str]) -> str:
     from deadtok_xr.analyses.phases import IN_WORDS, LATTICE
 
     known = [f"{name}: {IN_WORDS[name]}" for name in LATTICE if name in phases]
-    return "; ".join(known) if len(known) == len(LATTICE) else ""
+    return f"{'; '.join(known)}. {quantities.UNITS['ULP']}" if len(known) == len(LATTICE) else ""
 
 
 def shares(page: Page) -> View:
