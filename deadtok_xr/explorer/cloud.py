@@ -66,15 +66,16 @@ class Projection:
         self._w, self._axes, self._keep = w.transpose("step", "token", "dim"), axes, keep
         self._blocks: dict[tuple[int, int], NDArray[np.float32]] = {}
 
-    def at(self, step: int) -> NDArray[np.float32]:
-        """Return the positions (token, 2) at the last recorded step up to ``step``."""
-        i = max(int(np.searchsorted(self._w["step"].values, step, "right")) - 1, 0)
+    def at(self, step: int) -> tuple[int, NDArray[np.float32]]:
+        """Return the last recorded step up to ``step``, else the first, and the positions (token, 2) there."""
+        steps = self._w["step"].values
+        i = max(int(np.searchsorted(steps, step, "right")) - 1, 0)
         span = next((a, b) for a, b in step_blocks(self._w) if a <= i < b)
         if span not in self._blocks:
             self._blocks[span] = self._project(*span)
             while len(self._blocks) > self._keep:
                 del self._blocks[next(iter(self._blocks))]
-        return self._blocks[span][i - span[0]]
+        return int(steps[i]), self._blocks[span][i - span[0]]
 
     def _project(self, i: int, j: int) -> NDArray[np.float32]:
         """Project a block of steps, a chunk of tokens at a time."""

@@ -245,7 +245,10 @@ def test_the_cloud_is_projected_on_its_principal_axes(synthetic: Path) -> None:
     np.testing.assert_allclose(np.abs(vectors[:2] @ axes.vectors), np.eye(2), atol=1e-6)
     np.testing.assert_allclose(axes.share, (singular**2 / (singular**2).sum())[:2], rtol=1e-6)
     expected = (w.sel(step=130).values - axes.mean) @ axes.vectors
-    np.testing.assert_allclose(cloud.Projection(w, axes).at(130), expected, atol=1e-6)
+    drawn, places = cloud.Projection(w, axes).at(130)
+    assert drawn == 130
+    np.testing.assert_allclose(places, expected, atol=1e-6)
+    assert cloud.Projection(w, axes).at(10_000)[0] == w.step[-1]  # of a run that is shorter than the others
 
 
 def test_the_elements_of_a_token_are_those_of_elements_and_mechanism(trained: Path) -> None:

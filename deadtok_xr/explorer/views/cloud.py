@@ -92,21 +92,22 @@ class Cloud(View):
         step, projection = self.page.selection_step, self._projection
         phase = self.page.quantities.get(quantities.PHASE)
 
-        def read() -> tuple[Any, Any]:
-            places = projection.at(step)
+        def read() -> tuple[int, Any, Any]:
+            drawn, places = projection.at(step)
             if phase is None:
-                return places, np.full(len(places), -1)
-            found = self.page.source.blocks.binned(quantities.PHASE, phase, step, step, max_bins=2**30)
-            return places, found.values[-1] if len(found.values) else np.full(len(places), -1)
+                return drawn, places, np.full(len(places), -1)
+            found = self.page.source.blocks.binned(quantities.PHASE, phase, drawn, drawn, max_bins=2**30)
+            return drawn, places, found.values[-1] if len(found.values) else np.full(len(places), -1)
 
-        self.page.later("cloud", read, lambda found: self._show(step, *found))
+        self.page.later("cloud", read, lambda found: self._show(*found))
 
     def _show(self, step: int, places: Any, phase: Any) -> None:
         from deadtok_xr.analyses.phases import LATTICE  # with all analyses: after the first picture
 
         words = [*LATTICE, "unknown"]
         self.phases.factors = words
-        self.plot.title.text = f"step {step:,}"
+        chosen = self.page.selection_step
+        self.plot.title.text = f"step {step:,}" + ("" if step == chosen else f"; step {chosen:,} is not recorded")
         self._telling = True
         self.data.data = {
             "x": places[:, 0], "y": places[:, 1], "name": self.page.names, "row": np.arange(len(places)),
