@@ -101,12 +101,8 @@ class Series(View):
     def __init__(self, page: Page, name: str, first: tuple[str, ...], colour: str = COLOURS[0]) -> None:
         super().__init__(page)
         self.name, self._first = name, first
-        self.plot, self.marker = over_steps(
-            page,
-            "underlay",
-            height=220,
-            y_range=DataRange1d(only_visible=True),  # or it hides a dip of one step
-        )
+        # the marker lies below the lines, or it hides a dip of one step
+        self.plot, self.marker = over_steps(page, "underlay", height=220, y_range=DataRange1d(only_visible=True))
         several = len(page.runs) > 1
         self.data = {label: ColumnDataSource({"step": [], "value": []}) for label in page.runs}
         for label, data in self.data.items():
