@@ -122,7 +122,7 @@ CHECKS = {
     """,
     "exploring": """
         e = recording.W.sel(token=ord("e"))
-        np.testing.assert_allclose(norm.sel(token_text="'e'"), (e**2).sum("dim") ** 0.5)
+        np.testing.assert_allclose(norm.sel(token_text="e"), (e**2).sum("dim") ** 0.5)
         digits = motion.displacement.sel(step=1, token=range(48, 58))
         assert np.isclose(by_kind.sel(kind="digit", step=1), digits.mean())
         assert set(by_kind.kind.values) == {"letter", "digit", "other ASCII", "not ASCII"}
