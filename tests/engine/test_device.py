@@ -9,6 +9,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -114,6 +115,7 @@ def crowds(draw: st.DrawFn) -> xr.Dataset:
 
 
 @pytest.mark.slow
+@hypothesis.settings(max_examples=8)  # one takes up to two seconds
 @given(
     ds=crowds(),
     coincident=st.sampled_from(["separate", "linked"]),
