@@ -83,9 +83,9 @@ def add_updates(sums: Sequence[Sums], p: Prediction, sizes: Sequence[int]) -> No
         p.second is not None, argument(v0), argument(v1), argument(p.decayed),
     )  # fmt: skip
     engine, outs = kernels.engine("updates", not on_cpu), [each.out() for each in sums]
-    if on_cpu:  # one parameter at a time
-        for out in outs:
-            engine.count_update(update, lattice, {name: x.numpy() for name, x in out.items()})
+    if on_cpu:
+        (out,) = outs  # one parameter at a time
+        engine.count_update(update, lattice, {name: x.numpy() for name, x in out.items()})
     else:
         engine.count_updates(update, lattice, outs, sizes)
     for each, after in zip(sums, p.after.split(sizes), strict=True):

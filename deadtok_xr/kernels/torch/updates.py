@@ -28,9 +28,10 @@ def count_updates(
     On a GPU a small parameter takes as long as the launches of its operations, so all but the last sums are made of
     all parameters together.
     """
-    step = update.after.double() - update.before.double()
+    after = update.after.double()
+    step = after - update.before.double()
     flags = _flags(update, step)
-    squares = torch.stack([update.after.double(), update.gradient.double(), update.intended, step]).square()
+    squares = torch.stack([after, update.gradient.double(), update.intended, step]).square()
     bins = _bins(update.before, update.intended, lattice)
     for out, f, s, b in zip(outs, flags.split(sizes, 1), squares.split(sizes, 1), bins.split(sizes), strict=True):
         out["counts"] += f.sum(1)
