@@ -36,6 +36,9 @@ ATTRS: dict[str, dict[str, Any]] = {
     },
     "n_invalid": {"long_name": "tokens with NaN or infinity at t", "units": "1"},
 }  # fmt: skip
+_AT_MOST, _AT_LEAST = 7, 3
+_OPERATIONS = 1e12
+"""N²·D of all steps that are selected by default: some 8 s."""
 
 
 @built_in
@@ -49,7 +52,8 @@ def connectivity(
     ds
         A recording, (step, token, dim); gaps in the steps do not matter.
     steps
-        Labels of the steps; by default seven at equal distances, the first and the last among them.
+        Labels of the steps; by default seven at equal distances, the first and the last among them, of many tokens of a
+        wide model fewer, at least three, if all would take more than 10¹² operations.
     variable, precision
         As for `motion`.
 
@@ -74,8 +78,9 @@ def connectivity(
     """
     x = checks.require(ds, variable, "connectivity")
     grid = checks.grid_name(x, precision)
-    at = step_selection.select_steps(ds["step"].values, steps, "connectivity", 7)
     n = ds.sizes["token"]
+    at_most = step_selection.affordable(_AT_MOST, _AT_LEAST, n**2 * ds.sizes["dim"], _OPERATIONS)
+    at = step_selection.select_steps(ds["step"].values, steps, "connectivity", at_most)
     shapes: dict[str, Any] = {
         name: (("step",), (len(at),), "i8" if name == "n_invalid" else "f8")
         for name in ATTRS

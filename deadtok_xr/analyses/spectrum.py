@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
 from deadtok_xr.analyses.common.token_pieces import add_rows, pieces, wide
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
+from deadtok_xr.bfloat16 import decode
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
-from deadtok_xr.kernels import PIECE
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -39,8 +39,12 @@ ATTRS: dict[str, dict[str, Any]] = {
     "total_variance": {"long_name": "variance in all dims together", "units": "1", "formula": "Σ λ"},
 }  # fmt: skip
 PRODUCTS_OF = 2**22
-"""Elements whose products are summed at once, as 128 MiB of float64; the sums of larger steps are sums of these."""
-_AT_MOST = 65
+"""Elements whose products are summed at once, as 32 MiB of float64; the sums of larger steps are sums of these."""
+_CACHED = 2**15
+"""Elements that are decoded at once, which stay in a core's cache."""
+_AT_MOST, _AT_LEAST = 65, 9
+_OPERATIONS = 1e11
+"""N·D² of all steps that are selected by default: some 3 s."""
 
 
 @built_in
@@ -52,8 +56,9 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
     ds
         A recording, (step, token, dim); one step is enough, and gaps do not matter.
     steps
-        Labels of the steps. None: up to 65 at equal distances, the first and the last among them. Each costs N·D²
-        operations; for all steps pass ``ds.step.values``.
+        Labels of the steps. None: up to 65 at equal distances, the first and the last among them; of wide models fewer,
+        at least 9, since each costs N·D² operations, and all together at most 10¹¹. For all steps pass
+        ``ds.step.values``.
     variable
         The weights to analyse.
 
@@ -76,8 +81,10 @@ def spectrum(ds: xr.Dataset, *, steps: Sequence[int] | None = None, variable: st
     """
     x = checks.require(ds, variable, "spectrum")
     labels = ds["step"].values
-    at = step_selection.select_steps(labels, steps, "spectrum", _AT_MOST)
-    n, n_dims = len(at), ds.sizes["dim"]
+    n_dims = ds.sizes["dim"]
+    at_most = step_selection.affordable(_AT_MOST, _AT_LEAST, ds.sizes["token"] * n_dims**2, _OPERATIONS)
+    at = step_selection.select_steps(labels, steps, "spectrum", at_most)
+    n = len(at)
     shapes: dict[str, Any] = dict.fromkeys(ATTRS, (("spectrum_step",), (n,), "f8"))
     shapes["eigenvalue"] = (("spectrum_step", "mode"), (n, n_dims), "f8")
     shapes["std_dim"] = (("spectrum_step", "dim"), (n, n_dims), "f8")
@@ -119,7 +126,7 @@ class Covariance(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         seconds = (5e-4 + 12e-9 * sizes.step + 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3)) * len(self.at)
-        piece = min(sizes.step, PRODUCTS_OF) + 4 * min(sizes.step, PIECE)
+        piece = min(sizes.step, PRODUCTS_OF) + 4 * _CACHED
         return Cost(seconds, temporary=8 * piece + 3 * 8 * sizes.dims**2)
 
 
@@ -141,39 +148,47 @@ class _Accumulator:
 def _spectrum(step: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the eigenvalues of the covariance of tokens (n, d), descending, and the standard deviation of each dim."""
     n, d = step.shape
-    total: Any = None
-    for tokens in pieces(n, d):
-        rows = wide(step[tokens])
-        if n < 2 or not np.isfinite(rows).all():
-            return np.full(d, np.nan), np.full(d, np.nan)
-        total = add_rows(total, rows)
-    mean = total / n
-    largest = max(np.abs(wide(step[tokens]) - mean).max() for tokens in pieces(n, d))
-    scale = largest or 1.0  # squares of subnormals would vanish
-    products, squares = _products(step, mean, scale)
-    eigenvalues = np.linalg.eigvalsh(products / (n - 1))[::-1]
+    mean, largest = _mean_and_largest(step)
+    if n < 2 or not np.isfinite(largest):
+        return np.full(d, np.nan), np.full(d, np.nan)
+    scale = 1.0 if 1e-100 < largest < 1e100 or not largest else largest  # squares of subnormals would vanish
+    products = _products(step, mean, scale) / (n - 1)
+    std = np.sqrt(products.diagonal()) * scale
+    eigenvalues = np.linalg.eigvalsh(products)[::-1]
     rounding = max(n, d) * np.finfo(np.float64).eps * eigenvalues[0]
     eigenvalues[eigenvalues <= rounding] = 0.0
-    return eigenvalues * scale**2, np.sqrt(squares / (n - 1)) * scale
+    return eigenvalues * scale**2, std
 
 
-def _products(
-    step: NDArray[Any], mean: NDArray[np.float64], scale: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sums over tokens of x xᵀ and of x², for their scaled deviations x from the mean."""
+def _mean_and_largest(step: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Return the mean of tokens (n, d) and the largest deviation from it, which is NaN if a value is not finite."""
     n, d = step.shape
-    products: Any = None
-    squares: Any = None
-    for tokens in pieces(n, d, PRODUCTS_OF):
+    total: Any = None
+    low, high = np.full(d, np.inf), np.full(d, -np.inf)
+    for tokens in pieces(n, d, _CACHED):
+        rows = wide(step[tokens])
+        total = add_rows(total, rows)
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return total, np.nan
+    mean = total / n
+    return mean, float(max((high - mean).max(), (mean - low).max()))
+
+
+def _products(step: NDArray[Any], mean: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """Return the sum over tokens of x xᵀ, for their scaled deviations x from the mean."""
+    n, d = step.shape
+    parts = list(pieces(n, d, PRODUCTS_OF))
+    products, held = np.zeros((d, d)), np.empty((parts[0].stop, d))
+    for tokens in parts:
         part = step[tokens]
-        x = np.empty(part.shape)
-        for rows in pieces(*part.shape):
-            x[rows] = wide(part[rows])
-            x[rows] -= mean
-            x[rows] /= scale
-            squares = add_rows(squares, x[rows] * x[rows])
-        products = x.T @ x if products is None else products + x.T @ x
-    return products, squares
+        x = held[: len(part)]
+        for rows in pieces(*part.shape, _CACHED):
+            np.subtract(part[rows] if part.dtype == np.float64 else decode(part[rows]), mean, out=x[rows])
+        if scale != 1.0:
+            x /= scale
+        products += x.T @ x
+    return products
 
 
 def _describe(inputs: dict[str, list[Any]], *, at: tuple[int, ...]) -> Arrays:

@@ -76,7 +76,9 @@ ATTRS: dict[str, dict[str, Any]] = {
     "n_frozen": {"long_name": "tokens that moved and froze", "units": "1"},
     "n_censored": {"long_name": "tokens that still moved at the last step", "units": "1"},
 }  # fmt: skip
-_AT_MOST = 17
+_AT_MOST, _AT_LEAST = 17, 9
+_OPERATIONS = 1e11
+"""N·D² of all checkpoints that are selected by default: some 3 s."""
 
 
 @built_in
@@ -91,8 +93,8 @@ def token_indicators(
     ds
         A recording or checkpoints of a run, with at least two steps, (step, token, dim); gaps do not matter.
     steps
-        Labels of the checkpoints. None: up to 17 at equal distances, the first and the last among them. Each costs
-        N·D² operations.
+        Labels of the checkpoints. None: up to 17 at equal distances, the first and the last among them; of wide models
+        fewer, at least 9, since each costs N·D² operations, and all together at most 10¹¹.
     reference
         Ids of tokens that were never trained, or ``"auto"``: what `undertrained` finds without knowing the dead tokens.
     share, variable, input_variable
@@ -129,7 +131,9 @@ def token_indicators(
     if not 0 < share <= 1:
         raise InputError(f"token_indicators: share={share}; expected a share of the tokens, above 0, at most 1")
     labels, n = ds["step"].values, ds.sizes["token"]
-    at = step_selection.select_steps(labels, steps, "token_indicators", _AT_MOST)
+    work = n * ds.sizes["dim"] ** 2
+    at_most = step_selection.affordable(_AT_MOST, _AT_LEAST, work, _OPERATIONS)
+    at = step_selection.select_steps(labels, steps, "token_indicators", at_most)
     matrices = {variable: checks.as_dask(x.data)}
     if tied := input_variable not in ds or input_variable == variable:
         input_variable = ""

@@ -80,6 +80,31 @@ def test_small_deviations_keep_their_digits(n: int, std: float) -> None:
     assert std > 1e-3 or abs(naive / expected["std"] - 1) > 1e-3  # what this is for
 
 
+@given(rows=vectors())
+@pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
+def test_products_in_float32(rows: np.ndarray) -> None:
+    """The way of wide models, here of a few dims, in which the roundings do not average out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "WIDE", 2)
+        found = directions(rows)
+    expected = directions(rows)
+    np.testing.assert_allclose(found["cosine_std"], expected["cosine_std"], rtol=1e-5, atol=1e-14)
+    np.testing.assert_allclose(found["cosine_mean"], expected["cosine_mean"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [265, 400])  # the fewest that are not compared in pairs, and more
+@pytest.mark.parametrize("std", [1e-2, 1.6e-9])
+def test_wide_vectors(n: int, std: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=256) + np.sqrt(std) * rng.normal(size=(n, 256))
+    rows = np.concatenate([rows, np.full((1, 256), np.nan), np.zeros((1, 256))])
+    expected, found = reference.pairs(rows), directions(rows)
+    np.testing.assert_allclose(found["cosine_mean"], expected["mean"], rtol=1e-12)
+    np.testing.assert_allclose(found["cosine_std"], expected["std"], rtol=1e-6)
+    monkeypatch.setattr(kernel, "_CACHED", 256)  # other pieces
+    assert directions(rows)["cosine_std"] == pytest.approx(found["cosine_std"], rel=1e-6)
+
+
 def test_few_vectors() -> None:
     none = directions(np.zeros((3, 4)))
     assert none["n_used"] == 0

@@ -6,7 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import dask
+import dask.array as da
+import numpy as np
 import pytest
+import xarray as xr
 
 import deadtok_xr as dx
 from deadtok_xr.analyses import plan, plan_analyses
@@ -24,19 +27,33 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_takes_much_longer_than_reading_is_left_out(wide: None) -> None:
     rec = hopping()
-    planned = plan_analyses(rec, budget="1h")
-    assert "coherence" in planned.too_long
+    planned = plan_analyses(rec, budget="20min")
+    assert "topology" in planned.too_long
     assert "connectivity" in plan_analyses(rec, budget="1min").too_long
     by_default = plan_analyses(rec)
-    assert "coherence" in by_default.too_long
+    assert "topology" in by_default.too_long
     assert {"motion", "connectivity", "lattice"} <= by_default.specs.keys()
     assert "motion" in planned.specs
-    why = planned.left_out["coherence"]
-    assert "analyses=['coherence'] (--only coherence), or allow more with budget=" in why
-    assert dict(dx.analyze(rec, budget="1h").attrs["left_out"])["coherence"] == why
-    assert plan_analyses(rec, analyses=["motion", "coherence"]).too_long == []
-    with pytest.raises(InputError, match=r"coherence is expected to take .* are allowed: allow more with budget="):
-        dx.analyze(rec, analyses=["motion", "coherence"], budget="1h")
+    why = planned.left_out["topology"]
+    assert "analyses=['topology'] (--only topology), or allow more with budget=" in why
+    assert dict(dx.analyze(rec, budget="20min").attrs["left_out"])["topology"] == why
+    assert plan_analyses(rec, analyses=["motion", "topology"]).too_long == []
+    with pytest.raises(InputError, match=r"topology is expected to take .* are allowed: allow more with budget="):
+        dx.analyze(rec, analyses=["motion", "topology"], budget="20min")
+
+
+def test_wide_models_are_described_at_fewer_steps() -> None:
+    """Where a step takes seconds; nothing is computed here."""
+    zeros = da.zeros((400, 18_413, 768), np.float32, chunks=(4, 18_413, 768))
+    expected = {"spectrum": (9, 65), "connectivity": (3, 7), "token_indicators": (9, 17)}
+    for name, sizes in expected.items():
+        for W, n in zip((zeros, zeros[:, :2000, :64]), sizes, strict=True):
+            coords = {"step": np.arange(400), "token": np.arange(W.shape[1])}
+            ds = xr.Dataset({"W": (("step", "token", "dim"), W, {"precision": "bfloat16"})}, coords)
+            found = getattr(dx, name)(ds)
+            dim = {"spectrum": "spectrum_step", "token_indicators": "checkpoint"}.get(name, "step")
+            assert found.sizes[dim] == n, name
+            assert {0, 399} <= set(found[dim].values.tolist())
 
 
 def test_memory_says_what_would_fit(wide: None) -> None:

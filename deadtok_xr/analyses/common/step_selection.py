@@ -16,6 +16,19 @@ from deadtok_xr.errors import InputError
 Positions = tuple[int, ...]
 
 
+def affordable(at_most: int, at_least: int, work: float, limit: float) -> int:
+    """Return how many steps to select by default: fewer than usual if their work would exceed a limit.
+
+    Parameters
+    ----------
+    at_most, at_least
+        The usual number, and the smallest.
+    work, limit
+        Operations for one step, and for all of them.
+    """
+    return int(min(at_most, max(at_least, limit // max(work, 1))))
+
+
 def select_steps(labels: NDArray[np.int64], steps: Sequence[int] | None, purpose: str, at_most: int) -> Positions:
     """Return the positions of steps, ascending.
 

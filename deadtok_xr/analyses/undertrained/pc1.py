@@ -86,8 +86,9 @@ def _by_covariance(blocks: TokenBlocks | HeldTokens) -> dict[str, Any]:
 def _by_products(blocks: TokenBlocks | HeldTokens) -> dict[str, Any] | None:
     """Return the axis found in a Krylov space; None if it is not accurate enough, or if the rows are all equal."""
     start = np.random.default_rng(0).standard_normal((blocks.n_dims, _VECTORS))
-    start = _largest(partial(_product, _sample(blocks)), start, _MOST_READINGS).vectors
-    found = _largest(partial(_product, blocks), start, _MOST_READINGS)
+    found = _largest(partial(_product, _sample(blocks)), start, _MOST_READINGS)
+    if found.accurate:  # else the variances are too alike, and those of all rows even more so
+        found = _largest(partial(_product, blocks), found.vectors, _MOST_READINGS)
     if not found.accurate:
         return None
     return {"vector": found.vectors[:, 0], "gap": 1 - found.values[1] / found.values[0]}

@@ -4,6 +4,9 @@ For N unit vectors x with mean μ, let d = x - μ, s = ‖d‖², q = mean s. Si
 d·μ = a = (q - s)/2, so that every cosine is 1 - q + a_i + a_j + d_i·d_j. Its mean over pairs is 1 - q·N/(N-1); its
 variance follows from Σa² and K = Σ d dᵀ. No difference of numbers near 1 is taken, so that a deviation of 1e-9 keeps
 its digits; mean(c²) - mean(c)² would lose all of them.
+
+From `kernels.WIDE` dims on nearly all of the time is that of K. Its products are then BLAS's in float32, of a d that is
+rounded once it is centred: of K only the sum of the squares is used, in which the roundings of D² elements average out.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels import PIECE
+from deadtok_xr.kernels import PIECE, WIDE
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined_sums, inner, inner_finite
 
 Rows = NDArray[np.float64]
+_CACHED = 2**15
+"""Elements in float64 that stay in a core's cache from one loop over them to the next."""
 
 
 class Buffers:
@@ -29,12 +34,12 @@ class Buffers:
     rows
         Vectors, (n, d).
     unit
-        Room for as many unit vectors, a multiple of 4, and for as many as are compared in pairs.
+        Room for more unit vectors, a multiple of 4, and for as many as are compared in pairs.
     """
 
     def __init__(self, n_tokens: int, n_dims: int) -> None:
         height = max(1, min(n_tokens, PIECE // max(1, n_dims)))
-        self.rows = np.empty((height, n_dims))
+        self.rows = np.empty((max(1, min(n_tokens, _CACHED // max(1, n_dims))), n_dims))
         self.unit = np.empty((max(height + -height % 4, n_dims + 8 + -n_dims % 4), n_dims))
 
 
@@ -188,8 +193,10 @@ def moments(
         Memory, overwritten.
     """
     n, width = len(tokens), len(centre)
-    rows = buffers.unit.reshape(-1)[: buffers.unit.size // width * width].reshape(-1, width)
     in_pairs = n <= width + 8  # for few vectors, this is faster, and exact if all cosines are equal
+    if width >= WIDE and not in_pairs:
+        return _wide_moments(vectors, tokens, norms, dims, centre, buffers)
+    rows = buffers.unit.reshape(-1)[: buffers.unit.size // width * width].reshape(-1, width)
     height = n if in_pairs else len(rows) - len(rows) % 4
     s, K, q = np.empty(n), np.zeros((0, 0) if in_pairs else (width, width)), 0.0
     for start in range(0, n, height):
@@ -199,6 +206,29 @@ def moments(
         if not in_pairs:
             _add_products(part, K)
     return _mean_and_deviation(rows[:n] if in_pairs else K, in_pairs, n, q, s)  # type: ignore[no-any-return]
+
+
+def _wide_moments(
+    vectors: Vectors, tokens: NDArray[np.int64], norms: Rows, dims: NDArray[np.int64] | None, centre: Rows,
+    buffers: Buffers,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the same with products in float32: unit vectors are made in a cached part of the memory, and rounded."""
+    n, width = len(tokens), len(centre)
+    memory = buffers.unit.reshape(-1)
+    cached = max(1, min(_CACHED, memory.size // 2) // width)
+    unit = memory[: cached * width].reshape(cached, width)
+    rounded = memory[cached * width :].view(np.float32)
+    rounded = rounded[: rounded.size // width * width].reshape(-1, width)
+    s, K, q = np.empty(n), np.zeros((width, width)), 0.0
+    for begin in range(0, n, len(rounded)):
+        part = rounded[: min(len(rounded), n - begin)]
+        for i in range(0, len(part), cached):
+            rows, first = unit[: min(cached, len(part) - i)], begin + i
+            vectors.units(tokens[first : first + len(rows)], norms, dims, rows)
+            q = _subtract(rows, centre, s[first:], q)
+            part[i : i + len(rows)] = rows
+        K += part.T @ part
+    return _mean_and_deviation(K, False, n, q, s)  # type: ignore[no-any-return]
 
 
 @compiled

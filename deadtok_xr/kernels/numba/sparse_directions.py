@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deadtok_xr.kernels import WIDE
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.changes import finite_row, list_changed
 from deadtok_xr.kernels.numba.coherence import Buffers, Vectors, divide, mean_and_deviation, moments, variance_of
 from deadtok_xr.kernels.numba.jit import compiled
 
-_DENSE = 16
-"""Products of whole rows use vector units: those of single elements are faster below D²/16 products for a row."""
+_DENSE, _DENSE_WIDE = 16, 80
+"""Products of whole rows use vector units: those of single elements are faster below D²/16 products for a row, or D²/80
+where BLAS multiplies whole rows."""
 _ALIKE = 0.01
 """The mean square of d = u - μ below which the subtraction loses more than two of sixteen digits."""
 
@@ -59,10 +61,12 @@ class SparseDirections:
         mean, direction, norms = np.zeros(block.shape[2]), np.zeros(block.shape[2]), self.norms
         any_moved = np.zeros(block.shape[2], np.bool_)
         norms[:] = 0.0
+        share = _DENSE_WIDE if len(mean) >= WIDE else _DENSE
+        most = len(norms) * len(mean) ** 2 // share
         n_valid, n, length, products = _measure_moved(
-            block, t, changed, self.finite, *self.row, norms, any_moved, mean, direction
+            block, t, changed, self.finite, *self.row, norms, any_moved, mean, direction, most
         )
-        if n < 2 or products > n * len(mean) ** 2 // _DENSE:
+        if n < 2 or products > n * len(mean) ** 2 // share:
             return None
         norm_mean = divide(mean, direction, n_valid, n, length)
         tokens = np.flatnonzero(norms)
@@ -87,13 +91,12 @@ def _finite(block, t):
 
 
 @compiled
-def _measure_moved(block, t, changed, finite, dims, values, norms, any_moved, mean, direction):
+def _measure_moved(block, t, changed, finite, dims, values, norms, any_moved, mean, direction, most):
     """Sum the displacements of rows that moved, and their unit vectors; fill in their lengths, and the dims that moved.
 
-    ``dims`` and ``values`` hold the elements of a row that are not zero.
+    ``dims`` and ``values`` hold the elements of a row that are not zero. Above ``most`` products whole rows are faster.
     """
-    N, D = block.shape[1:]
-    most = N * D * D // _DENSE
+    N = block.shape[1]
     n_valid = used = products = 0
     length = 0.0
     for n in range(N):
