@@ -155,4 +155,6 @@ def float32_words(block: NDArray[Any]) -> NDArray[Any]:
     words = bit_words(block)
     if words.dtype != np.uint16 or words.nbytes > MOST_COPIED_BYTES:
         return words
-    return words.astype(np.uint32) << np.uint32(16)
+    words = words.astype(np.uint32)
+    words <<= np.uint32(16)
+    return words
