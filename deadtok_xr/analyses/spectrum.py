@@ -183,7 +183,7 @@ def _products(step: NDArray[Any], mean: NDArray[np.float64], scale: float) -> ND
     for tokens in parts:
         part = step[tokens]
         x = held[: len(part)]
-        for rows in pieces(*part.shape, _CACHED):
+        for rows in pieces(len(part), d, _CACHED):
             np.subtract(part[rows] if part.dtype == np.float64 else decode(part[rows]), mean, out=x[rows])
         if scale != 1.0:
             x /= scale
