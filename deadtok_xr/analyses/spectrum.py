@@ -167,10 +167,10 @@ def _mean_and_largest(step: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     low, high = np.full(d, np.inf), np.full(d, -np.inf)
     for tokens in pieces(n, d, _CACHED):
         rows = wide(step[tokens])
-        total = add_rows(total, rows)
         low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return total, np.nan
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            return low, np.nan
+        total = add_rows(total, rows)
     mean = total / n
     return mean, float(max((high - mean).max(), (mean - low).max()))
 

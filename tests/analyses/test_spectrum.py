@@ -40,3 +40,13 @@ class TestSpectrum:
         assert (found.eigenvalue.values >= 0).all()
         assert float(found.participation_ratio[0]) == pytest.approx(2.0)
         assert float(found.eccentricity[0]) > 1e12
+
+    @pytest.mark.parametrize("bad", [(np.nan,), (np.inf,), (np.inf, -np.inf)])
+    @pytest.mark.filterwarnings("error")
+    def test_a_step_with_nan_or_infinity_is_nan(self, bad: tuple[float, ...]) -> None:
+        W = np.random.default_rng(0).normal(size=(2, 30, 4)).astype("f4")
+        W[1, 7 : 7 + len(bad), 2] = bad
+        found = dx.spectrum(dataset(W, precision="none")).compute()
+        assert np.isnan(found.eigenvalue[1]).all()
+        assert np.isnan(found.std_dim[1]).all()
+        assert_agree(found.eigenvalue[0], reference.spectrum(W[0])["eigenvalue"])
