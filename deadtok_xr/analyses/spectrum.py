@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common import checks, coordinates, step_selection, summary_text
 from deadtok_xr.analyses.common.token_pieces import add_rows, pieces, wide
 from deadtok_xr.analyses.registry import Finding, KeyFigure, Picture, built_in
-from deadtok_xr.bfloat16 import decode
 from deadtok_xr.engine import AnalysisSpec, Batch, Cost, Output, ReductionResults, SingleVariable, Sizes, StepBlock
 from deadtok_xr.engine.small_results import Arrays, compute_together
+from deadtok_xr.kernels import CACHED
 
 _COVARIANCE = "of the covariance Σ_i (W_i - C)(W_i - C)ᵀ / (N - 1)"
 ATTRS: dict[str, dict[str, Any]] = {
@@ -40,8 +40,6 @@ ATTRS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PRODUCTS_OF = 2**22
 """Elements whose products are summed at once, as 32 MiB of float64; the sums of larger steps are sums of these."""
-_CACHED = 2**15
-"""Elements that are decoded at once, which stay in a core's cache."""
 _AT_MOST, _AT_LEAST = 65, 9
 _OPERATIONS = 1e11
 """N·D² of all steps that are selected by default: some 3 s."""
@@ -126,7 +124,7 @@ class Covariance(SingleVariable):
     def cost(self, sizes: Sizes) -> Cost:
         """Return what it costs."""
         seconds = (5e-4 + 12e-9 * sizes.step + 0.04e-9 * (sizes.step * sizes.dims + 10 * sizes.dims**3)) * len(self.at)
-        piece = min(sizes.step, PRODUCTS_OF) + 4 * _CACHED
+        piece = min(sizes.step, PRODUCTS_OF) + 4 * CACHED
         return Cost(seconds, temporary=8 * piece + 3 * 8 * sizes.dims**2)
 
 
@@ -151,7 +149,7 @@ def _spectrum(step: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float
     mean, largest = _mean_and_largest(step)
     if n < 2 or not np.isfinite(largest):
         return np.full(d, np.nan), np.full(d, np.nan)
-    scale = 1.0 if 1e-100 < largest < 1e100 or not largest else largest  # squares of subnormals would vanish
+    scale = largest or 1.0  # squares of subnormals would vanish
     products = _products(step, mean, scale) / (n - 1)
     std = np.sqrt(products.diagonal()) * scale
     eigenvalues = np.linalg.eigvalsh(products)[::-1]
@@ -165,7 +163,7 @@ def _mean_and_largest(step: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     n, d = step.shape
     total: Any = None
     low, high = np.full(d, np.inf), np.full(d, -np.inf)
-    for tokens in pieces(n, d, _CACHED):
+    for tokens in pieces(n, d, CACHED):
         rows = wide(step[tokens])
         low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -183,10 +181,8 @@ def _products(step: NDArray[Any], mean: NDArray[np.float64], scale: float) -> ND
     for tokens in parts:
         part = step[tokens]
         x = held[: len(part)]
-        for rows in pieces(len(part), d, _CACHED):
-            np.subtract(part[rows] if part.dtype == np.float64 else decode(part[rows]), mean, out=x[rows])
-        if scale != 1.0:
-            x /= scale
+        for rows in pieces(len(part), d, CACHED):
+            x[rows] = (wide(part[rows]) - mean) / scale
         products += x.T @ x
     return products
 

@@ -33,6 +33,8 @@ from deadtok_xr.kernels.stale_cache import forget_stale
 
 PIECE = 2**21
 """Elements that are float64 at the same time, 16 MiB, of a step that is larger."""
+CACHED = 2**15
+"""Elements in float64 that stay in a core's cache from one loop over them to the next."""
 WIDE = 256
 """Dims from which on the directions of tokens are compared with BLAS, in float32."""
 MOST_COPIED_BYTES = 2**25

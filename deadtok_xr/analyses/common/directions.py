@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deadtok_xr.analyses.common.vectors import clip_cosine, cosine, normalized
 from deadtok_xr.engine import Batch, Cost, Output, OutputAccumulator, Sizes, StepBlock
 from deadtok_xr.engine.series import Series
-from deadtok_xr.kernels import PIECE, WIDE
+from deadtok_xr.kernels import CACHED, PIECE, WIDE
 
 _COSINES = "over all pairs of tokens whose {0} is finite and not zero"
 
@@ -136,7 +136,7 @@ class Directions:
         hops = min(1.0, sizes.changing / max(sizes.moving, 1e-9)) * sizes.dims  # elements of a token that moves
         sparse = 1e-9 * hops**2 / max(sizes.dims, 1) + 2e-9
         seconds = 1.5e-4 * sizes.steps + (min(dense, sparse) + dense * len(others)) * sizes.moved
-        pieces = min(sizes.step, PIECE) + 2**15 + 2 * (sizes.dims + 12) * sizes.dims
+        pieces = min(sizes.step, PIECE) + CACHED + 2 * (sizes.dims + 12) * sizes.dims
         return Cost(seconds, held=8 * pieces + 6 * 8 * sizes.tokens, temporary=2 * 8 * min(sizes.step, PIECE))
 
 

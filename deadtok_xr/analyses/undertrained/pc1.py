@@ -87,7 +87,7 @@ def _by_products(blocks: TokenBlocks | HeldTokens) -> dict[str, Any] | None:
     """Return the axis found in a Krylov space; None if it is not accurate enough, or if the rows are all equal."""
     start = np.random.default_rng(0).standard_normal((blocks.n_dims, _VECTORS))
     found = _largest(partial(_product, _sample(blocks)), start, _MOST_READINGS)
-    # if it fails for so many rows, it mostly fails for all; of more dims, the noise of the sample may hide an axis
+    # all rows rarely show an axis that the sample does not; but of many dims, the noise of its few rows may hide one
     if found.accurate or blocks.n_dims > _SAMPLE // 2:
         found = _largest(partial(_product, blocks), found.vectors, _MOST_READINGS)
     if not found.accurate:

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels import PIECE, WIDE
+from deadtok_xr.kernels import CACHED, PIECE, WIDE
 from deadtok_xr.kernels.numba.bit_words import to_float64
 from deadtok_xr.kernels.numba.jit import compiled, compiled_finite, inlined_sums, inner, inner_finite
 
 Rows = NDArray[np.float64]
-_CACHED = 2**15
-"""Elements in float64 that stay in a core's cache from one loop over them to the next."""
 
 
 class Buffers:
@@ -39,7 +37,7 @@ class Buffers:
 
     def __init__(self, n_tokens: int, n_dims: int) -> None:
         height = max(1, min(n_tokens, PIECE // max(1, n_dims)))
-        self.rows = np.empty((max(1, min(n_tokens, _CACHED // max(1, n_dims))), n_dims))
+        self.rows = np.empty((max(1, min(n_tokens, CACHED // max(1, n_dims))), n_dims))
         self.unit = np.empty((max(height + -height % 4, n_dims + 8 + -n_dims % 4), n_dims))
 
 
@@ -215,7 +213,7 @@ def _wide_moments(
     """Return the same with products in float32: unit vectors are made in a cached part of the memory, and rounded."""
     n, width = len(tokens), len(centre)
     memory = buffers.unit.reshape(-1)
-    cached = max(1, min(_CACHED, memory.size // 2) // width)
+    cached = max(1, min(CACHED, memory.size // 2) // width)
     unit = memory[: cached * width].reshape(cached, width)
     rounded = memory[cached * width :].view(np.float32)
     rounded = rounded[: rounded.size // width * width].reshape(-1, width)
