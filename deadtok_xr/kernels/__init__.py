@@ -17,6 +17,7 @@ import them inside functions, so that a graph can be built without loading numba
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from hashlib import sha1
@@ -79,8 +80,9 @@ class Lattice(NamedTuple):
     """The float32 word of the format's largest finite value."""
 
 
+@functools.cache
 def lattice(name: str) -> Lattice:
-    """Return the lattice of a number format by its name."""
+    """Return the lattice of a number format by its name, the same object each time."""
     grid = get_grid(name)
     smallest = 128 - grid.bias
     # below the smallest normal number, each binade has one mantissa bit less on the grid, down to the power of two

@@ -1,77 +1,46 @@
-"""Sums over the elements of a parameter, and the checksum that proves a prediction."""
+"""Sums over the elements of parameters, and the checksum that proves a prediction.
+
+Each function takes flat tensors in which several parameters lie one after the other (one on the CPU), with the number
+of elements of each, and returns `Sums` with a row for each, on their device and without waiting for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deadtok_xr import kernels
 from deadtok_xr.kernels.updates import COUNTS, N_BINS, SQUARES
 from deadtok_xr.monitor import tiles
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from deadtok_xr.monitor.predict import Prediction
 
 
-INTS = (len(COUNTS), N_BINS, 3, 2, 2)
-FLOATS = (len(SQUARES), 2)
-"""The columns of the tables of sums: see the attributes of `Sums`."""
+class Sums(NamedTuple):
+    """Sums over the elements of parameters, a row for each."""
+
+    ints: Tensor
+    """int64. Of a prediction: counts, margins (see `deadtok_xr.kernels.updates`) and the two checksums of the weights
+    after it. Of a result: the elements that moved, are not finite, and changed as bfloat16, and the checksums."""
+    floats: Tensor
+    """float64, sums of squares. Of a prediction: see `deadtok_xr.kernels.updates`. Of a result: Σ W[t]² and Σ ΔW²."""
 
 
-def tables(n: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return zeros for the `Sums` of n parameters, int64 and float64, a row each."""
+PREDICTED = (len(COUNTS) + N_BINS + 2, len(SQUARES))
+FOUND = (3 + 2, 2)
+"""The columns of `Sums` of predictions and of results."""
+
+
+def of_prediction(p: Prediction, sizes: Sequence[int]) -> Sums:
+    """Count a predicted update."""
     import torch
 
-    return (
-        torch.zeros(n, sum(INTS), dtype=torch.int64, device=device),
-        torch.zeros(n, sum(FLOATS), dtype=torch.float64, device=device),
-    )
-
-
-class Sums:
-    """The sums over a parameter's elements at one update, on its device, without waiting for it.
-
-    Parameters
-    ----------
-    ints, floats
-        A row of each of `tables`, which this is a view of.
-
-    Attributes
-    ----------
-    counts, squares, margins
-        Of the predicted update: see `deadtok_xr.kernels.updates`.
-    compared, compared_squares
-        Of the update that was made, from copies: see `compare`.
-    predicted, found
-        The `checksum` of the weights after the update, as predicted and as they are.
-    """
-
-    def __init__(self, ints: Tensor, floats: Tensor) -> None:
-        self._rows = ints, floats
-        self.counts, self.margins, self.compared, self.predicted, self.found = ints.split(INTS)
-        self.squares, self.compared_squares = floats.split(FLOATS)
-
-    def out(self) -> dict[str, Tensor]:
-        """Return what the kernels add to."""
-        return {"counts": self.counts, "squares": self.squares, "margins": self.margins}
-
-    def add_without_update(self, before: Tensor) -> None:
-        """Add a tile that the optimizer skips, because there is no gradient."""
-        self.counts[COUNTS.index("no_gradient")] += before.numel()
-        self.squares[SQUARES.index("weights")] += before.double().square().sum()
-        self.predicted += checksum(before)
-
-    def merge(self, other: Sums) -> None:
-        """Add the sums of other elements."""
-        for mine, more in zip(self._rows, other._rows, strict=True):
-            mine += more
-
-
-def add_updates(sums: Sequence[Sums], p: Prediction, sizes: Sequence[int]) -> None:
-    """Add the predicted update of parameters' elements, which lie one after the other."""
     lattice = kernels.lattice(str(p.before.dtype).removeprefix("torch."))
     w = p.before.float()
     on_cpu = tiles.on_cpu(w)
@@ -82,42 +51,106 @@ def add_updates(sums: Sequence[Sums], p: Prediction, sizes: Sequence[int]) -> No
         argument(w), argument(p.after), argument(p.gradient), intended,
         p.second is not None, argument(v0), argument(v1), argument(p.decayed),
     )  # fmt: skip
-    engine, outs = kernels.engine("updates", not on_cpu), [each.out() for each in sums]
+    engine = kernels.engine("updates", not on_cpu)
     if on_cpu:
-        (out,) = outs  # one parameter at a time
-        engine.count_update(update, lattice, {name: x.numpy() for name, x in out.items()})
-    else:
-        engine.count_updates(update, lattice, outs, sizes)
-    for each, after in zip(sums, p.after.split(sizes), strict=True):
-        each.predicted += checksum(after)
+        ints, floats = np.zeros((1, PREDICTED[0]), np.int64), np.zeros((1, PREDICTED[1]))
+        counts, margins = ints[0, : len(COUNTS)], ints[0, len(COUNTS) : -2]
+        engine.count_update(update, lattice, {"counts": counts, "margins": margins, "squares": floats[0]})
+        ints[:, -2:] = _checksums(p.after, sizes)
+        return Sums(torch.from_numpy(ints), torch.from_numpy(floats))
+    found = engine.count_updates(update, lattice, sizes)
+    return Sums(torch.cat([found["counts"], found["margins"], _checksums(p.after, sizes)], dim=1), found["squares"])
 
 
-def checksum(x: Tensor) -> Tensor:
-    """Return two sums over the bits of a flat tensor, modulo 2^64: of its 64-bit words, and of their squares.
+def without_gradient(weights: Tensor, sizes: Sequence[int]) -> Sums:
+    """Count elements that the optimizer skips, because there is no gradient."""
+    import torch
 
-    Two elements that differ from what was predicted may cancel in the first sum, but then not in the second.
+    found = _zeros(PREDICTED, weights, sizes)
+    all_ = weights.new_ones(1, len(weights), dtype=torch.bool)
+    found.ints[:, COUNTS.index("no_gradient")] = _torch_engine().sums(all_, sizes)[:, 0]
+    found.ints[:, -2:] = _checksums(weights, sizes)
+    found.floats[:, SQUARES.index("weights")] = _torch_engine().squares([weights], sizes)[:, 0]
+    return found
+
+
+def of_gradient(gradient: Tensor, sizes: Sequence[int]) -> Sums:
+    """Sum the squares of gradients whose update is not known."""
+    found = _zeros(PREDICTED, gradient, sizes)
+    found.floats[:, SQUARES.index("gradients")] = _torch_engine().squares([gradient], sizes)[:, 0]
+    return found
+
+
+def of_result(after: Tensor, before: Tensor | None, sizes: Sequence[int]) -> Sums:
+    """Sum up the weights after an update, and compare them with copies from before it, if there are any."""
+    found = _zeros(FOUND, after, sizes)
+    found.ints[:, -2:] = _checksums(after, sizes)
+    if before is not None:
+        changes = _torch_engine().count_changes(before, after, sizes)
+        found.ints[:, :-2], found.floats[:] = changes["counts"], changes["squares"]
+    return found
+
+
+def added(rows: Iterable[Sums]) -> Sums:
+    """Add up the sums of the tiles of the same parameters."""
+    first, *others = rows
+    for other in others:
+        for mine, more in zip(first, other, strict=True):
+            mine += more
+    return first
+
+
+def by_parameter(
+    found: Sequence[tuple[Sequence[int], Sums]], n: int, columns: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Add up sums by the positions of their parameters, with one transfer per device.
+
+    Parameters
+    ----------
+    found
+        Positions of parameters, and their sums; a parameter may occur several times.
+    n
+        The number of parameters.
+    columns
+        `PREDICTED` or `FOUND`.
+
+    Returns
+    -------
+    The integers and floats of each parameter; the integers modulo 2^64.
     """
     import torch
 
+    ints, floats = np.zeros((n, columns[0]), np.int64), np.zeros((n, columns[1]))
+    for device in dict.fromkeys(sums.ints.device for _, sums in found):
+        here = [each for each in found if each[1].ints.device == device]
+        rows = [i for positions, _ in here for i in positions]
+        tables = [torch.cat([sums[k] for _, sums in here]).view(torch.int64) for k in range(2)]
+        table = torch.cat(tables, dim=1).cpu().numpy()
+        np.add.at(ints, rows, table[:, : columns[0]])
+        np.add.at(floats, rows, np.ascontiguousarray(table[:, columns[0] :]).view(np.float64))
+    return ints, floats
+
+
+def _checksums(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return two sums over bits for each parameter; on the CPU of the 64-bit words of its only one, which is faster."""
+    import torch
+
+    if not tiles.on_cpu(x):
+        found: Tensor = _torch_engine().checksums(x, sizes)
+        return found
     per_word = 8 // x.element_size()
     if x.numel() % per_word or x.storage_offset() % per_word:
         x = torch.nn.functional.pad(x, (0, -x.numel() % per_word)).clone()
     words = x.view(torch.int64)
-    return torch.stack([words.sum(), words.square().sum()])
+    return torch.stack([words.sum(), words.square().sum()])[None]
 
 
-def compare(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare the weights of a tile with a copy from before the update.
-
-    Returns
-    -------
-    Counts of the elements that moved, are not finite, and changed as bfloat16; sums Σ W[t]² and Σ ΔW².
-    """
+def _zeros(columns: tuple[int, int], like: Tensor, sizes: Sequence[int]) -> Sums:
     import torch
 
-    w0, w1 = before.double(), after.double()
-    step = w1 - w0
-    finite = step.isfinite()
-    moved, visible = finite & (step != 0), finite & (before.bfloat16() != after.bfloat16())
-    counts = torch.stack([x.count_nonzero() for x in (moved, ~finite, visible)])
-    return counts, torch.stack([w1.square().sum(), step.square().sum()])
+    dtypes = (torch.int64, torch.float64)
+    return Sums(*(like.new_zeros(len(sizes), n, dtype=d) for n, d in zip(columns, dtypes, strict=True)))
+
+
+def _torch_engine() -> Any:
+    return kernels.engine("updates", True)

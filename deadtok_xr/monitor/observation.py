@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deadtok_xr.kernels.updates import COUNTS, N_BINS, SQUARES
-from deadtok_xr.monitor import ranks, tiles
-from deadtok_xr.monitor.counting import FLOATS, INTS, Sums, add_updates, checksum, compare, tables
-from deadtok_xr.monitor.predict import Rule
+from deadtok_xr.kernels.updates import COUNTS, SQUARES
+from deadtok_xr.monitor import counting, ranks, tiles
+from deadtok_xr.monitor.counting import Sums
+from deadtok_xr.monitor.predict import Rule, joined
 from deadtok_xr.monitor.selection import Watched
 from deadtok_xr.monitor.workers import Workers
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_COMPARED = 3  # the counts of `compare`
+Found = tuple[Sequence[int], Sums]
+"""Positions of parameters, and their sums."""
+Changes = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""What copies show of each parameter: see `counting.Sums`."""
 
 
 class Observation:
@@ -54,8 +57,6 @@ class Observation:
 
     def predict(self, optimizer: torch.optim.Optimizer) -> None:
         """Read the gradients, and predict the update of each parameter."""
-        import torch
-
         self.predicted = True
         groups = {w.group_index: w.group for w in self._watched}
         rates = {i: float(group.get("lr", np.nan)) for i, group in groups.items()}
@@ -63,60 +64,34 @@ class Observation:
         rules = {i: None if self._rule is None else Rule(self._rule, group, optimizer) for i, group in groups.items()}
         tensors_of = [w.tensors() for w in self._watched]
         self.has_gradient = np.array([x is not None for x in tensors_of])
-        self._make_sums()
-        tasks: list[tuple[Any, ...]] = []
-        pieces: list[tiles.Piece] = []
+        pieces = []
         for i, (w, found) in enumerate(zip(self._watched, tensors_of, strict=True)):
-            names = ("W",) if found is None else tuple(found)
-            of_parameter = [w.weights] if found is None else list(found.values())
-            rule = rules[w.group_index]
-            if found is not None and rule is not None and not tiles.on_cpu(w.weights):
-                for tensors in tiles.tiles(of_parameter, 1):
-                    pieces.append(tiles.Piece(i, rule, w.step, dict(zip(names, tensors, strict=True))))
-            else:
-                tasks += [(i, part, names, rule, w.step) for part in self._parts(of_parameter)]
-        self._sum_up(tasks, self._predict_tiles)
-        with torch.no_grad():
-            for batch in tiles.batches(pieces):
-                update = batch[0].rule.predict([piece.tile for piece in batch], [piece.step for piece in batch])
-                add_updates([self._sums[p.parameter] for p in batch], update, [len(p.tile["W"]) for p in batch])
-
-    def _predict_tiles(
-        self, sums: Sums, part: Any, names: tuple[str, ...], rule: Rule | None, step: Tensor | None
-    ) -> None:
-        for tensors in part:
-            tile = dict(zip(names, tensors, strict=True))
-            if "grad" not in tile:
-                sums.add_without_update(tile["W"])
-            elif rule is None:
-                sums.squares[SQUARES.index("gradients")] += tile["grad"].double().square().sum()
-            else:
-                add_updates([sums], rule.predict([tile], [step]), [len(tile["W"])])
+            variables = {"W": w.weights} if found is None else found
+            rule = None if found is None else rules[w.group_index]
+            pieces += self._pieces(i, variables, rule, w.step)
+        self._predicted = self._sum_up(pieces, _predict)
 
     # ---- after the update
 
     def compare(self) -> None:
         """Compare the weights after the update with the prediction, and with the copies."""
-        tasks: list[tuple[Any, ...]] = []
+        pieces = []
         for i, w in enumerate(self._watched):
-            tensors = [w.weights, self._copies[i]] if self._copies else [w.weights]
-            tasks += [(i, part) for part in self._parts(tensors)]
-        self._sum_up(tasks, _compare_tiles)
+            pieces += self._pieces(i, {"W": w.weights, **({"before": self._copies[i]} if self._copies else {})})
+        self._found = self._sum_up(pieces, _compare)
         self._copies = []
 
     def row(self) -> dict[str, Any]:
         """Return the figures of the update by variable, one value per parameter; this waits for the devices."""
-        ints, floats = self._transferred()
-        counts, margins = ints[:, : len(COUNTS)], ints[:, len(COUNTS) : len(COUNTS) + N_BINS]
+        counts, squares, changes = self._transferred()
         row: dict[str, Any] = {name: counts[:, k].copy() for k, name in enumerate(COUNTS)}
-        row["margin_count"] = margins.copy()
-        row["exact"] = ints[:, -1] == 0
-        squares = floats[:, : len(SQUARES)].copy()
+        row["margin_count"] = counts[:, len(COUNTS) : -1].copy()
+        row["exact"] = counts[:, -1] == 0
         numel = np.array([w.numel for w in self._watched])
-        if self._keep_copies:
-            moved, not_finite, visible = ints[:, -1 - _COMPARED : -1].T
+        if changes is not None:
+            moved, not_finite, visible = changes[0].T
             row |= {"moved": moved.copy(), "visible": visible.copy(), "exact": np.ones(len(numel), bool)}
-            squares[:, [SQUARES.index("weights"), SQUARES.index("steps")]] = floats[:, len(SQUARES) :]
+            squares[:, [SQUARES.index("weights"), SQUARES.index("steps")]] = changes[1]
             row["unknown"] = np.minimum(np.maximum(row["unknown"], not_finite), numel - moved)
             row["no_gradient"] = np.minimum(row["no_gradient"], numel - moved - row["unknown"])
             row["rounded_to_zero"] = numel - moved - row["unknown"] - row["no_gradient"]
@@ -142,67 +117,65 @@ class Observation:
                 row[name][updated] = -1
             row["update_norm"][updated] = np.nan
 
-    def _transferred(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the sums of all parameters, over all ranks, with one transfer per device.
+    def _transferred(self) -> tuple[NDArray[np.int64], NDArray[np.float64], Changes | None]:
+        """Return the sums of all parameters, over all ranks.
 
-        The last of the integers is not 0 if a parameter's checksum is not the predicted one.
+        Returns
+        -------
+        Counts and margins, and after them whether a checksum is not the predicted one; sums of squares; and what the
+        comparison with copies gave, if there are any.
         """
-        import torch
-
         n = len(self._watched)
-        ints, floats = np.empty((n, sum(INTS) - 3), np.int64), np.empty((n, sum(FLOATS)), np.float64)
-        for rows, found_ints, found_floats in self._tables:
-            predicted, found = found_ints[:, -4:].split(2, 1)
-            differs = (found != predicted).any(1, keepdim=True)
-            both = [torch.cat([found_ints[:, :-4], differs], dim=1), found_floats]
-            ranks.sum_over_ranks([self._watched[i].parameter for i in rows], both)
-            host = torch.cat([both[0], both[1].view(torch.int64)], dim=1).cpu().numpy()
-            ints[rows], floats[rows] = host[:, : ints.shape[1]], host[:, ints.shape[1] :].copy().view(np.float64)
-        return ints, floats
+        ints, squares = counting.by_parameter(self._predicted, n, counting.PREDICTED)
+        found, changed_squares = counting.by_parameter(self._found, n, counting.FOUND)
+        differs = (ints[:, -2:] != found[:, -2:]).any(axis=1, keepdims=True)
+        counts, changes = np.hstack([ints[:, :-2], differs]), (found[:, :-2], changed_squares)
+        ranks.sum_over_ranks([w.parameter for w in self._watched], [counts, squares, *changes])
+        return counts, squares, changes if self._keep_copies else None
 
     # ---- sums
 
-    def _make_sums(self) -> None:
-        """Make the sums of all parameters: zeros, in two tables per device."""
-        devices = [w.weights.device for w in self._watched]
-        self._tables = []
-        found: dict[int, Sums] = {}
-        for device in dict.fromkeys(devices):
-            rows = [i for i, each in enumerate(devices) if each == device]
-            ints, floats = tables(len(rows), device)
-            self._tables.append((rows, ints, floats))
-            found |= {i: Sums(*row) for i, *row in zip(rows, ints, floats, strict=True)}
-        self._sums = [found[i] for i in range(len(devices))]
+    def _pieces(
+        self, i: int, variables: Mapping[str, Tensor], rule: Rule | None = None, step: Tensor | None = None
+    ) -> list[tiles.Piece]:
+        """Return the tiles of a parameter and of what belongs to it."""
+        n_threads = self._workers.n_threads if tiles.on_cpu(variables["W"]) else 1
+        return [
+            tiles.Piece(i, dict(zip(variables, each, strict=True)), rule, step)
+            for each in tiles.tiles(list(variables.values()), n_threads)
+        ]
 
-    def _sum_up(self, tasks: list[tuple[Any, ...]], function: Callable[..., None]) -> None:
-        """Call a function with a parameter's sums and other arguments; on the CPU in threads, which add up apart."""
+    def _sum_up(self, pieces: list[tiles.Piece], function: Callable[[list[tiles.Piece]], Sums]) -> list[Found]:
+        """Call a function with pieces that are counted together: in batches, or on the CPU one by one in threads."""
         import torch
 
-        def apart(i: int, *arguments: Any) -> tuple[int, Sums]:
-            sums = Sums(*(table[0] for table in tables(1, "cpu")))
+        def part(some: list[tiles.Piece]) -> Found:
             with torch.no_grad():
-                function(sums, *arguments)
-            return i, sums
+                return [some[0].parameter], counting.added(function([piece]) for piece in some)
 
-        on_cpu = [tiles.on_cpu(self._watched[i].weights) for i, *_ in tasks]
-        for i, sums in self._workers.map(apart, itertools.compress(tasks, on_cpu)):
-            self._sums[i].merge(sums)
+        parts: list[tuple[list[tiles.Piece]]] = []
+        for _, same in itertools.groupby((p for p in pieces if tiles.on_cpu(p.tile["W"])), lambda p: p.parameter):
+            of_parameter = list(same)
+            size = -(-len(of_parameter) // self._workers.n_threads)
+            parts += [(of_parameter[k : k + size],) for k in range(0, len(of_parameter), size)]
+        found = self._workers.map(part, parts)
         with torch.no_grad():
-            for i, *arguments in itertools.compress(tasks, np.logical_not(on_cpu)):
-                function(self._sums[i], *arguments)
-
-    def _parts(self, tensors: list[Tensor]) -> list[list[list[Tensor]]]:
-        """Return the tiles of tensors in as many parts as there are threads; one part on a device."""
-        found = list(tiles.tiles(tensors, self._workers.n_threads))
-        n = self._workers.n_threads if tiles.on_cpu(tensors[0]) else 1
-        size = max(1, -(-len(found) // n))
-        return [found[i : i + size] for i in range(0, len(found), size)]
+            for batch in tiles.batches(p for p in pieces if not tiles.on_cpu(p.tile["W"])):
+                found.append(([piece.parameter for piece in batch], function(batch)))
+        return found
 
 
-def _compare_tiles(sums: Sums, part: list[list[Tensor]]) -> None:
-    for after, *before in part:
-        sums.found += checksum(after)
-        if before:
-            counts, squares = compare(before[0], after)
-            sums.compared += counts
-            sums.compared_squares += squares
+def _predict(batch: list[tiles.Piece]) -> Sums:
+    """Predict the update of the pieces, and count what it does to their elements."""
+    rule, sizes = batch[0].rule, [len(piece.tile["W"]) for piece in batch]
+    if "grad" not in batch[0].tile:
+        return counting.without_gradient(joined([piece.tile["W"] for piece in batch]), sizes)
+    if rule is None:
+        return counting.of_gradient(joined([piece.tile["grad"] for piece in batch]), sizes)
+    return counting.of_prediction(rule.predict([p.tile for p in batch], [p.step for p in batch]), sizes)
+
+
+def _compare(batch: list[tiles.Piece]) -> Sums:
+    """Sum up the weights of the pieces, and compare them with the copies."""
+    tile = {name: joined([piece.tile[name] for piece in batch]) for name in batch[0].tile}
+    return counting.of_result(tile["W"], tile.get("before"), [len(piece.tile["W"]) for piece in batch])

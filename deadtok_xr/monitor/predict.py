@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deadtok_xr import kernels
 from deadtok_xr.monitor import tiles
 from deadtok_xr.recorder.attributes import implementation, json_settings
 from deadtok_xr.replay import arithmetic as arithmetics
@@ -117,12 +118,12 @@ class Rule:
 
         group = self.group
         device = views["W"][0].device if self.fused or group["capturable"] else "cpu"
-        counts = [torch.zeros((), device=device) if step is None else step.clone() for step in steps]
+        counts = torch.stack([torch.zeros((), device=device) if step is None else step for step in steps]).unbind()
         beta1, beta2 = group["betas"]
         update = adamw if self.settings.optimizer == "AdamW" else adam
         update(
             views["W"], views["grad"], views["exp_avg"], views["exp_avg_sq"],
-            views["max_exp_avg_sq"] if group["amsgrad"] else [], counts,
+            views["max_exp_avg_sq"] if group["amsgrad"] else [], list(counts),
             beta1=beta1, beta2=beta2, lr=self.lr, capturable=group["capturable"],
             **{name: group[name] for name in ("amsgrad", "weight_decay", "eps", "maximize")},
             **self._flags, **self._scaling,
@@ -149,7 +150,10 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def _count(steps: Sequence[Tensor | None], sizes: Sequence[int]) -> Any:
     """Return the number of the update: of each element, if the optimizer counts on the device."""
+    import torch
+
     first = steps[0]
     if first is None or tiles.on_cpu(first):
         return 1 if first is None else int(first) + 1
-    return joined([(x.double() + 1).expand(n) for x, n in zip(steps, sizes, strict=True) if x is not None])
+    counts = torch.stack([x for x in steps if x is not None]).double() + 1
+    return kernels.engine("updates", True).of_elements(counts, sizes)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
+from deadtok_xr.monitor.selection import local
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,7 +19,7 @@ def is_writer() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def sum_over_ranks(parameters: list[Tensor], tables: list[Tensor]) -> None:
+def sum_over_ranks(parameters: list[Tensor], tables: list[NDArray[Any]]) -> None:
     """Add up tables with one row per parameter, in place; rows of parameters that are not sharded stay as they are.
 
     All ranks of a mesh must call this at the same update, with the same parameters.
@@ -24,12 +28,11 @@ def sum_over_ranks(parameters: list[Tensor], tables: list[Tensor]) -> None:
     import torch.distributed as dist
 
     for (mesh, dims), rows in _sharded(parameters).items():
-        index = torch.tensor(rows, device=tables[0].device)
         for table in tables:
-            part = table[index]
+            part = torch.from_numpy(table[rows]).to(local(parameters[rows[0]]).device)
             for dim in dims:
                 dist.all_reduce(part, group=mesh.get_group(dim))
-            table[index] = part
+            table[rows] = part.cpu().numpy()
 
 
 def _sharded(parameters: list[Any]) -> dict[tuple[Any, tuple[int, ...]], list[int]]:

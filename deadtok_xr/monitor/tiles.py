@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from deadtok_xr.monitor.predict import Rule
 
-ON_CPU, ON_DEVICE = 2**15, 2**22
+ON_CPU, ON_DEVICE = 2**17, 2**22
 """Elements of a tile, a multiple of the vectors that torch's loops take at once."""
 _SERIAL = 2**15  # torch's grain size: smaller tensors are computed by one thread
 
@@ -37,7 +35,7 @@ def tiles(tensors: list[Tensor], n_threads: int) -> Iterator[list[Tensor]]:
     if _is_dense(first) and all(x.stride() == first.stride() for x in tensors):
         flat = [x.as_strided((n,), (1,)) for x in tensors]
         for a, b in _cuts(n, n_threads if size == ON_CPU else 1, size):
-            yield [x[a:b] for x in flat]
+            yield flat if b - a == n else [x[a:b] for x in flat]
     elif n:
         height = max(1, first.shape[0] * size // n)
         for i in range(0, first.shape[0], height):
@@ -45,19 +43,19 @@ def tiles(tensors: list[Tensor], n_threads: int) -> Iterator[list[Tensor]]:
 
 
 class Piece(NamedTuple):
-    """A tile of a parameter on a device, whose update is predicted."""
+    """A tile of a parameter, and how it is updated."""
 
     parameter: int
     """The position of the parameter."""
-    rule: Rule
-    """How its group is updated."""
-    step: Tensor | None
-    """The optimizer's count of its updates."""
     tile: dict[str, Tensor]
     """Flat tensors by variable."""
+    rule: Rule | None = None
+    """How its group is updated; None if that is not known, or the piece is not updated."""
+    step: Tensor | None = None
+    """The optimizer's count of its updates."""
 
     def kind(self) -> tuple[Any, ...]:
-        """Return what pieces have in common that are updated together; the counts of a device need not be equal."""
+        """Return what pieces have in common that are counted together; the counts of a device need not be equal."""
         step = "none" if self.step is None else float(self.step) if on_cpu(self.step) else "on the device"
         dtypes = tuple((name, x.dtype) for name, x in self.tile.items())
         return self.rule, self.tile["W"].device, dtypes, step
@@ -69,13 +67,16 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     for piece in pieces:
         kinds.setdefault(piece.kind(), []).append(piece)
     for alike in kinds.values():
-        ends = np.cumsum([len(piece.tile["W"]) for piece in alike])
-        first = 0
-        while first < len(alike):
-            most = ON_DEVICE + (ends[first - 1] if first else 0)
-            last = max(first + 1, int(np.searchsorted(ends, most, side="right")))
-            yield alike[first:last]
-            first = last
+        batch: list[Piece] = []
+        size = 0
+        for piece in alike:
+            n = len(piece.tile["W"])
+            if batch and size + n > ON_DEVICE:
+                yield batch
+                batch, size = [], 0
+            batch.append(piece)
+            size += n
+        yield batch
 
 
 def on_cpu(x: Tensor) -> bool:

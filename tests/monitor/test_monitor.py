@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, InputError, MissingFileError, WriteError
-from deadtok_xr.monitor import growing_store, monitor
+from deadtok_xr.monitor import growing_store, monitor, tiles
 
 
 class Tiny(torch.nn.Module):
@@ -32,6 +32,13 @@ class Tiny(torch.nn.Module):
     def forward(self, step: int) -> torch.Tensor:
         ids = torch.randint(12, (16,), generator=torch.Generator().manual_seed(step))
         return functional.cross_entropy((self.norm(self.embedding(ids)) @ self.embedding.weight.T).float(), ids)
+
+
+@pytest.fixture(params=["on the CPU", "as on a GPU"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice; the second time tensors of the CPU are counted in batches, as those of a GPU are."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(tiles, "on_cpu", lambda x: False)
 
 
 def train(model: Tiny, optimizer: Any, steps: range) -> None:
@@ -159,6 +166,7 @@ class TestLoops:
         assert watch.dataset().exact.all()
         assert int(watch.dataset().moved[0, 0]) == int((parameter != before).sum())
 
+    @pytest.mark.usefixtures("where")
     def test_what_else_changes_the_weights_is_noticed(self) -> None:
         model = Tiny()
         optimizer = adamw(model, lr=1e-2)
@@ -175,6 +183,7 @@ class TestLoops:
         assert (ds.moved + ds.rounded_to_zero + ds.no_gradient + ds.unknown == ds.numel).all()
         assert "are estimates" in watch.report
 
+    @pytest.mark.usefixtures("where")
     def test_an_unknown_optimizer_is_compared_with_a_copy(self) -> None:
         model = Tiny(torch.float32)
         optimizer = torch.optim.LBFGS([model.norm.weight], max_iter=2)
@@ -196,6 +205,7 @@ class TestLoops:
         assert ds.gradient_norm > 0
         assert not [name for name in monitor.rows.logged({**watch._rows[0]}, watch._fixed) if "rounded" in name]
 
+    @pytest.mark.usefixtures("where")
     def test_nan_and_infinity_are_unknown(self) -> None:
         parameter, all_nan = torch.nn.Parameter(torch.ones(6)), torch.nn.Parameter(torch.ones(2))
         optimizer = torch.optim.AdamW([parameter, all_nan], lr=1e-2)

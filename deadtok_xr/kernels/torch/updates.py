@@ -1,4 +1,8 @@
-"""Count what one update of an optimizer does to the elements of parameters: see numba's module."""
+"""Count what one update of an optimizer does to the elements of parameters: see numba's module.
+
+On a GPU a small parameter takes as long as the launches of its operations. Parameters therefore lie one after the other
+in a tensor, ``sizes`` says how many elements each has, and results have a row for each. Nothing waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,66 @@ import torch
 from torch import Tensor
 
 from deadtok_xr.kernels import Lattice, OptimizerUpdate
+from deadtok_xr.kernels.torch.parts import bits
 from deadtok_xr.kernels.updates import LOWEST, N_BINS
 
-_COMPARISONS = 2**25
-"""Elements times bins that are compared at once, each a byte."""
 
-
-def count_update(update: OptimizerUpdate, lattice: Lattice, out: dict[str, Tensor]) -> None:
-    """Add a tile to ``out``, tensors on the device of the tile, without waiting for the device."""
-    count_updates(update, lattice, [out], [len(update.before)])
-
-
-def count_updates(
-    update: OptimizerUpdate, lattice: Lattice, outs: Sequence[dict[str, Tensor]], sizes: Sequence[int]
-) -> None:
-    """Add the elements of several parameters, which lie one after the other, each to its own ``out``.
-
-    On a GPU a small parameter takes as long as the launches of its operations, so all but the last sums are made of
-    all parameters together.
-    """
+def count_updates(update: OptimizerUpdate, lattice: Lattice, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Return counts, margins and squares of each parameter, see `deadtok_xr.kernels.updates`."""
     after = update.after.double()
     step = after - update.before.double()
-    flags = _flags(update, step)
-    squares = torch.stack([after, update.gradient.double(), update.intended, step]).square()
     bins = _bins(update.before, update.intended, lattice)
-    for out, f, s, b in zip(outs, flags.split(sizes, 1), squares.split(sizes, 1), bins.split(sizes), strict=True):
-        out["counts"] += f.sum(1)
-        out["squares"] += s.sum(1)
-        out["margins"] += _histogram(b)
+    return {
+        "counts": sums(_flags(update, step), sizes),
+        "margins": _histograms(bins, sizes),
+        "squares": squares([after, update.gradient, update.intended, step], sizes),
+    }
+
+
+def count_changes(before: Tensor, after: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Return counts of each parameter's elements that moved, are not finite, changed as bfloat16; Σ W[t]² and Σ ΔW²."""
+    step = after.double() - before.double()
+    finite = step.isfinite()
+    flags = [finite & (step != 0), ~finite, finite & (before.bfloat16() != after.bfloat16())]
+    return {"counts": sums(torch.stack(flags), sizes), "squares": squares([after, step], sizes)}
+
+
+def checksums(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return two sums over the bits of each parameter, modulo 2^64: of its elements' bits, and of their squares.
+
+    Two elements that are not as predicted may cancel in the first sum, but then not in the second.
+    """
+    words = bits(x).long()
+    return sums(torch.stack([words, words.square()]), sizes)
+
+
+def sums(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum rows of booleans or int64 (k, n) over the elements of each parameter: int64 (parameters, k)."""
+    if len(sizes) == 1:
+        return x.sum(1, keepdim=True).T
+    dtype = torch.int32 if x.dtype == torch.bool else torch.int64  # differences are exact modulo 2^64
+    up_to = x.cumsum(1, dtype=dtype)[:, _ends(sizes, x.device) - 1].long()
+    return up_to.diff(dim=1, prepend=torch.zeros_like(up_to[:, :1])).T
+
+
+def squares(rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Sum the squares of rows of n over the elements of each parameter: float64 (parameters, rows)."""
+    found = torch.stack([x.double() for x in rows]).square_()
+    return torch.stack([x.sum(1) for x in found.split(list(sizes), 1)])
+
+
+def of_elements(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return a value (parameters) of each parameter for each of its elements."""
+    if len(sizes) == 1:
+        return values.expand(sizes[0])
+    elements = torch.arange(sum(sizes), device=values.device)
+    return values[torch.bucketize(elements, _ends(sizes, values.device), right=True)]
+
+
+def _ends(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Return where each parameter ends, copied to the device without waiting for it."""
+    ends = torch.tensor(sizes).cumsum(0)
+    return (ends.pin_memory() if device.type == "cuda" else ends).to(device, non_blocking=True)
 
 
 def _flags(update: OptimizerUpdate, step: Tensor) -> Tensor:
@@ -59,13 +95,14 @@ def _bins(w: Tensor, u: Tensor, lattice: Lattice) -> Tensor:
     # the exponent of the gap on the side of u: below a power of two it is that of the next smaller number
     exponent = ((magnitude - inward.int()) >> 23).clamp_(min=lattice.smallest)
     margin = ((u.view(torch.int64) >> 52) & 0x7FF) - exponent
-    bins = margin.add_(lattice.ulp_offset + 1 - 1023 - LOWEST).clamp_(0, N_BINS - 1).to(torch.int8)
+    bins = margin.add_(lattice.ulp_offset + 1 - 1023 - LOWEST).clamp_(0, N_BINS - 1)
     size = u.abs()
     return bins.masked_fill_(~((size > 0) & (size < math.inf)), N_BINS)
 
 
-def _histogram(bins: Tensor) -> Tensor:
-    """Count each bin by comparisons: torch's histograms wait for the device, or are not deterministic."""
-    edges = torch.arange(N_BINS, dtype=torch.int8, device=bins.device)[:, None]
-    n = max(1, _COMPARISONS // max(1, len(bins)))
-    return torch.cat([(bins == some).sum(1) for some in edges.split(n)])
+def _histograms(bins: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Count the bins of each parameter: torch's histograms wait for the device, or are not deterministic."""
+    first = torch.arange(len(sizes), device=bins.device) * (N_BINS + 1)
+    bins = bins + of_elements(first, sizes)
+    found = bins.new_zeros(len(sizes) * (N_BINS + 1)).scatter_add_(0, bins, bins.new_ones(()).expand(len(bins)))
+    return found.view(len(sizes), N_BINS + 1)[:, :N_BINS]
