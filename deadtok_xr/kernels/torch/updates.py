@@ -16,6 +16,9 @@ from deadtok_xr.kernels import Lattice, OptimizerUpdate
 from deadtok_xr.kernels.torch.parts import bits
 from deadtok_xr.kernels.updates import LOWEST, N_BINS
 
+_APART = 32
+"""Counts of each bin, which are added up at the end."""
+
 
 def count_updates(update: OptimizerUpdate, lattice: Lattice, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Return counts, margins and squares of each parameter, see `deadtok_xr.kernels.updates`."""
@@ -50,9 +53,11 @@ def sums(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Sum rows of booleans or int64 (k, n) over the elements of each parameter: int64 (parameters, k)."""
     if len(sizes) == 1:
         return x.sum(1, keepdim=True).T
-    dtype = torch.int32 if x.dtype == torch.bool else torch.int64  # differences are exact modulo 2^64
-    up_to = x.cumsum(1, dtype=dtype)[:, _ends(sizes, x.device) - 1].long()
-    return up_to.diff(dim=1, prepend=torch.zeros_like(up_to[:, :1])).T
+    # differences of cumulative sums, exact modulo 2^64; torch adds up one long row much faster than several
+    rows = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    at = (rows + _ends(sizes, x.device) - 1).flatten()
+    up_to = x.flatten().cumsum(0, dtype=torch.int32 if x.dtype == torch.bool else torch.int64)[at].long()
+    return up_to.diff(prepend=up_to.new_zeros(1)).view(len(x), -1).T
 
 
 def squares(rows: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -102,7 +107,10 @@ def _bins(w: Tensor, u: Tensor, lattice: Lattice) -> Tensor:
 
 def _histograms(bins: Tensor, sizes: Sequence[int]) -> Tensor:
     """Count the bins of each parameter: torch's histograms wait for the device, or are not deterministic."""
-    first = torch.arange(len(sizes), device=bins.device) * (N_BINS + 1)
-    bins = bins + of_elements(first, sizes)
-    found = bins.new_zeros(len(sizes) * (N_BINS + 1)).scatter_add_(0, bins, bins.new_ones(()).expand(len(bins)))
-    return found.view(len(sizes), N_BINS + 1)[:, :N_BINS]
+    # several counts of each bin, since a device adds to the same place one after the other
+    elements = torch.arange(len(bins), device=bins.device)
+    first = torch.arange(len(sizes), device=bins.device) * _APART
+    row = of_elements(first, sizes) + elements % _APART
+    found = bins.new_zeros(len(sizes) * _APART * (N_BINS + 1))
+    found.scatter_add_(0, row * (N_BINS + 1) + bins, bins.new_ones(()).expand(len(bins)))
+    return found.view(len(sizes), _APART, N_BINS + 1)[..., :N_BINS].sum(1)
