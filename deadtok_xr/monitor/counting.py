@@ -66,11 +66,12 @@ def without_gradient(weights: Tensor, sizes: Sequence[int]) -> Sums:
     """Count elements that the optimizer skips, because there is no gradient."""
     import torch
 
-    found = _zeros(PREDICTED, weights, sizes)
-    all_ = weights.new_ones(1, len(weights), dtype=torch.bool)
-    found.ints[:, COUNTS.index("no_gradient")] = _torch_engine().sums(all_, sizes)[:, 0]
+    found, finite = _zeros(PREDICTED, weights, sizes), weights.isfinite()
+    counts = [COUNTS.index(name) for name in ("no_gradient", "unknown")]
+    found.ints[:, counts] = _torch_engine().sums(torch.stack([finite, ~finite]), sizes)
     found.ints[:, -2:] = _checksums(weights, sizes)
-    found.floats[:, SQUARES.index("weights")] = _torch_engine().squares([weights], sizes)[:, 0]
+    norms = [SQUARES.index(name) for name in ("weights", "steps")]
+    found.floats[:, norms] = _torch_engine().squares([weights, weights - weights], sizes)  # 0, or NaN
     return found
 
 
@@ -132,17 +133,14 @@ def by_parameter(
 
 
 def _checksums(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return two sums over bits for each parameter; on the CPU of the 64-bit words of its only one, which is faster."""
+    """Return two sums over the bits of each parameter, in any order of its elements."""
     import torch
 
     if not tiles.on_cpu(x):
         found: Tensor = _torch_engine().checksums(x, sizes)
         return found
-    per_word = 8 // x.element_size()
-    if x.numel() % per_word or x.storage_offset() % per_word:
-        x = torch.nn.functional.pad(x, (0, -x.numel() % per_word)).clone()
-    words = x.view(torch.int64)
-    return torch.stack([words.sum(), words.square().sum()])[None]
+    words = x.view(getattr(torch, f"int{8 * x.element_size()}")).numpy()
+    return torch.from_numpy(kernels.engine("updates", False).checksums(words))[None]
 
 
 def _zeros(columns: tuple[int, int], like: Tensor, sizes: Sequence[int]) -> Sums:

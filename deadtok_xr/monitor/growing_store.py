@@ -70,6 +70,11 @@ class GrowingStore:
         manifest_write.complete(self._group, self._arrays, self._group.attrs.asdict())
 
 
+def last_step(path: Path) -> int:
+    """Return the last monitored update of a store; 0 if there is none, or no store."""
+    return int(open_monitor(path).step.values.max(initial=0)) if path.exists() else 0
+
+
 def create(path: Path, fixed: rows.Columns, attrs: Mapping[str, Any], *, overwrite: bool) -> GrowingStore:
     """Create a store without rows.
 

@@ -67,6 +67,9 @@ class Monitor:
     resume
         Append to an existing store, after the training was restored from a checkpoint; create one if there is none.
         Updates after the checkpoint are replaced.
+    step
+        The number of updates made so far; by default as the optimizer counts them. SGD does not: pass the number if
+        the training was restored from a checkpoint.
     attrs
         Attributes of the store about the run.
 
@@ -125,6 +128,7 @@ class Monitor:
         scaler: Any = None,
         overwrite: bool = False,
         resume: bool = False,
+        step: int | None = None,
         attrs: Mapping[str, Any] = {},
     ) -> None:
         if overwrite and resume:
@@ -147,6 +151,7 @@ class Monitor:
         self._log, self._overwrite, self._resume = log, overwrite, resume
         self._fixed = rows.coordinates(self._watched, [self._method(w.group) for w in self._watched])
         self._totals = Totals(self._fixed)
+        self._first_step = step
         self.step = self._n_calls = self._n_skipped = 0
         self._rows: list[rows.Row] = []
         self._first_row = 0
@@ -176,7 +181,7 @@ class Monitor:
         if self._entered:
             raise InputError("this Monitor was entered before; expected a new one")
         self._entered = True
-        self.step = max((int(w.step) for w in self._watched if w.step is not None), default=0)
+        self.step = self._updates_made()
         self._next = self._next_monitored()
         self._writer = ranks.is_writer()
         if self.path is not None and self._writer:
@@ -190,6 +195,18 @@ class Monitor:
         ]
         self._scaler_watch = ScalerWatch(self._scaler, self.optimizer, lambda: self._n_calls, self._skip)
         return self
+
+    def _updates_made(self) -> int:
+        if self._first_step is not None:
+            return self._first_step
+        counts = [int(w.step) for w in self._watched if w.step is not None]
+        if not counts and self._resume and self.path is not None and growing_store.last_step(self.path):
+            raise InputError(
+                f"{self.path} ends at update {growing_store.last_step(self.path)}, and the optimizer "
+                f"({type(self.optimizer).__name__}) does not say how many updates it has made: pass the number as "
+                "step=, which is 0 for a training from the beginning"
+            )
+        return max(counts, default=0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -249,6 +266,8 @@ class Monitor:
             return
         observation.compare()
         if self._skips is not None and self._count_skips():
+            return
+        if self.step < self._next:  # some of the updates before were skipped
             return
         row = {**observation.row(), "step": self.step, "skipped_before": self._n_skipped}
         self._n_skipped = 0

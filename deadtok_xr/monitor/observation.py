@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from deadtok_xr.kernels.updates import COUNTS, SQUARES
 from deadtok_xr.monitor import counting, ranks, tiles
 from deadtok_xr.monitor.counting import Sums
-from deadtok_xr.monitor.predict import Rule, joined
+from deadtok_xr.monitor.predict import Rule
 from deadtok_xr.monitor.selection import Watched
+from deadtok_xr.monitor.tiles import joined
 from deadtok_xr.monitor.workers import Workers
 
 if TYPE_CHECKING:
@@ -62,13 +64,13 @@ class Observation:
         rates = {i: float(group.get("lr", np.nan)) for i, group in groups.items()}
         self.lr = np.array([rates[w.group_index] for w in self._watched])
         rules = {i: None if self._rule is None else Rule(self._rule, group, optimizer) for i, group in groups.items()}
-        tensors_of = [w.tensors() for w in self._watched]
+        tensors_of = [w.tensors(with_state=self._rule is not None) for w in self._watched]
         self.has_gradient = np.array([x is not None for x in tensors_of])
         pieces = []
         for i, (w, found) in enumerate(zip(self._watched, tensors_of, strict=True)):
             variables = {"W": w.weights} if found is None else found
             rule = None if found is None else rules[w.group_index]
-            pieces += self._pieces(i, variables, rule, w.step)
+            pieces += self._pieces(i, variables, rule, None if rule is None else w.step)
         self._predicted = self._sum_up(pieces, _predict)
 
     # ---- after the update
@@ -139,10 +141,10 @@ class Observation:
         self, i: int, variables: Mapping[str, Tensor], rule: Rule | None = None, step: Tensor | None = None
     ) -> list[tiles.Piece]:
         """Return the tiles of a parameter and of what belongs to it."""
-        n_threads = self._workers.n_threads if tiles.on_cpu(variables["W"]) else 1
+        fused = rule is not None and rule.fused
         return [
             tiles.Piece(i, dict(zip(variables, each, strict=True)), rule, step)
-            for each in tiles.tiles(list(variables.values()), n_threads)
+            for each in tiles.tiles(list(variables.values()), self._workers.n_threads, fused=fused)
         ]
 
     def _sum_up(self, pieces: list[tiles.Piece], function: Callable[[list[tiles.Piece]], Sums]) -> list[Found]:
@@ -156,7 +158,7 @@ class Observation:
         parts: list[tuple[list[tiles.Piece]]] = []
         for _, same in itertools.groupby((p for p in pieces if tiles.on_cpu(p.tile["W"])), lambda p: p.parameter):
             of_parameter = list(same)
-            size = -(-len(of_parameter) // self._workers.n_threads)
+            size = math.ceil(len(of_parameter) / self._workers.n_threads)
             parts += [(of_parameter[k : k + size],) for k in range(0, len(of_parameter), size)]
         found = self._workers.map(part, parts)
         with torch.no_grad():
@@ -167,7 +169,7 @@ class Observation:
 
 def _predict(batch: list[tiles.Piece]) -> Sums:
     """Predict the update of the pieces, and count what it does to their elements."""
-    rule, sizes = batch[0].rule, [len(piece.tile["W"]) for piece in batch]
+    rule, sizes = batch[0].rule, [piece.size for piece in batch]
     if "grad" not in batch[0].tile:
         return counting.without_gradient(joined([piece.tile["W"] for piece in batch]), sizes)
     if rule is None:
@@ -178,4 +180,4 @@ def _predict(batch: list[tiles.Piece]) -> Sums:
 def _compare(batch: list[tiles.Piece]) -> Sums:
     """Sum up the weights of the pieces, and compare them with the copies."""
     tile = {name: joined([piece.tile[name] for piece in batch]) for name in batch[0].tile}
-    return counting.of_result(tile["W"], tile.get("before"), [len(piece.tile["W"]) for piece in batch])
+    return counting.of_result(tile["W"], tile.get("before"), [piece.size for piece in batch])

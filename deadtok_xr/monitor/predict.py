@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deadtok_xr import kernels
-from deadtok_xr.monitor import tiles
+from deadtok_xr.monitor.tiles import joined, on_cpu
 from deadtok_xr.recorder.attributes import implementation, json_settings
 from deadtok_xr.replay import arithmetic as arithmetics
 from deadtok_xr.replay.settings import read_settings
@@ -68,13 +68,14 @@ class Rule:
         self.settings = read_settings({"optimizer": name, "hyperparameters": settings}, {}, where="Monitor")
         self.group, self.lr, self.implementation = group, group["lr"], implementation(group)
         self.fused = self.implementation == "fused"
+        self._first_momentum = _without_buffer(group, optimizer) if self.implementation == "foreach" else set()
         self._flags: dict[str, Any] = {"foreach": self.implementation == "foreach", "fused": self.fused}
         self._scaling: dict[str, Any] = {
             k: getattr(optimizer, k, None) if self.fused else None for k in ("grad_scale", "found_inf")
         }
 
     def predict(self, parts: Sequence[Tensors], steps: Sequence[Tensor | None]) -> Prediction:
-        """Compute the update of tiles of several parameters, flat tensors that stay unchanged.
+        """Compute the update of tiles of several parameters, tensors that stay unchanged.
 
         The tiles have the same variables and dtypes; the prediction has their elements one after the other. ``steps``
         are the optimizer's counts of the updates before this one; None where it does not count. Those on a CPU are
@@ -85,7 +86,7 @@ class Rule:
         before = {name: joined([tile[name] for tile in parts]) for name in parts[0]}
         after = {name: x.clone() for name, x in before.items()}
         gradient = before["grad"]
-        sizes = [len(tile["W"]) for tile in parts]
+        sizes = [tile["W"].numel() for tile in parts]
         if self.settings.is_adam:
             for name in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if self.settings.amsgrad else ())):
                 if name not in before:  # before the first update
@@ -134,18 +135,25 @@ class Rule:
 
         names = ("weight_decay", "momentum", "dampening", "nesterov", "maximize")
         buffers: list[Any] = [*views.get("momentum_buffer", [None] * len(views["W"]))]
+        weights, gradients, n = views["W"], views["grad"], len(buffers)
+        if (weights[0].device, weights[0].dtype) in self._first_momentum and buffers[0] is not None:
+            # one parameter without a buffer makes torch update all others in a loop, which may round differently
+            weights, gradients = ([*x, x[0].new_zeros(1)] for x in (weights, gradients))
+            buffers.append(None)
         sgd(
-            views["W"], views["grad"], buffers, lr=self.lr, **{name: self.group[name] for name in names},
+            weights, gradients, buffers, lr=self.lr, **{name: self.group[name] for name in names},
             **self._flags, **self._scaling,
         )  # fmt: skip
-        return buffers
+        return buffers[:n]
 
 
-def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Return flat tensors one after the other; a single one as it is."""
-    import torch
-
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _without_buffer(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> set[tuple[Any, Any]]:
+    """Return the devices and dtypes of the parameters that get a momentum buffer at this update."""
+    return {
+        (p.device, p.dtype)
+        for p in group["params"]
+        if group.get("momentum") and p.grad is not None and optimizer.state.get(p, {}).get("momentum_buffer") is None
+    }
 
 
 def _count(steps: Sequence[Tensor | None], sizes: Sequence[int]) -> Any:
@@ -153,7 +161,7 @@ def _count(steps: Sequence[Tensor | None], sizes: Sequence[int]) -> Any:
     import torch
 
     first = steps[0]
-    if first is None or tiles.on_cpu(first):
+    if first is None or on_cpu(first):
         return 1 if first is None else int(first) + 1
     counts = torch.stack([x for x in steps if x is not None]).double() + 1
     return kernels.engine("updates", True).of_elements(counts, sizes)

@@ -57,7 +57,7 @@ class Watched:
         """The optimizer's count of updates; None before the first, or if it does not count."""
         return self.optimizer.state.get(self.parameter, {}).get("step")
 
-    def tensors(self) -> Tensors | None:
+    def tensors(self, *, with_state: bool) -> Tensors | None:
         """Return the parameter, its gradient and the optimizer's state on this rank; None without a gradient."""
         gradient = self.parameter.grad
         if self.parameter.shape != self._shape:
@@ -72,7 +72,7 @@ class Watched:
                 f"{self.name} has a sparse gradient; Monitor takes dense ones: create its layer with sparse=False, or "
                 "leave the parameter out"
             )
-        state = self.optimizer.state.get(self.parameter, {})
+        state = self.optimizer.state.get(self.parameter, {}) if with_state else {}
         kept = {name: local(state[name]) for name in STATE if state.get(name) is not None}
         return {"W": self.weights, "grad": local(gradient), **kept}
 

@@ -2,12 +2,14 @@
 
 torch gives each of its threads one contiguous part of a large tensor, and computes what is left of a part after the
 last whole vectors one element at a time. For some operations (adding a multiple, in 16 bits) these elements are rounded
-differently. Tiles therefore begin and end where the parts of the threads do, or at whole vectors.
+differently. Tiles therefore begin and end where the parts of the threads do, or at whole vectors. Fused optimizers
+divide a tensor of any size, into whole cache lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
 ON_CPU, ON_DEVICE = 2**17, 2**22
 """Elements of a tile, a multiple of the vectors that torch's loops take at once."""
 _SERIAL = 2**15  # torch's grain size: smaller tensors are computed by one thread
+_CACHE_LINE = 64  # bytes
 
 
-def tiles(tensors: list[Tensor], n_threads: int) -> Iterator[list[Tensor]]:
-    """Yield the tiles of tensors of one shape: flat views in the order of memory, or copies where the orders differ.
+def tiles(tensors: list[Tensor], n_threads: int, *, fused: bool = False) -> Iterator[list[Tensor]]:
+    """Yield the tiles of tensors of one shape: flat views in the order of memory, or rows where the orders differ.
 
     Parameters
     ----------
@@ -29,17 +32,23 @@ def tiles(tensors: list[Tensor], n_threads: int) -> Iterator[list[Tensor]]:
         The parameter and what belongs to it.
     n_threads
         The threads that torch uses for the optimizer's step.
+    fused
+        Whether the optimizer is fused.
     """
     first = tensors[0]
-    n, size = first.numel(), ON_CPU if on_cpu(first) else ON_DEVICE
+    n = first.numel()
     if _is_dense(first) and all(x.stride() == first.stride() for x in tensors):
         flat = [x.as_strided((n,), (1,)) for x in tensors]
-        for a, b in _cuts(n, n_threads if size == ON_CPU else 1, size):
+        size, n_parts, unit = ON_DEVICE, 1, 1
+        if on_cpu(first):
+            size, n_parts = ON_CPU, n_threads if fused else min(n_threads, max(1, math.ceil(n / _SERIAL)))
+            unit = _CACHE_LINE // first.element_size() if fused else 1
+        for a, b in _cuts(n, n_parts, unit, size):
             yield flat if b - a == n else [x[a:b] for x in flat]
     elif n:
-        height = max(1, first.shape[0] * size // n)
+        height = max(1, first.shape[0] * (ON_CPU if on_cpu(first) else ON_DEVICE) // n)
         for i in range(0, first.shape[0], height):
-            yield [x[i : i + height].reshape(-1) for x in tensors]
+            yield [x[i : i + height] for x in tensors]
 
 
 class Piece(NamedTuple):
@@ -48,11 +57,16 @@ class Piece(NamedTuple):
     parameter: int
     """The position of the parameter."""
     tile: dict[str, Tensor]
-    """Flat tensors by variable."""
+    """Tensors by variable, which are flat or read as such."""
     rule: Rule | None = None
     """How its group is updated; None if that is not known, or the piece is not updated."""
     step: Tensor | None = None
     """The optimizer's count of its updates."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.tile["W"].numel()
 
     def kind(self) -> tuple[Any, ...]:
         """Return what pieces have in common that are counted together; the counts of a device need not be equal."""
@@ -70,12 +84,11 @@ def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         batch: list[Piece] = []
         size = 0
         for piece in alike:
-            n = len(piece.tile["W"])
-            if batch and size + n > ON_DEVICE:
+            if batch and size + piece.size > ON_DEVICE:
                 yield batch
                 batch, size = [], 0
             batch.append(piece)
-            size += n
+            size += piece.size
         yield batch
 
 
@@ -94,9 +107,16 @@ def _is_dense(x: Tensor) -> bool:
     return True
 
 
-def _cuts(n: int, n_threads: int, size: int) -> Iterator[tuple[int, int]]:
-    n_parts = min(n_threads, -(-n // _SERIAL)) if n > _SERIAL else 1
-    part = max(1, -(-n // n_parts))
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the elements of tensors one after the other, flat; without a copy of a single one that is flat."""
+    import torch
+
+    flat = [x.reshape(-1) for x in tensors]
+    return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat)
+
+
+def _cuts(n: int, n_parts: int, unit: int, size: int) -> Iterator[tuple[int, int]]:
+    part = max(1, math.ceil(math.ceil(n / unit) / n_parts) * unit)
     for first in range(0, n, part):
         last = min(first + part, n)
         for a in range(first, last, size):

@@ -155,7 +155,8 @@ def _direction(arithmetic: str, s: Settings, t: int, before: Tensors, after: Ten
     m, v = after["exp_avg"], _second(s, after)
     if arithmetic == "float32_once":
         return m.double() / corrected1 / (v.double().sqrt() / corrected2 + s.eps)
-    return m.double() / corrected1 / (v.sqrt() / corrected2).add_(s.eps).double()
+    # t may be a tensor of counts in float64, which must not promote what torch computes in the format of v
+    return m.double() / corrected1 / (v.sqrt() / corrected2).to(v.dtype).add_(s.eps).double()
 
 
 def _sgd_direction(arithmetic: str, s: Settings, t: int, before: Tensors, after: Tensors) -> Tensor:

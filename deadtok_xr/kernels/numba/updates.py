@@ -30,6 +30,26 @@ def count_update(update: OptimizerUpdate, lattice: Lattice, out: dict[str, NDArr
     _count(*update, lattice.smallest, lattice.ulp_offset, out["counts"], out["squares"], out["margins"])
 
 
+def checksums(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return two sums over the bits of a flat array, modulo 2^64: of its elements' bits, and of their squares.
+
+    Two elements that are not as predicted may cancel in the first sum, but then not in the second.
+    """
+    out = np.zeros(2, np.int64)
+    _add_bits(values.view(np.dtype(f"i{values.itemsize}")), out)
+    return out
+
+
+@compiled
+def _add_bits(words, out):
+    total, squares = np.int64(0), np.int64(0)
+    for i in range(words.size):
+        word = np.int64(words[i])
+        total += word
+        squares += word * word
+    out[0], out[1] = total, squares
+
+
 @compiled
 def _count(
     before, after, gradient, intended, has_second, second_before, second_after, decayed, smallest, ulp_offset, counts,
