@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def plan_analyses(
     load_entry_points()
     unknown = [name for name in analyses or () if name not in ANALYSES]
     if unknown:
-        raise InputError(f"unknown analysis {unknown[0]!r}: choose from {', '.join(ANALYSES)}")
+        close = get_close_matches(unknown[0], ANALYSES, 1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(f"unknown analysis {unknown[0]!r}{meant}: choose from {', '.join(ANALYSES)}")
     options = options or {}
     _check_options(options, analyses or list(ANALYSES))
     plan = make_plan(ds, analyses, options, allow_gaps=allow_gaps, precision=precision, budget=budget)

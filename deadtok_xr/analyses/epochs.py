@@ -284,10 +284,15 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     )
 
 
+def _growth(ds: xr.Dataset) -> int:
+    """Return the step of the fastest growth; -1 if the cloud never grows."""
+    return int(ds["sneeze_step"]) if (ds["velocity"].values > 0).any() else -1
+
+
 @epochs.find
 def _findings(ds: xr.Dataset) -> Iterator[Finding]:
-    inhale, sneeze, freeze = (int(ds[f"{name}_step"]) for name in ("inhale", "sneeze", "freeze"))
-    if sneeze < 0:
+    inhale, freeze = (int(ds[f"{name}_step"]) for name in ("inhale", "freeze"))
+    if (sneeze := _growth(ds)) < 0:
         return
     before = f" after it shrank by {summary_text.percent(float(ds['inhale_depth']))} until step {inhale}"
     above = summary_text.percent(ds.attrs.get("frozen_above", 0.9))
@@ -297,7 +302,7 @@ def _findings(ds: xr.Dataset) -> Iterator[Finding]:
 
 @epochs.measure
 def _key_figure(ds: xr.Dataset) -> KeyFigure:
-    sneeze = int(ds["sneeze_step"])
+    sneeze = _growth(ds)
     return KeyFigure("step at which the cloud grows fastest", overall=sneeze if sneeze >= 0 else "none")
 
 

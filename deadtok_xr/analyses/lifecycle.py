@@ -310,8 +310,8 @@ def _summary(ds: xr.Dataset) -> Iterator[str]:
     first, last = (summary_text.range_text(ds[name].values) for name in ("first_freeze_range", "last_motion_range"))
     thaws = ds["thaw_count"].values
     yield (
-        f"Life cycles: {frozen} tokens froze for good, {moving} still move, {never} never moved; first freeze {first}; "
-        f"last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} per token"
+        f"Life cycles: {frozen} tokens stand still at the end, {moving} still move, {never} never moved; first freeze "
+        f"{first}; last motion {last}; {thaws.sum()} thaws, at most {thaws.max()} per token"
     )
 
 
@@ -343,8 +343,8 @@ def _who(ds: xr.Dataset) -> Iterator[Finding]:
         return  # none, or all at once
     names = [token_names(ds, ds["token"].values[stopped & (last == step)]) for step in ends]
     yield Finding(
-        0.66, f"First to stand still for good: {names[0]} (last motion at step {ends[0]}); last: {names[1]} (step "
-        f"{ends[1]})."
+        0.66, f"Of the tokens that stand still at the end, {names[0]} stopped first (last motion at step {ends[0]}), "
+        f"{names[1]} last (step {ends[1]})."
     )  # fmt: skip
 
 
@@ -359,7 +359,7 @@ def _last_motion(ds: xr.Dataset) -> str:
 
 @lifecycle.measure
 def _key_figure(ds: xr.Dataset) -> KeyFigure:
-    return KeyFigure("tokens that stand still at the end", last=int(ds["n_frozen"]))
+    return KeyFigure("tokens that stand still at the end", last=int(ds["n_frozen"]) + int(ds["n_never_moved"]))
 
 
 lifecycle.invalid = "which count neither as motion nor as rest"

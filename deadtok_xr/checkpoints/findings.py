@@ -70,8 +70,8 @@ def _stuck(frame: Frame, lr: float | None, of: str) -> Iterator[str]:
         worst = frame["lr_to_move_all"].idxmax() if frame["lr_to_move_all"].notna().any() else None
         if worst is not None:
             yield (
-                f"All values{of} move above lr {_rate(frame['lr_to_move_all'][worst])}, which {worst} needs; give "
-                "--lr to count those that cannot move."
+                f"All values{of} can move towards zero at least above lr {_rate(frame['lr_to_move_all'][worst])}, "
+                f"which {worst} needs; give --lr to count those that cannot move."
             )
         return
     whole = frame[frame["stuck_fraction"] == 1]
@@ -94,7 +94,10 @@ def _stuck(frame: Frame, lr: float | None, of: str) -> Iterator[str]:
             )
     if not (frame["stuck_fraction"] > 0).any() and frame["stuck_fraction"].notna().any():
         n = _count(len(frame), "parameter")
-        yield f"Nothing is stuck: at lr {_rate(lr)} every finite value of {n}{of} can move."
+        outward = (frame["stuck_outward_fraction"].fillna(0) * (frame["numel"] - frame["n_not_finite"])).sum()
+        share = _share(round(float(outward)), int((frame["numel"] - frame["n_not_finite"]).sum()))
+        one_way = f", {share} of them towards zero alone" if outward else ""
+        yield f"Nothing is stuck: at lr {_rate(lr)} every finite value of {n}{of} can move{one_way}."
 
 
 def _not_finite(frame: Frame) -> Iterator[str]:

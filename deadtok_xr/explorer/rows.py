@@ -108,6 +108,8 @@ def _in_words(x: xr.DataArray) -> NDArray[Any]:
     if x.name == "censored":
         return _at_the_end(x.values)
     words = words_of(x) if x.dtype != bool else {}
+    if x.name == "freeze_cause":  # "moved" is no cause: the token still moves
+        words = {flag: "–" if word == "moved" else word for flag, word in words.items()}
     return np.array([words.get(int(v), str(v)) for v in x.values], object) if words else x.values
 
 

@@ -21,6 +21,7 @@ from deadtok_xr.monitor.selection import watched_parameters
 from deadtok_xr.monitor.workers import Workers
 from deadtok_xr.recorder import validation
 from deadtok_xr.recorder.attributes import implementation, json_settings, machine_attributes
+from deadtok_xr.recorder.hooks import register_step_hooks
 from deadtok_xr.recorder.scaler import ScalerWatch
 from deadtok_xr.recorder.schedule import Schedule
 from deadtok_xr.store.writer_lock import WriterLock
@@ -78,8 +79,7 @@ class Monitor:
     step
         The number of the last update.
     report
-        Findings so far in words, and the parameters that lose most to rounding; empty before the first monitored
-        update.
+        Findings so far in words, and the parameters that lose most to rounding; empty before the first update.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class Monitor:
         if self._rule is None and not copy:
             n_bytes = sum(w.parameter.numel() * w.parameter.element_size() for w in self._watched)
             raise InputError(
-                f"the optimizer is a {type(self.optimizer).__name__}, whose arithmetic is not known (torch's AdamW, "
+                f"the optimizer is {type(self.optimizer).__name__}, whose arithmetic is not known (torch's AdamW, "
                 f"Adam and SGD are): copy=True counts what moved by comparing with a copy of the weights, "
                 f"{n_bytes / 2**20:,.1f} MiB during a monitored update"
             )
@@ -164,7 +164,9 @@ class Monitor:
 
     @property
     def report(self) -> str:
-        """Findings so far in words; empty before the first monitored update."""
+        """Findings so far in words; empty before the first update."""
+        if self._n_calls and not self._totals.n_updates:
+            return f"No update was monitored: every={self.every}, and the last update is {self.step}."
         return report(self._totals)
 
     def dataset(self) -> xr.Dataset:
@@ -189,10 +191,7 @@ class Monitor:
                 self._open_store(self.path)
         self._workers = Workers()
         self._executor = ThreadPoolExecutor(1, "deadtok-monitor-writer")
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = register_step_hooks(self.optimizer, self._before_step, self._after_step)
         self._scaler_watch = ScalerWatch(self._scaler, self.optimizer, lambda: self._n_calls, self._skip)
         return self
 
@@ -315,10 +314,10 @@ class Monitor:
             warnings.warn(
                 f"the weights of {len(wrong)} parameters ({first}{', ...' * (len(wrong) > 1)}) after update "
                 f"{self.step} are not those that {method.partition(',')[0]} gives: something else changes "
-                "them inside the step; their counts are estimates (exact is False), and copy=True counts what moved "
-                "exactly",
+                "them inside the step, such as a hook or torch.compile; their counts are estimates (exact is False), "
+                "and copy=True counts what moved exactly",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _flush(self) -> None:

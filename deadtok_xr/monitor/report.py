@@ -54,6 +54,8 @@ def _findings(totals: Totals) -> Iterator[str]:
         of_known = max(int(numel[known].sum()), 1)
         parts += [f"rounded {last['rounded_to_zero'][known].sum() / of_known:.2%} to zero"]
         parts += [f"found no gradient for {last['no_gradient'][known].sum() / of_known:.2%}"]
+        if unknown := last["unknown"][known].sum():
+            parts += [f"and NaN or infinity in {unknown / of_known:.2%}"]
     yield (
         f"{totals.n_updates} update{'s' * (totals.n_updates > 1)} monitored; the last, update {last['step']}, "
         f"{', '.join(parts)}."
@@ -61,10 +63,15 @@ def _findings(totals: Totals) -> Iterator[str]:
     masters = fixed["dtype"] == "float32"
     if masters.any():
         share = last["visible"][masters].sum() / max(int(numel[masters].sum()), 1)
-        yield f"As bfloat16, {share:.2%} of the values of the float32 parameters changed in it."
+        yield f"As bfloat16, {share:.2%} of the values of the float32 parameters changed in update {last['step']}."
     at_rest = (totals.counts["moved"] == 0) & (totals.counts["rounded_to_zero"] > 0)
-    if at_rest.any():
-        yield f"{_named(fixed, at_rest)} never moved, although there were updates{_advice(totals, at_rest)}."
+    n_updates = "the monitored update" if totals.n_updates == 1 else f"any of the {totals.n_updates} monitored updates"
+    for chosen, why in (
+        (at_rest & totals.margins.any(axis=1), f", although there were updates{_advice(totals, at_rest)}"),
+        (at_rest & ~totals.margins.any(axis=1), ": each update was exactly 0, as with a learning rate of 0"),
+    ):
+        if chosen.any():
+            yield f"{_named(fixed, chosen)} did not move in {n_updates}{why}."
     idle = (totals.counts["moved"] == 0) & ~totals.with_gradient & (numel > 0)
     if idle.any():
         yield f"{_named(fixed, idle)} never had a gradient."
@@ -81,16 +88,17 @@ def _findings(totals: Totals) -> Iterator[str]:
 
 
 def _advice(totals: Totals, at_rest: NDArray[np.bool_]) -> str:
-    """Say how far the updates of parameters that never moved lie below the grid."""
+    """Say how far the updates of parameters at rest lie below the grid; a bin is known up to a factor of 2."""
     found = totals.margins[at_rest].sum(0)
     if not found.any():
         return ""
     largest = int(totals.fixed["margin_bin"][np.flatnonzero(found)[-1]]) + 1
     if largest > 0:
         return ""
-    needed = f": even the largest were below 2^{largest} of the half gap that they would have to cross"
+    part = f"1/{2**-largest:,} of " if largest else ""
     return (
-        f"{needed}; keep these parameters in float32, or the learning rate more than {2.0**-largest:.0f} times as high"
+        f": even the largest were below {part}the half gap that they would have to cross; keep these parameters in "
+        f"float32, or the learning rate more than {2 ** (1 - largest):,} times as high"
     )
 
 

@@ -10,6 +10,7 @@ sampled_parameters    a sample of the elements of several parameters, recorded l
 sample_recorder       a recorder for the samples of each parameter group and dtype
 sharded               parameters that are sharded over ranks
 schedule              which updates are recorded
+hooks                 functions before and after each step of the optimizer
 scaler                attempts that a GradScaler skips
 session               from a step in the loop to a write: buffers, settings, logged values
 host_buffers          steps in host memory, and the copies into them

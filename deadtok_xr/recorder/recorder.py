@@ -16,6 +16,7 @@ from deadtok_xr.errors import InputError
 from deadtok_xr.recorder import sharded, validation
 from deadtok_xr.recorder.appender import Appender, create_appender, open_appender
 from deadtok_xr.recorder.attributes import machine_attributes, optimizer_attributes
+from deadtok_xr.recorder.hooks import register_step_hooks
 from deadtok_xr.recorder.host_buffers import copier_for
 from deadtok_xr.recorder.logged_values import LoggedValues
 from deadtok_xr.recorder.resume import resume_position
@@ -214,10 +215,7 @@ class Recorder:
             self._session.copy_states(initial=True)
             self._session.fill_gradients()
             self._session.commit(self.step, values)
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = register_step_hooks(self.optimizer, self._before_step, self._after_step)
         self._scaler_watch = ScalerWatch(self._scaler, self.optimizer, lambda: self._n_calls, self._skip)
         return self
 

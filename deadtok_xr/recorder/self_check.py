@@ -76,4 +76,4 @@ def check_replay(previous: State, current: State, settings: Mapping[str, Any]) -
     try:
         return check(previous, current, {**settings["hyperparameters"], **settings})
     except InputError as error:
-        return f"replay not checked: {error}"
+        return f"replay not checked: {str(error).removeprefix('check: ')}"

@@ -146,8 +146,8 @@ def sentence(found: Comparison, s: Settings, lr: float, flagged: str | None = No
         n = max(found.n_different(a, b) for a, b in combinations(candidates, 2))
         share = _share(found.counts[candidates[0]])
         return (
-            f"the updates are reproduced by {' and '.join(candidates)} alike ({share}; {baseline}): "
-            f"undetermined, because these differ on only {n} elements"
+            f"the updates are reproduced by {' and '.join(candidates)} alike ({share}; {baseline}): undetermined, "
+            + ("since these give the same bits here" if not n else f"since these differ on only {n} elements")
         )
     if not candidates:
         return "undetermined: for every arithmetic a tensor that it needs was not recorded"
@@ -219,7 +219,7 @@ def check(
     >>> w, g = np.ones((2, 2), "f4"), np.full((2, 2), 0.5, "f4")
     >>> check({"W": w}, {"W": w - np.float32(0.05), "grad": g}, {"optimizer": "SGD", "lr": 0.1, "step": 1})
     'the updates are reproduced by single and foreach and fused alike (100.0000% of 4 elements, 0 missed, 100.0000% of \
-the 4 that moved; baseline without motion: 0.00%): undetermined, because these differ on only 0 elements'
+the 4 that moved; baseline without motion: 0.00%): undetermined, since these give the same bits here'
     """
     nested = settings.get("hyperparameters") or {}
     settings = {**nested, **{k: v for k, v in settings.items() if k != "hyperparameters"}}

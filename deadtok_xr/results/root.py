@@ -8,7 +8,7 @@ import zarr
 
 from deadtok_xr import store
 from deadtok_xr.errors import IncompleteStoreError, InputError
-from deadtok_xr.schema import RESULTS, RESULTS_VERSION
+from deadtok_xr.schema import MONITOR, RESULTS, RESULTS_VERSION
 from deadtok_xr.store import destination, members, zarr_dtype
 
 RESUMES = "the same command, or save_results with the same arguments, resumes"
@@ -29,6 +29,8 @@ def open_root(path: str | Path) -> zarr.Group:
         raise InputError(
             f"{path} holds no results, but a recording: open it with open_recording, or `deadtok analyze` it"
         )
+    if MONITOR in attrs:
+        raise InputError(f"{path} holds no results: it was written by a Monitor; open it with open_monitor")
     if RESULTS not in attrs:
         raise InputError(f"{path} holds no results: the attribute 'deadtok_results' is missing")
     members.check_format(

@@ -326,3 +326,31 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     save_file({"a.weight": block[:10]}, tmp_path / "small.safetensors")
     command = [sys.executable, "-c", MEMORY, tmp_path / "small.safetensors", tmp_path / "large.safetensors"]
     assert int(subprocess.run(command, check=True, capture_output=True).stdout) < 64e6
+
+
+def test_what_can_only_shrink_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1.0 moves down at half the rate that it needs to move up."""
+    save_file({"w": torch.ones(64, dtype=torch.bfloat16)}, tmp_path / "ones.safetensors")
+    said = run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.003")[1].splitlines()[0]
+    assert said == (
+        "Nothing is stuck: at lr 0.003 every finite value of 1 parameter can move, 100% of them towards zero alone."
+    )
+    assert run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.005")[1].startswith(
+        "Nothing is stuck: at lr 0.005 every finite value of 1 parameter can move."
+    )
+
+
+def test_a_store_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    with dx.Monitor([("p", p)], optimizer, tmp_path / "monitor.zarr"):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    with pytest.raises(InputError, match=r"monitor.zarr holds what a Monitor counted, and no weights.*open_monitor"):
+        dx.doctor(tmp_path / "monitor.zarr")
+    recording = dx.testing.synthetic_recording(tmp_path / "r.zarr", steps=4, tokens=3, dims=2)
+    dx.save_results(dx.analyze(recording, analyses=["motion"], tokens="all"), tmp_path / "results.zarr")
+    with pytest.raises(InputError, match=r"results.zarr holds the results of analyses, and no weights.*open_results"):
+        dx.doctor(tmp_path / "results.zarr")

@@ -513,6 +513,7 @@ def test_a_conversion_never_replaces_results(
             "finds none on this machine; choose cpu or auto",
         ),
         (["--only", "motion,entropy"], "unknown analysis 'entropy': choose from "),
+        (["--only", "motin"], "unknown analysis 'motin' (did you mean motion?): choose from "),
         (["--only", "motion," * 30_000 + "x"], "unknown analysis 'x'"),
         (["--only", " , "], "names no analysis"),
         (["--only", ""], "names no analysis"),

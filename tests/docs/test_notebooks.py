@@ -160,7 +160,7 @@ PRINTED = {
     "phase_transitions": ["moved on the grid"],
     "crystallize_or_evaporate": ["verdict: "],
     "why_tokens_stop": ["100.0000% of ", "the updates are reproduced by single"],
-    "is_my_training_losing_updates": ["body.norm.weight) never moved", "in bfloat16, "],
+    "is_my_training_losing_updates": ["body.norm.weight) did not move", "in bfloat16, "],
     "which_tokens_are_dead": [
         f"{N_DEAD} of 256 tokens never occur",
         "measured from one token, ",

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import deadtok_xr as dx
 from deadtok_xr.errors import DestinationExistsError, InputError, MissingFileError, WriteError
-from deadtok_xr.monitor import growing_store, monitor, tiles
+from deadtok_xr.monitor import growing_store, monitor
 
 
 class Tiny(torch.nn.Module):
@@ -32,13 +32,6 @@ class Tiny(torch.nn.Module):
     def forward(self, step: int) -> torch.Tensor:
         ids = torch.randint(12, (16,), generator=torch.Generator().manual_seed(step))
         return functional.cross_entropy((self.norm(self.embedding(ids)) @ self.embedding.weight.T).float(), ids)
-
-
-@pytest.fixture(params=["on the CPU", "as on a GPU"])
-def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test twice; the second time tensors of the CPU are counted in batches, as those of a GPU are."""
-    if request.param == "as on a GPU":
-        monkeypatch.setattr(tiles, "on_cpu", lambda x: False)
 
 
 def train(model: Tiny, optimizer: Any, steps: range) -> None:
@@ -75,7 +68,7 @@ def test_norm_weights_at_one_never_move_and_the_report_says_why(tmp_path: Path) 
     assert values[-1][1]["moved/norm.weight"] == 0
     assert values[-1][1]["updates/parameters_at_rest"] == 1
     assert values[-1][1]["margin/norm.weight"] < 0
-    assert "1 parameter (norm.weight) never moved, although there were updates" in watch.report
+    assert "1 parameter (norm.weight) did not move in any of the" in watch.report
     assert "times as high" in watch.report
 
 
@@ -316,7 +309,7 @@ class TestBadInput:
 
     def test_options_and_optimizers(self, tmp_path: Path) -> None:
         model = Tiny()
-        with pytest.raises(InputError, match="the optimizer is a RMSprop.*copy=True.*0.0 MiB"):
+        with pytest.raises(InputError, match="the optimizer is RMSprop.*copy=True.*0.0 MiB"):
             dx.Monitor(model.norm.weight, torch.optim.RMSprop([model.norm.weight]))
         with pytest.raises(InputError, match="has not been entered"):
             dx.Monitor(model, adamw(model)).__exit__(None, None, None)

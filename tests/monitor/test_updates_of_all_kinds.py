@@ -12,17 +12,9 @@ import torch
 
 import deadtok_xr as dx
 from deadtok_xr.errors import InputError
-from deadtok_xr.monitor import tiles
 from deadtok_xr.monitor.workers import Workers
 from deadtok_xr.replay import arithmetic
 from deadtok_xr.replay.settings import read_settings
-
-
-@pytest.fixture(params=["on the CPU", "as on a GPU"])
-def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test twice; the second time tensors of the CPU are counted in batches, as those of a GPU are."""
-    if request.param == "as on a GPU":
-        monkeypatch.setattr(tiles, "on_cpu", lambda x: x.device.type == "none")
 
 
 @pytest.fixture
@@ -197,3 +189,52 @@ def test_a_count_on_the_device_gives_the_same_update(dtype: torch.dtype) -> None
         for t in (7, counts)
     )
     torch.testing.assert_close(by_tensor, by_number, rtol=2e-7, atol=0)  # float32 is divided in float64
+
+
+def test_an_update_of_zero_is_not_called_one_that_was_rounded() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([p], lr=0.0)
+    with dx.Monitor([("p", p)], optimizer, every=2) as monitor:
+        p.grad = torch.ones(4)
+        optimizer.step()
+        assert monitor.report == "No update was monitored: every=2, and the last update is 1."
+        optimizer.step()
+    expected = (
+        "1 parameter (p) did not move in the monitored update: each update was exactly 0, as with a learning rate"
+    )
+    assert expected in monitor.report
+
+
+@pytest.mark.parametrize(("lr", "part", "factor"), [(1.8e-3, "", 2), (9e-4, "1/2 of ", 4), (3e-4, "1/4 of ", 8)])
+def test_the_advised_learning_rate_moves_the_weights(lr: float, part: str, factor: int) -> None:
+    """An update of AdamW with a constant gradient is the learning rate; 1.0 moves up from 2^-8 on."""
+    for rate in (lr, 1.01 * factor * lr):
+        p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+        optimizer = torch.optim.AdamW([p], lr=rate, weight_decay=0.0)
+        with dx.Monitor([("p", p)], optimizer) as monitor:
+            p.grad = -torch.ones_like(p)
+            optimizer.step()
+        moved = rate > lr
+        assert bool((p != 1).all()) == moved
+        advice = f"even the largest were below {part}the half gap that they would have to cross; keep these parameters"
+        assert (advice in monitor.report) != moved
+        assert (f"or the learning rate more than {factor} times as high" in monitor.report) != moved
+
+
+@pytest.mark.slow
+def test_a_compiled_step(tmp_path: Path) -> None:
+    """torch.compile leaves the hooks of a Recorder and a Monitor as they are."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(6, 4).bfloat16())
+    optimizer = torch.optim.AdamW([p], lr=1e-2)
+    step = torch.compile(optimizer.step, backend="eager")
+    moved, steps = [], [p.detach().clone()]
+    with dx.Recorder(p, optimizer, tmp_path / "r.zarr"), dx.Monitor([("p", p)], optimizer, copy=True) as monitor:
+        for _ in range(4):
+            p.grad = torch.randn(6, 4).bfloat16()
+            step()
+            moved.append([int((p != steps[-1]).sum())])
+            steps.append(p.detach().clone())
+    assert monitor.dataset().moved.values.tolist() == moved
+    W = dx.open_recording(tmp_path / "r.zarr", tokens="all").W.values
+    np.testing.assert_array_equal(W, torch.stack(steps).float().numpy())

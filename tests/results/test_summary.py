@@ -160,3 +160,12 @@ def test_shares_are_never_rounded_to_none_or_all(share: float, text: str) -> Non
 )  # fmt: skip
 def test_numbers_have_three_digits(x: float | str | None, text: str) -> None:
     assert number(x) == text
+
+
+def test_a_cloud_that_never_moves_stands_still_and_does_not_grow() -> None:
+    ds = dataset(np.ones((6, 5, 3), np.float32), precision="bfloat16")
+    tree = dx.analyze(ds, analyses=["lifecycle", "epochs"]).compute()
+    rows = table_of(dx.summary(tree))
+    assert rows["lifecycle"].split()[-1] == "5"
+    assert rows["epochs"].split()[-1] == "none"
+    assert "grows fastest" not in dx.summary(tree).split("\nanalysis ")[0]

@@ -135,8 +135,10 @@ def check_steps(ds: xr.Dataset, purpose: str, *, allow_gaps: bool) -> dict[str, 
         return {"step_span": xr.Variable("step", span.astype(np.int64), attrs)}
     if (span > 1).any():
         i = int(np.argmax(span > 1))
+        first, last = int(steps[i]) + 1, int(steps[i + 1]) - 1
+        missing = f"step {first} is" if first == last else f"steps {first}..{last} are"
         raise InputError(
-            f"{purpose}: steps {steps[i] + 1}..{steps[i + 1] - 1} are missing"
+            f"{purpose}: {missing} missing"
             + (f", and {int((span > 1).sum()) - 1} more gaps" if (span > 1).sum() > 1 else "")
             + "; a transition across a gap is not one update: say allow_gaps=True (--allow-gaps) to measure it anyway"
         )

@@ -30,12 +30,12 @@ from deadtok_xr.conversion.readers.source import (
     unreadable_type,
 )
 from deadtok_xr.errors import InputError
+from deadtok_xr.schema import MONITOR, RECORDING, RESULTS
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _MAX_METADATA = 64 * 2**20
 _MAX_ARRAYS = 100_000
 _BFLOAT16 = ("bfloat16", "<V2", "|V2", "V2", "void16", "r16")
-_MARK = "deadtok_format"
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,15 @@ class ZarrSource(Source):
         self._open: tuple[str, zarr.Array[Any]] | None = None
         with explaining_damage(path, "its metadata", self.format):
             self.attributes: Mapping[str, Any] = _attributes(path)
-            if _MARK in self.attributes:
+            if RECORDING in self.attributes:
                 raise InputError(
                     f"{path} is a recording store already: open it with deadtok_xr.open_recording, or look at it with "
                     "`deadtok info`"
                 )
+            if found := {RESULTS, MONITOR} & set(self.attributes):
+                what = "the results of analyses" if RESULTS in found else "what a Monitor counted"
+                opener = "open_results" if RESULTS in found else "open_monitor"
+                raise InputError(f"{path} holds {what}, and no weights: open it with deadtok_xr.{opener}")
             self._arrays = dict(_found(path))
             self.entries = {name: self._entry(name) for name in self._arrays}
             self.dims = {name: a.dims for name, a in self._arrays.items() if a.dims}

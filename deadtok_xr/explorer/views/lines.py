@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 from bokeh.layouts import column
 from bokeh.models import ColumnDataSource, DataRange1d, Div, HoverTool, NumeralTickFormatter, Range1d, Select
 from numpy.typing import NDArray
@@ -29,8 +30,6 @@ from deadtok_xr.explorer.views.common import (
 )
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from deadtok_xr.explorer.binned import Binned
     from deadtok_xr.explorer.page import Page
     from deadtok_xr.explorer.source import Source
@@ -170,7 +169,11 @@ class Series(View):
         missing = [label for label in self.data if label not in found]
         self._missing = f"not analysed in {', '.join(missing)}" if missing else ""
         self._unit = quantities.explained(next(iter(have.values())))
-        self._known = {label: x for label, x in have.items() if x.chunks is None}  # the others would be computed again
+        read = {
+            label: xr.DataArray(each.values[:, 0], {"step": each.middle}, ("step",)) for label, each in found.items()
+        }
+        # what is not in memory would be computed again: of it the visible steps are known
+        self._known = {label: x if x.chunks is None else read[label] for label, x in have.items() if label in read}
         self._describe()
 
     def _describe(self) -> None:
