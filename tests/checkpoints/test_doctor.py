@@ -335,7 +335,7 @@ def test_what_can_only_shrink_is_said(
     save_file({"w": torch.ones(64, dtype=torch.bfloat16)}, tmp_path / "ones.safetensors")
     said = run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.003")[1].splitlines()[0]
     assert said == (
-        "Nothing is stuck: at lr 0.003 every finite value of 1 parameter can move, 100% of them towards zero alone."
+        "Nothing is stuck: at lr 0.003 every finite value of 1 parameter can move, 100.0% of them towards zero alone."
     )
     assert run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.005")[1].startswith(
         "Nothing is stuck: at lr 0.005 every finite value of 1 parameter can move."

@@ -205,7 +205,7 @@ def test_an_update_of_zero_is_not_called_one_that_was_rounded() -> None:
     assert expected in monitor.report
 
 
-@pytest.mark.parametrize(("lr", "part", "factor"), [(1.8e-3, "", 2), (9e-4, "1/2 of ", 4), (3e-4, "1/4 of ", 8)])
+@pytest.mark.parametrize(("lr", "part", "factor"), [(3e-3, "", 2), (1.8e-3, "1/2 of ", 4), (3e-4, "1/8 of ", 16)])
 def test_the_advised_learning_rate_moves_the_weights(lr: float, part: str, factor: int) -> None:
     """An update of AdamW with a constant gradient is the learning rate; 1.0 moves up from 2^-8 on."""
     for rate in (lr, 1.01 * factor * lr):
