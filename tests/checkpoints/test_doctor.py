@@ -333,13 +333,9 @@ def test_what_can_only_shrink_is_said(
 ) -> None:
     """1.0 moves down at half the rate that it needs to move up."""
     save_file({"w": torch.ones(64, dtype=torch.bfloat16)}, tmp_path / "ones.safetensors")
-    said = run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.003")[1].splitlines()[0]
-    assert said == (
-        "Nothing is stuck: at lr 0.003 every finite value of 1 parameter can move, 100.0% of them towards zero alone."
-    )
-    assert run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", "0.005")[1].startswith(
-        "Nothing is stuck: at lr 0.005 every finite value of 1 parameter can move."
-    )
+    for lr, how in (("0.003", ", 100.0% of them towards zero alone."), ("0.005", ".")):
+        said = " ".join(run(monkeypatch, capsys, tmp_path / "ones.safetensors", "--lr", lr)[1].split())
+        assert said.startswith(f"Nothing is stuck: at lr {lr} every finite value of 1 parameter can move{how}")
 
 
 def test_a_store_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
