@@ -111,3 +111,25 @@ def test_a_monitor_counts_what_a_copy_shows(dtype: torch.dtype, flags: dict[str,
     assert ds.exact.all()
     assert ds.moved.values.tolist() == moved
     assert (ds.moved + ds.rounded_to_zero + ds.no_gradient == ds.numel).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_monitor_of_tensors_of_all_sizes(dtype: torch.dtype, foreach: bool) -> None:
+    """Several tiles, one element, another layout, and a first gradient that is later than those of the others."""
+    torch.manual_seed(0)
+    shapes = ((2**22 + 77,), (1,), (4, 3, 3, 3), (70, 33))
+    parameters = [torch.nn.Parameter(torch.randn(shape, device="cuda").to(dtype)) for shape in shapes]
+    parameters[2].data = parameters[2].data.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, foreach=foreach)
+    names = [(f"p{i}", p) for i, p in enumerate(parameters)]
+    with dx.Monitor(names, optimizer) as monitor, dx.Monitor(names, optimizer, copy=True) as copied:
+        for t in range(3):
+            for i, p in enumerate(parameters):
+                p.grad = torch.randn_like(p) * (torch.rand_like(p) < 0.7) if t or i != 3 else None
+            optimizer.step()
+    ds, expected = monitor.dataset(), copied.dataset()
+    assert ds.exact.all()
+    for name in ("moved", "rounded_to_zero", "no_gradient", "unknown", "visible"):
+        np.testing.assert_array_equal(ds[name], expected[name])
+    np.testing.assert_allclose(ds.realised_norm, expected.realised_norm, rtol=1e-12)
