@@ -20,7 +20,10 @@ _COMPARED = 2**28  # bytes of weights of all runs that the page compares to the 
 _SHOWN = 6  # findings of a kind, and settings
 _LONGEST = 24  # letters of a setting
 _NO_SETTINGS = {"source", "tokens", "created", "software", "self_check", "complete", "recorded_variables", "dtypes"}
-_SHORT = dict.fromkeys(("hyperparameters.lr", "initial_lr", "model.lr", "lr"), "learning rate")
+_SHORT = {
+    **dict.fromkeys(("hyperparameters.lr", "initial_lr", "model.lr", "lr"), "learning rate at first"),
+    "optimizer_class": "optimizer",
+}
 
 
 def overview(runs: Runs) -> pd.DataFrame:
@@ -40,7 +43,7 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[
     for name in sorted(set().union(*flat), key=len):  # seed before model.seed
         values = tuple(shortened(one[name], _LONGEST) if name in one else "" for one in flat)
         if name.partition(".")[0] not in _NO_SETTINGS and len(set(values)) > 1:
-            found.setdefault(values, _SHORT.get(name, name))
+            found.setdefault(values, _SHORT.get(name, name.removeprefix("hyperparameters.")))
     return {name: list(values) for values, name in list(found.items())[:_SHOWN]}
 
 

@@ -358,7 +358,10 @@ class TestSources:
         assert "differs from 1" not in runs.overview(found)
         given = {"hyperparameters": {"lr": 1.0, "eps": 0}, "model": {"lr": 1.0, "seed": 0}, "created": 3}
         other = {"hyperparameters": {"lr": 2.0, "eps": 0}, "model": {"lr": 2.0, "seed": 1}, "created": 4}
-        assert runs.differing_settings([given, other]) == {"model.seed": ["0", "1"], "learning rate": ["1.0", "2.0"]}
+        assert runs.differing_settings([given, other]) == {
+            "model.seed": ["0", "1"],
+            "learning rate at first": ["1.0", "2.0"],
+        }
 
     def test_a_recording_alone_shows_motion_and_offers_to_analyse(self, synthetic: Path) -> None:
         source = open_source(synthetic / "run.zarr", tokens="all")

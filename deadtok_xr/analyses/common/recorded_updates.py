@@ -85,7 +85,8 @@ class Updates:
 
     def _hint(self, missing: list[str]) -> str:
         derived = [name for name in missing if name in ("momentum_buffer", "max_exp_avg_sq")]
-        return f", from step 0 and without gaps, from which {derived[0]} is computed" if derived else ""
+        frozen = "; a parameter without gradients (requires_grad=False) has none to replay" if "grad" in missing else ""
+        return (f", from step 0 and without gaps, from which {derived[0]} is computed" if derived else "") + frozen
 
 
 def collect_updates(
