@@ -141,10 +141,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     return counts
 
 
-def once(n_steps: int, *names: str, after: int = 1) -> dict[tuple[str, int], int]:
-    """What `decoded` is when every step is decoded once, and the first ones of each row again for the row before."""
+def once(n_steps: int, *names: str, after: int = 1, ends: bool = False) -> dict[tuple[str, int], int]:
+    """What `decoded` is when every step is decoded once, and the first ones of each row again for the row before.
+
+    With ``ends``, the first step is decoded once more, beside the last.
+    """
     lengths = [min(CHUNK_STEPS, n_steps - first) for first in range(0, n_steps, CHUNK_STEPS)]
-    return {(name, i): n + (i > 0) * min(after, n) for name in names for i, n in enumerate(lengths)}
+    return {(name, i): n + (min(after, n) if i else ends) for name in names for i, n in enumerate(lengths)}
 
 
 @contextmanager

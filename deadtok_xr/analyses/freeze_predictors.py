@@ -185,7 +185,7 @@ class _Accumulator:
         steps, block = batch.values[self.reduction.variable], batch.block
         if not block.first + batch.start:
             self._measure(steps[0], at_end=False)
-        if block.n_transitions < block.n_states and batch.start + batch.n_transitions == block.n_transitions:
+        if block.is_last and batch.start + batch.n_transitions == block.n_transitions:
             self._measure(steps[-1], at_end=True)
 
     def _measure(self, step: NDArray[Any], *, at_end: bool) -> None:

@@ -13,6 +13,7 @@ from deadtok_xr.bfloat16 import BFLOAT16, decode
 from deadtok_xr.engine.output import Output
 from deadtok_xr.kernels import MOST_COPIED_BYTES
 from deadtok_xr.kernels.device import CPU, Device
+from deadtok_xr.store.stored_array import StoredArray
 
 
 class Steps(Protocol):
@@ -45,6 +46,8 @@ class StepBlock:
         The size of a step.
     device
         Where dense kernels run.
+    stored
+        The variables that are read from a store, for what needs a step of another block.
     """
 
     first: int
@@ -53,6 +56,12 @@ class StepBlock:
     n_tokens: int
     n_dims: int
     device: Device = CPU
+    stored: Mapping[str, StoredArray] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the recording ends with it."""
+        return self.n_transitions < self.n_states
 
     @property
     def states(self) -> slice:
@@ -169,7 +178,7 @@ def batches(
         for name, source in sources.items():
             source.read(buffers[name][have:n])
         done = start + n == total
-        own = n if done and block.n_transitions < block.n_states else n - 1
+        own = n if done and block.is_last else n - 1
         yield Batch(block, start, {name: x[:n] for name, x in buffers.items()}, own)
         if done:
             break

@@ -52,9 +52,9 @@ class BlockLayout:
         """The position of the first step of each block."""
         return np.cumsum([0, *self.n_states]).tolist()[:-1]
 
-    def block(self, i: int, device: Device) -> StepBlock:
+    def block(self, i: int, device: Device, stored: Mapping[str, StoredArray]) -> StepBlock:
         """Return a block."""
-        return StepBlock(self.starts[i], self.n_states[i], self.n_transitions[i], *self.shape[1:], device)
+        return StepBlock(self.starts[i], self.n_states[i], self.n_transitions[i], *self.shape[1:], device, stored)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class BlockTask:
         }
         sources |= {name: HeldSteps(*pair) for name, pair in zip(self.held, blocks, strict=True)}
         try:
-            block = self.layout.block(i, devices.resolve(self._wanted_device(), self._bytes(i, sources)))
+            block = self.layout.block(i, devices.resolve(self._wanted_device(), self._bytes(i, sources)), self.stored)
             accumulators = {name: reduction.start(block) for name, reduction in self.reductions.items()}
             more = start + n + 1 < self.layout.shape[0]
             ahead = [name for name in sources if more and self.n_after(name) > 1]

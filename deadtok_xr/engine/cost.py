@@ -55,6 +55,8 @@ class Sizes:
         At most which share of the tokens moves at a step.
     changing
         About which share of the elements changes at a step.
+    stored
+        Whether it is read from a store.
     """
 
     steps: int
@@ -64,6 +66,7 @@ class Sizes:
     itemsize: int
     moving: float = 1.0
     changing: float = 1.0
+    stored: bool = True
 
     @property
     def step(self) -> int:

@@ -56,7 +56,8 @@ def pass_cost(specs: Mapping[str, AnalysisSpec]) -> PassCost:
     first = next(iter(matrices.values()), None)
     block, shape = (1, (0, 0, 0)) if first is None else (max(block_lengths(first)), first.shape)
     steps, n_tokens, n_dims = shape
-    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), *_moving(stored))
+    in_store = None not in stored.values()
+    sizes = Sizes(steps, n_tokens, n_dims, block, max(itemsizes.values(), default=0), *_moving(stored), in_store)
     rest = {name: spec.rest for name, spec in specs.items()}
     return PassCost(sizes, reductions, used, rest, itemsizes, tokens)
 

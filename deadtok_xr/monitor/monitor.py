@@ -68,8 +68,8 @@ class Monitor:
     resume
         Append to an existing store, after the training was restored from a checkpoint; create one if there is none.
         Updates after the checkpoint are replaced.
-    step
-        The number of updates made so far; by default as the optimizer counts them. SGD does not: pass the number if
+    first_step
+        The number of updates made before; by default as the optimizer counts them. SGD does not: pass the number if
         the training was restored from a checkpoint.
     attrs
         Attributes of the store about the run.
@@ -128,7 +128,7 @@ class Monitor:
         scaler: Any = None,
         overwrite: bool = False,
         resume: bool = False,
-        step: int | None = None,
+        first_step: int | None = None,
         attrs: Mapping[str, Any] = {},
     ) -> None:
         if overwrite and resume:
@@ -151,7 +151,7 @@ class Monitor:
         self._log, self._overwrite, self._resume = log, overwrite, resume
         self._fixed = rows.coordinates(self._watched, [self._method(w.group) for w in self._watched])
         self._totals = Totals(self._fixed)
-        self._first_step = step
+        self._first_step = validation.check_first_step(first_step)
         self.step = self._n_calls = self._n_skipped = 0
         self._rows: list[rows.Row] = []
         self._first_row = 0
@@ -203,7 +203,7 @@ class Monitor:
             raise InputError(
                 f"{self.path} ends at update {growing_store.last_step(self.path)}, and the optimizer "
                 f"({type(self.optimizer).__name__}) does not say how many updates it has made: pass the number as "
-                "step=, which is 0 for a training from the beginning"
+                "first_step=, which is 0 for a training from the beginning"
             )
         return max(counts, default=0)
 

@@ -157,12 +157,11 @@ def first_step(x: da.Array) -> da.Array:
     if stored is None:
         return x[:1]
     chunks = ((1,), *((n,) for n in stored.shape[1:]))
-    return da.map_blocks(
-        _read_first, stored, dtype=stored.array.dtype, chunks=chunks, meta=np.empty((0, 0, 0), x.dtype)
-    )
+    return da.map_blocks(read_first, stored, dtype=stored.array.dtype, chunks=chunks, meta=np.empty((0, 0, 0), x.dtype))
 
 
-def _read_first(stored: StoredArray) -> NDArray[Any]:
+def read_first(stored: StoredArray) -> NDArray[Any]:
+    """Return the first step of a selection, (1, token, dim)."""
     out = np.empty((1, *stored.shape[1:]), stored.array.dtype)
     reader = StepReader(stored, 0, 1)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import xarray as xr
 from hypothesis import given
 
 import deadtok_xr as dx
+from deadtok_xr.analyses.common.cloud_motion import merge_blocks
 from deadtok_xr.dask_arrays import with_all_functions
 from deadtok_xr.errors import InputError
 from tests import reference_cloud as reference
@@ -78,7 +80,7 @@ def test_cloud_is_lazy_and_reads_each_chunk_once(recording: Path, lazily: Any, d
         tree = dx.analyze(rec, analyses=["cloud", "kinematics", "spectrum"])
     kin = tree["kinematics"].to_dataset().drop_vars(["position", "thermal_velocity"])
     found, kin, _ = dask.compute(tree["cloud"].to_dataset(), kin, tree["spectrum"].to_dataset())
-    assert decoded == once(rec.sizes["step"], "W", after=2)
+    assert decoded == once(rec.sizes["step"], "W", after=2, ends=True)
     assert_agree(found.temperature, kin.thermal_rms.values**2)
     assert_agree(found.bulk_thermal_ratio[:200], (kin.bulk_speed / kin.thermal_rms).values[:200])
 
@@ -168,7 +170,7 @@ class TestPitfalls:
 class TestBadInput:
     def test_gaps(self) -> None:
         ds = line([[1]], [[2]], [[3]], [[4]]).isel(step=[0, 1, 3])
-        with pytest.raises(InputError, match=r"cloud: steps 2\.\.2 are missing.*allow_gaps=True"):
+        with pytest.raises(InputError, match=r"cloud: step 2 is missing.*allow_gaps=True"):
             dx.cloud(ds)
         np.testing.assert_array_equal(dx.cloud(ds, allow_gaps=True).step_span, [0, 1, 2])
         assert dx.spectrum(ds).sizes["spectrum_step"] == 3
@@ -212,3 +214,24 @@ class TestBadInput:
             dx.cloud(line([[1]], [[2]]), max_lag=0)
         with pytest.raises(InputError, match="step 5 is not in this dataset; choose from its 2 steps, 0 to 1"):
             dx.spectrum(line([[1]], [[2]]), steps=[0, 5])
+
+
+def test_no_step_is_kept_for_the_net_displacement(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block reads the first step from the store, in pieces; through Dask's graph the ends are passed on."""
+    ends = []
+
+    def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        ends.append({name for part in (a, b) for name in ("first", "last") if part[name] is not None})
+        return merge_blocks(a, b)
+
+    monkeypatch.setattr(sys.modules[dx.cloud.__module__], "merge_blocks", merged)
+    rec = dx.open_recording(recording, tokens="all").isel(step=slice(1, None), token=slice(None, None, -1))
+    stored = dx.cloud(rec).net_displacement.values
+    assert ends
+    assert not set.union(*ends)
+    ends.clear()
+    held = dx.cloud(rec.assign(W=rec.W * 1)).net_displacement.values
+    assert set.union(*ends) == {"first", "last"}
+    np.testing.assert_array_equal(stored, held)
+    W = rec.W.values.astype(np.float64)
+    np.testing.assert_allclose(stored, np.linalg.norm(W[-1] - W[0], axis=1), rtol=1e-12)

@@ -253,7 +253,7 @@ def test_coherence_is_lazy_and_reads_each_chunk_once(
 
 def test_gaps_and_missing_variables(logged: Path) -> None:
     rec = dx.open_recording(logged, tokens="dead")
-    with pytest.raises(InputError, match=r"coherence: steps 2\.\.2 are missing"):
+    with pytest.raises(InputError, match=r"coherence: step 2 is missing"):
         dx.coherence(rec.isel(step=[0, 1, 3]))
     result = dx.coherence(rec.isel(step=[0, 1, 3]), allow_gaps=True).compute()
     np.testing.assert_array_equal(result.step_span, [1, 2])

@@ -151,9 +151,9 @@ class TestPitfalls:
 class TestBadInput:
     def test_gaps(self) -> None:
         ds = bits([1.0], [2.0], [3.0], [4.0]).isel(step=[0, 1, 3])
-        with pytest.raises(InputError, match=r"lattice: steps 2\.\.2 are missing.*allow_gaps=True"):
+        with pytest.raises(InputError, match=r"lattice: step 2 is missing.*allow_gaps=True"):
             dx.lattice(ds)
-        with pytest.raises(InputError, match=r"elements: steps 2\.\.2 are missing"):
+        with pytest.raises(InputError, match=r"elements: step 2 is missing"):
             dx.elements(ds)
         np.testing.assert_array_equal(dx.lattice(ds, allow_gaps=True).step_span, [1, 2])
         assert dx.exponents(ds).sizes["step"] == 3

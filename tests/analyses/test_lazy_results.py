@@ -82,7 +82,7 @@ def test_raw_bits_and_loaded_data_give_the_same(recording: Path, name: str) -> N
 @pytest.mark.parametrize("name", WITHOUT_PASS)
 def test_gaps_of_a_recording_are_refused_and_allowed_on_request(recording: Path, name: str) -> None:
     rec = dx.open_recording(recording, tokens="dead").isel(step=[0, 1, 3, 4, 5])
-    with pytest.raises(InputError, match=rf"{name}: steps 2\.\.2 are missing"):
+    with pytest.raises(InputError, match=rf"{name}: step 2 is missing"):
         WITHOUT_PASS[name](rec)
     assert WITHOUT_PASS[name](rec, allow_gaps=True).compute().data_vars
 
@@ -90,7 +90,7 @@ def test_gaps_of_a_recording_are_refused_and_allowed_on_request(recording: Path,
 @pytest.mark.parametrize("name", ["lifecycle", "freezing", "epochs"])
 def test_gaps_and_single_steps(name: str) -> None:
     ds = dataset(np.ones((6, 2, 2), np.float32), precision="bfloat16").isel(step=[0, 1, 3, 5])
-    with pytest.raises(InputError, match=rf"{name}: steps 2\.\.2 are missing, and 1 more gaps.*allow_gaps=True"):
+    with pytest.raises(InputError, match=rf"{name}: step 2 is missing, and 1 more gaps.*allow_gaps=True"):
         WITH_LIFECYCLE[name](ds)
     np.testing.assert_array_equal(WITH_LIFECYCLE[name](ds, allow_gaps=True).step_span[-3:], [1, 2, 2])
     with pytest.raises(InputError, match=f"{name} needs at least two steps"):

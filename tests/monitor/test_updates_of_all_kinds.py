@@ -153,9 +153,9 @@ def test_sgd_is_resumed_where_the_caller_says(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([p], lr=0.1)
     one = [[torch.ones(10)]]
     monitored([p], optimizer, one * 5, path=tmp_path / "m")
-    with pytest.raises(InputError, match=r"m ends at update 5, and the optimizer \(SGD\) does not say.*step="):
+    with pytest.raises(InputError, match=r"m ends at update 5, and the optimizer \(SGD\) does not say.*first_step="):
         monitored([p], optimizer, one, path=tmp_path / "m", resume=True)
-    monitored([p], optimizer, one * 3, path=tmp_path / "m", resume=True, step=4)
+    monitored([p], optimizer, one * 3, path=tmp_path / "m", resume=True, first_step=4)
     assert dx.open_monitor(tmp_path / "m").step.values.tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 

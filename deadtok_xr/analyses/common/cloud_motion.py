@@ -14,6 +14,7 @@ from deadtok_xr.bfloat16 import BFLOAT16
 from deadtok_xr.engine import Batch, Cost, Output, SingleVariable, Sizes, StepBlock, allocate_outputs
 from deadtok_xr.engine.small_results import Arrays
 from deadtok_xr.kernels import PIECE
+from deadtok_xr.store.stored_array import read_first
 
 _MOVERS = "over the tokens that moved; NaN if none did. A token at rest has no direction and is left out"
 _LAG1 = "cos(ΔW[t-1], ΔW[t]) over tokens that moved at both steps; NaN if none did"
@@ -122,8 +123,9 @@ class CloudMotion(SingleVariable):
     def outputs(self) -> dict[str, Output]:
         """Return a `series` of the outputs per step, and `tokens`.
 
-        The latter are sums per token, the first and the last step of the recording in the blocks that have them, and
-        the persistence at the first transition of the next block.
+        The latter are sums per token, the persistence at the first transition of the next block, and the distances
+        from the first step to the last. The last block computes them, and reads the first step from the store; without
+        a store, the blocks that have these steps return them.
         """
         return {step_series.SERIES: Output(at="block"), "tokens": Output(at="block")}
 
@@ -145,7 +147,8 @@ class CloudMotion(SingleVariable):
         floats = self.matrices if sizes.is_small else ()
         before = 4 * sizes.step if floats else step
         border = 6 * 8 * min(sizes.step, PIECE)
-        kept = step * (2 if sizes.steps > sizes.block else 1) + 3 * 8 * 2 * sizes.tokens
+        ends = (0 if sizes.stored else 2) if sizes.steps > sizes.block else 1
+        kept = step * ends + 3 * 8 * 2 * sizes.tokens
         seconds = 2e-4 * sizes.steps + 2.9e-9 * sizes.moved
         return Cost(seconds, held=before, temporary=border, kept=kept, floats=floats)
 
@@ -157,6 +160,7 @@ class _Accumulator:
         self.before: Any = None
         self.totals = np.zeros((2, block.n_tokens))
         self.ends: dict[str, Any] = {"first": None, "last": None, "net": None}  # steps of the recording, as recorded
+        self.stored = None if block.is_last and not block.first else block.stored.get(self.name)
         self.borders: list[dict[str, Any]] = []
 
     def update(self, batch: Batch) -> None:
@@ -166,17 +170,28 @@ class _Accumulator:
         if batch.looks_ahead:
             self.borders = [{"at": block.first + block.n_states, **_border_lag(self.before.step, *recorded)}]
             return
-        if not block.first + batch.start:
+        if self.stored is None and not block.first + batch.start:
             self.ends["first"] = recorded[0].copy()
-        if block.n_transitions < block.n_states and batch.start + batch.n_transitions == block.n_transitions:
-            self.ends = _net_displacement({**self.ends, "last": recorded[-1]})
-            if self.ends["last"] is not None:
-                self.ends["last"] = self.ends["last"].copy()
+        if block.is_last and batch.start + batch.n_transitions == block.n_transitions:
+            self._finish(recorded[-1])
         steps = batch.floats_if_small(self.name)
         self.before = self.before or kernel.PreviousTransition(steps)
         kernel.cloud_steps(
             steps, batch.changed(self.name), self.before, self.totals, batch.slices(self.out, self.outputs)
         )
+
+    def _finish(self, last: NDArray[Any]) -> None:
+        """Measure the distances between the ends of the recording, or keep the last step for that."""
+        if self.stored is not None:
+            of_pieces = [
+                _distances(read_first(self.stored.select((slice(None), i, slice(None))))[0], last[i])
+                for i in pieces(*last.shape)
+            ]
+            self.ends["net"] = np.concatenate(of_pieces)
+            return
+        self.ends = _net_displacement({**self.ends, "last": last})
+        if self.ends["last"] is not None:
+            self.ends["last"] = last.copy()
 
     def result(self) -> dict[str, Any]:
         out = self.out
@@ -197,7 +212,7 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 
 def merge_blocks(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Return the `tokens` of two consecutive blocks as those of one."""
-    ends = _net_displacement({"first": a["first"], "last": b["last"], "net": None})
+    ends = _net_displacement({"first": a["first"], "last": b["last"], "net": b["net"]})
     return {**ends, "totals": a["totals"] + b["totals"], "borders": [*a["borders"], *b["borders"]]}
 
 
@@ -206,9 +221,14 @@ def _net_displacement(ends: dict[str, Any]) -> dict[str, Any]:
     first, last = ends["first"], ends["last"]
     if first is None or last is None:
         return ends
-    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
-        net = np.concatenate([_lengths(wide(last[i]) - wide(first[i])) for i in pieces(*first.shape)])
+    net = np.concatenate([_distances(first[i], last[i]) for i in pieces(*first.shape)])
     return {"first": None, "last": None, "net": net}
+
+
+def _distances(first: NDArray[Any], last: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the distance of each token between two steps; NaN where it is not finite."""
+    with np.errstate(invalid="ignore"):  # NaN and infinity in a recording
+        return _lengths(wide(last) - wide(first))
 
 
 def _border_lag(*steps: NDArray[Any]) -> dict[str, Any]:
