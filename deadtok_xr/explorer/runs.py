@@ -49,7 +49,8 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[
 
 def froze_first(runs: Runs) -> str:
     """Return a sentence about the run of which half of the rows froze first; "" if none did, or it is not known."""
-    halves = {label: half for label, source in runs.items() if (half := _half_frozen(source)) >= 0}
+    moved = {label: source for label, source in runs.items() if _ever_moved(source)}
+    halves = {label: half for label, source in moved.items() if (half := _half_frozen(source)) >= 0}
     if not halves:
         return ""
     first = min(halves.values())
@@ -79,6 +80,12 @@ def _row(source: Source) -> dict[str, str]:
             else f"{latest:,}; still for {counted(last - latest, 'step')}" if latest < last else "still moving"
         )  # fmt: skip
     return row
+
+
+def _ever_moved(source: Source) -> bool:
+    """Return whether anything moves, as far as that is known: what never moves does not freeze."""
+    last = _last_motion(source)
+    return last is None or bool((last >= 0).any())
 
 
 def _last_motion(source: Source) -> Any:

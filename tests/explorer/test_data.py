@@ -349,6 +349,8 @@ class TestSources:
         frame = runs.overview(found)
         assert frame["steps"].tolist() == ["0 to 299", "0 to 49"]
         assert re.fullmatch(r"[12](?: and 2)? froze first: half .* at step \d+\.", runs.froze_first(found))
+        static = rec.assign(W=rec.W.isel(step=[0] * rec.sizes["step"]).assign_coords(step=rec["step"]))
+        assert runs.froze_first(open_runs([static, static])) == ""  # what never moves does not freeze
         assert frame["differs from 1"].tolist() == ["", "equal to the bit"]
         assert runs.positions(found["2"], np.array([5, 10, 39])).tolist() == [-1, 0, 29]
         assert [heading for heading, _ in runs.findings(found)][1] == "Where the runs differ (1 / 2):"
