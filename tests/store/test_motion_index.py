@@ -127,9 +127,8 @@ def test_steps_after_the_last_motion_are_not_decoded(
     decoded.clear()
     monkeypatch.setattr(motion_index, "read", lambda array, position: None)
     expected = computed(path, tokens)
-    assert sum(decoded.values()) == n_chunks * (
-        300 + 2 * 2 + 1
-    )  # two steps of each row for the row before, and the first beside the last
+    # two steps of each row for the row before, and the first of all beside the last
+    assert sum(decoded.values()) == n_chunks * (300 + 2 * 2 + 1)
     assert len(found) == len(expected) > 8
     for a, b in zip(found, expected, strict=True):
         xr.testing.assert_identical(a, b)
