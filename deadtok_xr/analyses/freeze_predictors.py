@@ -182,10 +182,10 @@ class _Accumulator:
         self.reduction, self.values = reduction, dict[str, Floats]()
 
     def update(self, batch: Batch) -> None:
-        steps, block = batch.values[self.reduction.variable], batch.block
-        if not block.first + batch.start:
+        steps = batch.values[self.reduction.variable]
+        if batch.has_first:
             self._measure(steps[0], at_end=False)
-        if block.is_last and batch.start + batch.n_transitions == block.n_transitions:
+        if batch.has_last:
             self._measure(steps[-1], at_end=True)
 
     def _measure(self, step: NDArray[Any], *, at_end: bool) -> None:

@@ -109,6 +109,16 @@ class Batch:
         """Whether its transition begins in the next block; see `Reduction`."""
         return self.start == self.block.n_states
 
+    @property
+    def has_first(self) -> bool:
+        """Whether its first step is that of the recording."""
+        return not self.block.first + self.start
+
+    @property
+    def has_last(self) -> bool:
+        """Whether its last step is that of the recording."""
+        return self.block.is_last and self.start + self.n_transitions == self.block.n_transitions
+
     def slices(self, out: Mapping[str, NDArray[Any]], outputs: Mapping[str, Output]) -> dict[str, NDArray[Any]]:
         """Return the parts of a block's outputs that belong to this batch."""
         lengths = {"states": self.n_states, "transitions": self.n_transitions}

@@ -49,8 +49,9 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[
 
 def froze_first(runs: Runs) -> str:
     """Return a sentence about the run of which half of the rows froze first; "" if none did, or it is not known."""
-    moved = {label: source for label, source in runs.items() if _ever_moved(source)}
-    halves = {label: half for label, source in moved.items() if (half := _half_frozen(source)) >= 0}
+    halves = {
+        label: half for label, source in runs.items() if _ever_moved(source) and (half := _half_frozen(source)) >= 0
+    }
     if not halves:
         return ""
     first = min(halves.values())

@@ -67,11 +67,14 @@ def without_gradient(weights: Tensor, sizes: Sequence[int]) -> Sums:
     import torch
 
     found, finite = _zeros(PREDICTED, weights, sizes), weights.isfinite()
-    counts = [COUNTS.index(name) for name in ("no_gradient", "unknown")]
-    found.ints[:, counts] = _torch_engine().sums(torch.stack([finite, ~finite]), sizes)
+    counts = _torch_engine().sums(torch.stack([finite, ~finite]), sizes)
+    squares = _torch_engine().squares([weights, weights - weights], sizes)  # the latter is 0, or NaN
+    # column by column: a list of columns would be copied to the device, which waits for it
+    for k, name in enumerate(("no_gradient", "unknown")):
+        found.ints[:, COUNTS.index(name)] = counts[:, k]
+    for k, name in enumerate(("weights", "steps")):
+        found.floats[:, SQUARES.index(name)] = squares[:, k]
     found.ints[:, -2:] = _checksums(weights, sizes)
-    norms = [SQUARES.index(name) for name in ("weights", "steps")]
-    found.floats[:, norms] = _torch_engine().squares([weights, weights - weights], sizes)  # 0, or NaN
     return found
 
 

@@ -199,9 +199,9 @@ class Monitor:
         if self._first_step is not None:
             return self._first_step
         counts = [int(w.step) for w in self._watched if w.step is not None]
-        if not counts and self._resume and self.path is not None and growing_store.last_step(self.path):
+        if not counts and self._resume and self.path is not None and (last := growing_store.last_step(self.path)):
             raise InputError(
-                f"{self.path} ends at update {growing_store.last_step(self.path)}, and the optimizer "
+                f"{self.path} ends at update {last}, and the optimizer "
                 f"({type(self.optimizer).__name__}) does not say how many updates it has made: pass the number as "
                 "first_step=, which is 0 for a training from the beginning"
             )

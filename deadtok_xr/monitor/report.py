@@ -65,13 +65,15 @@ def _findings(totals: Totals) -> Iterator[str]:
         share = last["visible"][masters].sum() / max(int(numel[masters].sum()), 1)
         yield f"As bfloat16, {share:.2%} of the values of the float32 parameters changed in update {last['step']}."
     at_rest = (totals.counts["moved"] == 0) & (totals.counts["rounded_to_zero"] > 0)
-    n_updates = "the monitored update" if totals.n_updates == 1 else f"any of the {totals.n_updates} monitored updates"
+    any_of_them = (
+        "the monitored update" if totals.n_updates == 1 else f"any of the {totals.n_updates} monitored updates"
+    )
     for chosen, why in (
         (at_rest & totals.margins.any(axis=1), f", although there were updates{_advice(totals, at_rest)}"),
         (at_rest & ~totals.margins.any(axis=1), ": each update was exactly 0, as with a learning rate of 0"),
     ):
         if chosen.any():
-            yield f"{_named(fixed, chosen)} did not move in {n_updates}{why}."
+            yield f"{_named(fixed, chosen)} did not move in {any_of_them}{why}."
     idle = (totals.counts["moved"] == 0) & ~totals.with_gradient & (numel > 0)
     if idle.any():
         yield f"{_named(fixed, idle)} never had a gradient."

@@ -36,17 +36,16 @@ def tiles(tensors: list[Tensor], n_threads: int, *, fused: bool = False) -> Iter
         Whether the optimizer is fused.
     """
     first = tensors[0]
-    n = first.numel()
+    n, size, n_parts, unit = first.numel(), ON_DEVICE, 1, 1
+    if on_cpu(first):
+        size, n_parts = ON_CPU, n_threads if fused else min(n_threads, max(1, math.ceil(n / _SERIAL)))
+        unit = _CACHE_LINE // first.element_size() if fused else 1
     if _is_dense(first) and all(x.stride() == first.stride() for x in tensors):
         flat = [x.as_strided((n,), (1,)) for x in tensors]
-        size, n_parts, unit = ON_DEVICE, 1, 1
-        if on_cpu(first):
-            size, n_parts = ON_CPU, n_threads if fused else min(n_threads, max(1, math.ceil(n / _SERIAL)))
-            unit = _CACHE_LINE // first.element_size() if fused else 1
         for a, b in _cuts(n, n_parts, unit, size):
             yield flat if b - a == n else [x[a:b] for x in flat]
     elif n:
-        height = max(1, first.shape[0] * (ON_CPU if on_cpu(first) else ON_DEVICE) // n)
+        height = max(1, first.shape[0] * size // n)
         for i in range(0, first.shape[0], height):
             yield [x[i : i + height] for x in tensors]
 

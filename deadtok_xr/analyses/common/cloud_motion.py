@@ -170,9 +170,9 @@ class _Accumulator:
         if batch.looks_ahead:
             self.borders = [{"at": block.first + block.n_states, **_border_lag(self.before.step, *recorded)}]
             return
-        if self.stored is None and not block.first + batch.start:
+        if self.stored is None and batch.has_first:
             self.ends["first"] = recorded[0].copy()
-        if block.is_last and batch.start + batch.n_transitions == block.n_transitions:
+        if batch.has_last:
             self._finish(recorded[-1])
         steps = batch.floats_if_small(self.name)
         self.before = self.before or kernel.PreviousTransition(steps)

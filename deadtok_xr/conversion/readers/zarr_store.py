@@ -87,10 +87,10 @@ class ZarrSource(Source):
                     f"{path} is a recording store already: open it with deadtok_xr.open_recording, or look at it with "
                     "`deadtok info`"
                 )
-            if found := {RESULTS, MONITOR} & set(self.attributes):
-                what = "the results of analyses" if RESULTS in found else "what a Monitor counted"
-                opener = "open_results" if RESULTS in found else "open_monitor"
-                raise InputError(f"{path} holds {what}, and no weights: open it with deadtok_xr.{opener}")
+            for mark, what in ((RESULTS, "the results of analyses"), (MONITOR, "what a Monitor counted")):
+                if mark in self.attributes:
+                    opener = mark.replace("deadtok_", "open_")
+                    raise InputError(f"{path} holds {what}, and no weights: open it with deadtok_xr.{opener}")
             self._arrays = dict(_found(path))
             self.entries = {name: self._entry(name) for name in self._arrays}
             self.dims = {name: a.dims for name, a in self._arrays.items() if a.dims}

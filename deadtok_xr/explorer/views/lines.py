@@ -156,24 +156,22 @@ class Series(View):
         self.page.later(self.name, read, lambda found: self._show(chosen, have, found))
 
     def _show(self, name: str, have: dict[str, xr.DataArray], found: dict[str, Binned]) -> None:
+        self._known = {}
         for label, data in self.data.items():
             if label not in found:
                 data.data = {"step": [], "value": []}
                 continue
-            values = found[label].values[:, 0].astype(np.float64)
-            if have[label].dtype.kind == "i":
+            x, steps, values = have[label], found[label].middle, found[label].values[:, 0].astype(np.float64)
+            if x.dtype.kind == "i":
                 values = np.where(values < 0, np.nan, values)  # -1: without a valid value
             drawn = extremes(values)  # no dip is lost, however many steps share a pixel
-            data.data = {"step": found[label].middle[drawn], "value": values[drawn]}
+            data.data = {"step": steps[drawn], "value": values[drawn]}
+            # what is not in memory would be computed again: of it the visible steps are known
+            self._known[label] = x if x.chunks is None else xr.DataArray(values, {"step": steps}, ("step",))
         self.plot.yaxis.axis_label = wrapped(quantities.label(name, next(iter(have.values()))))
         missing = [label for label in self.data if label not in found]
         self._missing = f"not analysed in {', '.join(missing)}" if missing else ""
         self._unit = quantities.explained(next(iter(have.values())))
-        read = {
-            label: xr.DataArray(each.values[:, 0], {"step": each.middle}, ("step",)) for label, each in found.items()
-        }
-        # what is not in memory would be computed again: of it the visible steps are known
-        self._known = {label: x if x.chunks is None else read[label] for label, x in have.items() if label in read}
         self._describe()
 
     def _describe(self) -> None:
